@@ -1,0 +1,77 @@
+# Everything from a bare checkout: `make demo` and `make test` create .venv and install what they need.
+#
+# Variables, given as `make demo NAME=value`:
+#   PYTHON       the interpreter that creates .venv (3.10 or later)
+#   TORCH_INDEX  the package index that torch, and only torch, is taken from; empty: pip's default.
+#                On Linux the default index holds the CUDA build, right for an NVIDIA GPU. On a machine
+#                without one it works too but downloads gigabytes: name pytorch.org's CPU wheel index here
+#                for the small CPU build. To change the build later: `make clean`, then give the new index.
+#   DEMO_OUT     the file that `make demo` writes
+
+PYTHON ?= python3
+TORCH_INDEX ?=
+DEMO_OUT ?= demo.png
+
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+PIP_INSTALL := $(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt
+
+.DEFAULT_GOAL := help
+.PHONY: help venv demo test test-all lint format clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
+
+venv: $(STAMP) ## create .venv and install the package with its test tools (pinned by constraints.txt)
+
+# torch goes first: from its own index if one is named, and so that setup.py, built without isolation, sees it.
+$(STAMP): pyproject.toml setup.py constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' \
+		|| { echo "Python 3.10 or later is needed. Name one: make PYTHON=python3.11 ..."; exit 1; }
+	@echo "==> $(VENV): creating, with $$($(PYTHON) --version)"
+	@$(PYTHON) -m venv $(VENV) \
+		|| { rm -rf $(VENV); echo "Python's venv module is needed; on Debian: apt-get install python3-venv"; exit 1; }
+	@if nvidia-smi >/dev/null 2>&1; then \
+		echo "==> $(VENV): installing torch (NVIDIA GPU found)"; \
+	else \
+		echo "==> $(VENV): installing torch (no NVIDIA GPU found; see TORCH_INDEX in the Makefile for a small CPU build)"; \
+	fi
+	@$(PIP_INSTALL) setuptools
+	@$(PIP_INSTALL) $(if $(TORCH_INDEX),--no-deps --index-url "$(TORCH_INDEX)") torch
+	@echo "==> $(VENV): installing hqtvae_fast and its test tools"
+	@$(PIP_INSTALL) --no-build-isolation -e '.[test]'
+	@$(BIN)/python -c 'import torch; print(f"==> $(VENV): ready, torch {torch.__version__}, CUDA available:", torch.cuda.is_available())'
+	@if nvidia-smi >/dev/null 2>&1 && ! $(BIN)/python -c 'import sys, torch; sys.exit(torch.version.cuda is None)'; then \
+		echo "==> WARNING: this machine has an NVIDIA GPU, but the torch installed is a CPU build"; \
+	fi
+	@touch $@
+
+demo: $(STAMP) ## draw a sheet of pictures with a tiny model of random weights, into demo.png
+	@echo "==> demo: the weights of this tiny model are UNTRAINED (random). The picture will be noise:"
+	@echo "          it shows that the machinery runs from class labels to pixels, and nothing else."
+	$(BIN)/hqtvae sample tests/golden/class_parallel --classes 0 1 2 3 4 5 6 7 8 9 --num-images 3 --seed 0 --out $(DEMO_OUT)
+
+test: lint ## lint, then the tests that need neither a GPU nor much time
+	@echo "==> pytest (without slow and gpu)"
+	@$(BIN)/python -m pytest -q -m "not slow and not gpu"
+
+test-all: lint ## lint, then all tests that need no GPU, the slow ones included
+	@echo "==> pytest (without gpu)"
+	@$(BIN)/python -m pytest -q -m "not gpu"
+
+lint: $(STAMP) ## ruff check, ruff format --check and mypy
+	@echo "==> ruff check"
+	@$(BIN)/ruff check .
+	@echo "==> ruff format --check"
+	@$(BIN)/ruff format --check .
+	@echo "==> mypy"
+	@$(BIN)/mypy
+
+format: $(STAMP) ## let ruff sort the imports, apply its safe fixes and format
+	@$(BIN)/ruff check --fix .
+	@$(BIN)/ruff format .
+
+clean: ## remove .venv, caches, build products and the demo's picture
+	rm -rf $(VENV) build dist ./*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis $(DEMO_OUT)
+	find . -path ./.git -prune -o -type d -name __pycache__ -exec rm -rf {} +

@@ -1,0 +1,28 @@
+"""hqtvae_fast: a performance engine for HQ-TVAE, locally hierarchical auto-regressive image generation.
+
+>>> from hqtvae_fast import HQTVAEPipeline
+>>> pipe = HQTVAEPipeline.from_pretrained("path/to/checkpoint")
+>>> images = pipe(class_labels=[3, 7], num_images=4, top_k=2048, temperature=0.95, seed=0).images
+
+``from_pretrained`` opens released checkpoint directories and this package's own format alike.
+"""
+
+from importlib.metadata import version
+
+from hqtvae_fast import ops
+from hqtvae_fast.config import PRESETS, HQTVAEConfig, TransformerConfig, VAEConfig, preset
+from hqtvae_fast.model import HQVAE, HQLogits, HQTransformer
+
+__version__ = version("hqtvae_fast")
+
+__all__ = [
+    "HQVAE",
+    "PRESETS",
+    "HQLogits",
+    "HQTVAEConfig",
+    "HQTransformer",
+    "TransformerConfig",
+    "VAEConfig",
+    "ops",
+    "preset",
+]

@@ -1,0 +1,289 @@
+"""Checkpoint directories: released ones and our own, opened alike; ours written.
+
+Ours: ``config.json`` and ``model.safetensors`` (keys ``vae.``, ``transformer.``, ``refiner.``), with ``tokenizer.json``
+for text models. Released: ``config.yaml`` and ``ckpt/last.ckpt`` or ``ckpt/state_dict.ckpt``. Nothing read from disk
+is executed: pickles are opened with ``weights_only=True``.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import re
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+import yaml
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+from safetensors import SafetensorError
+from torch import Tensor, nn
+
+from hqtvae_fast import released
+from hqtvae_fast.config import ConfigError, HQTVAEConfig, TransformerConfig, from_dict, to_dict
+from hqtvae_fast.model import HQVAE, HQTransformer
+
+CONFIG_FILE = "config.json"
+MODEL_FILE = "model.safetensors"
+TOKENIZER_FILE = "tokenizer.json"
+RELEASED_CONFIG_FILE = "config.yaml"
+RELEASED_STATE_FILES = ("ckpt/last.ckpt", "ckpt/state_dict.ckpt")
+FORMAT = "hqtvae_fast"
+FORMAT_VERSION = 1
+MAX_PROBLEMS_SHOWN = 5
+
+# What a released training checkpoint carries besides the two stages.
+_DROPPED_PREFIXES = ("stage1.discriminator.", "stage1.perceptual_loss.", "discriminator.", "perceptual_loss.")
+
+StateDict = dict[str, Tensor]
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that cannot be opened; the message names the file and, where there is one, the key."""
+
+
+@dataclass
+class Checkpoint:
+    """A model in memory. ``transformer`` is None where the directory has stage 1 only."""
+
+    config: HQTVAEConfig
+    vae: HQVAE
+    transformer: HQTransformer | None
+    refiner: HQTransformer | None = None
+    tokenizer_file: Path | None = None
+
+    def modules(self) -> dict[str, nn.Module]:
+        """The parts that exist, by the prefix of their keys."""
+        parts = {"vae": self.vae, "transformer": self.transformer, "refiner": self.refiner}
+        return {name: module for name, module in parts.items() if module is not None}
+
+
+def load(path: str | os.PathLike[str]) -> Checkpoint:
+    """Open a released directory, one of ours, or a Hub repository (``owner/name``) of either kind."""
+    directory = resolve(path)
+    if (directory / CONFIG_FILE).is_file():
+        checkpoint = _load_native(directory)
+    elif (directory / RELEASED_CONFIG_FILE).is_file():
+        checkpoint = _load_released(directory)
+    else:
+        raise CheckpointError(f"{directory}: expected {CONFIG_FILE} or {RELEASED_CONFIG_FILE}, found neither")
+    tokenizer = directory / TOKENIZER_FILE
+    checkpoint.tokenizer_file = tokenizer if tokenizer.is_file() else None
+    return checkpoint
+
+
+def resolve(path: str | os.PathLike[str]) -> Path:
+    """The local directory of a checkpoint. Only a name ``owner/name`` that is no local path goes to the Hub."""
+    directory = Path(path)
+    if directory.is_dir():
+        return directory
+    if directory.exists():
+        raise CheckpointError(f"{directory}: expected a checkpoint directory; got a file")
+    if not re.fullmatch(r"[A-Za-z0-9][\w.-]*/[\w.-]+", str(path)):
+        raise CheckpointError(f"{path}: no such directory (and not a Hub name like owner/name)")
+    patterns = [CONFIG_FILE, MODEL_FILE, TOKENIZER_FILE, RELEASED_CONFIG_FILE, *RELEASED_STATE_FILES]
+    try:
+        return Path(snapshot_download(str(path), allow_patterns=patterns))
+    except (HfHubHTTPError, HFValidationError, OSError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise CheckpointError(f"{path}: no such directory, and the Hub gave none by that name ({reason})") from error
+
+
+# -------------------------------------------------------------------------------------------------------------- load
+
+
+def build(config: HQTVAEConfig) -> Checkpoint:
+    """The modules of a configuration, with freshly initialised weights (on the current default device)."""
+    transformer = None if config.transformer is None else HQTransformer(config.transformer)
+    refiner = None if config.refiner is None else HQTransformer(config.refiner)
+    return Checkpoint(config, HQVAE(config.vae), transformer, refiner)
+
+
+def _build_empty(config: HQTVAEConfig) -> Checkpoint:
+    with torch.device("meta"):  # no memory, no initialisation: every tensor is assigned from the file
+        return build(config)
+
+
+def _load_native(directory: Path) -> Checkpoint:
+    config = _read_config(directory / CONFIG_FILE, json.loads, _native_config)
+    checkpoint, file = _build_empty(config), directory / MODEL_FILE
+    state = _read_safetensors(file)
+    expected = {
+        f"{prefix}.{key}": released.Source(((f"{prefix}.{key}", tuple(value.shape)),))
+        for prefix, module in checkpoint.modules().items()
+        for key, value in module.state_dict().items()
+    }
+    _assign_all(checkpoint, _collect(file, state, expected))
+    return checkpoint
+
+
+def _native_config(data: Any) -> HQTVAEConfig:
+    if not isinstance(data, dict) or data.get("format") != FORMAT:
+        raise ConfigError(
+            f"format: expected {FORMAT!r}; got {data.get('format') if isinstance(data, dict) else data!r}"
+        )
+    if data.get("version") != FORMAT_VERSION:
+        raise ConfigError(f"version: expected {FORMAT_VERSION}; got {data.get('version')!r}")
+    return from_dict({key: value for key, value in data.items() if key not in ("format", "version")})
+
+
+def _load_released(directory: Path) -> Checkpoint:
+    config = _read_config(directory / RELEASED_CONFIG_FILE, yaml.safe_load, released.parse_config)
+    files = [directory / name for name in RELEASED_STATE_FILES if (directory / name).is_file()]
+    if not files:
+        raise CheckpointError(f"{directory}: expected {' or '.join(RELEASED_STATE_FILES)}, found neither")
+    checkpoint, state = _build_empty(config), _normalise_keys(_read_pickle(files[0]))
+    parts = {"stage1.": ("vae", checkpoint.vae), "stage2.": ("transformer", checkpoint.transformer)}
+    expected = {
+        f"{name}.{key}": source
+        for prefix, (name, module) in parts.items()
+        if module is not None
+        for key, source in released.sources(prefix, module).items()
+    }
+    _assign_all(checkpoint, _collect(files[0], state, expected))
+    return checkpoint
+
+
+def load_stage2_state(config: TransformerConfig, state: StateDict, origin: str) -> HQTransformer:
+    """A transformer from the ``state_dict()`` of a released stage-2 module in memory."""
+    with torch.device("meta"):
+        transformer = HQTransformer(config)
+    _assign(transformer, _collect(Path(origin), state, released.sources("", transformer)))
+    return transformer
+
+
+def _read_config(file: Path, parse: Callable[[str], Any], convert: Callable[[Any], HQTVAEConfig]) -> HQTVAEConfig:
+    try:
+        return convert(parse(file.read_text(encoding="utf-8")))
+    except (json.JSONDecodeError, yaml.YAMLError, UnicodeDecodeError) as error:
+        raise CheckpointError(f"{file}: cannot be read ({_first_line(error)})") from error
+    except ConfigError as error:
+        raise CheckpointError(f"{file}: {error}") from error
+
+
+def _read_safetensors(file: Path) -> StateDict:
+    if not file.is_file():
+        raise CheckpointError(f"{file}: no such file")
+    try:
+        return safetensors.torch.load_file(file)
+    except SafetensorError as error:
+        raise CheckpointError(f"{file}: truncated or not a safetensors file ({_first_line(error)})") from error
+
+
+def _read_pickle(file: Path) -> StateDict:
+    try:
+        data = torch.load(file, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        wanted = re.search(r"GLOBAL ([\w.]+)", str(error))
+        reason = f"it asks to run {wanted.group(1)}" if wanted else _first_line(error)
+        raise CheckpointError(f"{file}: refused, a checkpoint may hold tensors only: {reason}") from error
+    except (RuntimeError, EOFError, ValueError, KeyError) as error:
+        raise CheckpointError(f"{file}: truncated or not a torch file ({_first_line(error)})") from error
+    state = data.get("state_dict", data) if isinstance(data, dict) else data
+    if not isinstance(state, dict):
+        raise CheckpointError(
+            f"{file}: expected a state_dict (a mapping of names to tensors); got {type(data).__name__}"
+        )
+    for key, value in state.items():
+        if not isinstance(value, Tensor):
+            raise CheckpointError(f"{file}: {key}: expected a tensor; got {type(value).__name__}")
+    return state
+
+
+def _normalise_keys(state: StateDict) -> StateDict:
+    """Keys of older and of stage-1-only files as ``stage1.*``; what belongs to training alone is dropped."""
+    kept = {key: value for key, value in state.items() if not key.startswith(_DROPPED_PREFIXES)}
+    return {re.sub(r"^(stage1\.generator|generator)\.", "stage1.", key): value for key, value in kept.items()}
+
+
+def _collect(file: Path, state: StateDict, expected: dict[str, released.Source]) -> StateDict:
+    """Our parameters from the file's tensors; raises :class:`CheckpointError` listing what is missing or misshapen."""
+    wanted = {key: shape for source in expected.values() for key, shape in source.parts}
+    problems = []
+    for key, shape in wanted.items():
+        if key not in state:
+            problems.append(f"{key}: expected shape {list(shape)}, found no such key")
+        elif tuple(state[key].shape) != shape:
+            problems.append(f"{key}: expected shape {list(shape)}, found {list(state[key].shape)}")
+        elif not bool(torch.isfinite(state[key]).all()):
+            problems.append(f"{key}: expected finite values, found NaN or infinity")
+    problems += [f"{key}: unexpected key, shape {list(state[key].shape)}" for key in state if key not in wanted]
+    if problems:
+        more = f"; and {len(problems) - MAX_PROBLEMS_SHOWN} more" if len(problems) > MAX_PROBLEMS_SHOWN else ""
+        raise CheckpointError(f"{file}: {'; '.join(problems[:MAX_PROBLEMS_SHOWN])}{more}")
+    return {name: _join(state, source) for name, source in expected.items()}
+
+
+def _join(state: StateDict, source: released.Source) -> Tensor:
+    parts = [state[key] for key, _ in source.parts]
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+
+def _assign_all(checkpoint: Checkpoint, values: StateDict) -> None:
+    for prefix, module in checkpoint.modules().items():
+        start = len(prefix) + 1
+        _assign(module, {key[start:]: value for key, value in values.items() if key.startswith(f"{prefix}.")})
+
+
+def _assign(module: nn.Module, values: StateDict) -> None:
+    """Give a module made on the meta device its tensors, each in the module's own shape."""
+    own = {}
+    for key, empty in module.state_dict().items():
+        own[key] = values[key].reshape(-1, *empty.shape[1:])[: len(empty)].reshape(empty.shape)
+    trainable = {name for name, parameter in module.named_parameters() if parameter.requires_grad}
+    module.load_state_dict(own, assign=True)
+    for name, parameter in module.named_parameters():
+        parameter.requires_grad_(name in trainable)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+# -------------------------------------------------------------------------------------------------------------- save
+
+
+def save(checkpoint: Checkpoint, directory: str | os.PathLike[str]) -> Path:
+    """Write our format. All files are complete before the first takes its name, so a failure leaves no half of one."""
+    target = Path(directory)
+    if target.exists() and not target.is_dir():
+        raise CheckpointError(f"{target}: expected a directory to write to; got a file")
+    state = {
+        f"{prefix}.{key}": value.detach().cpu().contiguous()
+        for prefix, module in checkpoint.modules().items()
+        for key, value in module.state_dict().items()
+    }
+    config = {"format": FORMAT, "version": FORMAT_VERSION, **to_dict(checkpoint.config)}
+    with _staged(target) as stage:
+        safetensors.torch.save_file(state, stage / MODEL_FILE, metadata={"format": "pt"})
+        if checkpoint.tokenizer_file is not None:
+            shutil.copyfile(checkpoint.tokenizer_file, stage / TOKENIZER_FILE)
+        (stage / CONFIG_FILE).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    return target
+
+
+@contextmanager
+def _staged(target: Path) -> Iterator[Path]:
+    """A hidden folder inside ``target`` whose files move into it at the end; removed, come what may."""
+    made = not target.exists()
+    stage = target / f".saving-{os.getpid()}"
+    done = False
+    try:
+        stage.mkdir(parents=True)
+        yield stage
+        for file in sorted(stage.iterdir(), reverse=True):  # config.json, which makes it a checkpoint, goes last
+            os.replace(file, target / file.name)
+        done = True
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{target}: cannot be written ({_first_line(error)})") from error
+    finally:
+        shutil.rmtree(stage, ignore_errors=True)
+        if made and not done:
+            shutil.rmtree(target, ignore_errors=True)

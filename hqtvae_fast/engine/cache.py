@@ -1,0 +1,56 @@
+"""Preallocated keys and values: written in place, never concatenated."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+class KVCache:
+    """Keys and values of a stack of attention layers for up to ``capacity`` positions.
+
+    Layout [layers, B, H, capacity, E]: a layer's share is one contiguous block, and a head's positions are
+    neighbours, which is the order in which a query reads them.
+    """
+
+    def __init__(
+        self,
+        *,
+        layers: int,
+        batch: int,
+        heads: int,
+        capacity: int,
+        width: int,
+        dtype: torch.dtype,
+        device: torch.device,
+    ) -> None:
+        shape = (layers, batch, heads, capacity, width)
+        self.keys = torch.zeros(shape, dtype=dtype, device=device)
+        self.values = torch.zeros(shape, dtype=dtype, device=device)
+        self.length = 0
+        self._layers = [LayerKV(self, index) for index in range(layers)]
+
+    def layer(self, index: int) -> LayerKV:
+        return self._layers[index]
+
+    def advance(self, positions: int) -> None:
+        """Called once a pass, after all layers have appended."""
+        self.length += positions
+
+    def reset(self) -> None:
+        """Forget all positions; the memory is written over by the next pass."""
+        self.length = 0
+
+
+class LayerKV:
+    """One layer's share of a :class:`KVCache`."""
+
+    def __init__(self, cache: KVCache, index: int) -> None:
+        self.cache, self.keys, self.values = cache, cache.keys[index], cache.values[index]
+
+    def append(self, k_BHTE: Tensor, v_BHTE: Tensor) -> tuple[Tensor, Tensor]:
+        """Write T positions after those held; return views of all, [B, H, length + T, E]."""
+        start, end = self.cache.length, self.cache.length + k_BHTE.shape[2]
+        self.keys[:, :, start:end].copy_(k_BHTE)
+        self.values[:, :, start:end].copy_(v_BHTE)
+        return self.keys[:, :, :end], self.values[:, :, :end]

@@ -1,0 +1,169 @@
+"""VQGAN's convolutional encoder and decoder, as HQ-VAE uses them.
+
+Feature maps are [B, C, H, W] in channels-last memory (NHWC): that is what GPU tensor-core and oneDNN convolutions
+read without a transposition, and it makes the attention's [B, H*W, C] a view.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from hqtvae_fast.config import VAEConfig
+
+GROUPS = 32
+GROUP_NORM_EPS = 1e-6
+IMAGE_CHANNELS = 3
+
+
+class NormSwish(nn.Module):
+    """GroupNorm(32), then x*sigmoid(x)."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.norm = nn.GroupNorm(GROUPS, channels, eps=GROUP_NORM_EPS)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.silu(self.norm(x))
+
+
+class ResBlock(nn.Module):
+    """(GroupNorm, swish, 3x3 convolution) twice, plus the input, through a 1x1 convolution where channels change."""
+
+    def __init__(self, in_channels: int, out_channels: int, dropout: float) -> None:
+        super().__init__()
+        self.norm1 = NormSwish(in_channels)
+        self.conv1 = nn.Conv2d(in_channels, out_channels, 3, padding=1)
+        self.norm2 = NormSwish(out_channels)
+        self.dropout = nn.Dropout(dropout)
+        self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
+        same = in_channels == out_channels
+        self.shortcut = nn.Identity() if same else nn.Conv2d(in_channels, out_channels, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = self.conv1(self.norm1(x))
+        return self.shortcut(x) + self.conv2(self.dropout(self.norm2(hidden)))
+
+
+class AttnBlock(nn.Module):
+    """GroupNorm, single-head attention over all positions with scale C^-1/2, plus the input."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.norm = nn.GroupNorm(GROUPS, channels, eps=GROUP_NORM_EPS)
+        self.qkv = nn.Linear(channels, 3 * channels)  # 1x1 convolutions, rows q, then k, then v
+        self.out = nn.Linear(channels, channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        B, C, H, W = x.shape
+        tokens_BSC = self.norm(x).permute(0, 2, 3, 1).reshape(B, H * W, C)
+        q, k, v = self.qkv(tokens_BSC).unsqueeze(1).chunk(3, dim=-1)
+        y_BSC = self.out(F.scaled_dot_product_attention(q, k, v).squeeze(1))
+        return x + y_BSC.view(B, H, W, C).permute(0, 3, 1, 2)
+
+
+class Downsample(nn.Module):
+    """3x3 convolution with stride 2, padded on the right and at the bottom only."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, stride=2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(F.pad(x, (0, 1, 0, 1)))
+
+
+class Upsample(nn.Module):
+    """Nearest-neighbour doubling, then a 3x3 convolution."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
+
+
+def _middle(channels: int, config: VAEConfig) -> nn.Sequential:
+    if not config.mid_block:
+        return nn.Sequential()
+    return nn.Sequential(
+        ResBlock(channels, channels, config.dropout),
+        AttnBlock(channels) if config.attention else nn.Identity(),
+        ResBlock(channels, channels, config.dropout),
+    )
+
+
+def _level(blocks: int, in_channels: int, out_channels: int, attention: bool, config: VAEConfig) -> nn.Sequential:
+    """Residual blocks, each followed by attention where the level has it."""
+    layers: list[nn.Module] = []
+    for index in range(blocks):
+        layers.append(ResBlock(in_channels if index == 0 else out_channels, out_channels, config.dropout))
+        if attention:
+            layers.append(AttnBlock(out_channels))
+    return nn.Sequential(*layers)
+
+
+class Encoder(nn.Module):
+    """Images [B, 3, R, R] to features [B, latent_channels, R/f, R/f].
+
+    Attention goes to the levels whose *nominal* side is in ``attention_resolutions``. The nominal side starts at R:
+    the initial stride-2 convolution does not halve it, so with R = 256, multipliers (1, 2, 4, 4) and attention at 16
+    the encoder has attention in its middle alone. (The decoder counts from the true latent side.)
+    """
+
+    def __init__(self, config: VAEConfig) -> None:
+        super().__init__()
+        widths = [config.channels * m for m in config.channel_multipliers]
+        kernel, stride = (4, 2) if config.init_downsample else (3, 1)
+        self.conv_in = nn.Conv2d(IMAGE_CHANNELS, config.channels, kernel, stride=stride, padding=1)
+        self.down = nn.ModuleList()
+        for level, (before, width) in enumerate(zip([config.channels, *widths], widths, strict=False)):
+            attention = config.attention and config.resolution // 2**level in config.attention_resolutions
+            layers = _level(config.num_res_blocks, before, width, attention, config)
+            if level < len(widths) - 1:
+                layers.append(Downsample(width))
+            self.down.append(layers)
+        self.middle = _middle(widths[-1], config)
+        self.norm_out = NormSwish(widths[-1])
+        self.conv_out = nn.Conv2d(widths[-1], config.latent_channels, 3, padding=1)
+
+    def forward(self, images: Tensor) -> Tensor:
+        x = self.conv_in(images.contiguous(memory_format=torch.channels_last))
+        for level in self.down:
+            x = level(x)
+        return self.conv_out(self.norm_out(self.middle(x)))
+
+
+class Decoder(nn.Module):
+    """Features [B, latent_channels, R/f, R/f] to images [B, 3, R, R]: mirrors the encoder, with a block more a level."""
+
+    def __init__(self, config: VAEConfig) -> None:
+        super().__init__()
+        widths = [config.channels * m for m in config.channel_multipliers]
+        self.conv_in = nn.Conv2d(config.latent_channels, widths[-1], 3, padding=1)
+        self.middle = _middle(widths[-1], config)
+        self.up = nn.ModuleList()  # in the order of running: smallest map first
+        side, before = config.resolution // config.downsampling, widths[-1]
+        for level in reversed(range(len(widths))):
+            attention = config.attention and side in config.attention_resolutions
+            layers = _level(config.num_res_blocks + 1, before, widths[level], attention, config)
+            before = widths[level]
+            if level > 0 or config.init_downsample:
+                layers.append(Upsample(before))
+                side *= 2
+            self.up.append(layers)
+        self.norm_out = NormSwish(before)
+        self.conv_out = nn.Conv2d(before, IMAGE_CHANNELS, 3, padding=1)
+
+    @property
+    def last_layer(self) -> Tensor:
+        """The weight at which stage-1 training compares gradient norms."""
+        return self.conv_out.weight
+
+    def forward(self, z: Tensor) -> Tensor:
+        x = self.middle(self.conv_in(z.contiguous(memory_format=torch.channels_last)))
+        for level in self.up:
+            x = level(x)
+        return self.conv_out(self.norm_out(x))

@@ -1,0 +1,206 @@
+"""HQ-VAE, stage 1: an image as a pyramid of codes, and back (eq. 1-4)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from hqtvae_fast.config import VAEConfig
+from hqtvae_fast.model.autoencoder import Decoder, Encoder
+from hqtvae_fast.ops.ema_update import code_statistics, ema_update
+from hqtvae_fast.ops.nearest_code import nearest_code
+from hqtvae_fast.ops.nearest_code.reference import squared_distances
+
+
+class Codebook(nn.Module):
+    """K code embeddings of width C, kept up to date by exponential moving averages instead of gradients."""
+
+    embedding: Tensor
+    cluster_size: Tensor
+    embedding_sum: Tensor
+
+    def __init__(self, size: int, dim: int, decay: float, epsilon: float) -> None:
+        super().__init__()
+        self.decay, self.epsilon = decay, epsilon
+        embedding_KC = torch.randn(size, dim)
+        self.register_buffer("embedding", embedding_KC)
+        self.register_buffer("cluster_size", torch.zeros(size))
+        self.register_buffer("embedding_sum", embedding_KC.clone())
+
+    def search(self, z_BCHW: Tensor) -> Tensor:
+        """Nearest codes, [B, H, W] int64."""
+        B, _, H, W = z_BCHW.shape
+        return nearest_code(_rows(z_BCHW), self.embedding).view(B, H, W)
+
+    def lookup(self, codes_BHW: Tensor) -> Tensor:
+        """Embeddings of codes as a channels-last map [B, C, H, W]."""
+        return F.embedding(codes_BHW, self.embedding).permute(0, 3, 1, 2)
+
+    def soft_codes(self, z_BCHW: Tensor, temperature: float) -> Tensor:
+        """softmax(-squared distance / temperature) over the codes: [B, H, W, K]."""
+        B, _, H, W = z_BCHW.shape
+        return (-squared_distances(_rows(z_BCHW), self.embedding) / temperature).softmax(dim=1).view(B, H, W, -1)
+
+    @torch.no_grad()
+    def update(self, z_BCHW: Tensor, codes_BHW: Tensor) -> None:
+        """One EMA step on a batch that was coded as ``codes_BHW``."""
+        counts_K, sums_KC = code_statistics(_rows(z_BCHW), codes_BHW.flatten(), len(self.embedding))
+        state = (self.embedding, self.cluster_size, self.embedding_sum)
+        ema_update(*state, counts_K, sums_KC, self.decay, self.epsilon)
+
+
+def _rows(z_BCHW: Tensor) -> Tensor:
+    return z_BCHW.permute(0, 2, 3, 1).reshape(-1, z_BCHW.shape[1])
+
+
+@dataclass(frozen=True)
+class Level:
+    """What quantization did at one level: its input (a residual, but at the top), codes [B, h, w] and embeddings."""
+
+    residual: Tensor
+    codes: Tensor
+    embedding: Tensor
+
+
+@dataclass(frozen=True)
+class HQVAEOutput:
+    """A training pass: ``reconstruction`` [B, 3, R, R], the ``levels``, and each level's commitment loss."""
+
+    reconstruction: Tensor
+    levels: tuple[Level, ...]
+    commitment: tuple[Tensor, ...]
+
+
+class HQVAE(nn.Module):
+    """Encoder, residual quantization over a pyramid, decoder. See :class:`hqtvae_fast.config.VAEConfig`."""
+
+    codebooks: Sequence[Codebook]  # an nn.ModuleList, typed by what it holds
+
+    def __init__(self, config: VAEConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.encoder = Encoder(config)
+        self.quant_conv = nn.Conv2d(config.latent_channels, config.embed_dim, 1)
+        self.codebooks = nn.ModuleList(  # type: ignore[assignment]
+            Codebook(size, dim, config.ema_decay, config.ema_epsilon)
+            for size, dim in zip(config.codebook_sizes, config.code_dims, strict=True)
+        )
+        steps = config.num_levels - 1
+        self.downsamples = nn.ModuleList(_downsample(config) for _ in range(steps))  # [i]: level i+1 -> level i
+        self.upsamples = nn.ModuleList(_upsample(config) for _ in range(steps))  # [i]: level i -> level i+1
+        joined = config.embed_dim * (config.num_levels if config.combine == "concat" else 1)
+        self.post_quant_conv = nn.Conv2d(joined, config.latent_channels, 1)
+        self.decoder = Decoder(config)
+
+    def latents(self, images: Tensor) -> Tensor:
+        """z = conv1x1(Encoder(image)): [B, 3, R, R] in [-1, 1] -> [B, d, R/f, R/f]."""
+        R = self.config.resolution
+        if images.ndim != 4 or tuple(images.shape[1:]) != (3, R, R):
+            raise ValueError(f"images: expected [B, 3, {R}, {R}]; got {list(images.shape)}")
+        return self.quant_conv(self.encoder(images))
+
+    def quantize(self, z: Tensor) -> tuple[Level, ...]:
+        """Top level first, each finer level codes what the coarser ones have left over (eq. 2-3)."""
+        pyramid = [z]
+        for downsample in reversed(self.downsamples):
+            pyramid.insert(0, downsample(pyramid[0]))
+        levels: list[Level] = []
+        carried: Tensor | None = None  # what the coarser levels say of this one
+        for index, (codebook, target) in enumerate(zip(self.codebooks, pyramid, strict=True)):
+            residual = target if carried is None else target - carried
+            codes = codebook.search(residual)
+            embedding = codebook.lookup(codes)
+            if torch.is_grad_enabled():  # straight through: the gradient of the embedding is the residual's
+                embedding = residual + (embedding - residual).detach()
+            levels.append(Level(residual, codes, embedding))
+            if index < len(self.upsamples):
+                carried = self.upsamples[index](self._join(carried, embedding))
+        return tuple(levels)
+
+    def _join(self, carried: Tensor | None, embedding: Tensor) -> Tensor:
+        return embedding if carried is None else carried + embedding
+
+    def combine(self, embeddings: Sequence[Tensor]) -> Tensor:
+        """The decoder's input from the levels' embeddings (eq. 4): [B, latent_channels, R/f, R/f]."""
+        carried: Tensor | None = None
+        for upsample, embedding in zip(self.upsamples, embeddings, strict=False):
+            carried = upsample(self._join(carried, embedding))
+        assert carried is not None  # a VAE has two levels or more
+        concat = self.config.combine == "concat"
+        joined = torch.cat([carried, embeddings[-1]], dim=1) if concat else carried + embeddings[-1]
+        return self.post_quant_conv(joined)
+
+    def encode(self, images: Tensor) -> tuple[Tensor, ...]:
+        """Codes of images [B, 3, R, R] in [-1, 1]: int64 [B, h, w] a level, top first."""
+        with torch.no_grad():
+            return tuple(level.codes for level in self.quantize(self.latents(images)))
+
+    def decode(self, codes: Sequence[Tensor | None]) -> Tensor:
+        """Images [B, 3, R, R], nominally in [-1, 1], of codes [B, h, w] a level, top first.
+
+        None leaves a level out: zeros stand in for its embeddings (figure 1's top-only and bottom-only pictures).
+        """
+        batch = self._check_codes(codes)
+        embeddings = []
+        dtype = self.post_quant_conv.weight.dtype
+        for index, (codebook, level) in enumerate(zip(self.codebooks, codes, strict=True)):
+            if level is None:
+                side, dim = self.config.level_sides[index], self.config.code_dims[index]
+                zeros = torch.zeros(batch, dim, side, side, dtype=dtype, device=codebook.embedding.device)
+                embeddings.append(zeros.contiguous(memory_format=torch.channels_last))
+            else:
+                embeddings.append(codebook.lookup(level).to(dtype))
+        return self.decoder(self.combine(embeddings))
+
+    def soft_codes(self, images: Tensor, temperature: float) -> tuple[Tensor, ...]:
+        """Soft labels softmax(-|residual - e_k|^2 / temperature): [B, h, w, K] a level, top first."""
+        if not temperature > 0:
+            raise ValueError(f"temperature: expected a number > 0; got {temperature}")
+        with torch.no_grad():
+            levels = self.quantize(self.latents(images))
+            pairs = zip(self.codebooks, levels, strict=True)
+            return tuple(codebook.soft_codes(level.residual, temperature) for codebook, level in pairs)
+
+    def forward(self, images: Tensor) -> HQVAEOutput:
+        """A training pass: reconstruct through straight-through codes. Codebooks are updated by the trainer."""
+        levels = self.quantize(self.latents(images))
+        weight = self.config.commitment_weight
+        commitment = tuple(
+            weight * F.mse_loss(level.residual, codebook.lookup(level.codes))
+            for codebook, level in zip(self.codebooks, levels, strict=True)
+        )
+        reconstruction = self.decoder(self.combine([level.embedding for level in levels]))
+        return HQVAEOutput(reconstruction, levels, commitment)
+
+    def _check_codes(self, codes: Sequence[Tensor | None]) -> int:
+        config = self.config
+        if len(codes) != config.num_levels:
+            raise ValueError(f"codes: expected {config.num_levels} levels (None leaves one out); got {len(codes)}")
+        batches = {len(level) for level in codes if level is not None}
+        if len(batches) != 1:
+            raise ValueError(f"codes: expected at least one level and one batch size; got {sorted(batches)}")
+        for index, level in enumerate(codes):
+            if level is not None and tuple(level.shape[1:]) != (config.level_sides[index],) * 2:
+                side = config.level_sides[index]
+                raise ValueError(f"codes of level {index}: expected [B, {side}, {side}]; got {list(level.shape)}")
+        return batches.pop()
+
+
+def _downsample(config: VAEConfig) -> nn.Module:
+    if config.resampler == "pixel_shuffle":
+        return nn.PixelUnshuffle(config.factor)
+    if config.resampler == "average":
+        return nn.AvgPool2d(config.factor)
+    return nn.Conv2d(config.embed_dim, config.embed_dim, config.factor, stride=config.factor)
+
+
+def _upsample(config: VAEConfig) -> nn.Module:
+    if config.resampler == "pixel_shuffle":
+        return nn.PixelShuffle(config.factor)
+    if config.resampler == "average":
+        return nn.UpsamplingNearest2d(scale_factor=config.factor)
+    return nn.ConvTranspose2d(config.embed_dim, config.embed_dim, config.factor, stride=config.factor)

@@ -1,0 +1,30 @@
+"""The EMA codebook step in plain torch."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def code_statistics(z_NC: Tensor, codes_N: Tensor, num_codes: int) -> tuple[Tensor, Tensor]:
+    """How many rows chose each code, [K], and their sum, [K, C], in z's dtype."""
+    counts_K = torch.bincount(codes_N, minlength=num_codes).to(z_NC.dtype)
+    sums_KC = torch.zeros(num_codes, z_NC.shape[1], dtype=z_NC.dtype, device=z_NC.device)
+    return counts_K, sums_KC.index_add_(0, codes_N, z_NC)
+
+
+def ema_update(
+    embedding_KC: Tensor,
+    cluster_size_K: Tensor,
+    embedding_sum_KC: Tensor,
+    counts_K: Tensor,
+    sums_KC: Tensor,
+    decay: float,
+    epsilon: float,
+) -> None:
+    """In place: decay the running counts and sums, then e_k = sum_k / smoothed count_k (Laplace smoothing)."""
+    cluster_size_K.mul_(decay).add_(counts_K, alpha=1 - decay)
+    embedding_sum_KC.mul_(decay).add_(sums_KC, alpha=1 - decay)
+    total = cluster_size_K.sum()
+    smoothed_K = (cluster_size_K + epsilon) / (total + epsilon * len(cluster_size_K)) * total
+    embedding_KC.copy_(embedding_sum_KC / smoothed_K[:, None])

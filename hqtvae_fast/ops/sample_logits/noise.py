@@ -1,0 +1,91 @@
+"""Counter-based noise, defined once, bit for bit: Philox4x32-10 words and the Gumbel variates made from them.
+
+The word for (seed, step, position, index) is lane ``index % 4`` of Philox with key (seed low, seed high) and counter
+(index // 4, position, step, 0). A draw therefore depends on its own coordinates alone: not on the batch it is part of,
+nor on what was drawn before it, nor on the device. Everything after the words is IEEE single precision in which each
+operation is rounded by itself (no fused multiply-add, no library logarithm), so that a kernel can give the same bits.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+_MASK = 0xFFFFFFFF
+_MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)  # Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", 2011
+_WEYL = (0x9E3779B9, 0xBB67AE85)
+_ROUNDS = 10
+
+
+def philox(counter: tuple[Tensor, Tensor, Tensor, Tensor], key: tuple[Tensor, Tensor]) -> tuple[Tensor, ...]:
+    """Philox4x32-10: four counter words and two key words, each int64 in [0, 2^32), to four words. Broadcasts."""
+    c0, c1, c2, c3 = counter
+    k0, k1 = key
+    for _ in range(_ROUNDS):
+        # int64 products wrap modulo 2^64, which leaves both 32-bit halves right.
+        p0, p1 = c0 * _MULTIPLIERS[0], c2 * _MULTIPLIERS[1]
+        c0, c1, c2, c3 = ((p1 >> 32) & _MASK) ^ c1 ^ k0, p1 & _MASK, ((p0 >> 32) & _MASK) ^ c3 ^ k1, p0 & _MASK
+        k0, k1 = (k0 + _WEYL[0]) & _MASK, (k1 + _WEYL[1]) & _MASK
+    return c0, c1, c2, c3
+
+
+def random_words(seeds_B: Tensor, step: Tensor | int, position: Tensor | int, count: int) -> Tensor:
+    """32-bit words for indices 0..count-1: int64 [B, count].
+
+    ``seeds_B`` int64 [B], any value; ``step`` and ``position`` are non-negative integers or int64 [B].
+    """
+    blocks_N = torch.arange((count + 3) // 4, device=seeds_B.device)
+    zero = torch.zeros((), dtype=torch.int64, device=seeds_B.device)
+    words = philox(
+        (blocks_N, _column(position, zero), _column(step, zero), zero),
+        ((seeds_B & _MASK)[:, None], ((seeds_B >> 32) & _MASK)[:, None]),
+    )
+    return torch.stack(words, dim=2).flatten(1)[:, :count]
+
+
+def _column(value: Tensor | int, zero: Tensor) -> Tensor:
+    return value[:, None] if isinstance(value, Tensor) else zero + value
+
+
+def gumbel(words: Tensor) -> Tensor:
+    """-ln(-ln(1 - v)) with v = (word + 1/2) / 2^32, in float32: within (-2.9, 22.9).
+
+    The winners of a race have large values, which come from small v; those are where 32 bits resolve finely, hence
+    1 - v (as log1p) and not v inside the logarithm.
+    """
+    v = (words.to(torch.float32) + 0.5) * 2.0**-32
+    v = v.clamp_max(1.0 - 2.0**-24)
+    w = 1.0 - v
+    # ln(1 - v) = ln(w) + (v's part that rounding w lost) / w, to first order.
+    exponential = (v - (1.0 - w)) / w - _ln(w)
+    return -_ln(exponential)
+
+
+# ln(1 + f) = f - f^2/2 + f^3 * P(f) on sqrt(1/2) - 1 <= f < sqrt(2) - 1: Cephes' single-precision polynomial.
+_LN_POLYNOMIAL = (
+    7.0376836292e-2,
+    -1.1514610310e-1,
+    1.1676998740e-1,
+    -1.2420140846e-1,
+    1.4249322787e-1,
+    -1.6668057665e-1,
+    2.0000714765e-1,
+    -2.4999993993e-1,
+    3.3333331174e-1,
+)
+_LN2_HIGH = 0.693359375  # 355/512: its product with an exponent is exact
+_LN2_LOW = -2.12194440e-4
+_SQRT_HALF_BITS = 0x3F3504F3
+
+
+def _ln(x: Tensor) -> Tensor:
+    """Natural logarithm of positive normal float32, within 2 units in the last place; fixed sequence of operations."""
+    bits = x.view(torch.int32) - _SQRT_HALF_BITS  # so that the mantissa falls in [sqrt(1/2), sqrt(2))
+    exponent = (bits >> 23).to(torch.float32)
+    f = ((bits & 0x7FFFFF) + _SQRT_HALF_BITS).view(torch.float32) - 1.0
+    square = f * f
+    p = torch.full_like(f, _LN_POLYNOMIAL[0])
+    for coefficient in _LN_POLYNOMIAL[1:]:
+        p = p * f + coefficient
+    tail = p * f * square + exponent * _LN2_LOW - square * 0.5
+    return (f + tail) + exponent * _LN2_HIGH

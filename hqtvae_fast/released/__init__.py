@@ -1,0 +1,10 @@
+"""The released implementation's checkpoint format: all this package knows of it.
+
+The layout was read from the released configurations and checkpoints: a directory with ``config.yaml`` and a pickled
+``state_dict`` under ``ckpt/``.
+"""
+
+from hqtvae_fast.released.config import parse_config
+from hqtvae_fast.released.keys import Source, sources
+
+__all__ = ["Source", "parse_config", "sources"]

@@ -1,0 +1,197 @@
+"""The released implementation's ``config.yaml`` as our configuration, field by field, defaults included."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+from typing import Any
+
+from hqtvae_fast.config import (
+    BlocksConfig,
+    ConfigError,
+    Decoding,
+    HQTVAEConfig,
+    Resampler,
+    TransformerConfig,
+    VAEConfig,
+)
+
+_RESAMPLERS: dict[str, Resampler] = {"pixelshuffle": "pixel_shuffle", "nearest": "average", "conv": "conv"}
+_TWO_LEVEL_POLICIES: dict[str, Decoding] = {
+    "hq-transformer": "sequential",
+    "hq-transformer/top2bot": "sequential",
+    "hq-transformer/parallel": "hierarchical",
+    "hq-transformer/parallel4": "hierarchical",
+    "hq-transformer/bidirectional": "bidirectional",
+    "hq-transformer/bidirectional4": "bidirectional",
+}
+_THREE_LEVEL_POLICIES: dict[str, tuple[Decoding, bool]] = {  # decoding_type -> policy, add_ancestors
+    "parallel-add": ("hierarchical", True),
+    "top2mid2bot": ("sequential", False),
+    "top2mid2bot-add": ("sequential", True),
+}
+_DEFAULT_SIZES = (8192, 8192, 8192)
+
+
+class _Section:
+    """A mapping of the YAML file that knows its own name, for error messages."""
+
+    def __init__(self, data: Any, name: str) -> None:
+        if not isinstance(data, dict):
+            raise ConfigError(f"{name}: expected a mapping; got {type(data).__name__}")
+        self.data, self.name = data, name
+
+    def get(self, key: str, default: Any) -> Any:
+        value = self.data.get(key)
+        return default if value is None else value
+
+    def section(self, key: str) -> _Section:
+        return _Section(self.get(key, {}), f"{self.name}.{key}")
+
+    def choose(self, key: str, value: Any, table: dict[str, Any]) -> Any:
+        if value not in table:
+            raise ConfigError(f"{self.name}.{key}: expected one of {', '.join(table)}; got {value!r}")
+        return table[value]
+
+    def require(self, key: str, default: Any, expected: Any) -> None:
+        """A field that changes the model in a way no released checkpoint does."""
+        if self.get(key, default) != expected:
+            raise ConfigError(f"{self.name}.{key}: only {expected!r} is supported; got {self.get(key, default)!r}")
+
+
+def parse_config(data: Any) -> HQTVAEConfig:
+    """A released ``config.yaml``, loaded, as our configuration. Absent fields take the released defaults."""
+    root = _Section(data, "config")
+    vae = _parse_vae(root.section("stage1"))
+    if "stage2" not in root.data:
+        return HQTVAEConfig(vae=vae, transformer=None)
+    return HQTVAEConfig(vae=vae, transformer=_parse_transformer(root.section("stage2"), vae))
+
+
+def _parse_vae(stage1: _Section) -> VAEConfig:
+    net, aux = stage1.section("hparams"), stage1.section("hparams_aux")
+    kind = stage1.choose("type", stage1.get("type", None), {"simrqgan2": "concat", "hqvae": "sum"})
+    net.require("double_z", False, False)
+    aux.require("shared_codebook", False, False)
+    resampler, factor = _parse_resampler(aux)
+    return VAEConfig(
+        resolution=net.get("resolution", 256),
+        channels=net.get("ch", 128),
+        channel_multipliers=tuple(net.get("ch_mult", (1, 1, 2, 2, 4))),
+        num_res_blocks=net.get("num_res_blocks", 2),
+        attention_resolutions=tuple(net.get("attn_resolutions", (16,))),
+        latent_channels=net.get("z_channels", 256),
+        init_downsample=net.get("use_init_downsample", False),
+        mid_block=net.get("use_mid_block", True),
+        attention=net.get("use_attn", True),
+        dropout=net.get("pdrop", 0.0),
+        embed_dim=stage1.get("embed_dim", 256),
+        codebook_sizes=_parse_codebook_sizes(stage1, aux),
+        resampler=resampler,
+        factor=factor,
+        combine=kind,
+    )
+
+
+def _parse_resampler(aux: _Section) -> tuple[Resampler, int]:
+    name = aux.get("upsample", "nearest")
+    match = re.fullmatch(r"([a-z]+)(\d*)", str(name))
+    kind = aux.choose("upsample", match.group(1) if match else name, _RESAMPLERS)
+    return kind, int(match.group(2) or 2) if match else 2
+
+
+def _parse_codebook_sizes(stage1: _Section, aux: _Section) -> tuple[int, ...]:
+    if stage1.get("type", None) == "simrqgan2":
+        return (stage1.get("n_embed", 16384),) * 2
+    count = aux.get("code_levels", 2)
+    sizes = tuple(stage1.get("n_embed_levels", _DEFAULT_SIZES))
+    if len(sizes) < count:
+        raise ConfigError(f"{stage1.name}.n_embed_levels: expected {count} sizes; got {len(sizes)}")
+    return (*sizes[: count - 1], sizes[-1])
+
+
+def _parse_transformer(stage2: _Section, vae: VAEConfig) -> TransformerConfig:
+    net = stage2.section("hparams")
+    kinds = {"top": _parse_top, "bottom": _parse_bottom, "multilevel-hq": _parse_three_levels}
+    kind = stage2.get("type", None)
+    parse = stage2.choose("type", kind, {**dict.fromkeys(_TWO_LEVEL_POLICIES, _parse_two_levels), **kinds})
+    body = _parse_blocks(net, net.get("n_layers", 42))
+    common = TransformerConfig(
+        codebook_sizes=(stage2.get("vocab_size_img", 16384),) * 2,
+        side=vae.level_sides[0],
+        dim=net.get("embed_dim", 1536),
+        body=body,
+        head=_parse_head(stage2, body),
+        condition=_parse_condition(stage2),
+        num_classes=net.get("n_classes", 1),
+        prefix_vocab_size=stage2.get("vocab_size_txt", 16384),
+        prefix_length=net.get("ctx_len_txt", 64),
+        position=net.get("position_embedding", "1d"),
+        max_positions=net.get("ctx_len_img", 256),
+        embedding_dropout=net.get("embd_pdrop", 0.0),
+    )
+    return parse(stage2, common, vae)
+
+
+def _parse_two_levels(stage2: _Section, common: TransformerConfig, vae: VAEConfig) -> TransformerConfig:
+    stage2.require("ratio_bot2top", 4, 4)
+    return _with_embedding(stage2, replace(common, decoding=_TWO_LEVEL_POLICIES[stage2.data["type"]]))
+
+
+def _parse_three_levels(stage2: _Section, common: TransformerConfig, vae: VAEConfig) -> TransformerConfig:
+    decoding, add = stage2.choose("decoding_type", stage2.get("decoding_type", "tree"), _THREE_LEVEL_POLICIES)
+    sizes = tuple(stage2.get("vocab_sizes_img", _DEFAULT_SIZES))
+    return _with_embedding(stage2, replace(common, codebook_sizes=sizes, decoding=decoding, add_ancestors=add))
+
+
+def _parse_top(stage2: _Section, common: TransformerConfig, vae: VAEConfig) -> TransformerConfig:
+    return replace(common, codebook_sizes=common.codebook_sizes[:1], decoding="global", position="1d")
+
+
+def _parse_bottom(stage2: _Section, common: TransformerConfig, vae: VAEConfig) -> TransformerConfig:
+    return replace(
+        _parse_top(stage2, common, vae),
+        side=vae.level_sides[1],
+        condition="codes",
+        prefix_vocab_size=common.codebook_sizes[0],
+    )
+
+
+def _with_embedding(stage2: _Section, config: TransformerConfig) -> TransformerConfig:
+    net = stage2.section("hparams")
+    net.require("use_random_order", False, False)
+    name = net.get("embedding_type", "baseline")
+    if name == "reduce":
+        return replace(config, embedding="reduce")
+    match = re.fullmatch(r"transformer(\d+)", str(name))
+    if match is None:
+        raise ConfigError(
+            f"{net.name}.embedding_type: expected reduce or transformer1, transformer2, ...; got {name!r}"
+        )
+    return replace(config, iet_layers=int(match.group(1)) - 1)  # the released code builds one block less than it says
+
+
+def _parse_condition(stage2: _Section) -> Any:
+    if stage2.get("use_cls_cond", False):
+        return "class"
+    return "text" if stage2.get("use_txt_cond", False) else "none"
+
+
+def _parse_blocks(net: _Section, num_layers: int) -> BlocksConfig:
+    return BlocksConfig(
+        num_layers=num_layers,
+        num_heads=net.get("n_heads", 24),
+        attention_bias=net.get("attn_bias", True),
+        mlp_bias=net.get("mlp_bias", True),
+        gelu="sigmoid" if net.get("gelu_use_approx", False) else "exact",
+        residual_dropout=net.get("resid_pdrop", 0.0),
+        attention_dropout=net.get("attn_pdrop", 0.0),
+    )
+
+
+def _parse_head(stage2: _Section, body: BlocksConfig) -> BlocksConfig:
+    if stage2.get("hparams_dec", None) is None:
+        return replace(body, num_layers=4)
+    net = stage2.section("hparams_dec")
+    net.require("embed_dim", 1536, stage2.section("hparams").get("embed_dim", 1536))
+    return _parse_blocks(net, net.get("n_layers", 42))
