@@ -12,6 +12,7 @@ from importlib.metadata import version
 from hqtvae_fast import ops
 from hqtvae_fast.config import PRESETS, HQTVAEConfig, TransformerConfig, VAEConfig, preset
 from hqtvae_fast.model import HQVAE, HQLogits, HQTransformer
+from hqtvae_fast.pipeline import HQTVAEOutput, HQTVAEPipeline
 
 __version__ = version("hqtvae_fast")
 
@@ -20,6 +21,8 @@ __all__ = [
     "PRESETS",
     "HQLogits",
     "HQTVAEConfig",
+    "HQTVAEOutput",
+    "HQTVAEPipeline",
     "HQTransformer",
     "TransformerConfig",
     "VAEConfig",

@@ -14,7 +14,7 @@ import re
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +77,15 @@ def load(path: str | os.PathLike[str]) -> Checkpoint:
     tokenizer = directory / TOKENIZER_FILE
     checkpoint.tokenizer_file = tokenizer if tokenizer.is_file() else None
     return checkpoint
+
+
+def with_refiner(prior: Checkpoint, refiner: Checkpoint) -> Checkpoint:
+    """One checkpoint of the two of a globally conditioned model: top codes from the first, bottom from the second."""
+    try:
+        config = replace(prior.config, refiner=refiner.config.transformer)
+    except ConfigError as error:
+        raise CheckpointError(f"these two checkpoints make no pair: {error}") from error
+    return replace(prior, config=config, refiner=refiner.transformer)
 
 
 def resolve(path: str | os.PathLike[str]) -> Path:

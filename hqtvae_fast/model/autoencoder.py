@@ -137,7 +137,7 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Features [B, latent_channels, R/f, R/f] to images [B, 3, R, R]: mirrors the encoder, with a block more a level."""
+    """Features [B, latent_channels, R/f, R/f] to images [B, 3, R, R]: the encoder's mirror, a block more a level."""
 
     def __init__(self, config: VAEConfig) -> None:
         super().__init__()

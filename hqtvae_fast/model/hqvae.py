@@ -76,7 +76,11 @@ class HQVAEOutput:
 
 
 class HQVAE(nn.Module):
-    """Encoder, residual quantization over a pyramid, decoder. See :class:`hqtvae_fast.config.VAEConfig`."""
+    """Encoder, residual quantization over a pyramid, decoder. See :class:`hqtvae_fast.config.VAEConfig`.
+
+    The decoder and its 1x1 convolution may be in another dtype than the rest (:meth:`set_decoder_dtype`): codes are
+    chosen by comparing distances, which is worth fp32, while pixels are not.
+    """
 
     codebooks: Sequence[Codebook]  # an nn.ModuleList, typed by what it holds
 
@@ -95,6 +99,12 @@ class HQVAE(nn.Module):
         joined = config.embed_dim * (config.num_levels if config.combine == "concat" else 1)
         self.post_quant_conv = nn.Conv2d(joined, config.latent_channels, 1)
         self.decoder = Decoder(config)
+
+    def set_decoder_dtype(self, dtype: torch.dtype) -> HQVAE:
+        """Decode in ``dtype``; encoding and the codebooks stay as they are."""
+        self.post_quant_conv.to(dtype)
+        self.decoder.to(dtype)
+        return self
 
     def latents(self, images: Tensor) -> Tensor:
         """z = conv1x1(Encoder(image)): [B, 3, R, R] in [-1, 1] -> [B, d, R/f, R/f]."""
@@ -132,7 +142,7 @@ class HQVAE(nn.Module):
         assert carried is not None  # a VAE has two levels or more
         concat = self.config.combine == "concat"
         joined = torch.cat([carried, embeddings[-1]], dim=1) if concat else carried + embeddings[-1]
-        return self.post_quant_conv(joined)
+        return self.post_quant_conv(joined.to(self.post_quant_conv.weight.dtype))
 
     def encode(self, images: Tensor) -> tuple[Tensor, ...]:
         """Codes of images [B, 3, R, R] in [-1, 1]: int64 [B, h, w] a level, top first."""
@@ -146,14 +156,13 @@ class HQVAE(nn.Module):
         """
         batch = self._check_codes(codes)
         embeddings = []
-        dtype = self.post_quant_conv.weight.dtype
         for index, (codebook, level) in enumerate(zip(self.codebooks, codes, strict=True)):
             if level is None:
                 side, dim = self.config.level_sides[index], self.config.code_dims[index]
-                zeros = torch.zeros(batch, dim, side, side, dtype=dtype, device=codebook.embedding.device)
+                zeros = codebook.embedding.new_zeros(batch, dim, side, side)
                 embeddings.append(zeros.contiguous(memory_format=torch.channels_last))
             else:
-                embeddings.append(codebook.lookup(level).to(dtype))
+                embeddings.append(codebook.lookup(level))
         return self.decoder(self.combine(embeddings))
 
     def soft_codes(self, images: Tensor, temperature: float) -> tuple[Tensor, ...]:

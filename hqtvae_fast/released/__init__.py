@@ -4,7 +4,8 @@ The layout was read from the released configurations and checkpoints: a director
 ``state_dict`` under ``ckpt/``.
 """
 
-from hqtvae_fast.released.config import parse_config
+from hqtvae_fast.released.config import parse_config, parse_transformer
 from hqtvae_fast.released.keys import Source, sources
+from hqtvae_fast.released.module import describe_module
 
-__all__ = ["Source", "parse_config", "sources"]
+__all__ = ["Source", "describe_module", "parse_config", "parse_transformer", "sources"]

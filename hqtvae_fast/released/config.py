@@ -65,7 +65,7 @@ def parse_config(data: Any) -> HQTVAEConfig:
     vae = _parse_vae(root.section("stage1"))
     if "stage2" not in root.data:
         return HQTVAEConfig(vae=vae, transformer=None)
-    return HQTVAEConfig(vae=vae, transformer=_parse_transformer(root.section("stage2"), vae))
+    return HQTVAEConfig(vae=vae, transformer=_parse_transformer(root.section("stage2"), vae.level_sides))
 
 
 def _parse_vae(stage1: _Section) -> VAEConfig:
@@ -110,7 +110,12 @@ def _parse_codebook_sizes(stage1: _Section, aux: _Section) -> tuple[int, ...]:
     return (*sizes[: count - 1], sizes[-1])
 
 
-def _parse_transformer(stage2: _Section, vae: VAEConfig) -> TransformerConfig:
+def parse_transformer(data: Any, level_sides: tuple[int, ...]) -> TransformerConfig:
+    """The ``stage2`` mapping of a released configuration alone; ``level_sides`` are its code maps' sides, top first."""
+    return _parse_transformer(_Section(data, "stage2"), level_sides)
+
+
+def _parse_transformer(stage2: _Section, level_sides: tuple[int, ...]) -> TransformerConfig:
     net = stage2.section("hparams")
     kinds = {"top": _parse_top, "bottom": _parse_bottom, "multilevel-hq": _parse_three_levels}
     kind = stage2.get("type", None)
@@ -118,7 +123,7 @@ def _parse_transformer(stage2: _Section, vae: VAEConfig) -> TransformerConfig:
     body = _parse_blocks(net, net.get("n_layers", 42))
     common = TransformerConfig(
         codebook_sizes=(stage2.get("vocab_size_img", 16384),) * 2,
-        side=vae.level_sides[0],
+        side=level_sides[0],
         dim=net.get("embed_dim", 1536),
         body=body,
         head=_parse_head(stage2, body),
@@ -130,28 +135,28 @@ def _parse_transformer(stage2: _Section, vae: VAEConfig) -> TransformerConfig:
         max_positions=net.get("ctx_len_img", 256),
         embedding_dropout=net.get("embd_pdrop", 0.0),
     )
-    return parse(stage2, common, vae)
+    return parse(stage2, common, level_sides)
 
 
-def _parse_two_levels(stage2: _Section, common: TransformerConfig, vae: VAEConfig) -> TransformerConfig:
+def _parse_two_levels(stage2: _Section, common: TransformerConfig, sides: tuple[int, ...]) -> TransformerConfig:
     stage2.require("ratio_bot2top", 4, 4)
     return _with_embedding(stage2, replace(common, decoding=_TWO_LEVEL_POLICIES[stage2.data["type"]]))
 
 
-def _parse_three_levels(stage2: _Section, common: TransformerConfig, vae: VAEConfig) -> TransformerConfig:
+def _parse_three_levels(stage2: _Section, common: TransformerConfig, sides: tuple[int, ...]) -> TransformerConfig:
     decoding, add = stage2.choose("decoding_type", stage2.get("decoding_type", "tree"), _THREE_LEVEL_POLICIES)
     sizes = tuple(stage2.get("vocab_sizes_img", _DEFAULT_SIZES))
     return _with_embedding(stage2, replace(common, codebook_sizes=sizes, decoding=decoding, add_ancestors=add))
 
 
-def _parse_top(stage2: _Section, common: TransformerConfig, vae: VAEConfig) -> TransformerConfig:
+def _parse_top(stage2: _Section, common: TransformerConfig, sides: tuple[int, ...]) -> TransformerConfig:
     return replace(common, codebook_sizes=common.codebook_sizes[:1], decoding="global", position="1d")
 
 
-def _parse_bottom(stage2: _Section, common: TransformerConfig, vae: VAEConfig) -> TransformerConfig:
+def _parse_bottom(stage2: _Section, common: TransformerConfig, sides: tuple[int, ...]) -> TransformerConfig:
     return replace(
-        _parse_top(stage2, common, vae),
-        side=vae.level_sides[1],
+        _parse_top(stage2, common, sides),
+        side=sides[1],
         condition="codes",
         prefix_vocab_size=common.codebook_sizes[0],
     )

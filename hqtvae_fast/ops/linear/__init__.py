@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from typing import TypeVar
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+Module = TypeVar("Module", bound=nn.Module)
 
 # oneDNN chooses a blocked weight layout for a number of rows; a sampling step has few (the batch, or four times it).
 PACK_ROWS = 8
@@ -57,7 +61,7 @@ def can_pack(weight: Tensor) -> bool:
     return weight.dtype is torch.float32
 
 
-def pack_linears(module: nn.Module) -> nn.Module:
+def pack_linears(module: Module) -> Module:
     """Pack every :class:`Linear` inside ``module`` and return it. Costs one more copy of the weights in memory."""
     for child in module.modules():
         if isinstance(child, Linear):

@@ -1,0 +1,185 @@
+"""What a device can do at best, and the least time that a given amount of work takes there.
+
+Published peaks are the vendors' own, from data sheets and architecture white papers: dense (not "with sparsity"), at
+boost clock, fp32 accumulation. A real GEMM reaches about 70-80 % of the arithmetic and a real kernel about 80-90 % of
+the bandwidth, so a floor computed from them is never met. :func:`measure_this_machine` gives the same figures as found
+by running them.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+TERA, GIGA, KIB = 10**12, 10**9, 2**10
+
+
+@dataclass(frozen=True)
+class Device:
+    """Peaks of one device.
+
+    ``flops``: dense FLOP/s (a multiply-add is two) on operands of ``dtype``. ``bandwidth``: bytes/s of main memory.
+    ``memory``: bytes of it. ``multiprocessors``: their number; ``shared_memory``: the most bytes of it that one block
+    may have. Both are 0 on a CPU. ``name`` is what CUDA calls the device, where CUDA knows it.
+    """
+
+    name: str
+    flops: float
+    bandwidth: float
+    memory: int
+    multiprocessors: int = 0
+    shared_memory: int = 0
+    dtype: torch.dtype = torch.bfloat16
+
+
+# Memory in the sheets' gigabytes, taken as 10^9 bytes: CUDA reports about that much as usable.
+DEVICES: dict[str, Device] = {
+    "A100-40GB": Device("NVIDIA A100-SXM4-40GB", 312 * TERA, 1_555 * GIGA, 40 * GIGA, 108, 163 * KIB),
+    "A100-80GB": Device("NVIDIA A100-SXM4-80GB", 312 * TERA, 2_039 * GIGA, 80 * GIGA, 108, 163 * KIB),
+    "H100": Device("NVIDIA H100 80GB HBM3", 990 * TERA, 3_350 * GIGA, 80 * GIGA, 132, 227 * KIB),
+    "H200": Device("NVIDIA H200", 990 * TERA, 4_800 * GIGA, 141 * GIGA, 132, 227 * KIB),
+    "L40S": Device("NVIDIA L40S", 362 * TERA, 864 * GIGA, 48 * GIGA, 142, 99 * KIB),
+    "RTX4090": Device("NVIDIA GeForce RTX 4090", 165.2 * TERA, 1_008 * GIGA, 24 * GIGA, 128, 99 * KIB),
+}
+"""Published peaks by short name. H100 is the SXM board."""
+
+
+def published(name: str) -> Device:
+    """The device with this key in :data:`DEVICES`, or with this name in CUDA; a ValueError lists the keys if none."""
+    for key, device in DEVICES.items():
+        if name in (key, device.name):
+            return device
+    raise ValueError(f"device: expected one of {', '.join(DEVICES)} (or its name in CUDA); got {name!r}")
+
+
+def floor_seconds(flops: float, num_bytes: float, device: Device) -> float:
+    """Least seconds for ``flops`` operations and ``num_bytes`` bytes of memory traffic, wholly overlapped."""
+    return max(flops / device.flops, num_bytes / device.bandwidth)
+
+
+# ------------------------------------------------------------------------------------------------- what to compute in
+
+
+def cpu_supports_bf16() -> bool:
+    """Whether this CPU multiplies bf16 matrices in hardware, and oneDNN is there to use it.
+
+    oneDNN calls bf16 "supported" on every x86 processor with AVX-512, but without AVX512-BF16 or AMX it emulates it,
+    and loses: on an EPYC with AVX512-BF16 (2 cores) a 1024^3 GEMM runs at 400 GFLOP/s in bf16 and 160 in fp32; told
+    by ONEDNN_MAX_CPU_ISA=AVX512_CORE not to use these instructions, at 49 in bf16 and still 160 in fp32; and 8 rows
+    times a packed weight, bound by memory, take 2.5 times as long as in fp32 though bf16 has half the bytes. So on x86
+    the instructions are asked for too. On other processors oneDNN's answer is already one about instructions.
+    """
+    if not torch.backends.mkldnn.is_available() or not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        return False
+    if platform.machine().lower() not in ("x86_64", "amd64"):
+        return True
+    return _has_instructions("_is_avx512_bf16_supported") or _has_instructions("_is_amx_tile_supported")
+
+
+def _has_instructions(probe: str) -> bool:
+    # These are torch's private names: one that a later torch has dropped counts as "no", which costs speed only.
+    function = getattr(torch.cpu, probe, None)
+    return function is not None and bool(function())
+
+
+def default_dtype(device: str | torch.device) -> torch.dtype:
+    """The fastest dtype that holds the model's activations: bf16 where it runs in hardware; else fp16 on a GPU
+    (compute capability below 8.0), fp32 on a CPU and on any other kind of device."""
+    device = torch.device(device)
+    if device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.get_device_capability(device) >= (8, 0) else torch.float16
+    return torch.bfloat16 if device.type == "cpu" and cpu_supports_bf16() else torch.float32
+
+
+# ---------------------------------------------------------------------------------------------------- this machine
+
+BUDGET_SECONDS = 0.4  # for each of the two rates
+# A CPU's GEMM is fastest where its matrices still fit the caches: several sizes are tried and the best counts.
+CPU_GEMM_SIZES = (512, 1024, 2048)
+CUDA_GEMM_SIZES = (8192,)
+CPU_STREAM_BYTES = 512 * 2**20  # several times the last-level cache of most processors
+CUDA_STREAM_BYTES = 2**30
+
+
+def measure_this_machine(device: str | torch.device | None = None) -> Device:
+    """Peaks of the GPU if there is one, else of the CPU, as plain torch reaches them: about 2 seconds, 0.6 to 2 GB.
+
+    ``flops`` is the best square GEMM's in :func:`default_dtype`, ``bandwidth`` that of summing a large tensor: reading,
+    which is what streaming weights is. On a CPU both depend on ``torch.get_num_threads()`` and on whatever else is
+    running.
+    """
+    device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    dtype = default_dtype(device)
+    if device.type == "cuda":
+        properties = torch.cuda.get_device_properties(device)
+        return Device(
+            name=f"{properties.name}, measured",
+            flops=_gemm_rate(device, dtype, CUDA_GEMM_SIZES),
+            bandwidth=_stream_rate(device, CUDA_STREAM_BYTES),
+            memory=properties.total_memory,
+            multiprocessors=properties.multi_processor_count,
+            # AMD's builds of torch know one limit, NVIDIA's also the higher one that a kernel may opt into.
+            shared_memory=getattr(properties, "shared_memory_per_block_optin", properties.shared_memory_per_block),
+            dtype=dtype,
+        )
+    return Device(
+        name=f"{platform.machine()} CPU with {torch.get_num_threads()} threads, measured",
+        flops=_gemm_rate(device, dtype, CPU_GEMM_SIZES),
+        bandwidth=_stream_rate(device, CPU_STREAM_BYTES),
+        memory=os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"),
+        dtype=dtype,
+    )
+
+
+@torch.inference_mode()
+def _gemm_rate(device: torch.device, dtype: torch.dtype, sizes: tuple[int, ...]) -> float:
+    """FLOP/s of the best of these n x n x n products. Sizes ascend; the rest are left out once one would take long."""
+    rate, budget = 0.0, BUDGET_SECONDS / len(sizes)
+    for n in sizes:
+        if rate > 0 and 2 * n**3 / rate > BUDGET_SECONDS:
+            break
+        left, right = (torch.randn(n, n, device=device).to(dtype) for _ in range(2))
+        out = torch.empty_like(left)
+        seconds = _best_seconds(lambda: torch.mm(left, right, out=out), device, budget)  # noqa: B023
+        rate = max(rate, 2 * n**3 / seconds)
+    return rate
+
+
+@torch.inference_mode()
+def _stream_rate(device: torch.device, num_bytes: int) -> float:
+    """Bytes/s of reading a tensor of ``num_bytes`` once."""
+    # Ones, not zeros: fresh zero pages on a CPU may all be one page, read from the cache.
+    values = torch.ones(num_bytes // 4, dtype=torch.float32, device=device)
+    return values.nbytes / _best_seconds(lambda: values.sum(), device, BUDGET_SECONDS)
+
+
+def _best_seconds(run: Callable[[], object], device: torch.device, budget: float) -> float:
+    """The shortest run of as many as start within ``budget`` seconds, after one that is not timed."""
+    clock = _cuda_seconds if device.type == "cuda" else _cpu_seconds
+    run()
+    deadline = time.perf_counter() + budget
+    best = clock(run, device)
+    while time.perf_counter() < deadline:
+        best = min(best, clock(run, device))
+    return best
+
+
+def _cpu_seconds(run: Callable[[], object], device: torch.device) -> float:
+    start = time.perf_counter()
+    run()
+    return time.perf_counter() - start
+
+
+def _cuda_seconds(run: Callable[[], object], device: torch.device) -> float:
+    with torch.cuda.device(device):
+        start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        start.record()
+        run()
+        end.record()
+        end.synchronize()
+    return start.elapsed_time(end) / 1e3

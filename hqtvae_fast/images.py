@@ -1,0 +1,77 @@
+"""Picture files and PIL images to the model's tensors, and back."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps, UnidentifiedImageError
+from torch import Tensor
+
+WHITE = (255, 255, 255)
+
+
+def open_image(path: str | Path) -> Image.Image:
+    """A picture file as RGB: turned upright as its camera says, transparency over white. ValueError if unreadable."""
+    try:
+        with Image.open(path) as file:
+            return to_rgb(ImageOps.exif_transpose(file))
+    except FileNotFoundError:
+        raise ValueError(f"{path}: no such file") from None
+    except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise ValueError(f"{path}: not a readable picture ({error})") from error
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Any PIL mode as RGB; what is transparent becomes white."""
+    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
+        image = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", image.size, (*WHITE, 255)), image).convert("RGB")
+    return image.convert("RGB")
+
+
+def fit(image: Image.Image, resolution: int) -> Image.Image:
+    """Short side to ``resolution``, then the centre square, as in the paper's evaluation."""
+    if image.size == (resolution, resolution):
+        return image
+    scale = resolution / min(image.size)
+    width, height = (max(resolution, round(side * scale)) for side in image.size)
+    resized = image.resize((width, height), Image.Resampling.BILINEAR, reducing_gap=None)
+    left, top = (width - resolution) // 2, (height - resolution) // 2
+    return resized.crop((left, top, left + resolution, top + resolution))
+
+
+def to_tensor(images: Sequence[Image.Image], resolution: int) -> Tensor:
+    """PIL images, fitted, as float32 [B, 3, R, R] in [-1, 1]."""
+    arrays = [np.asarray(fit(to_rgb(image), resolution)) for image in images]
+    pixels_BHWC = torch.from_numpy(np.stack(arrays)).float()
+    return pixels_BHWC.permute(0, 3, 1, 2) / 127.5 - 1
+
+
+def to_pil(images: Tensor) -> list[Image.Image]:
+    """Float images [B, 3, H, W] in [0, 1] as PIL images."""
+    bytes_BHWC = (images.clamp(0, 1) * 255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
+    return [Image.fromarray(array) for array in bytes_BHWC]
+
+
+def grid(images: Sequence[Image.Image], columns: int | None = None, gap: int = 2) -> Image.Image:
+    """Images of one size as a sheet, row by row, on white. ``columns`` defaults to a sheet about square."""
+    if not images:
+        raise ValueError("grid: expected at least one image, got none")
+    columns = columns or math.ceil(math.sqrt(len(images)))
+    columns = min(columns, len(images))
+    rows = math.ceil(len(images) / columns)
+    width, height = images[0].size
+    sheet = Image.new("RGB", (columns * (width + gap) - gap, rows * (height + gap) - gap), WHITE)
+    for index, image in enumerate(images):
+        sheet.paste(image, ((index % columns) * (width + gap), (index // columns) * (height + gap)))
+    return sheet
+
+
+def psnr(images: Tensor, references: Tensor) -> Tensor:
+    """Peak signal-to-noise ratio in dB of images [B, 3, H, W] in [0, 1]: [B]; infinite for equal ones."""
+    error_B = (images - references).square().flatten(1).mean(dim=1)
+    return -10 * error_B.log10()

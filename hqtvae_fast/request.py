@@ -1,0 +1,148 @@
+"""What a user asks of the pipeline, checked and spread over images: conditions, given codes, sampling parameters."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hqtvae_fast.config import TransformerConfig, VAEConfig, first_level
+from hqtvae_fast.engine import SamplingParams, image_seeds
+
+
+@dataclass(frozen=True)
+class Request:
+    """One row an image, on the CPU: ``condition`` [N], [N, P] or None, ``given`` top codes [N, h, w] or None, ``seeds``
+    [N]; and the sampling parameters of each transformer that draws."""
+
+    condition: Tensor | None
+    given: Tensor | None
+    seeds: Tensor
+    params: list[SamplingParams]
+
+    def rows(self, start: int, size: int, device: torch.device) -> Request:
+        """Images ``start`` to ``start + size``, on a device."""
+
+        def cut(part: Tensor) -> Tensor:
+            return part[start : start + size].to(device)
+
+        condition = None if self.condition is None else cut(self.condition)
+        given = None if self.given is None else cut(self.given)
+        return Request(condition, given, cut(self.seeds), self.params)
+
+
+def make_request(condition: Tensor | None, given: Tensor | None, num_images: int, seed: Any, params: Any) -> Request:
+    """Repeat conditions and given codes ``num_images`` times each, in condition-major order, and seed every image."""
+    conditions = len(condition) if condition is not None else 1 if given is None else len(given)
+    if condition is not None:
+        condition = spread("conditions", condition, conditions, num_images)
+    if given is not None:
+        given = spread("given_top_codes", given, conditions, num_images)
+    return Request(condition, given, image_seeds(seed, conditions * num_images), params)
+
+
+def read_condition(
+    config: TransformerConfig,
+    class_labels: Any,
+    prompt: Any,
+    tokenize: Callable[[Sequence[str]], Tensor],
+) -> Tensor | None:
+    """Labels [C] or tokens [C, P], as the model is conditioned; None for an unconditional one.
+
+    ValueError when the wrong one, both or none are given, or a label is out of range.
+    """
+    wanted = {"class": "class_labels", "text": "prompt"}.get(config.condition)
+    got = [name for name, value in (("class_labels", class_labels), ("prompt", prompt)) if value is not None]
+    if got != ([wanted] if wanted else []):
+        kind = {"class": "class-conditional", "text": "text-conditional"}.get(
+            config.condition, "not conditional on either"
+        )
+        raise ValueError(f"this model is {kind}: expected {wanted or 'none'}; got {' and '.join(got) or 'none'}")
+    if wanted is None:
+        return None
+    return (
+        _read_labels(class_labels, config.num_classes) if wanted == "class_labels" else tokenize(_read_prompts(prompt))
+    )
+
+
+def _read_labels(class_labels: Any, num_classes: int) -> Tensor:
+    try:
+        labels = torch.as_tensor(class_labels).reshape(-1)
+    except (TypeError, ValueError, RuntimeError):
+        raise ValueError(f"class_labels: expected an integer or a list of them; got {class_labels!r}") from None
+    if labels.numel() == 0 or labels.is_floating_point() or labels.dtype is torch.bool:
+        raise ValueError(f"class_labels: expected an integer or a list of them; got {class_labels!r}")
+    for label in labels.tolist():
+        if not 0 <= label < num_classes:
+            raise ValueError(f"class_labels: expected 0 to {num_classes - 1}; got {label}")
+    return labels.to("cpu", torch.int64)
+
+
+def _read_prompts(prompt: Any) -> list[str]:
+    prompts = [prompt] if isinstance(prompt, str) else list(prompt)
+    if not prompts or not all(isinstance(text, str) for text in prompts):
+        raise ValueError(f"prompt: expected a string or a list of strings; got {prompt!r}")
+    return prompts
+
+
+def read_given_codes(config: VAEConfig, given: Any) -> Tensor:
+    """Top codes [h, w] or [M, h, w] as int64 [M, h, w] on the CPU; ValueError on another shape or range."""
+    side, size = config.level_sides[0], config.codebook_sizes[0]
+    codes = torch.as_tensor(given)
+    if codes.ndim not in (2, 3) or codes.shape[-2:] != (side, side) or codes.is_floating_point() or len(codes) == 0:
+        raise ValueError(
+            f"given_top_codes: expected integers [{side}, {side}] or [N, {side}, {side}];"
+            f" got {str(codes.dtype).removeprefix('torch.')} {list(codes.shape)}"
+        )
+    if bool(((codes < 0) | (codes >= size)).any()):
+        raise ValueError(
+            f"given_top_codes: expected codes from 0 to {size - 1}; got {int(codes.min())}..{int(codes.max())}"
+        )
+    return codes.to("cpu", torch.int64).reshape(-1, side, side)
+
+
+def spread(name: str, rows: Tensor, conditions: int, num_images: int) -> Tensor:
+    """One row for all images, one a condition, or one an image -> one an image, in condition-major order."""
+    count = conditions * num_images
+    if len(rows) == count:
+        return rows
+    if len(rows) not in (1, conditions):
+        raise ValueError(f"{name}: expected {' or '.join(map(str, sorted({1, conditions, count})))}; got {len(rows)}")
+    return rows.repeat_interleave(count // len(rows), dim=0)
+
+
+def read_params(
+    models: Sequence[TransformerConfig], levels: int, temperature: Any, top_k: Any, top_p: Any
+) -> list[SamplingParams]:
+    """Sampling parameters of each model, from a number or one a level; ValueError if out of range."""
+    named = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
+    values = {name: _per_level(name, value, levels) for name, value in named.items()}
+    params = []
+    for config in models:
+        own = slice(first_level(config), first_level(config) + config.num_levels)
+        params.append(SamplingParams(**{name: value[own] for name, value in values.items()}))
+        params[-1].check(config)
+    return params
+
+
+def _per_level(name: str, value: Any, levels: int) -> tuple[Any, ...]:
+    if not isinstance(value, (list, tuple)):
+        return (value,) * levels
+    if len(value) != levels:
+        raise ValueError(f"{name}: expected one value, or {levels}, one a level; got {len(value)}")
+    return tuple(value)
+
+
+def check_positive(name: str, value: Any) -> None:
+    """ValueError unless ``value`` is an integer of at least 1."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ValueError(f"{name}: expected an integer of at least 1; got {value!r}")
+
+
+def check_choice(name: str, value: Any, choices: Sequence[str]) -> None:
+    """ValueError unless ``value`` is one of ``choices``."""
+    if value not in choices:
+        raise ValueError(f"{name}: expected one of {', '.join(choices)}; got {value!r}")

@@ -1,0 +1,33 @@
+"""Shared by all tests: where the golden cases are, and single-precision pipelines of them, opened once."""
+
+from __future__ import annotations
+
+import functools
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from hqtvae_fast import HQTVAEPipeline
+
+GOLDEN = Path(__file__).parent / "golden"
+CASES = sorted(path.parent.name for path in GOLDEN.glob("*/golden.safetensors"))
+
+
+@functools.cache
+def golden_pipeline(case: str) -> HQTVAEPipeline:
+    return HQTVAEPipeline.from_pretrained(GOLDEN / case, device="cpu", dtype=torch.float32)
+
+
+@functools.cache
+def golden_values(name: str) -> dict[str, torch.Tensor]:
+    """Inputs and the released implementation's outputs; integers as int64."""
+    file = GOLDEN / name / "golden.safetensors" if name != "functions" else GOLDEN / "functions.safetensors"
+    values = load_file(file)
+    return {key: value.long() if value.dtype == torch.int32 else value for key, value in values.items()}
+
+
+@pytest.fixture
+def class_pipeline() -> HQTVAEPipeline:
+    return golden_pipeline("class_parallel")
