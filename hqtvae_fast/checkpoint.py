@@ -191,8 +191,8 @@ def _read_pickle(file: Path) -> StateDict:
         data = torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         wanted = re.search(r"GLOBAL ([\w.]+)", str(error))
-        reason = f"it asks to run {wanted.group(1)}" if wanted else _first_line(error)
-        raise CheckpointError(f"{file}: refused, a checkpoint may hold tensors only: {reason}") from error
+        reason = f"this one asks to run {wanted.group(1)}" if wanted else "this one holds other Python objects"
+        raise CheckpointError(f"{file}: refused, a checkpoint may hold tensors only; {reason}") from error
     except (RuntimeError, EOFError, ValueError, KeyError) as error:
         raise CheckpointError(f"{file}: truncated or not a torch file ({_first_line(error)})") from error
     state = data.get("state_dict", data) if isinstance(data, dict) else data

@@ -201,6 +201,11 @@ class TransformerConfig:
         return self.side**2
 
     @property
+    def prefix_positions(self) -> int:
+        """P: body positions before the first top code is predicted, counting the one that predicts it."""
+        return self.prefix_length if self.condition in ("text", "codes") else 1
+
+    @property
     def position_rows(self) -> int:
         """Rows of each of the two tables of ``position='2d'``."""
         return int(self.max_positions**0.5)

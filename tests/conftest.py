@@ -11,6 +11,9 @@ from safetensors.torch import load_file
 
 from hqtvae_fast import HQTVAEPipeline
 
+# The golden models are tiny: a second thread costs more in waiting than it gives, above all on a busy machine.
+torch.set_num_threads(1)
+
 GOLDEN = Path(__file__).parent / "golden"
 CASES = sorted(path.parent.name for path in GOLDEN.glob("*/golden.safetensors"))
 

@@ -76,7 +76,8 @@ def draw_codes(
             keep_top = given_top_codes is not None and group.start == 0
             _draw_group(logits, local_BTN[:, step], group, step, config, params, seeds, keep_top)
             invalid |= torch.stack([level.isnan().any() for level in logits]).any()
-        x_BSD = model.embedding(local_BTN[:, step : step + 1], range(step, step + 1))
+        if step + 1 < config.num_steps:
+            x_BSD = model.embedding(local_BTN[:, step : step + 1], range(step, step + 1))
         if on_step is not None:
             on_step()
     if bool(invalid):
@@ -120,7 +121,6 @@ def _noise_offset(config: TransformerConfig) -> int:
 
 def _make_caches(model: HQTransformer, batch: int) -> tuple[KVCache, KVCache]:
     config, weight = model.config, model.norm.weight
-    prefix = config.prefix_length if config.condition in ("text", "codes") else 1
 
     def make(blocks: Blocks | None, heads: int, capacity: int) -> KVCache:
         return KVCache(
@@ -134,7 +134,7 @@ def _make_caches(model: HQTransformer, batch: int) -> tuple[KVCache, KVCache]:
         )
 
     head_blocks = getattr(model.head, "blocks", None)
-    body = make(model.body, config.body.num_heads, prefix + config.num_steps - 1)
+    body = make(model.body, config.body.num_heads, config.prefix_positions + config.num_steps - 1)
     return body, make(head_blocks, config.head.num_heads, config.num_local)
 
 
