@@ -161,8 +161,10 @@ class TransformerConfig:
     position: Position = "1d"
     max_positions: int = 256
     """Rows of the position table; only the first side*side are read."""
-    add_ancestors: bool = False
-    """Sequential decoding over three levels: a code's input also carries its ancestors' embeddings."""
+    scrambled_middle: bool = False
+    """The released sequential model over three levels (``top2mid2bot``) reads middle codes of other windows than those
+    it predicts, as its reshaping takes a [2l, 2l] map for a [4l, l] one. Such a model can be evaluated but not drawn
+    from, since those codes are not known yet."""
     embedding_dropout: float = 0.0
 
     def __post_init__(self) -> None:
@@ -187,6 +189,10 @@ class TransformerConfig:
         _require(
             self.embedding != "reduce" or (len(sizes) == 2 and self.dim % WINDOW**2 == 0),
             f"embedding='reduce': expected two levels and a dim divisible by 4; got {sizes} and {self.dim}",
+        )
+        _require(
+            not self.scrambled_middle or (self.decoding == "sequential" and len(sizes) == 3),
+            f"scrambled_middle: expected decoding='sequential' over three levels; got {self.decoding!r} and {sizes}",
         )
         rows = self.position_rows**2 if self.position == "2d" else self.max_positions
         _require(rows >= self.num_steps, f"max_positions: expected at least {self.num_steps}; got {self.max_positions}")

@@ -58,6 +58,8 @@ def draw_codes(
     of range and, at the end on a GPU and at once on a CPU, on logits that are NaN.
     """
     config, batch = model.config, len(seeds)
+    if config.scrambled_middle:
+        raise ValueError("scrambled_middle: this model needs codes that are not drawn yet; it can only be evaluated")
     params.check(config)
     body_cache, head_cache = _make_caches(model, batch)
     local_BTN = torch.zeros(batch, config.num_steps, config.num_local, dtype=torch.int64, device=seeds.device)

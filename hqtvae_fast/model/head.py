@@ -34,8 +34,8 @@ class PyramidHead(nn.Module):
     """PHT: blocks over the n local positions, whose groups are drawn one after the other.
 
     Input of position 0 is h + p_0. Input of a later position q, by decoding policy:
-    hierarchical: E(parent code) + p_q, at the third level + E(top code); sequential: E(code q-1) + p_q, with
-    ``add_ancestors`` + that code's ancestors' embeddings; bidirectional: p_q.
+    hierarchical: E(parent code) + p_q, at the third level + E(top code); sequential: E(code q-1) + p_q;
+    bidirectional: p_q.
     """
 
     def __init__(self, config: TransformerConfig) -> None:
@@ -92,8 +92,7 @@ def _sources(config: TransformerConfig, position: int) -> tuple[int, ...]:
     if position == 0 or config.decoding == "bidirectional":
         return ()
     if config.decoding == "sequential":
-        previous = position - 1
-        return (previous, *_ancestors(config, previous)) if config.add_ancestors else (previous,)
+        return (position - 1,)
     return _ancestors(config, position)
 
 

@@ -19,7 +19,7 @@ from hqtvae_fast.model.conditioning import TokenPrefix, build_prefix
 from hqtvae_fast.model.embedding import build_embedding
 from hqtvae_fast.model.head import build_head
 from hqtvae_fast.model.layers import LAYER_NORM_EPS, Blocks, StackCache
-from hqtvae_fast.model.pyramid import join_windows, to_local
+from hqtvae_fast.model.pyramid import join_windows, scramble_middle, to_local
 
 INIT_STD = 0.02
 
@@ -77,7 +77,8 @@ class HQTransformer(nn.Module):
         tokens_BTD = self.embedding(local_BTN[:, :-1], range(T - 1))
         h_BSD = self.run_body(torch.cat([prefix_BPD, tokens_BTD], dim=1))
         P = prefix_BPD.shape[1]
-        levels = self.head(h_BSD[:, P - 1 :].reshape(B * T, -1), local_BTN.view(B * T, N))
+        read_BTN = scramble_middle(local_BTN, codes[1], side) if config.scrambled_middle else local_BTN
+        levels = self.head(h_BSD[:, P - 1 :].reshape(B * T, -1), read_BTN.view(B * T, N))
         text = self.prefix.logits(h_BSD[:, : P - 1]) if isinstance(self.prefix, TokenPrefix) else None
         maps = [join_windows(part.view(B, T, *part.shape[1:]), side, level) for level, part in enumerate(levels)]
         return HQLogits(levels=tuple(part.flatten(1, 2) for part in maps), text=text)

@@ -53,6 +53,12 @@ def to_maps(local_BTN: Tensor, side: int, widths: Sequence[int]) -> tuple[Tensor
     return tuple(join_windows(part, side, level) for level, part in enumerate(parts))
 
 
+def scramble_middle(local_BTN: Tensor, middle: Tensor, side: int) -> Tensor:
+    """Local pyramids whose middle codes are read as the released ``top2mid2bot`` does: the map taken as [4l, l]."""
+    strips_BTW = middle.reshape(-1, side, WINDOW**2, side).transpose(2, 3).reshape(-1, side * side, WINDOW**2)
+    return torch.cat([local_BTN[:, :, :1], strips_BTW, local_BTN[:, :, 1 + WINDOW**2 :]], dim=2)
+
+
 def parents(level: int) -> list[int]:
     """For each code in a window of ``level``, row by row, the index of its parent in the window of ``level - 1``."""
     w, up = window_side(level), window_side(level - 1)

@@ -25,11 +25,7 @@ _TWO_LEVEL_POLICIES: dict[str, Decoding] = {
     "hq-transformer/bidirectional": "bidirectional",
     "hq-transformer/bidirectional4": "bidirectional",
 }
-_THREE_LEVEL_POLICIES: dict[str, tuple[Decoding, bool]] = {  # decoding_type -> policy, add_ancestors
-    "parallel-add": ("hierarchical", True),
-    "top2mid2bot": ("sequential", False),
-    "top2mid2bot-add": ("sequential", True),
-}
+_THREE_LEVEL_POLICIES: dict[str, Decoding] = {"parallel-add": "hierarchical", "top2mid2bot": "sequential"}
 _DEFAULT_SIZES = (8192, 8192, 8192)
 
 
@@ -144,9 +140,10 @@ def _parse_two_levels(stage2: _Section, common: TransformerConfig, sides: tuple[
 
 
 def _parse_three_levels(stage2: _Section, common: TransformerConfig, sides: tuple[int, ...]) -> TransformerConfig:
-    decoding, add = stage2.choose("decoding_type", stage2.get("decoding_type", "tree"), _THREE_LEVEL_POLICIES)
+    decoding = stage2.choose("decoding_type", stage2.get("decoding_type", "tree"), _THREE_LEVEL_POLICIES)
     sizes = tuple(stage2.get("vocab_sizes_img", _DEFAULT_SIZES))
-    return _with_embedding(stage2, replace(common, codebook_sizes=sizes, decoding=decoding, add_ancestors=add))
+    scrambled = decoding == "sequential"
+    return _with_embedding(stage2, replace(common, codebook_sizes=sizes, decoding=decoding, scrambled_middle=scrambled))
 
 
 def _parse_top(stage2: _Section, common: TransformerConfig, sides: tuple[int, ...]) -> TransformerConfig:

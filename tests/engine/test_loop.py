@@ -124,15 +124,25 @@ def tiny(**changes) -> HQTransformer:
     return model
 
 
-@pytest.mark.parametrize("add_ancestors", [False, True])
-def test_three_levels_one_after_the_other(add_ancestors):
-    model = tiny(decoding="sequential", add_ancestors=add_ancestors)
+def test_three_levels_one_after_the_other():
+    model = tiny(decoding="sequential")
     params = SamplingParams((1.0,) * 3, (1,) * 3, (None,) * 3)
     codes = draw_codes(model, torch.tensor([1, 2]), image_seeds(0, 2), params)
     with torch.no_grad():
         logits = model(codes, torch.tensor([1, 2])).levels
     for level, drawn in zip(logits, codes, strict=True):
         assert torch.equal(level.argmax(dim=2), drawn.flatten(1))
+
+
+def test_a_scrambled_model_is_evaluated_but_not_drawn():
+    model, straight = tiny(decoding="sequential", scrambled_middle=True), tiny(decoding="sequential")
+    codes = [torch.arange(4).view(1, 2, 2), torch.arange(16).view(1, 4, 4), torch.zeros(1, 8, 8, dtype=torch.int64)]
+    with torch.no_grad():
+        scrambled, plain = model(codes, torch.tensor([1])), straight(codes, torch.tensor([1]))
+    assert torch.equal(scrambled.levels[0], plain.levels[0])  # the top code is drawn before any middle one is read
+    assert not torch.allclose(scrambled.levels[2], plain.levels[2])
+    with pytest.raises(ValueError, match="can only be evaluated"):
+        draw_codes(model, torch.tensor([1]), image_seeds(0, 1), SamplingParams((1.0,) * 3, (1,) * 3, (None,) * 3))
 
 
 def test_two_dimensional_positions():

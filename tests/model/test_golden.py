@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 import torch
-from conftest import CASES, golden_pipeline, golden_values
+from conftest import CASES, GOLDEN, golden_pipeline, golden_values
+from safetensors import safe_open
+from safetensors.torch import load_file
 
+from hqtvae_fast import released
+from hqtvae_fast.checkpoint import load_stage2_state
 from hqtvae_fast.model.hqvae import Codebook
 from hqtvae_fast.model.pyramid import split_windows
 from hqtvae_fast.ops.sample_logits.reference import filter_logits
@@ -183,3 +189,29 @@ def test_filters(key):
 
 def test_all_filters_are_here():
     assert len(FILTERS) == 40
+
+
+VARIANTS = sorted(path.stem for path in (GOLDEN / "variants").glob("*.safetensors"))
+
+
+def test_all_variants_are_here():
+    assert len(VARIANTS) == 5
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_variants(name):
+    """What released configurations may ask for and the golden checkpoints do not: logits of the released modules."""
+    file = GOLDEN / "variants" / f"{name}.safetensors"
+    with safe_open(file, framework="pt") as opened:
+        stage2 = json.loads(opened.metadata()["stage2"])
+    values = load_file(file)
+    levels = sum(key.startswith("codes_") for key in values)
+    config = released.parse_transformer(stage2, (4, 8, 16)[:levels])
+    state = {key.removeprefix("state."): value for key, value in values.items() if key.startswith("state.")}
+    model = load_stage2_state(config, state, origin=name).eval()
+    with torch.no_grad():
+        logits = model([values[f"codes_{level}"] for level in range(levels)], values.get("condition"))
+    for level in range(levels):
+        assert_close(logits.levels[level], values[f"logits_{level}"])
+    if "logits_text" in values:
+        assert_close(logits.text, values["logits_text"])
