@@ -75,14 +75,60 @@ class Downsample(nn.Module):
 
 
 class Upsample(nn.Module):
-    """Nearest-neighbour doubling, then a 3x3 convolution."""
+    """Nearest-neighbour doubling, then a 3x3 convolution.
+
+    A 3x3 window of the doubled map holds only 2x2 different pixels of the small one, in one of four arrangements: one
+    for each parity of the output's row and column. :meth:`fold` sums the weights that fall on the same pixel, after
+    which inference runs one convolution of 2x2 with four times the channels on the small map and interleaves its
+    results: 4/9 of the arithmetic.
+    """
+
+    folded: Tensor | None
 
     def __init__(self, channels: int) -> None:
         super().__init__()
         self.conv = nn.Conv2d(channels, channels, 3, padding=1)
+        self.register_buffer("folded", None, persistent=False)
+
+    @torch.no_grad()
+    def fold(self) -> None:
+        """Fold the weights, to be called in fp32 before any cast; kept until training starts."""
+        self.folded = fold_upsampling(self.conv.weight).contiguous(memory_format=torch.channels_last)
+
+    def train(self, mode: bool = True) -> Upsample:
+        if mode:
+            self.folded = None  # the weights are about to change
+        return super().train(mode)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
+        if self.folded is None or torch.is_grad_enabled():
+            return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
+        assert self.conv.bias is not None
+        B, C, H, W = x.shape
+        phases = F.conv2d(x, self.folded, self.conv.bias.repeat(4), padding=1)  # [B, 4C, H+1, W+1]
+        out = torch.empty((B, C, 2 * H, 2 * W), dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
+        for index, phase in enumerate(phases.chunk(4, dim=1)):
+            row, column = divmod(index, 2)
+            out[:, :, row::2, column::2] = phase[:, :, row : row + H, column : column + W]
+        return out
+
+
+def fold_upsampling(weight: Tensor) -> Tensor:
+    """[Co, Ci, 3, 3] for the doubled map -> [4*Co, Ci, 2, 2] for the small one, phases (row, column) row by row.
+
+    Along one axis, output 2y+0 sees small pixels y-1 (tap 0) and y (taps 1, 2); output 2y+1 sees y (0, 1) and y+1 (2).
+    """
+    even, odd = [[0], [1, 2]], [[0, 1], [2]]
+    phases = []
+    for rows in (even, odd):
+        for columns in (even, odd):
+            pixels = [weight[:, :, r][..., c].sum(dim=(-2, -1)) for r in map(_at, rows) for c in map(_at, columns)]
+            phases.append(torch.stack(pixels, dim=-1).unflatten(-1, (2, 2)))
+    return torch.cat(phases)
+
+
+def _at(taps: list[int]) -> slice:
+    return slice(taps[0], taps[-1] + 1)
 
 
 def _middle(channels: int, config: VAEConfig) -> nn.Sequential:

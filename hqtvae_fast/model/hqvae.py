@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hqtvae_fast.config import VAEConfig
-from hqtvae_fast.model.autoencoder import Decoder, Encoder
+from hqtvae_fast.model.autoencoder import Decoder, Encoder, Upsample
 from hqtvae_fast.ops.ema_update import code_statistics, ema_update
 from hqtvae_fast.ops.nearest_code import nearest_code
 from hqtvae_fast.ops.nearest_code.reference import squared_distances
@@ -101,9 +101,16 @@ class HQVAE(nn.Module):
         self.decoder = Decoder(config)
 
     def set_decoder_dtype(self, dtype: torch.dtype) -> HQVAE:
-        """Decode in ``dtype``; encoding and the codebooks stay as they are."""
+        """Decode in ``dtype``; the encoder and the codebooks are left alone."""
         self.post_quant_conv.to(dtype)
         self.decoder.to(dtype)
+        return self
+
+    def fold_upsampling(self) -> HQVAE:
+        """Fold the decoder's upsampling for inference; to be called in fp32, before any cast."""
+        for module in self.decoder.modules():
+            if isinstance(module, Upsample):
+                module.fold()
         return self
 
     def latents(self, images: Tensor) -> Tensor:

@@ -35,6 +35,11 @@ class Linear(nn.Linear):
         """Drop the packed copy; needed after the weight has changed."""
         self._packed = None
 
+    def train(self, mode: bool = True) -> Linear:
+        if mode:
+            self.unpack()  # the weight is about to change
+        return super().train(mode)
+
     def forward(self, input: Tensor) -> Tensor:
         if self._packed is None or torch.is_grad_enabled() or input.dtype != self._packed.dtype:
             return F.linear(input, self.weight, self.bias)
