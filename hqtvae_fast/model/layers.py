@@ -51,15 +51,24 @@ class SelfAttention(nn.Module):
         q_BHTE, k_BHSE, v_BHSE = qkv_3BHTE.unbind(0)
         if cache is not None:
             k_BHSE, v_BHSE = cache.append(k_BHSE, v_BHSE)
-        y_BHTE = F.scaled_dot_product_attention(
-            q_BHTE,
-            k_BHSE,
-            v_BHSE,
-            attn_mask=mask_TT,
-            dropout_p=self.dropout if self.training else 0.0,
-            is_causal=causal,
-        )
+        if cache is not None and not causal and x_BTD.device.type == "cpu":
+            y_BHTE = attend_few(q_BHTE, k_BHSE, v_BHSE)
+        else:
+            dropout = self.dropout if self.training else 0.0
+            y_BHTE = F.scaled_dot_product_attention(
+                q_BHTE, k_BHSE, v_BHSE, attn_mask=mask_TT, dropout_p=dropout, is_causal=causal
+            )
         return self.out(y_BHTE.transpose(1, 2).reshape(B, T, D))
+
+
+def attend_few(q_BHTE: Tensor, k_BHSE: Tensor, v_BHSE: Tensor) -> Tensor:
+    """Attention of a few queries over all cached keys, as two batched products.
+
+    On a CPU this takes 0.13 ms where scaled_dot_product_attention's blocked kernel takes 0.79 (bf16, one query, 64
+    positions, 8 x 24 heads of 64; 2 cores of an EPYC): that kernel pays for a block of queries.
+    """
+    scores_BHTS = (q_BHTE * q_BHTE.shape[-1] ** -0.5) @ k_BHSE.transpose(2, 3)
+    return scores_BHTS.softmax(dim=-1) @ v_BHSE
 
 
 class MLP(nn.Module):
