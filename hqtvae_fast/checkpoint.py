@@ -21,8 +21,6 @@ from typing import Any
 import safetensors.torch
 import torch
 import yaml
-from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
@@ -68,15 +66,20 @@ class Checkpoint:
 def load(path: str | os.PathLike[str]) -> Checkpoint:
     """Open a released directory, one of ours, or a Hub repository (``owner/name``) of either kind."""
     directory = resolve(path)
-    if (directory / CONFIG_FILE).is_file():
-        checkpoint = _load_native(directory)
-    elif (directory / RELEASED_CONFIG_FILE).is_file():
-        checkpoint = _load_released(directory)
-    else:
-        raise CheckpointError(f"{directory}: expected {CONFIG_FILE} or {RELEASED_CONFIG_FILE}, found neither")
+    config, native = _find_config(directory)
+    checkpoint = _load_native(directory, config) if native else _load_released(directory, config)
     tokenizer = directory / TOKENIZER_FILE
     checkpoint.tokenizer_file = tokenizer if tokenizer.is_file() else None
     return checkpoint
+
+
+def _find_config(directory: Path) -> tuple[HQTVAEConfig, bool]:
+    """The configuration, and whether it is in our format."""
+    if (directory / CONFIG_FILE).is_file():
+        return _read_config(directory / CONFIG_FILE, json.loads, _native_config), True
+    if (directory / RELEASED_CONFIG_FILE).is_file():
+        return _read_config(directory / RELEASED_CONFIG_FILE, yaml.safe_load, released.parse_config), False
+    raise CheckpointError(f"{directory}: expected {CONFIG_FILE} or {RELEASED_CONFIG_FILE}, found neither")
 
 
 def with_refiner(prior: Checkpoint, refiner: Checkpoint) -> Checkpoint:
@@ -97,12 +100,19 @@ def resolve(path: str | os.PathLike[str]) -> Path:
         raise CheckpointError(f"{directory}: expected a checkpoint directory; got a file")
     if not re.fullmatch(r"[A-Za-z0-9][\w.-]*/[\w.-]+", str(path)):
         raise CheckpointError(f"{path}: no such directory (and not a Hub name like owner/name)")
+    return _download(str(path))
+
+
+def _download(name: str) -> Path:
+    from huggingface_hub import snapshot_download  # a second of imports that a local path does not need
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
     patterns = [CONFIG_FILE, MODEL_FILE, TOKENIZER_FILE, RELEASED_CONFIG_FILE, *RELEASED_STATE_FILES]
     try:
-        return Path(snapshot_download(str(path), allow_patterns=patterns))
+        return Path(snapshot_download(name, allow_patterns=patterns))
     except (HfHubHTTPError, HFValidationError, OSError) as error:
         reason = str(error).strip().splitlines()[0]
-        raise CheckpointError(f"{path}: no such directory, and the Hub gave none by that name ({reason})") from error
+        raise CheckpointError(f"{name}: no such directory, and the Hub gave none by that name ({reason})") from error
 
 
 # -------------------------------------------------------------------------------------------------------------- load
@@ -120,8 +130,7 @@ def _build_empty(config: HQTVAEConfig) -> Checkpoint:
         return build(config)
 
 
-def _load_native(directory: Path) -> Checkpoint:
-    config = _read_config(directory / CONFIG_FILE, json.loads, _native_config)
+def _load_native(directory: Path, config: HQTVAEConfig) -> Checkpoint:
     checkpoint, file = _build_empty(config), directory / MODEL_FILE
     state = _read_safetensors(file)
     expected = {
@@ -143,8 +152,7 @@ def _native_config(data: Any) -> HQTVAEConfig:
     return from_dict({key: value for key, value in data.items() if key not in ("format", "version")})
 
 
-def _load_released(directory: Path) -> Checkpoint:
-    config = _read_config(directory / RELEASED_CONFIG_FILE, yaml.safe_load, released.parse_config)
+def _load_released(directory: Path, config: HQTVAEConfig) -> Checkpoint:
     files = [directory / name for name in RELEASED_STATE_FILES if (directory / name).is_file()]
     if not files:
         raise CheckpointError(f"{directory}: expected {' or '.join(RELEASED_STATE_FILES)}, found neither")

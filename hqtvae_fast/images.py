@@ -26,7 +26,12 @@ def open_image(path: str | Path) -> Image.Image:
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """Any PIL mode as RGB; what is transparent becomes white."""
+    """Any PIL mode as RGB; what is transparent becomes white, 16-bit greys keep their range. ValueError on floats."""
+    if image.mode == "F":
+        raise ValueError("expected 8 or 16 bits a channel; got floating point")
+    if image.mode.startswith("I"):  # PIL would clip these to 255
+        grey = np.clip(np.asarray(image).astype(np.int64) // 257, 0, 255)
+        return Image.fromarray(grey.astype(np.uint8)).convert("RGB")
     if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
         image = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", image.size, (*WHITE, 255)), image).convert("RGB")
@@ -37,11 +42,11 @@ def fit(image: Image.Image, resolution: int) -> Image.Image:
     """Short side to ``resolution``, then the centre square, as in the paper's evaluation."""
     if image.size == (resolution, resolution):
         return image
-    scale = resolution / min(image.size)
-    width, height = (max(resolution, round(side * scale)) for side in image.size)
-    resized = image.resize((width, height), Image.Resampling.BILINEAR, reducing_gap=None)
-    left, top = (width - resolution) // 2, (height - resolution) // 2
-    return resized.crop((left, top, left + resolution, top + resolution))
+    # Cutting the square out first, in the same filter pass, keeps a very long picture from being scaled up whole.
+    side = min(image.size)
+    left, top = ((length - side) / 2 for length in image.size)
+    box = (left, top, left + side, top + side)
+    return image.resize((resolution, resolution), Image.Resampling.BILINEAR, box=box)
 
 
 def to_tensor(images: Sequence[Image.Image], resolution: int) -> Tensor:

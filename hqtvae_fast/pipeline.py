@@ -84,6 +84,8 @@ class HQTVAEPipeline:
         always runs in fp32. ``refiner``: the second checkpoint of a globally conditioned model, which draws the
         bottom map. Raises :class:`hqtvae_fast.checkpoint.CheckpointError`, a ValueError, naming the file.
         """
+        device = _pick_device(device)  # before gigabytes are read
+        dtype = None if dtype is None else _pick_dtype(dtype)
         checkpoint = checkpoints.load(path_or_hub_id)
         if refiner is not None:
             checkpoint = checkpoints.with_refiner(checkpoint, checkpoints.load(refiner))
@@ -131,6 +133,10 @@ class HQTVAEPipeline:
 
     def decode(self, codes: Sequence[Tensor | None], output_type: OutputType = "pil") -> Any:
         """Images of codes [N, h, w] a level, top first; None leaves a level out."""
+        for level in codes:
+            if level is not None and level.is_floating_point():
+                raise ValueError(f"codes: expected integers; got {level.dtype}")
+        self.vae.check_codes(codes)
         on_device = [None if level is None else level.to(self.device, torch.int64) for level in codes]
         return _convert(decode_codes(self.vae, on_device).cpu(), output_type)
 
@@ -210,8 +216,11 @@ class HQTVAEPipeline:
 
     @contextmanager
     def _progress(self, count: int, size: int, shown: bool) -> Iterator[Callable[[], None]]:
-        steps = sum(model.config.num_steps for model in self._models()) * -(-count // size)
         console = Console(stderr=True)
+        if not (shown and (console.is_terminal or console.is_jupyter)):
+            yield lambda: None
+            return
+        steps = sum(model.config.num_steps for model in self._models()) * -(-count // size)
         columns = (
             TextColumn("[progress.description]{task.description}"),
             BarColumn(),
@@ -220,8 +229,7 @@ class HQTVAEPipeline:
             TimeElapsedColumn(),
             TimeRemainingColumn(),
         )
-        disable = not (shown and (console.is_terminal or console.is_jupyter))
-        with Progress(*columns, console=console, disable=disable) as bar:
+        with Progress(*columns, console=console) as bar:
             task = bar.add_task(f"Drawing {count} image{'s' if count > 1 else ''}", total=steps)
             yield lambda: bar.advance(task)
 

@@ -9,6 +9,7 @@ import pickle
 import shutil
 from pathlib import Path
 
+import huggingface_hub
 import pytest
 import safetensors.torch
 import torch
@@ -278,7 +279,7 @@ def test_local_paths_never_touch_the_network(monkeypatch):
     def forbidden(*args, **kwargs):
         raise AssertionError("asked the Hub for a local path")
 
-    monkeypatch.setattr(checkpoint, "snapshot_download", forbidden)
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", forbidden)
     checkpoint.load(GOLDEN / "stage1_avgpool")
     with pytest.raises(CheckpointError, match="no such directory"):
         checkpoint.load("./missing")
@@ -287,7 +288,7 @@ def test_local_paths_never_touch_the_network(monkeypatch):
 def test_hub_names_go_to_the_hub(monkeypatch):
     asked = []
     monkeypatch.setattr(
-        checkpoint, "snapshot_download", lambda name, **kw: asked.append(name) or str(GOLDEN / "stage1_conv2")
+        huggingface_hub, "snapshot_download", lambda name, **kw: asked.append(name) or str(GOLDEN / "stage1_conv2")
     )
     checkpoint.load("someone/some-model")
     assert asked == ["someone/some-model"]

@@ -209,3 +209,15 @@ def test_images_of_the_wrong_size(class_pipeline, shape):
 def test_codes_of_the_wrong_shape(class_pipeline, codes, message):
     with pytest.raises(ValueError, match=message):
         class_pipeline.vae.decode(codes)
+
+
+def test_codes_out_of_range(class_pipeline):
+    with pytest.raises(ValueError, match="codes of level 0: expected 0 to 63; got 64 to 64"):
+        class_pipeline.decode([torch.full((1, 4, 4), 64), None])
+    with pytest.raises(ValueError, match="codes: expected integers"):
+        class_pipeline.decode([torch.zeros(1, 4, 4), None])
+
+
+def test_device_and_dtype_are_checked_before_the_checkpoint_is_read():
+    with pytest.raises(ValueError, match="device: expected"):
+        HQTVAEPipeline.from_pretrained("no/such/directory/at/all", device="cudda")

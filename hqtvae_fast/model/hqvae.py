@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -153,7 +154,7 @@ class HQVAE(nn.Module):
 
     def encode(self, images: Tensor) -> tuple[Tensor, ...]:
         """Codes of images [B, 3, R, R] in [-1, 1]: int64 [B, h, w] a level, top first."""
-        with torch.no_grad():
+        with torch.no_grad(), _full_precision():
             return tuple(level.codes for level in self.quantize(self.latents(images)))
 
     def decode(self, codes: Sequence[Tensor | None]) -> Tensor:
@@ -161,7 +162,7 @@ class HQVAE(nn.Module):
 
         None leaves a level out: zeros stand in for its embeddings (figure 1's top-only and bottom-only pictures).
         """
-        batch = self._check_codes(codes)
+        batch = self.check_codes(codes)
         embeddings = []
         for index, (codebook, level) in enumerate(zip(self.codebooks, codes, strict=True)):
             if level is None:
@@ -176,7 +177,7 @@ class HQVAE(nn.Module):
         """Soft labels softmax(-|residual - e_k|^2 / temperature): [B, h, w, K] a level, top first."""
         if not temperature > 0:
             raise ValueError(f"temperature: expected a number > 0; got {temperature}")
-        with torch.no_grad():
+        with torch.no_grad(), _full_precision():
             levels = self.quantize(self.latents(images))
             pairs = zip(self.codebooks, levels, strict=True)
             return tuple(codebook.soft_codes(level.residual, temperature) for codebook, level in pairs)
@@ -192,7 +193,8 @@ class HQVAE(nn.Module):
         reconstruction = self.decoder(self.combine([level.embedding for level in levels]))
         return HQVAEOutput(reconstruction, levels, commitment)
 
-    def _check_codes(self, codes: Sequence[Tensor | None]) -> int:
+    def check_codes(self, codes: Sequence[Tensor | None]) -> int:
+        """The batch size of codes that :meth:`decode` takes; ValueError otherwise (range: on the CPU only)."""
         config = self.config
         if len(codes) != config.num_levels:
             raise ValueError(f"codes: expected {config.num_levels} levels (None leaves one out); got {len(codes)}")
@@ -203,7 +205,22 @@ class HQVAE(nn.Module):
             if level is not None and tuple(level.shape[1:]) != (config.level_sides[index],) * 2:
                 side = config.level_sides[index]
                 raise ValueError(f"codes of level {index}: expected [B, {side}, {side}]; got {list(level.shape)}")
+            if level is not None and level.device.type == "cpu":  # elsewhere the look would cost a synchronisation
+                size = config.codebook_sizes[index]
+                if bool(((level < 0) | (level >= size)).any()):
+                    raise ValueError(f"codes of level {index}: expected 0 to {size - 1}; got {_span(level)}")
         return batches.pop()
+
+
+@contextmanager
+def _full_precision() -> Iterator[None]:
+    """No TF32 in convolutions, which torch allows by default on Ampere and later: it would change codes."""
+    with torch.backends.cudnn.flags(allow_tf32=False):
+        yield
+
+
+def _span(codes: Tensor) -> str:
+    return f"{int(codes.min())} to {int(codes.max())}"
 
 
 def _downsample(config: VAEConfig) -> nn.Module:

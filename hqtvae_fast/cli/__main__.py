@@ -1,0 +1,7 @@
+"""``python -m hqtvae_fast.cli``."""
+
+import sys
+
+from hqtvae_fast.cli import main
+
+sys.exit(main())

@@ -1,0 +1,124 @@
+"""The commands under one name, and what becomes of errors: one line on stderr and an exit code."""
+
+from __future__ import annotations
+
+import sys
+import traceback
+import warnings
+from collections.abc import Callable, Sequence
+from importlib.metadata import version
+from typing import Annotated, Any
+
+import torch
+import typer
+
+from hqtvae_fast.cli.convert import convert
+from hqtvae_fast.cli.images import decode, encode, reconstruct
+from hqtvae_fast.cli.info import info
+from hqtvae_fast.cli.sample import sample
+
+PROGRAM = "hqtvae"
+BAD_INPUT, INTERRUPTED = 2, 130  # exit codes; 0 when all went well
+
+# What torch's CPU allocators say in a plain RuntimeError.
+_OUT_OF_MEMORY = ("can't allocate memory", "not enough memory", "CUDA out of memory")
+
+app = typer.Typer(
+    name=PROGRAM,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    add_completion=False,
+    epilog="Example: hqtvae sample path/to/checkpoint --classes 207,250-253 --num-images 4 --top-k 2048 --out dogs.png",
+)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"{PROGRAM} {version('hqtvae_fast')} (torch {torch.__version__})")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    show_version: Annotated[
+        bool, typer.Option("--version", help="Print the version and exit.", callback=_print_version, is_eager=True)
+    ] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="After an error, print the full traceback too.")] = False,
+) -> None:
+    """Draw, encode and decode pictures with HQ-TVAE.
+
+    A CHECKPOINT is a directory of a released checkpoint (config.yaml and ckpt/), one written by this package
+    (config.json and model.safetensors), or the name of a Hugging Face Hub repository holding either.
+
+    Errors are one line on stderr and exit code 2.
+    """
+
+
+_EXAMPLES: dict[Callable[..., None], str] = {
+    sample: "hqtvae sample path/to/checkpoint --classes 0,3,5-7 --num-images 4 --top-k 2048 --temperature 0.95",
+    reconstruct: "hqtvae reconstruct path/to/checkpoint photo.jpg portrait.png --levels --out reconstruct.png",
+    encode: "hqtvae encode path/to/checkpoint photos/ --out codes.safetensors",
+    decode: "hqtvae decode path/to/checkpoint codes.safetensors --out-dir decoded/",
+    convert: "hqtvae convert path/to/released path/to/converted --dtype bf16",
+    info: "hqtvae info --preset S --batch 1 --batch 50",
+}
+for _command, _example in _EXAMPLES.items():
+    app.command(epilog=f"Example: {_example}")(_command)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run ``hqtvae`` with these arguments (the process's own if None) and return its exit code."""
+    given = list(sys.argv[1:] if arguments is None else arguments) or ["--help"]
+    given, debug = _debug_first(given)
+    try:
+        with warnings.catch_warnings():
+            if not debug:
+                warnings.showwarning = _show_warning
+            code = app(args=given, prog_name=PROGRAM, standalone_mode=False)
+    except (KeyboardInterrupt, typer.Abort):
+        code = INTERRUPTED
+    except Exception as error:
+        if debug:
+            traceback.print_exc()
+        _print_error(describe(error))
+        return BAD_INPUT
+    if code == INTERRUPTED:
+        typer.echo("interrupted", err=True)
+    return code if isinstance(code, int) else 0
+
+
+def _debug_first(arguments: list[str]) -> tuple[list[str], bool]:
+    """``--debug`` is one option of the whole program, but may be written after the command too."""
+    end = arguments.index("--") if "--" in arguments else len(arguments)
+    rest = [argument for argument in arguments[:end] if argument != "--debug"]
+    debug = len(rest) < end
+    return ["--debug"] * debug + rest + arguments[end:], debug
+
+
+def describe(error: Exception) -> str:
+    """What went wrong, in one line."""
+    if hasattr(error, "format_message"):  # a usage error of Typer's
+        context = getattr(error, "ctx", None)
+        hint = f" (see {context.command_path} --help)" if context is not None else ""
+        text = f"{error.format_message()}{hint}"
+    elif isinstance(error, (MemoryError, torch.OutOfMemoryError)) or any(sign in str(error) for sign in _OUT_OF_MEMORY):
+        text = f"not enough memory; a smaller --batch-size needs less ({_first_line(error)})"
+    elif isinstance(error, OSError) and error.strerror is not None:
+        text = error.strerror if error.filename is None else f"{error.filename}: {error.strerror}"
+    elif isinstance(error, (ValueError, OSError)):
+        text = str(error) or type(error).__name__
+    else:
+        text = f"unexpected {type(error).__name__}: {_first_line(error)} (--debug shows where)"
+    return " ".join(text.split())
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def _print_error(message: str) -> None:
+    typer.echo(f"{typer.style('error:', fg='red', bold=True)} {message}", err=True)
+
+
+def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
+    typer.echo(f"warning: {' '.join(str(message).split())}", err=True)

@@ -1,0 +1,87 @@
+"""``hqtvae convert``: a released checkpoint in this package's format."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import typer
+
+from hqtvae_fast import checkpoint as checkpoints
+from hqtvae_fast.checkpoint import Checkpoint
+from hqtvae_fast.cli.options import Precision
+from hqtvae_fast.cli.output import check_folder, show, table
+from hqtvae_fast.pipeline import DTYPES
+
+MEGA = 10**6
+
+Source = Annotated[
+    str,
+    typer.Argument(
+        metavar="CHECKPOINT", help="Directory of a released checkpoint (or a Hub name, owner/name).", show_default=False
+    ),
+]
+Target = Annotated[Path, typer.Argument(metavar="OUT_DIR", help="Folder to write to.", show_default=False)]
+Refiner = Annotated[
+    str | None,
+    typer.Option(
+        "--refiner",
+        metavar="DIR",
+        help="Second checkpoint of a globally conditioned model: the two become one.",
+        show_default=False,
+    ),
+]
+StoredAs = Annotated[
+    Precision | None,
+    typer.Option(
+        "--dtype",
+        help="Store the transformer and the decoder in this dtype; the encoder and the codebooks in fp32, in which"
+        " they compute.",
+        show_default="all as they are",
+    ),
+]
+Force = Annotated[bool, typer.Option("--force", help="Write to OUT_DIR even if there is something in it.")]
+
+
+def convert(
+    checkpoint: Source, out_dir: Target, refiner: Refiner = None, dtype: StoredAs = None, force: Force = False
+) -> None:
+    """Rewrite a checkpoint as config.json and model.safetensors, which open faster and hold no pickle."""
+    check_folder(out_dir)
+    if not force and out_dir.is_dir() and any(out_dir.iterdir()):
+        raise ValueError(f"{out_dir}: expected no folder there, or an empty one; --force writes to it all the same")
+    model = checkpoints.load(checkpoint)
+    if refiner is not None:
+        model = checkpoints.with_refiner(model, checkpoints.load(refiner))
+    if dtype is not None:
+        store_as(model, DTYPES[dtype.value])
+    checkpoints.save(model, out_dir)
+    _report(model, out_dir)
+
+
+def store_as(model: Checkpoint, dtype: torch.dtype) -> None:
+    """Cast in place; ValueError naming a weight that is too large for the dtype."""
+    model.vae.float().set_decoder_dtype(dtype)
+    for part in (model.transformer, model.refiner):
+        if part is not None:
+            part.to(dtype)
+    for name, module in model.modules().items():
+        for key, value in module.state_dict().items():
+            if not bool(torch.isfinite(value).all()):
+                raise ValueError(
+                    f"--dtype: {name}.{key} holds values too large for {str(dtype).removeprefix('torch.')}"
+                )
+
+
+def _report(model: Checkpoint, out_dir: Path) -> None:
+    shown = table("Weights", "part", "parameters", "stored as")
+    for name, module in model.modules().items():
+        values = sum(parameter.numel() for parameter in module.parameters())
+        dtypes = sorted({str(value.dtype).removeprefix("torch.") for value in module.state_dict().values()})
+        shown.add_row(name, f"{values / MEGA:,.1f} M", ", ".join(dtypes))
+    show(shown)
+    for name in (checkpoints.CONFIG_FILE, checkpoints.MODEL_FILE, checkpoints.TOKENIZER_FILE):
+        file = out_dir / name
+        if file.is_file():
+            typer.echo(f"wrote {file} ({file.stat().st_size / MEGA:,.2f} MB)")

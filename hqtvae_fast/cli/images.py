@@ -1,0 +1,207 @@
+"""``hqtvae reconstruct``, ``encode`` and ``decode``: stage 1 alone."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import typer
+from PIL import Image
+from rich.text import Text
+from torch import Tensor
+
+from hqtvae_fast.cli.codes import kept_level, leave_out, read_codes, write_codes
+from hqtvae_fast.cli.options import (
+    OUTPUT,
+    BatchSize,
+    BottomOnly,
+    Checkpoint,
+    Columns,
+    Device,
+    DType,
+    Images,
+    OutDir,
+    TopOnly,
+    batch_of,
+    open_pipeline,
+)
+from hqtvae_fast.cli.output import (
+    PictureWriter,
+    check_file,
+    count,
+    progress,
+    rate,
+    show,
+    table,
+    unique_names,
+)
+from hqtvae_fast.cli.pictures import Picture, Reader, find_pictures
+from hqtvae_fast.images import psnr, to_pil, to_tensor
+from hqtvae_fast.pipeline import HQTVAEPipeline
+
+BAD_INPUT = 2
+DEFAULT_SHEET = Path("decoded.png")
+
+LevelsShown = Annotated[
+    bool,
+    typer.Option(
+        "--levels",
+        help="Show each level decoded alone too: original, reconstruction, top only, ..., bottom only (figure 1).",
+        rich_help_panel=OUTPUT,
+    ),
+]
+ReconstructOut = Annotated[
+    Path,
+    typer.Option("--out", metavar="FILE", help="The PNG file: a row for each image.", rich_help_panel=OUTPUT),
+]
+EncodeOut = Annotated[
+    Path,
+    typer.Option(
+        "--out",
+        metavar="FILE",
+        help="The safetensors file: level_0 (top), level_1, ..., integers (images, side, side); names as metadata.",
+        rich_help_panel=OUTPUT,
+    ),
+]
+DecodeOut = Annotated[
+    Path | None,
+    typer.Option(
+        "--out",
+        metavar="FILE",
+        help="Write all pictures on one sheet, a PNG file.",
+        show_default=f"{DEFAULT_SHEET} if --out-dir is not given",
+        rich_help_panel=OUTPUT,
+    ),
+]
+CodesArgument = Annotated[
+    Path,
+    typer.Argument(
+        metavar="CODES", help="A safetensors file, written by encode or by sample --save-codes.", show_default=False
+    ),
+]
+
+
+def reconstruct(
+    checkpoint: Checkpoint,
+    images: Images,
+    out: ReconstructOut = Path("reconstruct.png"),
+    levels: LevelsShown = False,
+    batch_size: BatchSize = None,
+    device: Device = None,
+    dtype: DType = None,
+) -> None:
+    """Encode and decode images: original and reconstruction side by side, and the PSNR in dB (higher is closer)."""
+    columns = 2
+    files = find_pictures(images)
+    check_file(out)
+    pipe = open_pipeline(checkpoint, device, dtype)
+    if levels:
+        columns += pipe.config.vae.num_levels
+    writer, reader = PictureWriter(out, None, columns), Reader(pipe.config.vae.resolution)
+    pictures: list[Picture] = []
+    quality: list[float] = []
+    size = batch_of(pipe, batch_size)
+    with progress("Reconstructing", len(files)) as advance:
+        for batch in reader.batches(files, size, advance):
+            rows, decibels = _reconstruct(pipe, batch, levels)
+            for image in (image for row in rows for image in row):
+                writer.add(image, "")
+            pictures, quality = pictures + batch, quality + decibels
+    reader.report()
+    if pictures:
+        _show_quality(pictures, quality)
+        writer.finish()
+    if reader.failures:
+        raise typer.Exit(BAD_INPUT)
+
+
+def _reconstruct(
+    pipe: HQTVAEPipeline, batch: Sequence[Picture], levels: bool
+) -> tuple[list[list[Image.Image]], list[float]]:
+    """A row of pictures and the PSNR of each image of a batch."""
+    pixels = to_tensor([picture.image for picture in batch], pipe.config.vae.resolution)
+    codes = pipe.encode(pixels)
+    whole: Tensor = pipe.decode(codes, "pt")
+    columns = [[picture.image for picture in batch], to_pil(whole)]
+    if levels:
+        columns += [pipe.decode(leave_out(codes, len(codes), level)) for level in range(len(codes))]
+    return [list(row) for row in zip(*columns, strict=True)], psnr(whole, (pixels + 1) / 2).tolist()
+
+
+def _show_quality(pictures: Sequence[Picture], quality: Sequence[float]) -> None:
+    shown = table("Reconstruction", "image", "PSNR, dB", "note")
+    for picture, decibels in zip(pictures, quality, strict=True):
+        shown.add_row(Text(str(picture.path)), f"{decibels:.2f}", "; ".join(picture.changes))
+    shown.add_section()
+    shown.add_row(f"mean of {len(quality)}", f"{sum(quality) / len(quality):.2f}", "")
+    show(shown)
+
+
+def encode(
+    checkpoint: Checkpoint,
+    images: Images,
+    out: EncodeOut = Path("codes.safetensors"),
+    batch_size: BatchSize = None,
+    device: Device = None,
+) -> None:
+    """Write the codes of images to a file, for decode and sample --given-top. Encoding is always in fp32."""
+    files = find_pictures(images)
+    check_file(out)
+    pipe = open_pipeline(checkpoint, device, None)
+    reader, size = Reader(pipe.config.vae.resolution), batch_of(pipe, batch_size)
+    names: list[str] = []
+    parts: list[tuple[Tensor, ...]] = []
+    started = time.perf_counter()
+    with progress("Encoding", len(files)) as advance:
+        for batch in reader.batches(files, size, advance):
+            parts.append(pipe.encode([picture.image for picture in batch]))
+            names += [str(picture.path) for picture in batch]
+    seconds = time.perf_counter() - started
+    reader.report()
+    if names:
+        levels = [torch.cat(level) for level in zip(*parts, strict=True)]
+        write_codes(out, levels, names)
+        maps = ", ".join("x".join(map(str, level.shape[1:])) for level in levels)
+        typer.echo(rate(len(names), "image", seconds))
+        typer.echo(f"wrote {out} (codes of {count(len(names), 'picture')}: {maps})")
+    if reader.failures:
+        raise typer.Exit(BAD_INPUT)
+
+
+def decode(
+    checkpoint: Checkpoint,
+    codes: CodesArgument,
+    out: DecodeOut = None,
+    out_dir: OutDir = None,
+    columns: Columns = None,
+    top_only: TopOnly = False,
+    bottom_only: BottomOnly = False,
+    batch_size: BatchSize = None,
+    device: Device = None,
+    dtype: DType = None,
+) -> None:
+    """Turn a file of codes back into pictures."""
+    keep = kept_level(top_only, bottom_only)
+    writer = PictureWriter(DEFAULT_SHEET if out is None and out_dir is None else out, out_dir, columns)
+    pipe = open_pipeline(checkpoint, device, dtype)
+    stored = read_codes(codes, pipe.config.vae)
+    levels = leave_out(stored.levels, pipe.config.vae.num_levels, keep)
+    missing = [f"level_{index}" for index, level in enumerate(stored.levels) if level is None]
+    if missing and keep is None:
+        typer.echo(f"warning: {codes} has no {' or '.join(missing)}, which is left out", err=True)
+    names, size = unique_names(stored.names), batch_of(pipe, batch_size)
+    seconds = 0.0
+    with progress("Decoding", len(names)) as advance:
+        for start in range(0, len(names), size):
+            part = [None if level is None else level[start : start + size] for level in levels]
+            started = time.perf_counter()
+            pictures = pipe.decode(part)
+            seconds += time.perf_counter() - started
+            for name, image in zip(names[start : start + size], pictures, strict=True):
+                writer.add(image, name)
+            advance(len(pictures))
+    typer.echo(rate(len(names), "image", seconds))
+    writer.finish()

@@ -1,0 +1,151 @@
+"""Arguments and options that several commands share, and readers of those with a syntax of their own."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Iterable
+from enum import Enum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from hqtvae_fast.pipeline import DEFAULT_BATCH, HQTVAEPipeline
+
+OUTPUT, MACHINE = "Output", "Machine"  # panels of --help
+MAX_RANGE = 1_000_000  # classes in one range: more is a slip of the finger
+
+
+class Precision(str, Enum):
+    """What to compute in, or to store as."""
+
+    fp32 = "fp32"
+    bf16 = "bf16"
+    fp16 = "fp16"
+
+
+Checkpoint = Annotated[
+    str,
+    typer.Argument(
+        metavar="CHECKPOINT",
+        help="Directory of a released checkpoint or of one in this package's format, or a Hub name (owner/name).",
+        show_default=False,
+    ),
+]
+Images = Annotated[
+    list[Path],
+    typer.Argument(
+        metavar="IMAGE...",
+        help="Picture files, and folders of them (searched in depth). Another size than the model's is resized and"
+        " centre-cropped; what is not RGB is converted, with transparency over white.",
+        show_default=False,
+    ),
+]
+Device = Annotated[
+    str | None,
+    typer.Option(
+        "--device",
+        metavar="NAME",
+        help="cpu, cuda or cuda:N.",
+        show_default="the GPU where there is one",
+        rich_help_panel=MACHINE,
+    ),
+]
+DType = Annotated[
+    Precision | None,
+    typer.Option(
+        "--dtype",
+        help="What the transformer and the decoder compute in; encoding is always fp32.",
+        show_default="the fastest that this machine's processor has in hardware",
+        rich_help_panel=MACHINE,
+    ),
+]
+BatchSize = Annotated[
+    int | None,
+    typer.Option(
+        "--batch-size",
+        metavar="N",
+        min=1,
+        help="Images at a time. It changes speed and memory only.",
+        show_default=f"{DEFAULT_BATCH['cuda']} on a GPU, {DEFAULT_BATCH['cpu']} on a CPU",
+        rich_help_panel=MACHINE,
+    ),
+]
+OutDir = Annotated[
+    Path | None,
+    typer.Option(
+        "--out-dir",
+        metavar="DIR",
+        help="Write each picture to a PNG file of its own in this folder, made if absent.",
+        show_default=False,
+        rich_help_panel=OUTPUT,
+    ),
+]
+Columns = Annotated[
+    int | None,
+    typer.Option(
+        "--columns",
+        metavar="N",
+        min=1,
+        help="Pictures in a row of the sheet.",
+        show_default="the 2 to 16 of each class or prompt, else about as many as rows",
+        rich_help_panel=OUTPUT,
+    ),
+]
+TopOnly = Annotated[
+    bool,
+    typer.Option(
+        "--top-only",
+        help="Decode the top codes alone, the finer levels left out (the paper's figure 1).",
+        rich_help_panel=OUTPUT,
+    ),
+]
+BottomOnly = Annotated[
+    bool,
+    typer.Option(
+        "--bottom-only",
+        help="Decode the finest codes alone, the coarser levels left out.",
+        rich_help_panel=OUTPUT,
+    ),
+]
+
+
+def open_pipeline(
+    checkpoint: str | os.PathLike[str], device: str | None, dtype: Precision | None, refiner: Path | None = None
+) -> HQTVAEPipeline:
+    return HQTVAEPipeline.from_pretrained(
+        checkpoint, device=device, dtype=None if dtype is None else dtype.value, refiner=refiner
+    )
+
+
+def batch_of(pipe: HQTVAEPipeline, batch_size: int | None) -> int:
+    """The batch size asked for, or the device's default."""
+    return batch_size or DEFAULT_BATCH.get(pipe.device.type, DEFAULT_BATCH["cpu"])
+
+
+def parse_classes(values: Iterable[str]) -> list[int]:
+    """``["0,3", "5-7"]`` -> [0, 3, 5, 6, 7]. Commas or spaces separate; a range has both its ends."""
+    classes: list[int] = []
+    for value in values:
+        for part in re.split(r"[,\s]+", value.strip()):
+            match = re.fullmatch(r"(\d+)(?:-(\d+))?", part)
+            if match is None:
+                raise ValueError(f"--classes: expected integers and ranges such as 0,3,5-7; got {value!r}")
+            first, last = int(match[1]), int(match[2] or match[1])
+            if not first <= last < first + MAX_RANGE:
+                raise ValueError(f"--classes: expected a range from a smaller to a larger class; got {part!r}")
+            classes += range(first, last + 1)
+    return classes
+
+
+def parse_per_level(option: str, text: str | None, kind: Callable[[str], Any]) -> Any:
+    """``"2048"`` -> 2048; ``"2048,none"`` -> [2048, None], one a level; None stays None."""
+    if text is None:
+        return None
+    try:
+        values = [None if part.strip().lower() == "none" else kind(part) for part in text.split(",")]
+    except ValueError:
+        noun = "an integer" if kind is int else "a number"
+        raise ValueError(f"{option}: expected {noun}, or one per level such as 2,none; got {text!r}") from None
+    return values[0] if len(values) == 1 else values

@@ -1,0 +1,178 @@
+"""Writing: files that are whole or absent, sheets of pictures, tables, progress."""
+
+from __future__ import annotations
+
+import io
+import os
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import typer
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+from rich import box
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+from rich.text import Text
+
+from hqtvae_fast.images import grid
+
+FILE_WIDTH = 120  # columns of a table that does not go to a terminal
+
+
+def write_file(path: Path, data: bytes) -> None:
+    """Write a file whole or not at all: into a neighbour that then takes the name. Folders are made.
+
+    What is there and is no regular file (a pipe, ``/dev/stdout``) is written to as it is. OSError names ``path``.
+    """
+    try:
+        if path.exists() and not path.is_file():
+            path.write_bytes(data)
+            return
+        target = Path(os.path.realpath(path))  # through a link, so that it stays one
+        target.parent.mkdir(parents=True, exist_ok=True)
+        partial = target.with_name(f".{target.name[:100]}.{os.getpid()}.partial")
+        try:
+            partial.write_bytes(data)
+            os.replace(partial, target)
+        except BaseException:
+            with suppress(OSError):
+                partial.unlink(missing_ok=True)
+            raise
+    except OSError as error:
+        raise OSError(error.errno, f"cannot be written ({error.strerror or error})", str(path)) from error
+
+
+def check_file(path: Path | None) -> None:
+    """ValueError, before any work is done, where :func:`write_file` could not write."""
+    if path is None:
+        return
+    if path.is_dir():
+        raise ValueError(f"{path}: expected a file to write to; got a folder")
+    if path.name == "":
+        raise ValueError("expected the name of a file to write to; got none")
+    check_folder(path.parent)
+
+
+def check_folder(folder: Path | None) -> None:
+    """ValueError, before any work is done, where files could not be written into a folder."""
+    if folder is None:
+        return
+    existing = folder
+    while not existing.exists() and existing != existing.parent:
+        existing = existing.parent
+    if not existing.is_dir():
+        raise ValueError(f"{folder}: expected a folder to write into; {existing} is a file")
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise ValueError(f"{folder}: cannot be written to (permission denied)")
+
+
+def png(image: Image.Image, about: str | None = None) -> bytes:
+    """A PNG file; ``about`` goes into its text chunk ``Description``."""
+    notes, data = PngInfo(), io.BytesIO()
+    if about is not None:
+        notes.add_text("Description", about)
+    image.save(data, format="PNG", pnginfo=notes)
+    return data.getvalue()
+
+
+class PictureWriter:
+    """Takes pictures as they come: those in files of their own are written at once, the sheet at the end."""
+
+    def __init__(self, sheet: Path | None, folder: Path | None, columns: int | None) -> None:
+        check_file(sheet)
+        check_folder(folder)
+        self.sheet, self.folder, self.columns = sheet, folder, columns
+        self._kept: list[Image.Image] = []
+        self._written = 0
+
+    @property
+    def wants_pictures(self) -> bool:
+        return self.sheet is not None or self.folder is not None
+
+    def add(self, image: Image.Image, name: str, about: str | None = None) -> None:
+        if self.sheet is not None:
+            self._kept.append(image)
+        if self.folder is not None:
+            write_file(self.folder / f"{name}.png", png(image, about))
+            self._written += 1
+
+    def finish(self) -> None:
+        """Write the sheet and say what was written."""
+        if self.folder is not None:
+            typer.echo(f"wrote {count(self._written, 'picture')} into {self.folder}")
+        if self.sheet is not None:
+            sheet = grid(self._kept, self.columns)
+            write_file(self.sheet, png(sheet))
+            size = f"{sheet.width}x{sheet.height} pixels"
+            typer.echo(f"wrote {self.sheet} ({count(len(self._kept), 'picture')}, {size})")
+
+
+def count(number: int, noun: str) -> str:
+    """``1 picture``, ``2 pictures``."""
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
+
+
+def rate(number: int, noun: str, seconds: float) -> str:
+    return f"{count(number, noun)} in {seconds:.2f} s: {number / max(seconds, 1e-9):.2f} {noun}s/s"
+
+
+def table(title: str, *columns: str) -> Table:
+    """A plain table: the first column is text, the others are aligned to the right."""
+    made = Table(
+        title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False, min_width=len(title)
+    )
+    for index, name in enumerate(columns):
+        made.add_column(name, justify="left" if index == 0 else "right", overflow="fold")
+    return made
+
+
+def facts(title: str, rows: Mapping[str, str]) -> Table:
+    """A table of names and values."""
+    made = table(title, "", "")
+    made.show_header, made.columns[1].justify = False, "left"
+    for name, value in rows.items():
+        made.add_row(name, Text(value))
+    return made
+
+
+def show(shown: Table) -> None:
+    """Print a table to stdout, with room for long names where that is no terminal."""
+    Console(width=None if sys.stdout.isatty() else FILE_WIDTH).print(shown)
+
+
+def unique_names(names: Sequence[str]) -> list[str]:
+    """The names' stems, safe as file names; a second ``a`` becomes ``a-2``."""
+    used: set[str] = set()
+    unique = []
+    for name in names:
+        stem, suffix = Path(name).stem or "picture", 1
+        candidate = stem
+        while candidate in used:
+            suffix += 1
+            candidate = f"{stem}-{suffix}"
+        used.add(candidate)
+        unique.append(candidate)
+    return unique
+
+
+@contextmanager
+def progress(label: str, total: int) -> Iterator[Callable[[int], None]]:
+    """A bar on stderr, where that is a terminal. Yields a function that takes the number of pictures just done."""
+    columns = (
+        TextColumn("[progress.description]{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield lambda done: None
+        return
+    with Progress(*columns, console=console) as bar:
+        task = bar.add_task(label, total=total)
+        yield lambda done: bar.advance(task, done)

@@ -1,0 +1,255 @@
+"""``hqtvae sample``: draw pictures."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+from PIL import Image
+from torch import Tensor
+
+from hqtvae_fast.cli.codes import kept_level, leave_out, read_codes, write_codes
+from hqtvae_fast.cli.options import (
+    OUTPUT,
+    BatchSize,
+    BottomOnly,
+    Checkpoint,
+    Columns,
+    Device,
+    DType,
+    OutDir,
+    TopOnly,
+    batch_of,
+    open_pipeline,
+    parse_classes,
+    parse_per_level,
+)
+from hqtvae_fast.cli.output import PictureWriter, check_file, count, rate
+from hqtvae_fast.cli.plan import Drawing, arguments, plan
+from hqtvae_fast.pipeline import HQTVAEPipeline, OutputType
+
+DEFAULT_OUT = Path("sample.png")
+WHAT, SAMPLING = "What to draw", "Sampling"  # panels of --help
+# Images are drawn, written and forgotten in rounds of about so many, so that a long run needs no more memory.
+ROUND = 1000
+MAX_ROW = 16  # of a condition's pictures, by default
+
+# What the pipeline's messages call these options.
+_OPTIONS = {
+    "class_labels": "--classes",
+    "prompt": "--prompt",
+    "num_images": "--num-images",
+    "given_top_codes": "--given-top",
+    "top_k": "--top-k",
+    "top_p": "--top-p",
+    "temperature": "--temperature",
+    "seed": "--seed",
+}
+
+Classes = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--classes",
+        metavar="LIST",
+        help="Classes, for a class-conditional model: integers from 0 and ranges, such as 0,3,5-7. May be repeated.",
+        show_default=False,
+        rich_help_panel=WHAT,
+    ),
+]
+Prompt = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--prompt",
+        metavar="TEXT",
+        help="A description, for a text-conditional model. May be repeated. (An unconditional model takes neither.)",
+        show_default=False,
+        rich_help_panel=WHAT,
+    ),
+]
+NumImages = Annotated[
+    int,
+    typer.Option(
+        "--num-images", metavar="N", min=1, help="Pictures of each class, prompt or given map.", rich_help_panel=WHAT
+    ),
+]
+GivenTop = Annotated[
+    Path | None,
+    typer.Option(
+        "--given-top",
+        metavar="FILE",
+        help="Keep the top codes of this file, written by encode or --save-codes, and draw only the finer ones (the"
+        " paper's figure 4b). Its maps pair up with the conditions; one of either is used for all of the other.",
+        show_default=False,
+        rich_help_panel=WHAT,
+    ),
+]
+TopK = Annotated[
+    str | None,
+    typer.Option(
+        "--top-k",
+        metavar="K",
+        help="Draw among the K likeliest codes: an integer from 1 to the codebook's size, or one per level, top"
+        " first, such as 2048,none.",
+        show_default="all codes",
+        rich_help_panel=SAMPLING,
+    ),
+]
+TopP = Annotated[
+    str | None,
+    typer.Option(
+        "--top-p",
+        metavar="P",
+        help="Draw among the likeliest codes that together have probability P: above 0, up to 1; or one per level.",
+        show_default="all codes",
+        rich_help_panel=SAMPLING,
+    ),
+]
+Temperature = Annotated[
+    str,
+    typer.Option(
+        "--temperature",
+        metavar="T",
+        help="Divides the logits; above 0, lower is more typical; or one per level. Published settings: 0.95 with"
+        " top-k 2048 for ImageNet, 0.9 for text, 1.0 with top-k 4096 for FFHQ.",
+        rich_help_panel=SAMPLING,
+    ),
+]
+Seed = Annotated[
+    int,
+    typer.Option(
+        "--seed",
+        metavar="INTEGER",
+        help="Image i is drawn with (seed, i), whatever the batch size. Files of --out-dir carry each picture's own"
+        " seed in their PNG description: given here, it draws that picture alone.",
+        rich_help_panel=SAMPLING,
+    ),
+]
+Out = Annotated[
+    Path | None,
+    typer.Option(
+        "--out",
+        metavar="FILE",
+        help="Write all pictures on one sheet, a PNG file.",
+        show_default="sample.png if no other output is asked for",
+        rich_help_panel=OUTPUT,
+    ),
+]
+SaveCodes = Annotated[
+    Path | None,
+    typer.Option(
+        "--save-codes",
+        metavar="FILE",
+        help="Write the codes to a safetensors file, for decode and --given-top.",
+        show_default=False,
+        rich_help_panel=OUTPUT,
+    ),
+]
+Refiner = Annotated[
+    Path | None,
+    typer.Option(
+        "--refiner",
+        metavar="DIR",
+        help="Second checkpoint of a globally conditioned model: it draws the bottom codes.",
+        show_default=False,
+        rich_help_panel=WHAT,
+    ),
+]
+
+
+@contextmanager
+def _options_named() -> Iterator[None]:
+    """Errors of the pipeline, with this command's names for what they are about."""
+    try:
+        yield
+    except ValueError as error:
+        names = r"\b(" + "|".join(_OPTIONS) + r")\b"
+        raise ValueError(re.sub(names, lambda match: _OPTIONS[match[0]], str(error))) from error
+
+
+def sample(
+    checkpoint: Checkpoint,
+    classes: Classes = None,
+    prompt: Prompt = None,
+    num_images: NumImages = 1,
+    given_top: GivenTop = None,
+    refiner: Refiner = None,
+    top_k: TopK = None,
+    top_p: TopP = None,
+    temperature: Temperature = "1.0",
+    seed: Seed = 0,
+    out: Out = None,
+    out_dir: OutDir = None,
+    columns: Columns = None,
+    top_only: TopOnly = False,
+    bottom_only: BottomOnly = False,
+    save_codes: SaveCodes = None,
+    batch_size: BatchSize = None,
+    device: Device = None,
+    dtype: DType = None,
+) -> None:
+    """Draw pictures from classes, from prompts or from nothing, as the model was trained."""
+    if classes and prompt:
+        raise ValueError("--classes and --prompt: expected one of them; a model is conditioned on one or the other")
+    labels, keep = parse_classes(classes or []), kept_level(top_only, bottom_only)
+    sampling = {
+        "top_k": parse_per_level("--top-k", top_k, int),
+        "top_p": parse_per_level("--top-p", top_p, float),
+        "temperature": parse_per_level("--temperature", temperature, float),
+    }
+    if out is None and out_dir is None and save_codes is None:
+        out = DEFAULT_OUT
+    writer = PictureWriter(out, out_dir, columns)
+    check_file(save_codes)
+    pipe = open_pipeline(checkpoint, device, dtype, refiner)
+    given = None if given_top is None else read_codes(given_top, pipe.config.vae)
+    with _options_named():
+        drawings = plan(labels, prompt, given, num_images, seed)
+        if columns is None and 1 < num_images <= MAX_ROW and num_images < len(drawings):
+            writer.columns = num_images  # a row for each subject
+        codes = _draw_all(pipe, drawings, sampling, keep, writer, batch_of(pipe, batch_size))
+    writer.finish()
+    if save_codes is not None:
+        write_codes(save_codes, codes, [drawing.name for drawing in drawings])
+        typer.echo(f"wrote {save_codes} (codes of {count(len(drawings), 'picture')}, {len(codes)} levels)")
+
+
+def _draw_all(
+    pipe: HQTVAEPipeline,
+    drawings: Sequence[Drawing],
+    sampling: dict[str, Any],
+    keep: int | None,
+    writer: PictureWriter,
+    batch: int,
+) -> tuple[Tensor, ...]:
+    """Draw round after round, hand the pictures to the writer and return the codes of all."""
+    size, seconds, codes = batch * max(1, ROUND // batch), 0.0, []
+    for start in range(0, len(drawings), size):
+        part = drawings[start : start + size]
+        started = time.perf_counter()
+        images, drawn = _draw(pipe, part, sampling, keep, batch, writer.wants_pictures)
+        seconds += time.perf_counter() - started
+        codes.append(drawn)
+        if images is not None:
+            for drawing, image in zip(part, images, strict=True):
+                writer.add(image, drawing.name, drawing.about())
+    typer.echo(rate(len(drawings), "image", seconds))
+    return tuple(torch.cat(level) for level in zip(*codes, strict=True))
+
+
+def _draw(
+    pipe: HQTVAEPipeline, part: Sequence[Drawing], sampling: dict[str, Any], keep: int | None, batch: int, decode: bool
+) -> tuple[list[Image.Image] | None, tuple[Tensor, ...]]:
+    """Pictures, if they are wanted, and the codes of all levels drawn."""
+    output_type: OutputType = "pil" if decode and keep is None else "codes"
+    output = pipe(**arguments(part), **sampling, batch_size=batch, output_type=output_type)  # type: ignore[arg-type]
+    if not decode:
+        return None, output.codes
+    if keep is None:
+        return output.images, output.codes
+    return pipe.decode(leave_out(output.codes, pipe.config.vae.num_levels, keep)), output.codes

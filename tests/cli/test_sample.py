@@ -1,0 +1,215 @@
+"""``hqtvae sample``: what it writes, and what it says to bad input."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import GOLDEN, golden_values
+from PIL import Image
+from safetensors.torch import load_file, save_file
+
+from hqtvae_fast.cli import sample as sample_module
+from hqtvae_fast.cli.codes import write_codes
+
+from .conftest import RESOLUTION, Result, Run, assert_one_line_error, pixels, sheet_size
+
+CLASSES = GOLDEN / "class_parallel"
+ONE = (RESOLUTION, RESOLUTION)
+
+
+@pytest.fixture
+def sample(run: Run) -> Any:
+    """``hqtvae sample`` in single precision."""
+
+    def call(*arguments: str | Path) -> Result:
+        return run("sample", *arguments, "--dtype", "fp32")
+
+    return call
+
+
+# -------------------------------------------------------------------------------------------------------- happy paths
+
+
+def test_sheet_has_a_row_for_each_class(sample: Any, tmp_path: Path) -> None:
+    result = sample(CLASSES, "--classes", "0,2-3", "--num-images", "2", "--out", tmp_path / "new" / "sheet.png")
+    assert result.code == 0
+    assert result.err == ""
+    assert "6 images in" in result.out
+    assert "images/s" in result.out
+    assert "wrote" in result.out
+    assert "sheet.png (6 pictures" in result.out
+    pixels(tmp_path / "new" / "sheet.png", sheet_size(2, 3))
+
+
+def test_writes_a_sheet_when_no_output_is_named(sample: Any, tmp_path: Path) -> None:
+    (tmp_path / "sample.png").write_text("what was here before")
+    assert sample(CLASSES, "--classes", "1", "--num-images", "5", "--columns", "4").code == 0
+    pixels(tmp_path / "sample.png", sheet_size(4, 2))
+    assert [file.name for file in tmp_path.iterdir()] == ["sample.png"]
+
+
+def test_separate_files_carry_what_draws_them_again(sample: Any, tmp_path: Path) -> None:
+    arguments = ("--top-k", "32,none", "--top-p", "0.9", "--temperature", "0.95,1", "--out-dir")
+    assert (
+        sample(CLASSES, "--classes", "3", "--classes", "7", "--num-images", "2", *arguments, tmp_path / "a").code == 0
+    )
+    names = ["class-0003-0000.png", "class-0003-0001.png", "class-0007-0000.png", "class-0007-0001.png"]
+    assert sorted(file.name for file in (tmp_path / "a").iterdir()) == names
+    with Image.open(tmp_path / "a" / names[3]) as image:
+        about = json.loads(image.text["Description"])  # type: ignore[attr-defined]
+    assert about["class"] == 7
+    again = sample(CLASSES, "--classes", "7", "--seed", str(about["seed"]), *arguments, tmp_path / "b")
+    assert again.code == 0
+    first, second = pixels(tmp_path / "a" / names[3], ONE), pixels(tmp_path / "b" / "class-0007-0000.png", ONE)
+    assert np.abs(first - second).max() <= 2  # the codes are the same; a batch of another size may round otherwise
+
+
+def test_rounds_change_nothing(sample: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    arguments = ("--classes", "0-4", "--num-images", "2", "--batch-size", "2", "--save-codes")
+    assert sample(CLASSES, *arguments, "whole.safetensors", "--out", "whole.png").code == 0
+    monkeypatch.setattr(sample_module, "ROUND", 4)
+    assert sample(CLASSES, *arguments, "rounds.safetensors", "--out", "rounds.png").code == 0
+    whole, rounds = load_file("whole.safetensors"), load_file("rounds.safetensors")
+    assert all(bool((whole[key] == rounds[key]).all()) for key in whole)
+    assert np.array_equal(pixels(Path("whole.png")), pixels(Path("rounds.png")))
+
+
+def test_prompts(sample: Any, text_checkpoint: Path, tmp_path: Path) -> None:
+    prompts = ("--prompt", "A red cube!", "--prompt", "立方体")
+    assert sample(text_checkpoint, *prompts, "--out-dir", tmp_path / "out").code == 0
+    assert sorted(file.name for file in (tmp_path / "out").iterdir()) == ["a-red-cube-0000.png", "立方体-0000.png"]
+
+
+def test_unconditional(sample: Any, tmp_path: Path) -> None:
+    assert sample(GOLDEN / "uncond_reduce", "--num-images", "4").code == 0
+    pixels(tmp_path / "sample.png", sheet_size(2, 2))
+
+
+def test_three_levels_top_and_bottom_alone(sample: Any, tmp_path: Path) -> None:
+    arguments = (GOLDEN / "class_level3", "--classes", "1", "--out")
+    assert sample(*arguments, "all.png").code == 0
+    assert sample(*arguments, "top.png", "--top-only").code == 0
+    assert sample(*arguments, "bottom.png", "--bottom-only").code == 0
+    sheets = [pixels(tmp_path / name, ONE) for name in ("all.png", "top.png", "bottom.png")]
+    assert not np.array_equal(sheets[0], sheets[1])
+    assert not np.array_equal(sheets[1], sheets[2])
+
+
+def test_prior_and_refiner(sample: Any, tmp_path: Path) -> None:
+    top, bottom = GOLDEN / "global_top", GOLDEN / "global_bottom"
+    assert sample(top, "--classes", "1", "--refiner", bottom, "--save-codes", "codes.safetensors").code == 0
+    assert list(load_file("codes.safetensors")) == ["level_0", "level_1"]
+    assert not (tmp_path / "sample.png").exists()  # another output was asked for
+    coarse = sample(top, "--classes", "1")
+    assert coarse.code == 0
+    assert coarse.err.startswith("warning: the checkpoint draws top codes only")
+    assert coarse.err.count("\n") == 1
+
+
+@pytest.mark.parametrize("conditions, maps, drawn", [("1", 2, 4), ("1-2", 2, 4), ("1-3", 1, 6)])
+def test_given_top_codes_are_kept(sample: Any, conditions: str, maps: int, drawn: int) -> None:
+    levels = [golden_values("class_parallel")[f"codes_{name}"][:maps] for name in ("top", "bottom")]
+    write_codes(Path("given.safetensors"), levels, [f"some/photo{index}.jpg" for index in range(maps)])
+    arguments = ("--classes", conditions, "--given-top", "given.safetensors", "--num-images", "2")
+    result = sample(CLASSES, *arguments, "--save-codes", "codes.safetensors", "--out-dir", "out")
+    assert result.code == 0
+    top = load_file("codes.safetensors")["level_0"]
+    assert len(top) == drawn
+    assert all(bool((codes == levels[0][index // 2 % maps]).all()) for index, codes in enumerate(top))
+    assert Path("out/class-0001-photo0-0000.png").is_file()
+
+
+def test_given_top_codes_without_condition(sample: Any) -> None:
+    write_codes(Path("given.safetensors"), [golden_values("uncond_reduce")["codes_top"][:2]], ["a.png", "b.png"])
+    assert sample(GOLDEN / "uncond_reduce", "--given-top", "given.safetensors", "--out-dir", "out").code == 0
+    assert sorted(file.name for file in Path("out").iterdir()) == ["a-0000.png", "b-0000.png"]
+
+
+# ---------------------------------------------------------------------------------------------------------- bad input
+
+
+@pytest.mark.parametrize(
+    "arguments, words",
+    [
+        (("--classes", "10"), ("--classes", "0 to 9", "got 10")),
+        (("--classes", "-1"), ("--classes", "'-1'")),
+        (("--classes", "3-1"), ("--classes", "'3-1'")),
+        (("--classes", "0-99999999999"), ("--classes", "0-99999999999")),
+        (("--classes", "one"), ("--classes", "'one'")),
+        (("--classes", ""), ("--classes",)),
+        (("--prompt", "a red cube"), ("class-conditional", "expected --classes", "got --prompt")),
+        (("--classes", "1", "--prompt", "a red cube"), ("--classes and --prompt",)),
+        ((), ("class-conditional", "expected --classes", "got none")),
+        (("--classes", "1", "--top-k", "65"), ("--top-k", "1 to 64", "got 65")),
+        (("--classes", "1", "--top-k", "0"), ("--top-k", "1 to 64", "got 0")),
+        (("--classes", "1", "--top-k", "2.5"), ("--top-k", "an integer", "'2.5'")),
+        (("--classes", "1", "--top-k", "1,2,3"), ("--top-k", "2", "got 3")),
+        (("--classes", "1", "--top-p", "0"), ("--top-p", "(0, 1]", "got 0")),
+        (("--classes", "1", "--top-p", "1.01"), ("--top-p", "(0, 1]", "got 1.01")),
+        (("--classes", "1", "--top-p", "nan"), ("--top-p", "nan")),
+        (("--classes", "1", "--temperature", "0"), ("--temperature", "> 0", "got 0")),
+        (("--classes", "1", "--temperature", "-1"), ("--temperature", "> 0", "got -1")),
+        (("--classes", "1", "--temperature", "warm"), ("--temperature", "a number", "'warm'")),
+        (("--classes", "1", "--num-images", "0"), ("--num-images",)),
+        (("--classes", "1", "--batch-size", "0"), ("--batch-size",)),
+        (("--classes", "1", "--seed", str(2**64)), ("--seed", "64 bits")),
+        (("--classes", "1", "--device", "cudda"), ("device", "cudda")),
+        (("--classes", "1", "--top-only", "--bottom-only"), ("--top-only and --bottom-only",)),
+        (("--classes", "1", "--given-top", "none.safetensors"), ("none.safetensors", "no such file")),
+        (("--classes", "1", "--out", "."), ("expected a file",)),
+        (("--classes", "1", "--colour", "red"), ("--colour", "hqtvae sample --help")),
+    ],
+)
+def test_bad_arguments(sample: Any, tmp_path: Path, arguments: tuple[str, ...], words: tuple[str, ...]) -> None:
+    assert_one_line_error(sample(CLASSES, *arguments), *words)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
+def test_cuda_where_there_is_none(sample: Any) -> None:
+    assert_one_line_error(sample(CLASSES, "--classes", "1", "--device", "cuda"), "device", "'cuda'")
+
+
+@pytest.mark.parametrize(
+    "case, arguments, words",
+    [
+        ("text_parallel", ("--prompt", "a red cube"), ("tokenizer.json",)),
+        ("text_parallel", ("--classes", "1"), ("text-conditional", "got --classes")),
+        ("uncond_reduce", ("--classes", "1"), ("got --classes",)),
+        ("stage1_conv2", (), ("stage 1 only",)),
+        ("global_bottom", (), ("--given-top", "bottom codes only")),
+        ("global_top", ("--classes", "1", "--bottom-only"), ("--bottom-only", "no codes of that level")),
+        ("global_top", ("--classes", "1", "--refiner", str(CLASSES)), ("no pair",)),
+    ],
+)
+def test_wrong_checkpoint(sample: Any, case: str, arguments: tuple[str, ...], words: tuple[str, ...]) -> None:
+    result = sample(GOLDEN / case, *arguments)
+    warnings = [line for line in result.err.splitlines(keepends=True) if line.startswith("warning: ")]
+    assert_one_line_error(Result(result.code, result.out, result.err.replace("".join(warnings), "")), *words)
+
+
+def test_missing_checkpoint(sample: Any, tmp_path: Path) -> None:
+    missing = tmp_path / "missing"
+    assert_one_line_error(sample(missing, "--classes", "1"), str(missing), "no such directory")
+    missing.mkdir()
+    assert_one_line_error(sample(missing, "--classes", "1"), str(missing), "config.json")
+
+
+def test_weights_that_are_no_numbers(sample: Any, nan_checkpoint: Path) -> None:
+    assert_one_line_error(sample(nan_checkpoint, "--classes", "1"), "last.ckpt", "stage2.", "NaN")
+
+
+def test_given_top_codes_that_do_not_fit(sample: Any) -> None:
+    top = golden_values("class_parallel")["codes_top"][:1].repeat(3, 1, 1)
+    write_codes(Path("given.safetensors"), [top], ["a", "b", "c"])
+    arguments = (CLASSES, "--given-top", "given.safetensors", "--classes")
+    assert_one_line_error(sample(*arguments, "1-2"), "--given-top", "1 or 2 maps", "got 3")
+    write_codes(Path("given.safetensors"), [top + 64], ["a", "b", "c"])
+    assert_one_line_error(sample(*arguments, "1"), "given.safetensors: level_0", "0 to 63")
+    save_file({"level_1": golden_values("class_parallel")["codes_bottom"]}, "given.safetensors")
+    assert_one_line_error(sample(*arguments, "1"), "--given-top", "level_0")
