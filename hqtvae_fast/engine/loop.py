@@ -77,7 +77,8 @@ def draw_codes(
             logits = model.head.draw(h_BD, local_BTN[:, step], group, head_cache)
             keep_top = given_top_codes is not None and group.start == 0
             _draw_group(logits, local_BTN[:, step], group, step, config, params, seeds, keep_top)
-            invalid |= torch.stack([level.isnan().any() for level in logits]).any()
+            if seeds.device.type != "cpu":  # there, sample_logits has looked
+                invalid |= torch.stack([level.isnan().any() for level in logits]).any()
         if step + 1 < config.num_steps:
             x_BSD = model.embedding(local_BTN[:, step : step + 1], range(step, step + 1))
         if on_step is not None:

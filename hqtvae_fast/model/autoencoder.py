@@ -25,7 +25,7 @@ class NormSwish(nn.Module):
         self.norm = nn.GroupNorm(GROUPS, channels, eps=GROUP_NORM_EPS)
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.silu(self.norm(x))
+        return F.silu(self.norm(x), inplace=not torch.is_grad_enabled())
 
 
 class ResBlock(nn.Module):

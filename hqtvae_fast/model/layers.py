@@ -81,9 +81,10 @@ class MLP(nn.Module):
         self.gelu: Gelu = config.gelu
 
     def forward(self, x_BTD: Tensor) -> Tensor:
+        if self.gelu == "exact":
+            return self.down(self.up.gelu(x_BTD))
         hidden = self.up(x_BTD)
-        hidden = F.gelu(hidden) if self.gelu == "exact" else hidden * torch.sigmoid(1.702 * hidden)
-        return self.down(hidden)
+        return self.down(hidden * torch.sigmoid(1.702 * hidden))
 
 
 class Block(nn.Module):

@@ -41,9 +41,18 @@ class Linear(nn.Linear):
         return super().train(mode)
 
     def forward(self, input: Tensor) -> Tensor:
-        if self._packed is None or torch.is_grad_enabled() or input.dtype != self._packed.dtype:
+        if not self._runs_packed(input):
             return F.linear(input, self.weight, self.bias)
         return torch.ops.mkldnn._linear_pointwise(input, self._packed, self.bias, "none", [], "")
+
+    def gelu(self, input: Tensor) -> Tensor:
+        """x*Phi(x) of the result, in the same pass where the weight is packed."""
+        if not self._runs_packed(input):
+            return F.gelu(self(input))
+        return torch.ops.mkldnn._linear_pointwise(input, self._packed, self.bias, "gelu", [], "none")
+
+    def _runs_packed(self, input: Tensor) -> bool:
+        return self._packed is not None and not torch.is_grad_enabled() and input.dtype == self._packed.dtype
 
     def __getstate__(self):  # type: ignore[no-untyped-def]
         return {name: value for name, value in self.__dict__.items() if name != "_packed"}  # opaque to copy and pickle

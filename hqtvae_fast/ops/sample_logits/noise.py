@@ -19,14 +19,19 @@ _ROUNDS = 10
 
 def philox(counter: tuple[Tensor, Tensor, Tensor, Tensor], key: tuple[Tensor, Tensor]) -> tuple[Tensor, ...]:
     """Philox4x32-10: four counter words and two key words, each int64 in [0, 2^32), to four words. Broadcasts."""
-    c0, c1, c2, c3 = counter
     k0, k1 = key
+    shape = torch.broadcast_shapes(*(word.shape for word in (*counter, *key)))
+    c0, c1, c2, c3 = (word.expand(shape) for word in counter)
     for _ in range(_ROUNDS):
-        # int64 products wrap modulo 2^64, which leaves both 32-bit halves right.
+        # int64 products wrap modulo 2^64, which leaves both 32-bit halves right. A word is cut to 32 bits just before
+        # it is multiplied or returned; until then its upper half may hold anything. In place, since the CPU's time
+        # here is the time to write temporaries.
         p0, p1 = c0 * _MULTIPLIERS[0], c2 * _MULTIPLIERS[1]
-        c0, c1, c2, c3 = ((p1 >> 32) & _MASK) ^ c1 ^ k0, p1 & _MASK, ((p0 >> 32) & _MASK) ^ c3 ^ k1, p0 & _MASK
+        c0 = (p1 >> 32).bitwise_xor_(c1).bitwise_xor_(k0).bitwise_and_(_MASK)
+        c2 = (p0 >> 32).bitwise_xor_(c3).bitwise_xor_(k1).bitwise_and_(_MASK)
+        c1, c3 = p1, p0
         k0, k1 = (k0 + _WEYL[0]) & _MASK, (k1 + _WEYL[1]) & _MASK
-    return c0, c1, c2, c3
+    return c0, c1 & _MASK, c2, c3 & _MASK
 
 
 def random_words(seeds_B: Tensor, step: Tensor | int, position: Tensor | int, count: int) -> Tensor:
@@ -34,7 +39,7 @@ def random_words(seeds_B: Tensor, step: Tensor | int, position: Tensor | int, co
 
     ``seeds_B`` int64 [B], any value; ``step`` and ``position`` are non-negative integers or int64 [B].
     """
-    blocks_N = torch.arange((count + 3) // 4, device=seeds_B.device)
+    blocks_N = torch.arange((count + 3) // 4, device=seeds_B.device)[None]
     zero = torch.zeros((), dtype=torch.int64, device=seeds_B.device)
     words = philox(
         (blocks_N, _column(position, zero), _column(step, zero), zero),
@@ -82,10 +87,10 @@ def _ln(x: Tensor) -> Tensor:
     """Natural logarithm of positive normal float32, within 2 units in the last place; fixed sequence of operations."""
     bits = x.view(torch.int32) - _SQRT_HALF_BITS  # so that the mantissa falls in [sqrt(1/2), sqrt(2))
     exponent = (bits >> 23).to(torch.float32)
-    f = ((bits & 0x7FFFFF) + _SQRT_HALF_BITS).view(torch.float32) - 1.0
+    f = bits.bitwise_and_(0x7FFFFF).add_(_SQRT_HALF_BITS).view(torch.float32) - 1.0
     square = f * f
     p = torch.full_like(f, _LN_POLYNOMIAL[0])
     for coefficient in _LN_POLYNOMIAL[1:]:
-        p = p * f + coefficient
-    tail = p * f * square + exponent * _LN2_LOW - square * 0.5
-    return (f + tail) + exponent * _LN2_HIGH
+        p.mul_(f).add_(coefficient)
+    tail = p.mul_(f).mul_(square).add_(exponent * _LN2_LOW).sub_(square.mul_(0.5))
+    return tail.add_(f).add_(exponent.mul_(_LN2_HIGH))
