@@ -2,5 +2,6 @@
 
 from hqtvae_fast.ops.nearest_code import nearest_code
 from hqtvae_fast.ops.sample_logits import sample_logits
+from hqtvae_fast.ops.soft_label_cross_entropy import soft_label_cross_entropy
 
-__all__ = ["nearest_code", "sample_logits"]
+__all__ = ["nearest_code", "sample_logits", "soft_label_cross_entropy"]

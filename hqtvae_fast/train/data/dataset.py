@@ -1,0 +1,188 @@
+"""Pictures as tensors with their conditions; what is random in them depends on (seed, epoch, index) alone."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple, get_args
+
+import numpy as np
+from PIL import Image, ImageOps
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from hqtvae_fast.images import to_rgb, to_tensor
+from hqtvae_fast.train.data.captions import PLAIN, CaptionTemplate
+from hqtvae_fast.train.data.sources import Source
+
+Conditioning = Literal["none", "class", "text"]
+MAX_BROKEN_IN_A_ROW = 100
+_PROBED = 10  # pictures whose fields are looked at before training starts
+_CHANCES = 2  # first of the numbers that a draw's chances are made from; the order of an epoch has 1 there
+
+
+class Draw(NamedTuple):
+    """A picture to be seen: its index in the source, and in which epoch."""
+
+    epoch: int
+    picture: int
+
+
+class Chance(NamedTuple):
+    """Everything random in one sample, as numbers in [0, 1). The defaults are evaluation's."""
+
+    crop: float = 0.5
+    """How far along the picture's long side the square lies: 0 left or top, 0.5 the centre."""
+    flip: float = 1.0
+    """Mirrored below 0.5."""
+    variant: float = 1.0
+    choice: float = 0.0
+    """These two go to :meth:`CaptionTemplate.caption`."""
+
+
+def chance(seed: int, draw: Draw) -> Chance:
+    """The chances of a draw in training: the same wherever and whenever they are asked for."""
+    words = np.random.SeedSequence((_CHANCES, seed, draw.epoch, draw.picture)).generate_state(4, np.uint64)
+    return Chance(*((words >> np.uint64(11)) * 2.0**-53).tolist())
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A picture, float32 [3, R, R] in [-1, 1]; its key; its condition; and the keys of broken pictures before it."""
+
+    image: Tensor
+    key: str
+    label: int | None
+    caption: str | None
+    broken: tuple[str, ...]
+
+
+class PictureDataset(Dataset[Sample]):
+    """Pictures of a source, by :class:`Draw`, or by index for epoch 0.
+
+    resolution: R, the side of the squares that pictures are scaled and cropped to.
+    condition: ``class`` reads each picture's field ``label``, an integer; ``text`` makes a caption with ``caption``.
+    num_classes: labels must be below it.
+    training: squares are cut out at random, half of the pictures are mirrored if ``flip``, captions vary; all of it
+        from (seed, epoch, index). Otherwise the centre squares, and plain captions.
+
+    A picture that cannot be read, or whose label or caption cannot, is replaced by the next one that can, and named in
+    the sample's ``broken``. ValueError if the first ten pictures all lack the condition, if a label is out of range, or
+    if a hundred in a row cannot be read.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        resolution: int,
+        *,
+        condition: Conditioning = "none",
+        caption: CaptionTemplate = PLAIN,
+        num_classes: int | None = None,
+        training: bool = True,
+        flip: bool = False,
+        seed: int = 0,
+    ) -> None:
+        if resolution < 1:
+            raise ValueError(f"resolution: expected a positive integer; got {resolution}")
+        if condition not in get_args(Conditioning):
+            raise ValueError(f"condition: expected one of {', '.join(get_args(Conditioning))}; got {condition!r}")
+        if seed < 0:
+            raise ValueError(f"seed: expected 0 or more; got {seed}")
+        self.source, self.resolution, self.condition, self.caption = source, resolution, condition, caption
+        self.num_classes, self.training, self.flip, self.seed = num_classes, training, flip, seed
+        self._probe()
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, draw: Draw | int) -> Sample:
+        if not isinstance(draw, Draw):
+            draw = Draw(0, draw)
+        if not 0 <= draw.picture < len(self):
+            raise IndexError(f"expected an index in [0, {len(self)}); got {draw.picture}")
+        chances = chance(self.seed, draw) if self.training else Chance()
+        broken: list[str] = []
+        for step in range(min(len(self), MAX_BROKEN_IN_A_ROW)):
+            index = (draw.picture + step) % len(self)
+            try:
+                return self._read(index, chances, tuple(broken))
+            except UnreadableError as error:
+                broken.append(self.source.key(index))
+                reason = error
+        raise ValueError(f"expected a readable picture among {len(broken)} from {broken[0]} on; the last: {reason}")
+
+    def _read(self, index: int, chances: Chance, broken: tuple[str, ...]) -> Sample:
+        label, caption = self._condition(index, chances)
+        image = _square(self._picture(index), self.resolution, chances.crop)
+        if self.flip and chances.flip < 0.5:
+            image = ImageOps.mirror(image)
+        pixels = to_tensor([image], self.resolution)[0].contiguous()
+        return Sample(pixels, self.source.key(index), label, caption, broken)
+
+    def _picture(self, index: int) -> Image.Image:
+        try:
+            with Image.open(io.BytesIO(self.source.picture(index))) as file:
+                return to_rgb(ImageOps.exif_transpose(file))
+        except Exception as error:  # decoders raise whatever comes on damaged data
+            raise UnreadableError(f"not a readable picture ({error})") from error
+
+    def _condition(self, index: int, chances: Chance) -> tuple[int | None, str | None]:
+        if self.condition == "none":
+            return None, None
+        try:
+            fields = self.source.fields(index)
+            if self.condition == "text":
+                return None, self.caption.caption(fields, chances.variant, chances.choice)
+            label = _label(fields)
+        except (ValueError, OSError) as error:
+            raise UnreadableError(f"{error}") from error
+        if label < 0 or (self.num_classes is not None and label >= self.num_classes):
+            limit = "" if self.num_classes is None else f" and below {self.num_classes}"
+            raise ValueError(f"{self.source.key(index)}: expected a label of 0 or more{limit}; got {label}")
+        return label, None
+
+    def _probe(self) -> None:
+        """A set without the condition wanted is refused here, rather than as a hundred broken pictures."""
+        if len(self) == 0:
+            raise ValueError("expected a source with pictures; got an empty one")
+        for index in range(min(len(self), _PROBED)):
+            try:
+                self._condition(index, Chance())
+                return
+            except UnreadableError as error:
+                reason = error
+        raise ValueError(f"condition={self.condition!r}: {self.source.key(0)}, like others: {reason}")
+
+
+class UnreadableError(Exception):
+    """A picture, or what is known of it, cannot be read: it is skipped and counted."""
+
+
+def all_captions(source: Source, caption: CaptionTemplate = PLAIN) -> Iterator[str]:
+    """Every caption that training can show, to train a tokenizer on; pictures without one are passed over."""
+    for index in range(len(source)):
+        try:
+            yield from caption.every(source.fields(index))
+        except (ValueError, OSError):
+            continue
+
+
+def _label(fields: dict[str, Any]) -> int:
+    label = fields.get("label")
+    if isinstance(label, bool) or not isinstance(label, int):
+        raise ValueError(
+            f"expected a field 'label', an integer; got {label!r} among {', '.join(fields) or 'no fields'}"
+        )
+    return label
+
+
+def _square(image: Image.Image, resolution: int, place: float) -> Image.Image:
+    """Short side to ``resolution``, then the square at ``place`` in [0, 1] along the long side; 0.5 is images.fit's."""
+    if image.size == (resolution, resolution):
+        return image
+    side = min(image.size)
+    left, top = ((length - side) * place for length in image.size)
+    box = (left, top, left + side, top + side)
+    return image.resize((resolution, resolution), Image.Resampling.BILINEAR, box=box)

@@ -1,0 +1,180 @@
+"""Batches: which pictures each one holds, and the loader that makes them in worker processes."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Sampler
+
+from hqtvae_fast.train.data.dataset import Draw, PictureDataset, Sample
+
+_ORDER = 1  # first of the numbers that an epoch's order is made from; chances of a draw have 2 there
+
+
+class EpochSampler(Sampler[list[Draw]]):
+    """Which pictures each batch holds: a function of (seed, epoch, batch) that any run can be put at.
+
+    An epoch is a permutation of all pictures, made from (seed, epoch); global batch b is its entries [b * batch_size,
+    (b + 1) * batch_size), whatever the number of processes, and process ``rank`` of ``world`` takes every ``world``-th
+    of them from ``rank`` on. Iterating gives the batches of one epoch from the position set by :meth:`seek`, by
+    default its beginning; the position does not move by itself.
+
+    length: pictures in the set. batch_size: of the global batch, a multiple of ``world``.
+    shuffle: False keeps the source's order (evaluation). drop_last: leaves out a last batch that is not full; else it
+        is short, and where there is nothing in it for a rank, that rank has one batch less.
+    """
+
+    def __init__(
+        self,
+        length: int,
+        batch_size: int,
+        *,
+        seed: int = 0,
+        rank: int = 0,
+        world: int = 1,
+        shuffle: bool = True,
+        drop_last: bool = True,
+    ) -> None:
+        if not 0 <= rank < world:
+            raise ValueError(f"rank: expected one in [0, {world}); got {rank}")
+        if batch_size < 1 or batch_size % world:
+            raise ValueError(f"batch_size: expected a positive multiple of the {world} processes; got {batch_size}")
+        if length < (batch_size if drop_last else 1):
+            raise ValueError(f"expected pictures for at least one batch of {batch_size}; got {length}")
+        if seed < 0:
+            raise ValueError(f"seed: expected 0 or more; got {seed}")
+        self.length, self.batch_size, self.seed, self.rank, self.world = length, batch_size, seed, rank, world
+        self.shuffle, self.drop_last = shuffle, drop_last
+        self.epoch, self.start = 0, 0
+        self._order: tuple[int, np.ndarray] | None = None
+
+    @property
+    def batches_per_epoch(self) -> int:
+        """Batches of this rank in an epoch."""
+        full, left = divmod(self.length, self.batch_size)
+        return full + int(not self.drop_last and left > self.rank)
+
+    def seek(self, epoch: int, batch: int = 0) -> None:
+        """Put the next iteration at batch ``batch`` of epoch ``epoch``. ValueError if there is no such batch."""
+        if epoch < 0 or not 0 <= batch <= self.batches_per_epoch:
+            limit = self.batches_per_epoch
+            raise ValueError(f"expected an epoch of 0 or more and a batch in [0, {limit}]; got {epoch} and {batch}")
+        self.epoch, self.start = epoch, batch
+
+    def batch(self, epoch: int, batch: int) -> list[Draw]:
+        """This rank's share of a global batch."""
+        first = batch * self.batch_size
+        rows = self._epoch_order(epoch)[first : first + self.batch_size][self.rank :: self.world]
+        return [Draw(epoch, int(index)) for index in rows]
+
+    def __iter__(self) -> Iterator[list[Draw]]:
+        # The position is read now, not when the first batch is asked for: a loader asks ahead.
+        epoch, start = self.epoch, self.start
+        return (self.batch(epoch, batch) for batch in range(start, self.batches_per_epoch))
+
+    def __len__(self) -> int:
+        """Batches from the position to the end of its epoch."""
+        return self.batches_per_epoch - self.start
+
+    def _epoch_order(self, epoch: int) -> np.ndarray:
+        """The epoch's permutation, int64 [length]."""
+        if self._order is None or self._order[0] != epoch:
+            order = np.arange(self.length)
+            if self.shuffle:
+                # RandomState, since NumPy promises its streams for ever: a run may go on under another version.
+                bits = np.random.MT19937(np.random.SeedSequence((_ORDER, self.seed, epoch)))
+                order = np.random.RandomState(bits).permutation(self.length)
+            self._order = (epoch, order)
+        return self._order[1]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One rank's part of a batch.
+
+    ``images``: float32 [B, 3, R, R] in [-1, 1]. ``keys``: names of the B pictures. ``labels``: int64 [B], or None.
+    ``captions``: B strings, or None. ``broken``: keys of the pictures that could not be read and were replaced.
+    """
+
+    images: Tensor
+    keys: tuple[str, ...]
+    labels: Tensor | None
+    captions: tuple[str, ...] | None
+    broken: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    def pin_memory(self) -> Batch:
+        labels = None if self.labels is None else self.labels.pin_memory()
+        return dataclasses.replace(self, images=self.images.pin_memory(), labels=labels)
+
+    def to(self, device: torch.device | str, *, non_blocking: bool = False) -> Batch:
+        """With its tensors on ``device``."""
+        labels = None if self.labels is None else self.labels.to(device, non_blocking=non_blocking)
+        return dataclasses.replace(self, images=self.images.to(device, non_blocking=non_blocking), labels=labels)
+
+
+def collate(samples: Sequence[Sample]) -> Batch:
+    """Samples, all of one kind of condition, as a batch."""
+    labels = [sample.label for sample in samples if sample.label is not None]
+    captions = tuple(sample.caption for sample in samples if sample.caption is not None)
+    return Batch(
+        images=torch.stack([sample.image for sample in samples]),
+        keys=tuple(sample.key for sample in samples),
+        labels=torch.tensor(labels) if labels else None,
+        captions=captions or None,
+        broken=tuple(key for sample in samples for key in sample.broken),
+    )
+
+
+@dataclass
+class BrokenCount:
+    """How many pictures were skipped as broken, and the first few of them: ``add`` each batch's ``broken``."""
+
+    count: int = 0
+    first: list[str] = field(default_factory=list)
+    shown: int = 5
+
+    def add(self, keys: Sequence[str]) -> None:
+        """A picture counts each time that it is met, so once an epoch or more; it is named once."""
+        self.count += len(keys)
+        new = [key for key in dict.fromkeys(keys) if key not in self.first]
+        self.first += new[: self.shown - len(self.first)]
+
+    def __str__(self) -> str:
+        more = ", ..." if self.count > len(self.first) else ""
+        return f"{self.count} broken skipped: {', '.join(self.first)}{more}" if self.count else "none broken"
+
+
+def make_loader(
+    dataset: PictureDataset,
+    sampler: EpochSampler,
+    *,
+    workers: int = 0,
+    device: torch.device | str = "cpu",
+    prefetch: int = 2,
+) -> DataLoader[Any]:
+    """A loader of :class:`Batch` in the sampler's order: each iteration is an epoch from the sampler's position.
+
+    workers: processes that read and crop; 0 does it in this one. They live as long as the loader, and have no say in
+        what comes out. device: for a CUDA device batches come in pinned memory. prefetch: batches ahead, a worker.
+    """
+    if sampler.length != len(dataset):
+        raise ValueError(f"sampler: expected one over the {len(dataset)} pictures of the dataset; got {sampler.length}")
+    return DataLoader(
+        dataset,
+        batch_sampler=sampler,
+        collate_fn=collate,
+        num_workers=workers,
+        pin_memory=torch.device(device).type == "cuda",
+        persistent_workers=workers > 0,
+        prefetch_factor=prefetch if workers > 0 else None,
+        generator=torch.Generator(),  # else every epoch would take a number from torch's global stream
+    )

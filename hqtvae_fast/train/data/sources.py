@@ -1,0 +1,215 @@
+"""Where pictures come from: shards, class folders, a folder with captions, a flat folder. All are indexed."""
+
+from __future__ import annotations
+
+import glob
+import os
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from hqtvae_fast.train.data.captions_file import CAPTION_SUFFIXES, find_captions, read_captions
+from hqtvae_fast.train.data.packed import PackedStrings, fingerprint
+from hqtvae_fast.train.data.shards import PICTURE_SUFFIXES, Shards
+
+PathLike = str | os.PathLike[str]
+_SHOWN = 5  # names that an error message lists
+_BRACES = re.compile(r"\{([^{}]*)\}")
+EXPECTED = (
+    "one or more .tar shards (a pattern such as train-{000..099}.tar or *.tar will do), a folder of them, "
+    f"a folder with a file captions{'/'.join(CAPTION_SUFFIXES)}, a folder of class folders, or a folder of pictures "
+    f"({', '.join(PICTURE_SUFFIXES)})"
+)
+
+
+class Source(Protocol):
+    """Pictures by index, in a fixed order, each with named fields such as ``label`` and ``caption``."""
+
+    def __len__(self) -> int: ...
+
+    def key(self, index: int) -> str:
+        """A name for error messages and records, the same wherever the data lie."""
+
+    def picture(self, index: int) -> bytes:
+        """The picture's file, undecoded. OSError if it cannot be read."""
+
+    def fields(self, index: int) -> dict[str, Any]:
+        """What is known of the picture besides. ValueError or OSError if that cannot be read."""
+
+    def fingerprint(self) -> str:
+        """16 characters, equal for equal names and conditions in an equal order: what a resumed run compares."""
+
+
+class Folder:
+    """Picture files under ``root``: ``names`` are their paths from there, also their keys; no fields."""
+
+    def __init__(self, root: Path, names: Iterable[str]) -> None:
+        self.root, self._names = root, PackedStrings(names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    def key(self, index: int) -> str:
+        return self._names[index]
+
+    def picture(self, index: int) -> bytes:
+        return (self.root / self._names[index]).read_bytes()
+
+    def fields(self, index: int) -> dict[str, Any]:
+        return {}
+
+    def fingerprint(self) -> str:
+        return fingerprint(self._names.tobytes())
+
+
+class ClassFolder(Folder):
+    """A folder of class folders. Fields: ``label``, the place of the class among ``class_names``, and ``class_name``.
+
+    Class names are those given, or else the folders' names, sorted. ValueError on a folder that is not among the names
+    given, or without pictures.
+    """
+
+    def __init__(self, root: Path, class_names: Sequence[str] | None = None) -> None:
+        folders = _subfolders(root)
+        self.class_names = tuple(folders if class_names is None else class_names)
+        if unknown := [name for name in folders if name not in self.class_names]:
+            raise ValueError(f"{root}: expected folders named as in class_names; got {_listed(unknown)}")
+        names: list[str] = []
+        labels: list[int] = []
+        for folder in folders:
+            found = [f"{folder}/{name}" for name in sorted(_pictures(root / folder, recursive=True))]
+            if not found:
+                raise ValueError(f"{root / folder}: expected pictures of class {folder!r}; found none")
+            names += found
+            labels += [self.class_names.index(folder)] * len(found)
+        super().__init__(root, names)
+        self._labels = np.array(labels, dtype=np.int64)
+
+    def fields(self, index: int) -> dict[str, Any]:
+        label = int(self._labels[index])
+        return {"label": label, "class_name": self.class_names[label]}
+
+    def fingerprint(self) -> str:
+        return fingerprint(self._names.tobytes(), self._labels.tobytes())
+
+
+class CaptionedFolder(Folder):
+    """The pictures that a captions file names, in its order; others in the folder are left out. Field: ``caption``.
+
+    ``caption`` is a string, or a list of them for a picture that the file names more than once. ValueError on a name
+    without a file.
+    """
+
+    def __init__(self, file: Path) -> None:
+        captions = read_captions(file)
+        if missing := [name for name in captions if not (file.parent / name).is_file()]:
+            raise ValueError(f"{file}: expected captions of pictures beside it; there is no {_listed(missing)}")
+        super().__init__(file.parent, captions)
+        counts = [len(of_picture) for of_picture in captions.values()]
+        self._ends = np.cumsum([0, *counts], dtype=np.int64)
+        self._captions = PackedStrings(caption for of_picture in captions.values() for caption in of_picture)
+
+    def fields(self, index: int) -> dict[str, Any]:
+        captions = [self._captions[place] for place in range(self._ends[index], self._ends[index + 1])]
+        return {"caption": captions[0] if len(captions) == 1 else captions}
+
+    def fingerprint(self) -> str:
+        return fingerprint(self._names.tobytes(), self._ends.tobytes(), self._captions.tobytes())
+
+
+def open_source(paths: PathLike | Sequence[PathLike], *, class_names: Sequence[str] | None = None) -> Source:
+    """The pictures at a path, whose kind is told from what lies there; shards may be several paths or patterns.
+
+    ``class_names``: the labels 0, 1, ... of class folders, for a set whose folders are not all the classes (a part kept
+    for evaluation, say). ValueError if nothing there fits, naming what was expected and what was found.
+    """
+    given = [os.fspath(paths)] if isinstance(paths, (str, os.PathLike)) else [os.fspath(path) for path in paths]
+    if len(given) == 1 and Path(given[0]).is_dir():
+        source = _open_folder(Path(given[0]), class_names)
+    elif len(given) == 1 and given[0].endswith(CAPTION_SUFFIXES):
+        source = CaptionedFolder(Path(given[0]))
+    else:
+        source = Shards(_shard_files(given))
+    if class_names is not None and not isinstance(source, ClassFolder):
+        raise ValueError(f"class_names: expected a folder of class folders; got {given[0]}")
+    return source
+
+
+def _open_folder(folder: Path, class_names: Sequence[str] | None) -> Source:
+    captions = find_captions(folder)
+    if captions is not None:
+        return CaptionedFolder(captions)
+    shards, pictures = sorted(folder.glob("*.tar")), sorted(_pictures(folder))
+    has_classes = any(_has_pictures(folder / name) for name in _subfolders(folder))
+    kinds = {"shards": bool(shards), "pictures": bool(pictures), "class folders": has_classes}
+    found = [kind for kind, is_there in kinds.items() if is_there]
+    if len(found) != 1:
+        raise ValueError(f"{folder}: expected {EXPECTED}; found {' and '.join(found) or 'none of these'}")
+    if shards:
+        return Shards(shards)
+    return Folder(folder, pictures) if pictures else ClassFolder(folder, class_names)
+
+
+def _has_pictures(folder: Path) -> bool:
+    return next(_pictures(folder, recursive=True), None) is not None
+
+
+def _pictures(folder: Path, *, recursive: bool = False) -> Iterator[str]:
+    """Paths of the picture files under a folder, from there, in any order; hidden ones are left out."""
+    for parent, folders, files in os.walk(folder):
+        folders[:] = [name for name in folders if recursive and not name.startswith(".")]
+        for name in files:
+            if name.lower().endswith(PICTURE_SUFFIXES) and not name.startswith("."):
+                yield (Path(parent) / name).relative_to(folder).as_posix()
+
+
+def _subfolders(folder: Path) -> list[str]:
+    return sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+
+
+def _shard_files(patterns: Sequence[str]) -> list[Path]:
+    files = [file for pattern in patterns for file in _expand(pattern)]
+    others = [str(file) for file in files if file.suffix != ".tar"]
+    if others or not files:
+        raise ValueError(f"expected {EXPECTED}; got {_listed(others) or 'no path'}")
+    return files
+
+
+def _expand(pattern: str) -> list[Path]:
+    """The files that a pattern stands for, sorted where it is ``*``; ValueError if one is missing."""
+    if Path(pattern).exists():
+        return [Path(pattern)]
+    files: list[str] = []
+    for path in _expand_braces(pattern):
+        matches = sorted(glob.glob(path)) if glob.has_magic(path) else [path] * Path(path).exists()
+        if not matches:
+            raise ValueError(f"{path}: no such file; expected {EXPECTED}")
+        files += matches
+    return [Path(file) for file in files]
+
+
+def _expand_braces(pattern: str) -> list[str]:
+    """``a-{08..11}.tar`` and ``{a,b}.tar`` as a shell expands them."""
+    braces = _BRACES.search(pattern)
+    if braces is None:
+        return [pattern]
+    first, dots, last = braces[1].partition("..")
+    if dots and not (first.isdecimal() and last.isdecimal()):
+        raise ValueError(f"{pattern}: expected numbers in {braces[0]}, as in {{000..099}}")
+    if dots:
+        choices = [f"{number:0{len(first)}d}" for number in range(int(first), int(last) + 1)]
+    else:
+        choices = braces[1].split(",")
+    return [path for choice in choices for path in _expand_braces(_fill(pattern, braces.span(), choice))]
+
+
+def _fill(pattern: str, span: tuple[int, int], choice: str) -> str:
+    return pattern[: span[0]] + choice + pattern[span[1] :]
+
+
+def _listed(names: Sequence[str]) -> str:
+    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return ", ".join(names[:_SHOWN]) + more

@@ -1,0 +1,56 @@
+"""The optimisers of both stages, and which parameters they decay."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+from torch.optim import Adam, AdamW
+
+from hqtvae_fast.model import HQTransformer
+
+STAGE1_LEARNING_RATE = 4e-5
+STAGE1_BETAS = (0.5, 0.9)
+STAGE2_LEARNING_RATE = 5e-4
+STAGE2_TEXT_LEARNING_RATE = 3e-4
+STAGE2_BETAS = (0.9, 0.95)
+STAGE2_WEIGHT_DECAY = 1e-4
+
+
+def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """Trainable parameters in two groups: weights of linear layers, which decay, and all others, which do not.
+
+    The others are biases, normalisations, embeddings and start vectors. Parameters with ``requires_grad`` off are in
+    neither group, and a group without parameters is left out. In each, the model's own order.
+    """
+    decayed = {id(module.weight) for module in model.modules() if isinstance(module, nn.Linear)}
+    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    groups = [
+        {"params": [p for p in trainable if id(p) in decayed], "weight_decay": weight_decay},
+        {"params": [p for p in trainable if id(p) not in decayed], "weight_decay": 0.0},
+    ]
+    return [group for group in groups if group["params"]]
+
+
+def stage1_optimizer(module: nn.Module, lr: float = STAGE1_LEARNING_RATE, *, fused: bool | None = None) -> Adam:
+    """Adam for HQ-VAE, or for its discriminator. Codebooks are buffers: they follow their averages, not this."""
+    trainable = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    return Adam(trainable, lr=lr, betas=STAGE1_BETAS, fused=fused)
+
+
+def stage2_optimizer(
+    transformer: HQTransformer,
+    lr: float | None = None,
+    *,
+    weight_decay: float = STAGE2_WEIGHT_DECAY,
+    fused: bool | None = None,
+) -> AdamW:
+    """AdamW for HQ-Transformer; without ``lr``, 3e-4 for a text-conditional model and 5e-4 for any other.
+
+    ``fused``: one kernel for all parameters, see ``torch.optim.AdamW``.
+    """
+    if lr is None:
+        text = transformer.config.condition == "text"
+        lr = STAGE2_TEXT_LEARNING_RATE if text else STAGE2_LEARNING_RATE
+    groups = parameter_groups(transformer, weight_decay)
+    return AdamW(groups, lr=lr, betas=STAGE2_BETAS, fused=fused)

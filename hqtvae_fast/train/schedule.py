@@ -1,0 +1,38 @@
+"""Learning-rate schedules, as pure functions of the number of the update.
+
+A schedule gives the factor on the base learning rate at update ``step``, counted from 0. The warm-up rises in equal
+parts from a 0 that no update uses: the first update has 1/warmup_steps of the base rate.
+"""
+
+from __future__ import annotations
+
+import math
+from functools import partial
+
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
+
+
+def warmup_constant(step: int, *, warmup_steps: float) -> float:
+    """Linear to 1 at the ``warmup_steps``-th update, then 1. A fraction of an epoch need not be a whole number."""
+    return min(1.0, (step + 1) / warmup_steps) if warmup_steps > 0 else 1.0
+
+
+def warmup_cosine(step: int, *, warmup_steps: float, total_steps: int) -> float:
+    """Linear to 1 at the ``warmup_steps``-th update, then half a cosine to 0 at the ``total_steps``-th and after."""
+    if not 0 <= warmup_steps < total_steps:
+        raise ValueError(f"warmup_steps: expected 0 to less than total_steps = {total_steps}; got {warmup_steps}")
+    if step + 1 <= warmup_steps:
+        return warmup_constant(step, warmup_steps=warmup_steps)
+    progress = min(1.0, (step + 1 - warmup_steps) / (total_steps - warmup_steps))
+    return (1 + math.cos(math.pi * progress)) / 2
+
+
+def warmup_constant_lr(optimizer: Optimizer, *, warmup_steps: float) -> LambdaLR:
+    """:func:`warmup_constant` as a torch scheduler, to be stepped after each update."""
+    return LambdaLR(optimizer, partial(warmup_constant, warmup_steps=warmup_steps))
+
+
+def warmup_cosine_lr(optimizer: Optimizer, *, warmup_steps: float, total_steps: int) -> LambdaLR:
+    """:func:`warmup_cosine` as a torch scheduler, to be stepped after each update."""
+    return LambdaLR(optimizer, partial(warmup_cosine, warmup_steps=warmup_steps, total_steps=total_steps))

@@ -1,0 +1,134 @@
+"""Soft-label cross-entropy against its definition in double precision, the golden value, and its own gradient."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from conftest import golden_values
+
+from hqtvae_fast.ops.soft_label_cross_entropy import reference, soft_label_cross_entropy
+
+CASES = [(1, 1, 1), (5, 7, 3), (33, 64, 16), (64, 100, 1)]  # N, K, C
+
+
+def draw(N, K, C, dtype=torch.float64):
+    generator = torch.Generator().manual_seed(N * K + C)
+    shapes = ((N, K), (N, C), (K, C))
+    return [torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype) for shape in shapes]
+
+
+def define(logits, z, codebook, temperature):
+    """The definition, in double precision and with everything written out."""
+    logits, z, codebook = (x.double() for x in (logits, z, codebook))
+    distances = (z[:, None] - codebook[None]).square().sum(dim=-1)
+    return F.cross_entropy(logits, (-distances / temperature).softmax(dim=1))
+
+
+@pytest.mark.parametrize("temperature", [0.1, 1.0, 30.0])
+@pytest.mark.parametrize("N,K,C", CASES)
+def test_value_and_gradient(N, K, C, temperature):
+    logits, z, codebook = draw(N, K, C)
+    ours, exact = (logits.clone().requires_grad_() for _ in range(2))
+    loss, expected = soft_label_cross_entropy(ours, z, codebook, temperature), define(exact, z, codebook, temperature)
+    torch.testing.assert_close(loss, expected, rtol=1e-12, atol=1e-12)
+    (3 * loss).backward()
+    (3 * expected).backward()
+    torch.testing.assert_close(ours.grad, exact.grad, rtol=1e-10, atol=1e-12)
+
+
+def test_gradcheck():
+    logits, z, codebook = draw(6, 9, 4)
+    logits.requires_grad_()
+    assert torch.autograd.gradcheck(lambda x: soft_label_cross_entropy(x, z, codebook, 0.7), logits)
+
+
+def test_golden_value():
+    """The released loss adds 1e-7 inside its logarithm of the sum, which moves it by less than 1e-6 here.
+
+    Its labels are given, not their distances; codes of width 1 at sqrt(-log label) from z = 0 have those labels.
+    """
+    golden = golden_values("functions")
+    rows = []
+    for logits, target in zip(golden["soft_ce.logits"].double(), golden["soft_ce.target"].double(), strict=True):
+        codebook = (-target.log()).sqrt()[:, None]
+        rows.append(soft_label_cross_entropy(logits[None], torch.zeros(1, 1).double(), codebook, 1.0))
+    torch.testing.assert_close(torch.stack(rows).mean().float(), golden["soft_ce.loss"], rtol=0, atol=1e-5)
+
+
+def test_single_precision_is_as_exact_as_the_written_out_form():
+    """Wide codes of the size that the top level has: distances around 2048, labels decided by their differences."""
+    logits, z, codebook = draw(50, 200, 1024, torch.float32)
+    exact = define(logits, z, codebook, 4.0)
+    distances = torch.cdist(z, codebook, compute_mode="donot_use_mm_for_euclid_dist").square()
+    plain = F.cross_entropy(logits, (-distances / 4.0).softmax(dim=1))
+    ours = soft_label_cross_entropy(logits, z, codebook, 4.0)
+    assert abs(float(ours - exact)) <= 2 * abs(float(plain - exact)) + 1e-5
+
+
+def test_far_codes_do_not_overflow():
+    logits, z, codebook = draw(4, 6, 3, torch.float32)
+    loss = soft_label_cross_entropy(1e4 * logits, z, 1e4 * codebook, 1e-3)
+    torch.testing.assert_close(loss.double(), define(1e4 * logits, z, 1e4 * codebook, 1e-3), rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("rows", [1, 4, 33])
+def test_chunks_change_nothing_and_bound_the_labels(rows, monkeypatch):
+    logits, z, codebook = draw(33, 64, 16)
+    logits.requires_grad_()
+    whole = torch.autograd.grad(soft_label_cross_entropy(logits, z, codebook, 1.0), logits)[0]
+    held, soft_labels = [], reference.soft_labels
+
+    def count(z_MC, *rest):
+        held.append(len(z_MC))
+        return soft_labels(z_MC, *rest)
+
+    monkeypatch.setattr(reference, "CHUNK_ENTRIES", rows * 64)
+    monkeypatch.setattr(reference, "soft_labels", count)
+    loss = soft_label_cross_entropy(logits, z, codebook, 1.0)
+    torch.testing.assert_close(loss, define(logits, z, codebook, 1.0), rtol=1e-12, atol=0)
+    torch.testing.assert_close(torch.autograd.grad(loss, logits)[0], whole, rtol=1e-12, atol=1e-15)
+    assert max(held) == rows
+    assert sum(held) == 2 * 33  # forward and backward
+
+
+def test_only_logits_get_a_gradient():
+    inputs = [x.requires_grad_() for x in draw(5, 7, 3)]
+    soft_label_cross_entropy(*inputs, 1.0).backward()
+    assert [x.grad is not None for x in inputs] == [True, False, False]
+
+
+def test_half_precision_logits_give_a_single_precision_loss():
+    logits, z, codebook = draw(33, 64, 16, torch.float32)
+    low = logits.bfloat16().requires_grad_()
+    loss = soft_label_cross_entropy(low, z, codebook, 1.0)
+    loss.backward()
+    assert (loss.dtype, low.grad.dtype) == (torch.float32, torch.bfloat16)
+    torch.testing.assert_close(loss.double(), define(low.detach(), z, codebook, 1.0), rtol=1e-5, atol=0)
+
+
+def test_autocast_leaves_distances_alone():
+    logits, z, codebook = draw(33, 64, 16, torch.float32)
+    plain = soft_label_cross_entropy(logits, z, codebook, 1.0)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(soft_label_cross_entropy(logits, z, codebook, 1.0), plain)
+
+
+@pytest.mark.parametrize(
+    "change,message",
+    [
+        ({"logits": torch.zeros(5)}, r"logits: expected \[N, K\], at least one row and one code; got \[5\]"),
+        ({"logits": torch.zeros(0, 7)}, r"got \[0, 7\]"),
+        ({"z": torch.zeros(4, 3)}, r"expected \[5, C\] and \[7, C\] for logits \[5, 7\]; got \[4, 3\] and \[7, 3\]"),
+        ({"codebook": torch.zeros(7, 2)}, r"got \[5, 3\] and \[7, 2\]"),
+        ({"codebook": torch.zeros(7, 3).double()}, "one floating dtype; got torch.float32, torch.float32 and torch.fl"),
+        ({"logits": torch.zeros(5, 7).long()}, "floating logits"),
+        ({"temperature": 0.0}, "temperature: expected a number > 0; got 0.0"),
+        ({"temperature": float("inf")}, "temperature"),
+    ],
+)
+def test_refusals(change, message):
+    logits, z, codebook = draw(5, 7, 3, torch.float32)
+    arguments = {"logits": logits, "z": z, "codebook": codebook, "temperature": 1.0, **change}
+    with pytest.raises(ValueError, match=message):
+        soft_label_cross_entropy(**arguments)
