@@ -50,7 +50,7 @@ $(STAMP): pyproject.toml setup.py constraints.txt
 demo: $(STAMP) ## draw a sheet of pictures with a tiny model of random weights, into demo.png
 	@echo "==> demo: the weights of this tiny model are UNTRAINED (random). The picture will be noise:"
 	@echo "          it shows that the machinery runs from class labels to pixels, and nothing else."
-	$(BIN)/hqtvae sample tests/golden/class_parallel --classes 0-9 --num-images 3 --seed 0 --out $(DEMO_OUT)
+	$(BIN)/hqtvae sample tests/golden/class_parallel --classes 0-9 --num-images 3 --columns 6 --seed 0 --out $(DEMO_OUT)
 
 test: lint ## lint, then the tests that need neither a GPU nor much time
 	@echo "==> pytest (without slow and gpu)"

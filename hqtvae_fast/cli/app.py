@@ -16,6 +16,7 @@ from hqtvae_fast.cli.convert import convert
 from hqtvae_fast.cli.images import decode, encode, reconstruct
 from hqtvae_fast.cli.info import info
 from hqtvae_fast.cli.sample import sample
+from hqtvae_fast.cli.train import train
 
 PROGRAM = "hqtvae"
 BAD_INPUT, INTERRUPTED = 2, 130  # exit codes; 0 when all went well
@@ -64,6 +65,7 @@ _EXAMPLES: dict[Callable[..., None], str] = {
 }
 for _command, _example in _EXAMPLES.items():
     app.command(epilog=f"Example: {_example}")(_command)
+app.add_typer(train, name="train")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -49,9 +49,24 @@ class Codebook(nn.Module):
     @torch.no_grad()
     def update(self, z_BCHW: Tensor, codes_BHW: Tensor) -> None:
         """One EMA step on a batch that was coded as ``codes_BHW``."""
-        counts_K, sums_KC = code_statistics(_rows(z_BCHW), codes_BHW.flatten(), len(self.embedding))
+        self.apply_statistics(*code_statistics(_rows(z_BCHW), codes_BHW.flatten(), len(self.embedding)))
+
+    @torch.no_grad()
+    def apply_statistics(
+        self, counts_K: Tensor, sums_KC: Tensor, restart: Callable[[int], Tensor] | None = None
+    ) -> None:
+        """One EMA step on statistics of :func:`code_statistics`, summed over all ranks.
+
+        ``restart``: gives K vectors [K, C]; codes whose running count is below 1 start anew from theirs.
+        """
         state = (self.embedding, self.cluster_size, self.embedding_sum)
         ema_update(*state, counts_K, sums_KC, self.decay, self.epsilon)
+        if restart is not None:
+            unused_K = self.cluster_size < 1
+            fresh_KC = restart(len(self.embedding)).to(self.embedding.dtype)
+            for table in (self.embedding, self.embedding_sum):
+                table.copy_(torch.where(unused_K[:, None], fresh_KC, table))
+            self.cluster_size.masked_fill_(unused_K, 1.0)
 
 
 def _rows(z_BCHW: Tensor) -> Tensor:

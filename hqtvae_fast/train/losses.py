@@ -64,14 +64,21 @@ def hinge_generator_loss(fake: Tensor) -> Tensor:
     return -fake.mean()
 
 
-def adaptive_weight(reconstruction: Tensor, adversarial: Tensor, last_layer: Tensor) -> Tensor:
+def _same(gradient: Tensor) -> Tensor:
+    return gradient
+
+
+def adaptive_weight(
+    reconstruction: Tensor, adversarial: Tensor, last_layer: Tensor, reduce: Callable[[Tensor], Tensor] = _same
+) -> Tensor:
     """|d reconstruction / d last_layer| / (|d adversarial / d last_layer| + 1e-4), within [0, 1e4], detached.
 
     Both losses are scalars that depend on ``last_layer``, the decoder's last weight. With this weight the discriminator
-    pulls at that layer as hard as the reconstruction does, whatever the scale of its scores.
+    pulls at that layer as hard as the reconstruction does, whatever the scale of its scores. ``reduce`` averages a
+    gradient over ranks before its norm is taken, so that all of them come to the weight of the whole batch.
     """
     wanted, pulled = (
-        torch.linalg.vector_norm(_wide(torch.autograd.grad(loss, last_layer, retain_graph=True)[0]))
+        torch.linalg.vector_norm(reduce(_wide(torch.autograd.grad(loss, last_layer, retain_graph=True)[0])))
         for loss in (reconstruction, adversarial)
     )
     return (wanted / (pulled + RATIO_EPSILON)).clamp(0, MAX_RATIO).detach()
@@ -86,13 +93,15 @@ def stage1_loss(
     discriminator: Callable[[Tensor], Tensor] | None = None,
     perceptual: Callable[[Tensor, Tensor], Tensor] | None = None,
     weights: Stage1Weights | None = None,
+    reduce: Callable[[Tensor], Tensor] = _same,
 ) -> Stage1Loss:
     """Eq. 4 without its codebook term (an EMA stands for that), plus the perceptual and the adversarial loss.
 
     ``images`` [B, 3, R, R] in [-1, 1]; ``output``: HQ-VAE's training pass on them; ``last_layer``: its
     ``decoder.last_layer``; ``step``: the update, from 0; ``discriminator``: images to scores; ``perceptual``: images
     and references to distances [B]. None leaves a part out. The adversarial gradient reaches the discriminator's
-    parameters too, and is to be dropped there. Where no gradient is recorded, as in validation, its weight is 0.
+    parameters too, and is to be dropped there. ``reduce`` is for :func:`adaptive_weight`. Where no gradient is
+    recorded, as in validation, the adversarial weight is 0.
     """
     weights = weights or Stage1Weights()
     pictures = _wide(output.reconstruction)
@@ -105,7 +114,7 @@ def stage1_loss(
     if discriminator is not None and weights.adversarial_at(step):
         adversarial = hinge_generator_loss(_wide(discriminator(pictures)))
         if pictures.requires_grad:
-            weight = weights.adversarial_at(step) * adaptive_weight(data_term, adversarial, last_layer)
+            weight = weights.adversarial_at(step) * adaptive_weight(data_term, adversarial, last_layer, reduce)
     total = data_term + weight * adversarial + weights.commitment * commitment
     parts = (reconstruction, distance, adversarial, weight, commitment)
     return Stage1Loss(total, *(part.detach() for part in parts))

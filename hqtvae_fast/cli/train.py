@@ -1,0 +1,157 @@
+"""``hqtvae train``: both stages, from flags or a YAML file."""
+
+from __future__ import annotations
+
+from enum import Enum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+WHAT, HOW, RUN = "What to train on", "How", "The run"  # panels of --help
+
+
+class Autocast(str, Enum):
+    """What forward and backward passes compute in."""
+
+    no = "no"
+    bf16 = "bf16"
+    fp16 = "fp16"
+
+
+Config = Annotated[
+    Path | None,
+    typer.Argument(
+        metavar="[CONFIG.yaml]",
+        help="Fields of the run, by the names of these options (data, batch_size, ...) and more: model, loss weights."
+        " Options given here come on top.",
+        show_default=False,
+    ),
+]
+Data = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--data",
+        metavar="PATH",
+        help="WebDataset shards (a file, a pattern such as 'shards/{000..009}.tar', a folder of them), a folder of"
+        " class folders, or a folder of pictures with captions.json. May be repeated.",
+        show_default=False,
+        rich_help_panel=WHAT,
+    ),
+]
+Validation = Annotated[
+    list[str] | None,
+    typer.Option("--validation", metavar="PATH", help="Held-out pictures.", show_default=False, rich_help_panel=WHAT),
+]
+Out = Annotated[
+    Path | None,
+    typer.Option(
+        "--out",
+        metavar="DIR",
+        help="The run's directory: checkpoints, logs, pictures and, in the end, model/. A run that is there goes on"
+        " where its last checkpoint stands.",
+        show_default=False,
+        rich_help_panel=RUN,
+    ),
+]
+Steps = Annotated[int | None, typer.Option("--steps", min=1, help="Updates in all.", rich_help_panel=HOW)]
+Epochs = Annotated[float | None, typer.Option("--epochs", help="Or passes over the data.", rich_help_panel=HOW)]
+BatchSize = Annotated[
+    int | None,
+    typer.Option(
+        "--batch-size", min=1, help="Pictures an update, over all processes. Default 128.", rich_help_panel=HOW
+    ),
+]
+Accumulate = Annotated[
+    int | None,
+    typer.Option("--accumulate", min=1, help="Micro-batches an update, for less memory.", rich_help_panel=HOW),
+]
+Rate = Annotated[float | None, typer.Option("--learning-rate", help="At its peak.", rich_help_panel=HOW)]
+Precision = Annotated[Autocast | None, typer.Option("--precision", help="Autocast.", rich_help_panel=HOW)]
+Seed = Annotated[int | None, typer.Option("--seed", help="Order, crops, weights and dropout.", rich_help_panel=HOW)]
+StopAfter = Annotated[
+    int | None,
+    typer.Option(
+        "--stop-after",
+        min=1,
+        help="Save and end after this many updates of this process, to train in pieces.",
+        rich_help_panel=RUN,
+    ),
+]
+
+train = typer.Typer(
+    no_args_is_help=True,
+    help="Train HQ-VAE (stage1), then HQ-Transformer on its codes (stage2). With several GPUs: torchrun"
+    " --nproc-per-node N -m hqtvae_fast.cli train ..., or accelerate launch; nothing else changes.",
+)
+
+
+@train.command(epilog="Example: hqtvae train stage1 --data pictures/ --out runs/vae --epochs 50")
+def stage1(
+    config: Config = None,
+    data: Data = None,
+    validation: Validation = None,
+    out: Out = None,
+    steps: Steps = None,
+    epochs: Epochs = None,
+    batch_size: BatchSize = None,
+    accumulate: Accumulate = None,
+    learning_rate: Rate = None,
+    precision: Precision = None,
+    seed: Seed = None,
+    stop_after: StopAfter = None,
+) -> None:
+    """Train HQ-VAE: pictures to codes and back."""
+    given = _given(locals())
+    _need_extra()
+    from hqtvae_fast.train.config import Stage1Run, read_run
+    from hqtvae_fast.train.run import train_stage1
+
+    train_stage1(read_run(Stage1Run, config, given))
+
+
+@train.command(epilog="Example: hqtvae train stage2 --vae runs/vae/model --data pictures/ --out runs/hqt --epochs 100")
+def stage2(
+    config: Config = None,
+    vae: Annotated[
+        Path | None,
+        typer.Option("--vae", metavar="DIR", help="The trained stage 1.", show_default=False, rich_help_panel=WHAT),
+    ] = None,
+    data: Data = None,
+    validation: Validation = None,
+    out: Out = None,
+    steps: Steps = None,
+    epochs: Epochs = None,
+    batch_size: BatchSize = None,
+    accumulate: Accumulate = None,
+    learning_rate: Rate = None,
+    precision: Precision = None,
+    seed: Seed = None,
+    stop_after: StopAfter = None,
+) -> None:
+    """Train HQ-Transformer: codes from classes, captions or nothing."""
+    given = _given(locals())
+    _need_extra()
+    from hqtvae_fast.train.config import Stage2Run, read_run
+    from hqtvae_fast.train.run import train_stage2
+
+    train_stage2(read_run(Stage2Run, config, given))
+
+
+def _given(options: dict[str, Any]) -> dict[str, Any]:
+    """The options that were given, as fields of a run."""
+    given = {name: value for name, value in options.items() if name != "config" and value is not None}
+    return {name: _plain(value) for name, value in given.items()}
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Enum):
+        return value.value
+    return str(value) if isinstance(value, Path) else value
+
+
+def _need_extra() -> None:
+    try:
+        import accelerate  # noqa: F401
+    except ImportError:
+        raise ValueError("training needs the 'train' extra: pip install 'hqtvae_fast[train]'") from None

@@ -1,0 +1,214 @@
+"""Stage 1: HQ-VAE against its reconstruction, its perceptual distance and a discriminator (eq. 1-4)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from accelerate import Accelerator
+from PIL import Image
+from torch import Tensor
+from torch.optim.lr_scheduler import LambdaLR
+
+from hqtvae_fast import checkpoint as checkpoints
+from hqtvae_fast.config import HQTVAEConfig
+from hqtvae_fast.images import grid, psnr, to_pil
+from hqtvae_fast.model import HQVAE, HQVAEOutput
+from hqtvae_fast.ops.ema_update import code_statistics
+from hqtvae_fast.train.data import Batch
+from hqtvae_fast.train.discriminator import PatchDiscriminator
+from hqtvae_fast.train.losses import Stage1Loss, Stage1Weights, hinge_discriminator_loss, stage1_loss
+from hqtvae_fast.train.optim import stage1_optimizer
+from hqtvae_fast.train.perceptual import PerceptualDistance
+from hqtvae_fast.train.runner import mean_over_ranks
+from hqtvae_fast.train.schedule import warmup_cosine_lr
+
+
+@dataclass(frozen=True)
+class Stage1Settings:
+    """What stage 1 is trained with; the defaults are the paper's."""
+
+    steps: int
+    warmup_steps: int = 0
+    learning_rate: float = 4e-5
+    weights: Stage1Weights = field(default_factory=Stage1Weights)
+    discriminator_channels: int = 64
+    restart_unused: bool = False
+    """Give codes that hardly any vector chooses (running count below 1) vectors of the batch."""
+    seed: int = 0
+
+
+class Stage1:
+    """The :class:`hqtvae_fast.train.runner.Task` of stage 1."""
+
+    def __init__(
+        self,
+        accelerator: Accelerator,
+        vae: HQVAE,
+        settings: Stage1Settings,
+        *,
+        perceptual: PerceptualDistance | None = None,
+        validation: Tensor | None = None,
+    ) -> None:
+        self.accelerator, self.settings, self.validation = accelerator, settings, validation
+        vae = vae.to(memory_format=torch.channels_last).train()  # type: ignore[call-overload]
+        discriminator = PatchDiscriminator(settings.discriminator_channels)
+        optimizers = [stage1_optimizer(module, settings.learning_rate) for module in (vae, discriminator)]
+        self.schedules = [self._schedule(optimizer) for optimizer in optimizers]
+        self.perceptual = None if perceptual is None else perceptual.to(accelerator.device)
+        self.model, self.discriminator, *self.optimizers = accelerator.prepare(vae, discriminator, *optimizers)
+        accelerator.register_for_checkpointing(*self.schedules)
+        self.vae: HQVAE = accelerator.unwrap_model(self.model)
+
+    def _schedule(self, optimizer: torch.optim.Optimizer) -> LambdaLR:
+        settings = self.settings
+        return warmup_cosine_lr(optimizer, warmup_steps=settings.warmup_steps, total_steps=settings.steps)
+
+    # -------------------------------------------------------------------------------------------------------- update
+
+    def update(self, micro_batches: list[Batch], step: int) -> dict[str, Tensor]:
+        """Decoder and encoder, then the discriminator on the same reconstructions, then the codebooks."""
+        outputs, metrics = self._update_vae(micro_batches, step)
+        if self.settings.weights.adversarial_at(step):
+            metrics["discriminator"] = self._update_discriminator(micro_batches, outputs)
+        usage = self._update_codebooks(outputs, step)
+        for schedule in self.schedules:
+            schedule.step()
+        return {**mean_over_ranks(self.accelerator, metrics), **usage}
+
+    def _update_vae(self, micro_batches: list[Batch], step: int) -> tuple[list[HQVAEOutput], dict[str, Tensor]]:
+        optimizer, count = self.optimizers[0], len(micro_batches)
+        outputs, losses = [], []
+        self.discriminator.requires_grad_(False)
+        for index, batch in enumerate(micro_batches):
+            with self._gradients_meet(self.model, index == count - 1):
+                with self.accelerator.autocast():
+                    output = self.model(batch.images)
+                    loss = self._loss(batch.images, output, step)
+                self.accelerator.backward(loss.total / count)
+            outputs.append(output)
+            losses.append(loss)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        return outputs, _summary(micro_batches, outputs, losses)
+
+    def _loss(self, images: Tensor, output: HQVAEOutput, step: int) -> Stage1Loss:
+        return stage1_loss(
+            images,
+            output,
+            last_layer=self.vae.decoder.last_layer,
+            step=step,
+            discriminator=self.accelerator.unwrap_model(self.discriminator),
+            perceptual=self.perceptual,
+            weights=self.settings.weights,
+            reduce=self._mean_gradient,
+        )
+
+    def _mean_gradient(self, gradient: Tensor) -> Tensor:
+        """So that every rank weighs the adversarial loss alike, as one process would."""
+        return self.accelerator.reduce(gradient, reduction="mean")
+
+    def _update_discriminator(self, micro_batches: list[Batch], outputs: list[HQVAEOutput]) -> Tensor:
+        optimizer, count = self.optimizers[1], len(micro_batches)
+        self.discriminator.requires_grad_(True)
+        total = torch.zeros((), device=self.accelerator.device)
+        for index, (batch, output) in enumerate(zip(micro_batches, outputs, strict=True)):
+            with self._gradients_meet(self.discriminator, index == count - 1):
+                with self.accelerator.autocast():
+                    scores = self.discriminator(torch.cat([batch.images, output.reconstruction.detach()]))
+                    loss = hinge_discriminator_loss(*scores.float().chunk(2))
+                self.accelerator.backward(loss / count)
+            total += loss.detach() / count
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        return total
+
+    def _gradients_meet(self, module: torch.nn.Module, last: bool) -> ExitStack:
+        """Ranks exchange gradients in the last micro-batch only."""
+        stack = ExitStack()
+        if not last:
+            stack.enter_context(self.accelerator.no_sync(module))
+        return stack
+
+    # ----------------------------------------------------------------------------------------------------- codebooks
+
+    @torch.no_grad()
+    def _update_codebooks(self, outputs: list[HQVAEOutput], step: int) -> dict[str, Tensor]:
+        """EMA of all ranks' codes of this update; the share of codes in use, by level."""
+        usage = {}
+        for index, codebook in enumerate(self.vae.codebooks):
+            residual_NC = torch.cat([_rows(output.levels[index].residual) for output in outputs]).float()
+            codes_N = torch.cat([output.levels[index].codes.flatten() for output in outputs])
+            counts_K, sums_KC = code_statistics(residual_NC, codes_N, len(codebook.embedding))
+            packed = self.accelerator.reduce(torch.cat([counts_K[:, None], sums_KC], dim=1), reduction="sum")
+            pictures = sum(len(output.reconstruction) for output in outputs)
+            restart = self._candidates(residual_NC, pictures, step) if self.settings.restart_unused else None
+            codebook.apply_statistics(packed[:, 0], packed[:, 1:], restart)
+            usage[f"codes_{index}"] = (codebook.cluster_size >= 0.01).float().mean()
+        return usage
+
+    def _candidates(self, residual_NC: Tensor, pictures: int, step: int) -> Callable[[int], Tensor]:
+        """Vectors of the whole batch to restart codes with: the same ones on every rank, for any number of ranks."""
+
+        def choose(count: int) -> Tensor:
+            everyone = self.accelerator.gather(residual_NC)
+            # Rank r holds pictures r, r + world, ...: back to the order that one process would have.
+            shape = (self.accelerator.num_processes, pictures, -1, residual_NC.shape[1])
+            ordered = everyone.view(shape).transpose(0, 1).reshape(everyone.shape)
+            generator = torch.Generator().manual_seed(self.settings.seed * 1_000_003 + step)
+            return ordered[torch.randint(len(ordered), (count,), generator=generator).to(ordered.device)]
+
+        return choose
+
+    # ------------------------------------------------------------------------------------------------------- results
+
+    @torch.no_grad()
+    def pictures(self, step: int) -> Image.Image | None:
+        """Held-out pictures above their reconstructions."""
+        if self.validation is None:
+            return None
+        self.vae.eval()
+        images = self.validation.to(self.accelerator.device)
+        rebuilt = self.vae.decode(self.vae.encode(images))
+        self.vae.train()
+        rows = [to_pil(rows * 0.5 + 0.5) for rows in (images, rebuilt)]
+        return grid([*rows[0], *rows[1]], columns=len(images))
+
+    def save(self, directory: Path) -> None:
+        config = HQTVAEConfig(vae=self.vae.config, transformer=None)
+        checkpoints.save(checkpoints.Checkpoint(config, self.vae, None), directory)
+
+
+def _rows(z_BCHW: Tensor) -> Tensor:
+    return z_BCHW.detach().permute(0, 2, 3, 1).flatten(0, 2)
+
+
+def _summary(batches: list[Batch], outputs: list[HQVAEOutput], losses: list[Stage1Loss]) -> dict[str, Tensor]:
+    """Means over the micro-batches, PSNR in dB among them."""
+    named = {
+        "loss": [loss.total.detach() for loss in losses],
+        "mse": [loss.reconstruction for loss in losses],
+        "perceptual": [loss.perceptual for loss in losses],
+        "adversarial": [loss.adversarial for loss in losses],
+        "adversarial_weight": [loss.adversarial_weight for loss in losses],
+        "commitment": [loss.commitment for loss in losses],
+        "psnr": [
+            psnr(output.reconstruction.detach().float().clamp(-1, 1) * 0.5 + 0.5, batch.images * 0.5 + 0.5).mean()
+            for batch, output in zip(batches, outputs, strict=True)
+        ],
+    }
+    return {name: torch.stack(list(values)).mean() for name, values in named.items()}
+
+
+def reconstruction_quality(vae: HQVAE, images: Tensor) -> dict[str, float]:
+    """PSNR in dB and mean squared error of held-out images [B, 3, R, R] in [-1, 1]."""
+    with torch.no_grad():
+        rebuilt = vae.decode(vae.encode(images)).clamp(-1, 1)
+    return {
+        "psnr": float(psnr(rebuilt * 0.5 + 0.5, images * 0.5 + 0.5).mean()),
+        "mse": float(F.mse_loss(rebuilt, images)),
+    }

@@ -1,0 +1,173 @@
+"""Stage 2: HQ-Transformer on the codes of a frozen HQ-VAE (eq. 15: a sum of cross-entropies, one a level)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from PIL import Image
+from torch import Tensor
+
+from hqtvae_fast import checkpoint as checkpoints
+from hqtvae_fast.config import HQTVAEConfig, first_level
+from hqtvae_fast.engine import SamplingParams, decode_codes, draw_codes, image_seeds
+from hqtvae_fast.images import grid, to_pil
+from hqtvae_fast.model import HQVAE, HQTransformer
+from hqtvae_fast.text import PromptTokenizer
+from hqtvae_fast.train.data import Batch
+from hqtvae_fast.train.losses import SoftLabels, Stage2Loss, Stage2Weights, Target, stage2_loss
+from hqtvae_fast.train.optim import stage2_optimizer
+from hqtvae_fast.train.runner import mean_over_ranks
+from hqtvae_fast.train.schedule import warmup_cosine_lr
+
+
+@dataclass(frozen=True)
+class Stage2Settings:
+    """What stage 2 is trained with; the defaults are the paper's."""
+
+    steps: int
+    warmup_steps: int = 0
+    learning_rate: float | None = None
+    """None: 3e-4 for text, 5e-4 for everything else."""
+    weight_decay: float = 1e-4
+    clip: float | None = None
+    """Largest norm of the gradient."""
+    soft_labels: float | None = 1.0
+    """tau of softmax(-squared distance / tau); None trains on the codes themselves."""
+    weights: Stage2Weights = field(default_factory=Stage2Weights)
+    sample_top_k: int | None = None
+    sample_temperature: float = 1.0
+    sample_prompts: tuple[str, ...] = ()
+    """What the pictures at intervals are drawn from: prompts, or as many classes."""
+    seed: int = 0
+
+
+class Stage2:
+    """The :class:`hqtvae_fast.train.runner.Task` of stage 2."""
+
+    def __init__(
+        self,
+        accelerator: Accelerator,
+        vae: HQVAE,
+        transformer: HQTransformer,
+        settings: Stage2Settings,
+        *,
+        tokenizer_file: Path | None = None,
+    ) -> None:
+        self.accelerator, self.settings, self.config = accelerator, settings, transformer.config
+        self.vae = vae.to(accelerator.device).eval().requires_grad_(False)
+        self.tokenizer_file, self.tokenizer = tokenizer_file, None
+        if self.config.condition == "text":
+            if tokenizer_file is None:
+                raise ValueError("tokenizer: a text-conditional model needs one; got none")
+            self.tokenizer = PromptTokenizer(tokenizer_file, self.config.prefix_length, self.config.prefix_vocab_size)
+        if self.config.condition == "codes":  # its predictions of the prefix are not trained
+            transformer.prefix.head.requires_grad_(False)
+        optimizer = stage2_optimizer(transformer.train(), settings.learning_rate, weight_decay=settings.weight_decay)
+        self.schedule = warmup_cosine_lr(optimizer, warmup_steps=settings.warmup_steps, total_steps=settings.steps)
+        self.model, self.optimizer = accelerator.prepare(transformer, optimizer)
+        accelerator.register_for_checkpointing(self.schedule)
+        self.transformer: HQTransformer = accelerator.unwrap_model(self.model)
+
+    # -------------------------------------------------------------------------------------------------------- update
+
+    def update(self, micro_batches: list[Batch], step: int) -> dict[str, Tensor]:
+        losses, count = [], len(micro_batches)
+        for index, batch in enumerate(micro_batches):
+            codes, targets = self._encode(batch.images)
+            condition = self._condition(batch, codes)
+            with ExitStack() as stack:
+                if index < count - 1:  # ranks exchange gradients in the last micro-batch only
+                    stack.enter_context(self.accelerator.no_sync(self.model))
+                with self.accelerator.autocast():
+                    logits = self.model(self._own_levels(codes), condition)
+                text = condition if self.config.condition == "text" else None
+                loss = stage2_loss(logits, targets, text, self.settings.weights)
+                self.accelerator.backward(loss.total / count)
+            losses.append(loss)
+        metrics = _summary(losses)
+        norm = self._clip()
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.schedule.step()
+        return {**mean_over_ranks(self.accelerator, metrics), "gradient_norm": norm}
+
+    def _clip(self) -> Tensor:
+        limit = self.settings.clip if self.settings.clip is not None else float("inf")
+        return torch.as_tensor(self.accelerator.clip_grad_norm_(self.model.parameters(), limit)).detach()
+
+    def _encode(self, images: Tensor) -> tuple[list[Tensor], list[Target]]:
+        """Codes of all levels, and the targets of those that are predicted; always in fp32."""
+        with torch.no_grad(), torch.autocast(images.device.type, enabled=False):
+            levels = self.vae.quantize(self.vae.latents(images))
+        codes = [level.codes for level in levels]
+        tau = self.settings.soft_labels
+        if tau is None:
+            return codes, list(self._own_levels(codes))
+        pairs = list(zip(levels, self.vae.codebooks, strict=True))
+        soft = [SoftLabels(level.residual, codebook.embedding, tau) for level, codebook in pairs]
+        return codes, list(self._own_levels(soft))
+
+    def _own_levels(self, levels: Sequence) -> Sequence:
+        first = first_level(self.config)
+        return levels[first : first + self.config.num_levels]
+
+    def _condition(self, batch: Batch, codes: list[Tensor]) -> Tensor | None:
+        if self.config.condition == "class":
+            return batch.labels
+        if self.config.condition == "codes":
+            return codes[0].flatten(1)
+        if self.tokenizer is not None and batch.captions is not None:
+            return self.tokenizer(batch.captions).to(batch.images.device)
+        return None
+
+    # ------------------------------------------------------------------------------------------------------- results
+
+    def pictures(self, step: int) -> Image.Image | None:
+        """A grid drawn with the model as it stands, from the same seeds each time."""
+        if self.config.decoding == "global":
+            return None
+        condition, count = self._sample_conditions()
+        levels = self.config.num_levels
+        params = SamplingParams(
+            (self.settings.sample_temperature,) * levels, (self.settings.sample_top_k,) * levels, (None,) * levels
+        )
+        self.transformer.eval()
+        device = self.accelerator.device
+        try:
+            with self.accelerator.autocast():
+                seeds = image_seeds(self.settings.seed, count).to(device)
+                codes = draw_codes(self.transformer, condition, seeds, params)
+            return grid(to_pil(decode_codes(self.vae, codes)))
+        finally:
+            self.transformer.train()
+
+    def _sample_conditions(self) -> tuple[Tensor | None, int]:
+        device, prompts = self.accelerator.device, self.settings.sample_prompts
+        if self.tokenizer is not None and prompts:
+            return self.tokenizer(prompts).to(device), len(prompts)
+        if self.tokenizer is not None:
+            return self.tokenizer([""]).to(device), 1
+        if self.config.condition == "class":
+            labels = torch.arange(min(16, self.config.num_classes), device=device)
+            return labels, len(labels)
+        return None, 16
+
+    def save(self, directory: Path) -> None:
+        config = HQTVAEConfig(vae=self.vae.config, transformer=self.config)
+        made = checkpoints.Checkpoint(config, self.vae, self.transformer, tokenizer_file=self.tokenizer_file)
+        checkpoints.save(made, directory)
+
+
+def _summary(losses: list[Stage2Loss]) -> dict[str, Tensor]:
+    """Means over the micro-batches: nats a code."""
+    metrics = {"loss": torch.stack([loss.total.detach() for loss in losses]).mean()}
+    for level in range(len(losses[0].levels)):
+        metrics[f"level_{level}"] = torch.stack([loss.levels[level] for loss in losses]).mean()
+    if losses[0].text is not None:
+        metrics["text"] = torch.stack([loss.text for loss in losses if loss.text is not None]).mean()
+    return metrics

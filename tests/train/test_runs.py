@@ -1,0 +1,241 @@
+"""Runs of both stages: they learn, go on after a kill as if there had been none, and do not depend on the ranks."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from PIL import Image
+
+pytest.importorskip("accelerate", reason="training needs the train extra")
+
+from hqtvae_fast import HQTVAEPipeline, checkpoint
+from hqtvae_fast.train.config import Stage1Run, Stage2Run, read_run
+from hqtvae_fast.train.run import train_stage1, train_stage2
+from hqtvae_fast.train.runner import TrainingError
+from hqtvae_fast.train.stage1 import Stage1
+from hqtvae_fast.train.stage2 import Stage2
+
+VAE = {
+    "resolution": 16,
+    "channels": 32,
+    "channel_multipliers": [1, 1],
+    "num_res_blocks": 1,
+    "attention_resolutions": [],
+    "latent_channels": 16,
+    "embed_dim": 8,
+    "codebook_sizes": [16, 16],
+}
+BLOCKS = {"num_layers": 1, "num_heads": 2, "residual_dropout": 0.1}
+TRANSFORMER = {"dim": 32, "num_classes": 2, "body": BLOCKS, "head": BLOCKS}
+COMMON = {"batch_size": 4, "workers": 0, "log_every": 1, "picture_every": 0, "seed": 3, "save_every": 2}
+
+
+@pytest.fixture(scope="session")
+def pictures(tmp_path_factory) -> Path:
+    """Two classes of 10 pictures each: bright and dark."""
+    root, noise = tmp_path_factory.mktemp("pictures"), np.random.default_rng(0)
+    for label, (name, base) in enumerate((("bright", 180), ("dark", 40))):
+        (root / name).mkdir()
+        for index in range(10):
+            array = noise.integers(0, 60, (20, 18, 3)) + base
+            Image.fromarray(array.astype(np.uint8)).save(root / name / f"{label}{index}.png")
+    return root
+
+
+def stage1(pictures, out, **changes) -> Stage1Run:
+    values = {**COMMON, "data": str(pictures), "out": str(out), "model": VAE, "steps": 6, "learning_rate": 1e-3}
+    return read_run(Stage1Run, None, {**values, "discriminator_channels": 32, **changes})
+
+
+@pytest.fixture(scope="session")
+def trained_vae(pictures, tmp_path_factory) -> Path:
+    out = tmp_path_factory.mktemp("vae")
+    train_stage1(stage1(pictures, out))
+    return out / "model"
+
+
+def stage2(pictures, vae, out, **changes) -> Stage2Run:
+    values = {**COMMON, "data": str(pictures), "out": str(out), "vae": str(vae), "model": TRANSFORMER, "steps": 6}
+    return read_run(Stage2Run, None, {**values, "learning_rate": 1e-3, **changes})
+
+
+def losses(out: Path) -> list[dict[str, float]]:
+    return [json.loads(line) for line in (out / "losses.jsonl").read_text().splitlines()]
+
+
+def weights(out: Path) -> dict[str, torch.Tensor]:
+    parts = checkpoint.load(out / "model").modules()
+    return {f"{name}.{key}": value for name, part in parts.items() for key, value in part.state_dict().items()}
+
+
+def same(left: dict[str, torch.Tensor], right: dict[str, torch.Tensor]) -> bool:
+    return left.keys() == right.keys() and all(torch.equal(value, right[key]) for key, value in left.items())
+
+
+class Killed(Exception):
+    """Stands for a kill: nothing catches it."""
+
+
+def kill_at(monkeypatch, task, step):
+    original = task.update
+
+    def update(self, batches, now):
+        if now == step:
+            raise Killed
+        return original(self, batches, now)
+
+    monkeypatch.setattr(task, "update", update)
+
+
+@pytest.mark.parametrize("step", [1, 5])
+def test_stage1_goes_on_after_a_kill(pictures, tmp_path, monkeypatch, step):
+    train_stage1(stage1(pictures, tmp_path / "whole"))
+    with monkeypatch.context() as patch:
+        kill_at(patch, Stage1, step)
+        with pytest.raises(Killed):
+            train_stage1(stage1(pictures, tmp_path / "killed"))
+    train_stage1(stage1(pictures, tmp_path / "killed"))
+    assert losses(tmp_path / "killed") == losses(tmp_path / "whole")
+    assert same(weights(tmp_path / "killed"), weights(tmp_path / "whole"))
+
+
+def test_stage2_goes_on_after_a_kill(pictures, trained_vae, tmp_path, monkeypatch):
+    train_stage2(stage2(pictures, trained_vae, tmp_path / "whole"))
+    with monkeypatch.context() as patch:
+        kill_at(patch, Stage2, 5)
+        with pytest.raises(Killed):
+            train_stage2(stage2(pictures, trained_vae, tmp_path / "killed"))
+    train_stage2(stage2(pictures, trained_vae, tmp_path / "killed"))
+    assert losses(tmp_path / "killed") == losses(tmp_path / "whole")
+    assert same(weights(tmp_path / "killed"), weights(tmp_path / "whole"))
+
+
+def test_training_in_pieces(pictures, tmp_path):
+    train_stage1(stage1(pictures, tmp_path / "whole"))
+    for _ in range(3):
+        assert not (tmp_path / "pieces" / "model").exists()
+        train_stage1(stage1(pictures, tmp_path / "pieces", stop_after=2))
+    assert losses(tmp_path / "pieces") == losses(tmp_path / "whole")
+
+
+def test_checkpoints_are_few_and_whole(pictures, tmp_path):
+    train_stage1(stage1(pictures, tmp_path, steps=9, keep=2))
+    names = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
+    assert names == ["step-0000008", "step-0000009"]
+
+
+@pytest.mark.parametrize("adversarial_start", [0, 100])
+def test_stage1_learns(pictures, tmp_path, adversarial_start):
+    changes = {"steps": 80, "save_every": 0, "restart_unused": True}  # a codebook far from the data learns slowly
+    train_stage1(stage1(pictures, tmp_path, adversarial_start=adversarial_start, **changes))
+    rows = losses(tmp_path)
+    assert rows[-1]["mse"] < 0.5 * rows[0]["mse"]
+    assert ("discriminator" in rows[-1]) == (adversarial_start == 0)
+    assert 0 < rows[-1]["codes_1"] <= 1
+
+
+@pytest.mark.parametrize("soft_labels", [None, 1.0])
+def test_stage2_learns_and_draws(pictures, trained_vae, tmp_path, soft_labels):
+    run = stage2(pictures, trained_vae, tmp_path, steps=40, save_every=0, soft_labels=soft_labels, picture_every=40)
+    train_stage2(run)
+    rows = losses(tmp_path)
+    assert rows[-1]["loss"] < 0.9 * rows[0]["loss"]
+    assert (tmp_path / "pictures" / "0000040.png").is_file()
+    pipe = HQTVAEPipeline.from_pretrained(tmp_path / "model", device="cpu", dtype="fp32")
+    assert pipe([0, 1], output_type="pt", progress=False).images.shape == (2, 3, 16, 16)
+
+
+def test_text_conditions(pictures, trained_vae, tmp_path):
+    names = {path.name: {"name": path.parent.name} for path in sorted(pictures.rglob("*.png"))}
+    flat = tmp_path / "flat"
+    flat.mkdir()
+    for path in pictures.rglob("*.png"):
+        (flat / path.name).write_bytes(path.read_bytes())
+    (flat / "captions.json").write_text(json.dumps({name: f"{row['name']} picture" for name, row in names.items()}))
+    model = {**TRANSFORMER, "condition": "text", "prefix_length": 4, "prefix_vocab_size": 64}
+    train_stage2(stage2(flat, trained_vae, tmp_path / "run", model=model, steps=3, sample_prompts=["dark picture"]))
+    assert "text" in losses(tmp_path / "run")[0]
+    pipe = HQTVAEPipeline.from_pretrained(tmp_path / "run" / "model", device="cpu")
+    assert len(pipe(prompt="bright picture", progress=False).images) == 1
+
+
+def test_accumulation_changes_nothing_that_is_a_mean(pictures, trained_vae, tmp_path):
+    still = {**TRANSFORMER, "body": {**BLOCKS, "residual_dropout": 0.0}, "head": {**BLOCKS, "residual_dropout": 0.0}}
+    for name, parts in (("whole", 1), ("cut", 2)):
+        train_stage2(stage2(pictures, trained_vae, tmp_path / name, model=still, accumulate=parts, steps=4))
+    for left, right in zip(losses(tmp_path / "whole"), losses(tmp_path / "cut"), strict=True):
+        assert left == pytest.approx(right, rel=1e-4)
+
+
+def test_a_loss_that_is_no_number_names_update_batch_and_checkpoint(pictures, tmp_path, monkeypatch):
+    original = Stage1.update
+
+    def poison(self, batches, step):
+        metrics = original(self, batches, step)
+        return {**metrics, "loss": metrics["loss"] * (float("nan") if step == 4 else 1)}
+
+    monkeypatch.setattr(Stage1, "update", poison)
+    with pytest.raises(TrainingError, match=r"update 4: loss is nan; its batch: .*png.*; .*step-0000004"):
+        train_stage1(stage1(pictures, tmp_path))
+
+
+def test_other_pictures_than_the_run_began_with(pictures, tmp_path):
+    train_stage1(stage1(pictures, tmp_path / "run", stop_after=2))
+    with pytest.raises(ValueError, match="expected the pictures that this run was started on"):
+        train_stage1(stage1(pictures / "dark", tmp_path / "run"))
+
+
+@pytest.mark.parametrize(
+    "changes,message",
+    [
+        ({"out": ""}, "out: expected a path, got none"),
+        ({"epochs": 3}, "steps, epochs: expected one of them"),
+        ({"precision": "int4"}, "precision: expected no, bf16 or fp16"),
+    ],
+)
+def test_runs_that_cannot_be(pictures, tmp_path, changes, message):
+    with pytest.raises(ValueError, match=message):
+        stage1(pictures, changes.pop("out", tmp_path), **changes)
+
+
+def test_a_file_with_an_unknown_field(tmp_path):
+    (tmp_path / "run.yaml").write_text("batchsize: 3")
+    with pytest.raises(ValueError, match=r"run\.yaml: unknown field batchsize; expected some of"):
+        read_run(Stage1Run, tmp_path / "run.yaml", {})
+
+
+@pytest.mark.parametrize("stage", ["stage1", "stage2"])
+def test_two_processes_equal_one(pictures, trained_vae, tmp_path, stage):
+    """Same global batch: losses and codebooks within 1e-5. No dropout, whose masks differ by rank."""
+    still = {**BLOCKS, "residual_dropout": 0.0}
+    # Adam's first updates turn rounding into whole steps: a small rate keeps the two runs near each other.
+    fields = {**COMMON, "data": str(pictures), "steps": 4, "learning_rate": 1e-4}
+    fields |= (
+        {"model": VAE, "discriminator_channels": 32, "restart_unused": True}
+        if stage == "stage1"
+        else {"model": {**TRANSFORMER, "body": still, "head": still}, "vae": str(trained_vae)}
+    )
+    for count in (1, 2):
+        out = tmp_path / str(count)
+        (tmp_path / "run.yaml").write_text(yaml.safe_dump({**fields, "out": str(out)}))
+        launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(count), "--standalone"]
+        launch = launch if count > 1 else [sys.executable]
+        command = [*launch, "-m", "hqtvae_fast.cli", "train", stage, str(tmp_path / "run.yaml")]
+        env = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+        done = subprocess.run(command, env=env, capture_output=True, text=True, check=False, timeout=60)
+        assert done.returncode == 0, done.stderr
+    for one, two in zip(losses(tmp_path / "1"), losses(tmp_path / "2"), strict=True):
+        assert one.keys() == two.keys()
+        for name, value in one.items():
+            assert two[name] == pytest.approx(value, rel=1e-5, abs=1e-5), (one["step"], name)
+    one, two = weights(tmp_path / "1"), weights(tmp_path / "2")
+    for key, value in one.items():
+        assert float((two[key] - value).abs().max()) < 1e-4, key
