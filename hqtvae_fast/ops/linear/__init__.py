@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from hqtvae_fast.ops.linear.memory import huge_pages
+
 Module = TypeVar("Module", bound=nn.Module)
 
 # oneDNN chooses a blocked weight layout for a number of rows; a sampling step has few (the batch, or four times it).
@@ -77,7 +79,8 @@ def can_pack(weight: Tensor) -> bool:
 
 def pack_linears(module: Module) -> Module:
     """Pack every :class:`Linear` inside ``module`` and return it. Costs one more copy of the weights in memory."""
-    for child in module.modules():
-        if isinstance(child, Linear):
+    linears = [child for child in module.modules() if isinstance(child, Linear) and can_pack(child.weight)]
+    with huge_pages(sum(child.weight.nbytes for child in linears)):
+        for child in linears:
             child.pack()
     return module
