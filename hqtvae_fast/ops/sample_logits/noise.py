@@ -89,8 +89,8 @@ def _ln(x: Tensor) -> Tensor:
     exponent = (bits >> 23).to(torch.float32)
     f = bits.bitwise_and_(0x7FFFFF).add_(_SQRT_HALF_BITS).view(torch.float32) - 1.0
     square = f * f
-    p = torch.full_like(f, _LN_POLYNOMIAL[0])
-    for coefficient in _LN_POLYNOMIAL[1:]:
+    p = (f * _LN_POLYNOMIAL[0]).add_(_LN_POLYNOMIAL[1])
+    for coefficient in _LN_POLYNOMIAL[2:]:
         p.mul_(f).add_(coefficient)
     tail = p.mul_(f).mul_(square).add_(exponent * _LN2_LOW).sub_(square.mul_(0.5))
     return tail.add_(f).add_(exponent.mul_(_LN2_HIGH))
