@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from hqtvae_fast.ops import sample_logits
+from hqtvae_fast.ops.sample_logits import cpu, reference
 from hqtvae_fast.ops.sample_logits.noise import _ln, gumbel, philox, random_words
 from hqtvae_fast.ops.sample_logits.reference import filter_logits
 
@@ -75,6 +76,42 @@ def test_gumbel_bits_do_not_change():
 def test_gumbel_distribution():
     noise = gumbel(random_words(torch.arange(200), 0, 0, 5000)).flatten()
     assert stats.kstest(noise.numpy(), "gumbel_r").pvalue > 0.001
+
+
+def test_the_rough_variate_stays_far_inside_the_margin():
+    chosen = torch.cat([torch.arange(2**19), torch.arange(2**32 - 2**19, 2**32), torch.arange(0, 2**32, 1999)])
+    assert float((cpu._rough_gumbel(chosen) - gumbel(chosen)).abs().max()) < cpu.MARGIN / 8
+
+
+@settings(max_examples=80, deadline=None)
+@given(
+    scale=st.sampled_from([0.0, 1e-6, 1e-3, 1.0, 10.0, 1e4, 1e30]),
+    infinite=st.integers(0, 3),
+    k=st.one_of(st.none(), st.integers(1, 64)),
+    p=st.one_of(st.none(), st.floats(0.01, 1.0)),
+    seed=st.integers(0, 2**32),
+)
+def test_the_fast_draw_is_the_reference_draw(scale, infinite, k, p, seed):
+    generator = torch.Generator().manual_seed(seed)
+    logits = (torch.randn(64, 64, generator=generator) * scale).bfloat16()
+    logits[:infinite, 3::7] = float("-inf")
+    seeds = torch.randint(-(2**62), 2**62, (64,), generator=generator)
+    arguments = (logits, 0.9, k, p, seeds, 5, 2)
+    assert torch.equal(cpu.sample_logits(*arguments), reference.sample_logits(*arguments))
+
+
+def test_a_near_tie_is_settled_by_the_exact_score(monkeypatch):
+    """A margin so wide that every code is near: the draw must still be the definition's."""
+    monkeypatch.setattr(cpu, "MARGIN", 1e9)
+    logits, seeds = torch.randn(50, 30), torch.arange(50)
+    arguments = (logits, 1.0, None, None, seeds, 0, 0)
+    assert torch.equal(cpu.sample_logits(*arguments), reference.sample_logits(*arguments))
+
+
+def test_an_infinite_logit_wins():
+    logits = torch.zeros(1, 6)
+    logits[0, 4] = float("inf")
+    assert int(sample_logits(logits, seeds=torch.zeros(1, dtype=torch.int64), step=0, position=0)) == 4
 
 
 CASES = [(1.0, None, None), (0.7, 8, None), (1.3, None, 0.8), (0.9, 12, 0.9), (1.0, 20, 1.0)]

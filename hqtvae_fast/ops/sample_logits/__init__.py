@@ -6,7 +6,7 @@ import math
 
 from torch import Tensor
 
-from hqtvae_fast.ops.sample_logits import reference
+from hqtvae_fast.ops.sample_logits import cpu, reference
 
 
 def check_sampling(temperature: float, top_k: int | None, top_p: float | None, num_codes: int) -> None:
@@ -47,6 +47,7 @@ def sample_logits(
         wrong = logits.amax(dim=1).isnan()  # a maximum carries NaN on
         if bool(wrong.any()):
             raise ValueError(f"logits: expected numbers, got NaN in row {int(wrong.nonzero()[0])}")
+        return cpu.sample_logits(logits, temperature, top_k, top_p, seeds, step, position)
     return reference.sample_logits(logits, temperature, top_k, top_p, seeds, step, position)
 
 
