@@ -48,9 +48,9 @@ class LayerKV:
     def __init__(self, cache: KVCache, index: int) -> None:
         self.cache, self.keys, self.values = cache, cache.keys[index], cache.values[index]
 
-    def append(self, k_BHTE: Tensor, v_BHTE: Tensor) -> tuple[Tensor, Tensor]:
-        """Write T positions after those held; return views of all, [B, H, length + T, E]."""
+    def append(self, k_BHTE: Tensor, v_BHTE: Tensor) -> tuple[Tensor, Tensor, int]:
+        """Write T positions after those held; return the buffers [B, H, capacity, E] and how many they hold now."""
         start, end = self.cache.length, self.cache.length + k_BHTE.shape[2]
         self.keys[:, :, start:end].copy_(k_BHTE)
         self.values[:, :, start:end].copy_(v_BHTE)
-        return self.keys[:, :, :end], self.values[:, :, :end]
+        return self.keys, self.values, end
