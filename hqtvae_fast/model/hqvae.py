@@ -17,6 +17,9 @@ from hqtvae_fast.ops.nearest_code import nearest_code
 from hqtvae_fast.ops.nearest_code.reference import squared_distances
 
 
+RESTART_SHARE = 0.1
+
+
 class Codebook(nn.Module):
     """K code embeddings of width C, kept up to date by exponential moving averages instead of gradients."""
 
@@ -57,16 +60,19 @@ class Codebook(nn.Module):
     ) -> None:
         """One EMA step on statistics of :func:`code_statistics`, summed over all ranks.
 
-        ``restart``: gives K vectors [K, C]; codes whose running count is below 1 start anew from theirs.
+        ``restart``: gives K vectors [K, C]. Codes whose running count is below a tenth of what each would have if all
+        were chosen alike start anew from those vectors, at that count. (A fixed threshold would restart codes in use
+        where a batch has fewer vectors than there are codes.)
         """
         state = (self.embedding, self.cluster_size, self.embedding_sum)
         ema_update(*state, counts_K, sums_KC, self.decay, self.epsilon)
         if restart is not None:
-            unused_K = self.cluster_size < 1
+            uniform = counts_K.mean()
+            unused_K = self.cluster_size < RESTART_SHARE * uniform
             fresh_KC = restart(len(self.embedding)).to(self.embedding.dtype)
-            for table in (self.embedding, self.embedding_sum):
-                table.copy_(torch.where(unused_K[:, None], fresh_KC, table))
-            self.cluster_size.masked_fill_(unused_K, 1.0)
+            self.cluster_size.copy_(torch.where(unused_K, uniform, self.cluster_size))
+            self.embedding.copy_(torch.where(unused_K[:, None], fresh_KC, self.embedding))
+            self.embedding_sum.copy_(torch.where(unused_K[:, None], fresh_KC * uniform, self.embedding_sum))
 
 
 def _rows(z_BCHW: Tensor) -> Tensor:
@@ -169,7 +175,7 @@ class HQVAE(nn.Module):
 
     def encode(self, images: Tensor) -> tuple[Tensor, ...]:
         """Codes of images [B, 3, R, R] in [-1, 1]: int64 [B, h, w] a level, top first."""
-        with torch.no_grad(), _full_precision():
+        with torch.no_grad(), _full_precision(images.device):
             return tuple(level.codes for level in self.quantize(self.latents(images)))
 
     def decode(self, codes: Sequence[Tensor | None]) -> Tensor:
@@ -192,14 +198,19 @@ class HQVAE(nn.Module):
         """Soft labels softmax(-|residual - e_k|^2 / temperature): [B, h, w, K] a level, top first."""
         if not temperature > 0:
             raise ValueError(f"temperature: expected a number > 0; got {temperature}")
-        with torch.no_grad(), _full_precision():
+        with torch.no_grad(), _full_precision(images.device):
             levels = self.quantize(self.latents(images))
             pairs = zip(self.codebooks, levels, strict=True)
             return tuple(codebook.soft_codes(level.residual, temperature) for codebook, level in pairs)
 
     def forward(self, images: Tensor) -> HQVAEOutput:
-        """A training pass: reconstruct through straight-through codes. Codebooks are updated by the trainer."""
-        levels = self.quantize(self.latents(images))
+        """A training pass: reconstruct through straight-through codes. Codebooks are updated by the trainer.
+
+        Under autocast, quantization stays in fp32: codes are chosen by comparing distances.
+        """
+        z = self.latents(images)
+        with torch.autocast(z.device.type, enabled=False):
+            levels = self.quantize(z.to(self.quant_conv.weight.dtype))
         weight = self.config.commitment_weight
         commitment = tuple(
             weight * F.mse_loss(level.residual, codebook.lookup(level.codes))
@@ -228,9 +239,9 @@ class HQVAE(nn.Module):
 
 
 @contextmanager
-def _full_precision() -> Iterator[None]:
-    """No TF32 in convolutions, which torch allows by default on Ampere and later: it would change codes."""
-    with torch.backends.cudnn.flags(allow_tf32=False):
+def _full_precision(device: torch.device) -> Iterator[None]:
+    """No autocast, and no TF32 in convolutions, which torch allows by default on Ampere and later: codes would change."""
+    with torch.autocast(device.type, enabled=False), torch.backends.cudnn.flags(allow_tf32=False):
         yield
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedDataParallelKwargs, set_seed
 from rich.console import Console
 from torch import Tensor
@@ -141,6 +142,8 @@ def start(run: RunConfig) -> Accelerator:
     directory.mkdir(parents=True, exist_ok=True)
     # Codebooks are the same on every rank by construction: nothing to send before each pass.
     plain = DistributedDataParallelKwargs(broadcast_buffers=False)
+    # accelerate keeps the precision of a process's first run, and refuses another one for the next.
+    AcceleratorState._reset_state(reset_partial_state=False)
     accelerator = Accelerator(
         mixed_precision=run.precision, log_with="tensorboard", project_dir=str(directory), kwargs_handlers=[plain]
     )

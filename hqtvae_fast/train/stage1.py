@@ -38,7 +38,7 @@ class Stage1Settings:
     weights: Stage1Weights = field(default_factory=Stage1Weights)
     discriminator_channels: int = 64
     restart_unused: bool = False
-    """Give codes that hardly any vector chooses (running count below 1) vectors of the batch."""
+    """Give codes that hardly any vector chooses (a tenth of their share) vectors of the batch."""
     seed: int = 0
 
 

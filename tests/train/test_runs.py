@@ -62,6 +62,11 @@ def trained_vae(pictures, tmp_path_factory) -> Path:
     return out / "model"
 
 
+def test_stage1_under_autocast_chooses_codes_in_fp32(pictures, tmp_path):
+    train_stage1(stage1(pictures, tmp_path, precision="bf16", steps=2))
+    assert len(losses(tmp_path)) == 2
+
+
 def stage2(pictures, vae, out, **changes) -> Stage2Run:
     values = {**COMMON, "data": str(pictures), "out": str(out), "vae": str(vae), "model": TRANSFORMER, "steps": 6}
     return read_run(Stage2Run, None, {**values, "learning_rate": 1e-3, **changes})
