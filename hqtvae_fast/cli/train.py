@@ -78,6 +78,10 @@ StopAfter = Annotated[
         rich_help_panel=RUN,
     ),
 ]
+StopAfterMinutes = Annotated[
+    float | None,
+    typer.Option("--stop-after-minutes", min=0.01, help="The same, by time.", rich_help_panel=RUN),
+]
 
 train = typer.Typer(
     no_args_is_help=True,
@@ -100,6 +104,7 @@ def stage1(
     precision: Precision = None,
     seed: Seed = None,
     stop_after: StopAfter = None,
+    stop_after_minutes: StopAfterMinutes = None,
 ) -> None:
     """Train HQ-VAE: pictures to codes and back."""
     given = _given(locals())
@@ -128,6 +133,7 @@ def stage2(
     precision: Precision = None,
     seed: Seed = None,
     stop_after: StopAfter = None,
+    stop_after_minutes: StopAfterMinutes = None,
 ) -> None:
     """Train HQ-Transformer: codes from classes, captions or nothing."""
     given = _given(locals())

@@ -16,8 +16,7 @@ from hqtvae_fast.ops.ema_update import code_statistics, ema_update
 from hqtvae_fast.ops.nearest_code import nearest_code
 from hqtvae_fast.ops.nearest_code.reference import squared_distances
 
-
-RESTART_SHARE = 0.1
+RESTART_SHARE = 0.1  # of the count that each code would have if all were chosen alike
 
 
 class Codebook(nn.Module):
@@ -240,7 +239,7 @@ class HQVAE(nn.Module):
 
 @contextmanager
 def _full_precision(device: torch.device) -> Iterator[None]:
-    """No autocast, and no TF32 in convolutions, which torch allows by default on Ampere and later: codes would change."""
+    """No autocast, and no TF32 in convolutions, torch's default on Ampere and later: codes would change."""
     with torch.autocast(device.type, enabled=False), torch.backends.cudnn.flags(allow_tf32=False):
         yield
 

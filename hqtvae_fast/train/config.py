@@ -42,6 +42,9 @@ class RunConfig:
     picture_every: int = 500
     keep: int = 2
     stop_after: int | None = None
+    """Save and end after this many updates of this process."""
+    stop_after_minutes: float | None = None
+    """Save and end after this long."""
 
     def check(self) -> None:
         """ValueError on what cannot be trained with."""

@@ -193,7 +193,8 @@ def go(
     fingerprint: str,
     steps: int,
 ) -> None:
-    loop = LoopSettings(steps, run.log_every, run.save_every, run.picture_every, run.keep, run.stop_after)
+    intervals = (run.log_every, run.save_every, run.picture_every)
+    loop = LoopSettings(steps, *intervals, run.keep, run.stop_after, run.stop_after_minutes)
     runner = Runner(
         accelerator, task, loader, sampler, Path(run.out), loop, accumulate=run.accumulate, fingerprint=fingerprint
     )

@@ -10,6 +10,7 @@ import json
 import math
 import os
 import shutil
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -44,7 +45,9 @@ class LoopSettings:
     keep: int = 2
     """Checkpoints kept, the newest ones."""
     stop_after: int | None = None
-    """End early, with a checkpoint, after this many updates of this process: to train in pieces of limited time."""
+    """End early, with a checkpoint, after this many updates of this process: to train in pieces."""
+    stop_after_minutes: float | None = None
+    """The same, after the first update that ends this long after the start."""
 
 
 class Task(Protocol):
@@ -110,6 +113,7 @@ class Runner:
     def run(self) -> None:
         """Train to the end, or to ``stop_after``; raises :class:`TrainingError` on a loss that is no number."""
         self._resume()
+        began = time.monotonic()
         end = self.settings.steps
         if self.settings.stop_after is not None:
             end = min(end, self.position.step + self.settings.stop_after)
@@ -122,9 +126,18 @@ class Runner:
                 self._after(metrics, batch)
                 note = "  ".join(f"{name} {value:.4g}" for name, value in list(metrics.items())[:3])
                 bar.update(task, completed=self.position.step, note=f"{note}  {self.position.broken}")
+                if self._time_is_up(began):
+                    break
         self._checkpoint()
         if self.position.step == self.settings.steps and self.accelerator.is_main_process:
             self.task.save(self.directory / "model")
+
+    def _time_is_up(self, began: float) -> bool:
+        """The slowest rank decides for all: none may leave the others waiting for its gradients."""
+        if self.settings.stop_after_minutes is None:
+            return False
+        passed = torch.tensor(time.monotonic() - began, device=self.accelerator.device)
+        return float(self.accelerator.gather(passed[None]).max()) >= 60 * self.settings.stop_after_minutes
 
     # ----------------------------------------------------------------------------------------------------- updates
 

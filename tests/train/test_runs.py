@@ -131,6 +131,14 @@ def test_training_in_pieces(pictures, tmp_path):
     assert losses(tmp_path / "pieces") == losses(tmp_path / "whole")
 
 
+def test_training_in_pieces_of_time(pictures, tmp_path):
+    train_stage1(stage1(pictures, tmp_path / "whole"))
+    train_stage1(stage1(pictures, tmp_path / "pieces", stop_after_minutes=1e-6))
+    assert len(losses(tmp_path / "pieces")) == 1
+    train_stage1(stage1(pictures, tmp_path / "pieces", stop_after_minutes=60.0))
+    assert losses(tmp_path / "pieces") == losses(tmp_path / "whole")
+
+
 def test_checkpoints_are_few_and_whole(pictures, tmp_path):
     train_stage1(stage1(pictures, tmp_path, steps=9, keep=2))
     names = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())

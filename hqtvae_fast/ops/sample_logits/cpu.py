@@ -14,8 +14,9 @@ from torch import Tensor
 from hqtvae_fast.ops.sample_logits.noise import gumbel, random_words
 from hqtvae_fast.ops.sample_logits.reference import NEG_INF, filter_logits
 
-# A Gumbel variate lies within (-2.9, 22.9), where a unit in the last place is at most 2e-6; the two ways of computing it
-# differ by one such unit (a test looks at 2^19 words of each end). Adding a logit rounds by 2^-24 of the sum, once a side.
+# A Gumbel variate lies within (-2.9, 22.9), where a unit in the last place is at most 2e-6; the two ways of computing
+# it differ by one such unit (a test looks at 2^19 words of each end). Adding a logit rounds by 2^-24 of the sum, once a
+# side.
 MARGIN, RELATIVE_MARGIN = 4e-5, 2.0**-21
 FLT_MAX = torch.finfo(torch.float32).max  # keeps the margin of an infinite logit a number
 
