@@ -33,6 +33,9 @@ MODEL_FILE = "model.safetensors"
 TOKENIZER_FILE = "tokenizer.json"
 RELEASED_CONFIG_FILE = "config.yaml"
 RELEASED_STATE_FILES = ("ckpt/last.ckpt", "ckpt/state_dict.ckpt")
+DEMO = "demo"
+"""The name of the small model that comes with the package."""
+DEMO_DIRECTORY = Path(__file__).parent / "assets" / "demo"
 FORMAT = "hqtvae_fast"
 FORMAT_VERSION = 1
 MAX_PROBLEMS_SHOWN = 5
@@ -92,14 +95,16 @@ def with_refiner(prior: Checkpoint, refiner: Checkpoint) -> Checkpoint:
 
 
 def resolve(path: str | os.PathLike[str]) -> Path:
-    """The local directory of a checkpoint. Only a name ``owner/name`` that is no local path goes to the Hub."""
+    """The local directory of a checkpoint: a path, ``demo``, or a Hub name ``owner/name``; a local path goes first."""
     directory = Path(path)
     if directory.is_dir():
         return directory
+    if str(path) == DEMO:
+        return DEMO_DIRECTORY
     if directory.exists():
         raise CheckpointError(f"{directory}: expected a checkpoint directory; got a file")
     if not re.fullmatch(r"[A-Za-z0-9][\w.-]*/[\w.-]+", str(path)):
-        raise CheckpointError(f"{path}: no such directory (and not a Hub name like owner/name)")
+        raise CheckpointError(f"{path}: no such directory (and neither {DEMO!r} nor a Hub name like owner/name)")
     return _download(str(path))
 
 

@@ -111,7 +111,10 @@ def test_process_ends_with_the_exit_code() -> None:
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert done.stdout == ""
-    assert done.stderr == "error: some/missing/folder: no such directory (and not a Hub name like owner/name)\n"
+    assert (
+        done.stderr
+        == "error: some/missing/folder: no such directory (and neither 'demo' nor a Hub name like owner/name)\n"
+    )
 
 
 # ------------------------------------------------------------------------------------------------------------ writing

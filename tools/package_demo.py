@@ -1,0 +1,159 @@
+"""Make the checkpoint that ships from a demo run: fp16 weights, measurements, pictures and the model card.
+
+    python tools/package_demo.py --data shards/ --work runs/demo --out hqtvae_fast/assets/demo
+
+The card's figures are measured here, with the packaged weights: reconstruction PSNR and code usage on the held-out
+pictures, and for eight samples the training picture nearest to each.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import typer
+from model_card import write_card  # beside this file
+from PIL import Image
+from rich.console import Console
+from rich.progress import track
+from torch import Tensor
+
+from hqtvae_fast import HQTVAEPipeline
+from hqtvae_fast import checkpoint as checkpoints
+from hqtvae_fast.images import grid, psnr, to_pil
+from hqtvae_fast.train.data import CAPTIONS, PictureDataset, open_source
+
+NEAREST_PROMPTS = 8
+LIMIT_BYTES = 20_000_000
+console = Console(stderr=True)
+
+Data = Annotated[Path, typer.Option("--data", help="Folder with emoji-128-train.tar and emoji-128-val.tar.")]
+Work = Annotated[Path, typer.Option("--work", help="Folder of the runs, as train_demo.py was given it.")]
+Out = Annotated[Path, typer.Option("--out", help="Folder to write.")]
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """A set, small enough to hold: bytes [N, 3, R, R], and what each picture is called."""
+
+    pixels: Tensor
+    captions: list[str]
+
+
+def main(data: Data, work: Work, out: Out) -> None:
+    """Package a finished run."""
+    console.print("packing weights")
+    store_fp16(work / "hqt" / "model", out)
+    pipe = HQTVAEPipeline.from_pretrained(out, device="cpu", dtype="fp32")
+    resolution = pipe.config.vae.resolution
+    train, held_out = (read_pictures(data / f"emoji-128-{part}.tar", resolution) for part in ("train", "val"))
+    figures = {name: coding_figures(pipe, part) for name, part in (("train", train), ("held_out", held_out))}
+    reconstructions(pipe, held_out).save(out / "reconstructions.png")
+    run = json.loads((work / "hqt" / "run.json").read_text())
+    prompts = run["sample_prompts"][:NEAREST_PROMPTS]
+    neighbours = nearest(pipe, prompts, train, out / "nearest.png")
+    plot_losses(work, out / "losses.png")
+    write_card(out, pipe.config, work, figures, neighbours)
+    size = sum(file.stat().st_size for file in out.iterdir())
+    console.print(f"{out}: {size / 1e6:.1f} MB")
+    if size > LIMIT_BYTES:
+        raise typer.BadParameter(f"{out}: expected at most {LIMIT_BYTES / 1e6:.0f} MB; got {size / 1e6:.1f}")
+
+
+def store_fp16(trained: Path, out: Path) -> None:
+    """All weights in fp16, the encoder's and the codebooks' too: half the download, and codes hardly change."""
+    made = checkpoints.load(trained)
+    for module in made.modules().values():
+        module.half()
+        for name, value in module.state_dict().items():
+            if not bool(torch.isfinite(value).all()):
+                raise ValueError(f"{name}: expected values that fit fp16")
+    checkpoints.save(made, out)
+
+
+def read_pictures(shard: Path, resolution: int) -> Pictures:
+    """Every picture of a shard with its plain caption."""
+    dataset = PictureDataset(
+        open_source(str(shard)), resolution, condition="text", caption=CAPTIONS["emoji"], training=False
+    )
+    samples = [dataset[index] for index in track(range(len(dataset)), f"reading {shard.name}", console=console)]
+    pixels = torch.stack([((sample.image + 1) * 127.5).round().to(torch.uint8) for sample in samples])
+    return Pictures(pixels, [str(sample.caption) for sample in samples])
+
+
+def floats(pixels: Tensor) -> Tensor:
+    return pixels.float() / 127.5 - 1
+
+
+def coding_figures(pipe: HQTVAEPipeline, part: Pictures, batch: int = 128) -> dict[str, float]:
+    """Mean PSNR in dB, and by level the share of codes used at least once and the perplexity of their use."""
+    ratios, counts = [], [torch.zeros(size) for size in pipe.config.vae.codebook_sizes]
+    for pixels in track(part.pixels.split(batch), "coding", console=console):
+        images = floats(pixels)
+        codes = pipe.encode(images)
+        rebuilt = pipe.decode(codes, output_type="pt")
+        ratios.append(psnr(rebuilt, images * 0.5 + 0.5))
+        for count, level in zip(counts, codes, strict=True):
+            count += torch.bincount(level.flatten(), minlength=len(count))
+    figures = {"pictures": len(part.pixels), "psnr": float(torch.cat(ratios).mean())}
+    for index, count in enumerate(counts):
+        share = count / count.sum()
+        figures[f"usage_{index}"] = float((count > 0).float().mean())
+        figures[f"perplexity_{index}"] = float((-(share * share.clamp_min(1e-12).log()).sum()).exp())
+    return figures
+
+
+def reconstructions(pipe: HQTVAEPipeline, part: Pictures, columns: int = 12) -> Image.Image:
+    """Held-out pictures, each above its reconstruction."""
+    chosen = torch.linspace(0, len(part.pixels) - 1, 2 * columns).long()
+    images = floats(part.pixels[chosen])
+    rebuilt = to_pil(pipe.decode(pipe.encode(images), output_type="pt"))
+    shown = to_pil(images * 0.5 + 0.5)
+    rows = [shown[:columns], rebuilt[:columns], shown[columns:], rebuilt[columns:]]
+    return grid([image for row in rows for image in row], columns=columns)
+
+
+def nearest(pipe: HQTVAEPipeline, prompts: list[str], train: Pictures, file: Path) -> list[tuple[str, str, float]]:
+    """Samples above the training picture nearest to each in squared error: (prompt, its caption, PSNR between them)."""
+    drawn = pipe(prompt=prompts, temperature=0.8, seed=0, output_type="pt", progress=False).images
+    all_pixels = train.pixels.float().div(255).flatten(1)
+    found, pictures = [], []
+    for prompt, image in zip(prompts, drawn, strict=True):
+        index = int((all_pixels - image.flatten()).square().mean(dim=1).argmin())
+        neighbour = train.pixels[index].float() / 255
+        found.append((prompt, train.captions[index], float(psnr(image[None], neighbour[None])[0])))
+        pictures.append(neighbour)
+    grid([*to_pil(drawn), *to_pil(torch.stack(pictures))], columns=len(prompts)).save(file)
+    return found
+
+
+def plot_losses(work: Path, file: Path) -> None:
+    """Both stages' curves, averaged over a fiftieth of the run."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(1, 2, figsize=(10, 3.6), layout="constrained")
+    panels = (
+        (axes[0], "vae", {"psnr": "PSNR"}, "HQ-VAE: training PSNR, dB"),
+        (axes[1], "hqt", {"level_0": "top codes", "level_1": "bottom codes"}, "HQ-Transformer: nats a code"),
+    )
+    for axis, run, names, title in panels:
+        rows = [json.loads(line) for line in (work / run / "losses.jsonl").read_text().splitlines()]
+        width = max(1, len(rows) // 50)
+        for name, label in names.items():
+            values = torch.tensor([row[name] for row in rows])
+            smooth = values.unfold(0, width, width).mean(dim=1)
+            axis.plot([row["step"] for row in rows][width - 1 :: width][: len(smooth)], smooth, label=label)
+        axis.set(title=title, xlabel="update")
+        axis.grid(alpha=0.3)
+        axis.legend()
+    figure.savefig(file, dpi=110)
+
+
+if __name__ == "__main__":
+    typer.run(main)
