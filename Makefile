@@ -47,10 +47,18 @@ $(STAMP): pyproject.toml setup.py constraints.txt
 	fi
 	@touch $@
 
-demo: $(STAMP) ## draw a sheet of pictures with a tiny model of random weights, into demo.png
-	@echo "==> demo: the weights of this tiny model are UNTRAINED (random). The picture will be noise:"
-	@echo "          it shows that the machinery runs from class labels to pixels, and nothing else."
-	$(BIN)/hqtvae sample tests/golden/class_parallel --classes 0-9 --num-images 3 --columns 6 --seed 0 --out $(DEMO_OUT)
+# "name, style" as the model was trained: 3d (Fluent), flat (Twemoji), shaded (Noto).
+DEMO_PROMPTS := \
+	--prompt "tiger face, 3d" --prompt "red apple, flat" --prompt "rocket, shaded" \
+	--prompt "sunflower, 3d" --prompt "pizza, flat" --prompt "whale, shaded" \
+	--prompt "owl, 3d" --prompt "red heart, flat" --prompt "guitar, shaded" \
+	--prompt "grinning face, 3d" --prompt "octopus, flat" --prompt "penguin, shaded"
+
+demo: $(STAMP) ## draw a dozen prompts with the embedded model, into demo.png
+	@echo "==> demo: twelve prompts, drawn by the small model that comes with the package"
+	@$(BIN)/hqtvae sample demo $(DEMO_PROMPTS) --temperature 0.8 --seed 0 \
+		--columns 6 --scale 3 --captions --out $(DEMO_OUT)
+	@echo '==> next: $(BIN)/hqtvae sample demo --prompt "snowman, 3d" --num-images 8 --scale 3 --out snowmen.png'
 
 test: lint ## lint, then the tests that need neither a GPU nor much time
 	@echo "==> pytest (without slow and gpu)"

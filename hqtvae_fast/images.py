@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageDraw, ImageFont, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 WHITE = (255, 255, 255)
@@ -73,6 +73,25 @@ def grid(images: Sequence[Image.Image], columns: int | None = None, gap: int = 2
     sheet = Image.new("RGB", (columns * (width + gap) - gap, rows * (height + gap) - gap), WHITE)
     for index, image in enumerate(images):
         sheet.paste(image, ((index % columns) * (width + gap), (index // columns) * (height + gap)))
+    return sheet
+
+
+def enlarge(image: Image.Image, scale: int) -> Image.Image:
+    """``scale`` times as large, smoothly."""
+    if scale == 1:
+        return image
+    return image.resize((image.width * scale, image.height * scale), Image.Resampling.BICUBIC)
+
+
+def with_caption(image: Image.Image, text: str) -> Image.Image:
+    """The picture above a line of text, which is cut to its width."""
+    size = max(9, min(18, image.width // 12))
+    font = ImageFont.load_default(size)
+    while text and font.getlength(text) > image.width:
+        text = text[:-2].rstrip("\u2026 ") + "\u2026" if len(text) > 2 else ""
+    sheet = Image.new("RGB", (image.width, image.height + size * 3 // 2), WHITE)
+    sheet.paste(image, (0, 0))
+    ImageDraw.Draw(sheet).text((image.width / 2, image.height + size * 3 / 4), text, (40, 40, 40), font, anchor="mm")
     return sheet
 
 

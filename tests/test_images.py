@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from hqtvae_fast.images import fit, grid, open_image, psnr, to_pil, to_rgb, to_tensor
+from hqtvae_fast.images import enlarge, fit, grid, open_image, psnr, to_pil, to_rgb, to_tensor, with_caption
 
 
 @pytest.mark.parametrize("mode", ["L", "RGB", "RGBA", "LA", "P", "1", "CMYK", "YCbCr", "HSV"])
@@ -81,6 +81,23 @@ def test_grid_layout():
     assert grid(images[:1]).size == (4, 4)
     with pytest.raises(ValueError, match="at least one"):
         grid([])
+
+
+@pytest.mark.parametrize("text", ["", "cat", "a caption much longer than the picture is wide"])
+def test_captions_stand_below_the_picture(text):
+    image = Image.new("RGB", (64, 64), (10, 20, 30))
+    shown = with_caption(image, text)
+    assert shown.width == 64
+    assert shown.height > 64
+    assert shown.crop((0, 0, 64, 64)).tobytes() == image.tobytes()
+    below = np.asarray(shown.crop((0, 64, 64, shown.height)))
+    assert (below.min() < 128) == bool(text)
+
+
+def test_enlarge():
+    image = Image.new("RGB", (8, 8), (10, 20, 30))
+    assert enlarge(image, 3).size == (24, 24)
+    assert enlarge(image, 1) is image
 
 
 def test_psnr():

@@ -29,7 +29,8 @@ Checkpoint = Annotated[
     str,
     typer.Argument(
         metavar="CHECKPOINT",
-        help="Directory of a released checkpoint or of one in this package's format, or a Hub name (owner/name).",
+        help="Directory of a released checkpoint or of one in this package's format, a Hub name (owner/name), or demo:"
+        " the small model that comes with the package.",
         show_default=False,
     ),
 ]

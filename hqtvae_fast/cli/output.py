@@ -18,7 +18,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
-from hqtvae_fast.images import grid
+from hqtvae_fast.images import enlarge, grid, with_caption
 
 FILE_WIDTH = 120  # columns of a table that does not go to a terminal
 
@@ -80,12 +80,18 @@ def png(image: Image.Image, about: str | None = None) -> bytes:
 
 
 class PictureWriter:
-    """Takes pictures as they come: those in files of their own are written at once, the sheet at the end."""
+    """Takes pictures as they come: those in files of their own are written at once, the sheet at the end.
 
-    def __init__(self, sheet: Path | None, folder: Path | None, columns: int | None) -> None:
+    On the sheet they are ``scale`` times as large, each above its caption if ``captions``.
+    """
+
+    def __init__(
+        self, sheet: Path | None, folder: Path | None, columns: int | None, *, scale: int = 1, captions: bool = False
+    ) -> None:
         check_file(sheet)
         check_folder(folder)
         self.sheet, self.folder, self.columns = sheet, folder, columns
+        self.scale, self.captions = scale, captions
         self._kept: list[Image.Image] = []
         self._written = 0
 
@@ -93,9 +99,10 @@ class PictureWriter:
     def wants_pictures(self) -> bool:
         return self.sheet is not None or self.folder is not None
 
-    def add(self, image: Image.Image, name: str, about: str | None = None) -> None:
+    def add(self, image: Image.Image, name: str, about: str | None = None, caption: str = "") -> None:
         if self.sheet is not None:
-            self._kept.append(image)
+            shown = enlarge(image, self.scale)
+            self._kept.append(with_caption(shown, caption) if self.captions else shown)
         if self.folder is not None:
             write_file(self.folder / f"{name}.png", png(image, about))
             self._written += 1

@@ -28,6 +28,10 @@ class Drawing:
     seed: int = 0
     name: str = "image"
 
+    def caption(self) -> str:
+        """What it shows, in words."""
+        return self.prompt or ("" if self.label is None else f"class {self.label}")
+
     def about(self) -> str:
         """What it is drawn from, as JSON."""
         facts = {"class": self.label, "prompt": self.prompt, "seed": self.seed}

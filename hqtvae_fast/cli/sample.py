@@ -140,6 +140,14 @@ Out = Annotated[
         rich_help_panel=OUTPUT,
     ),
 ]
+Scale = Annotated[
+    int,
+    typer.Option("--scale", metavar="N", min=1, max=16, help="Enlarge the sheet's pictures.", rich_help_panel=OUTPUT),
+]
+Captions = Annotated[
+    bool,
+    typer.Option("--captions", help="Write under each picture of the sheet what it shows.", rich_help_panel=OUTPUT),
+]
 SaveCodes = Annotated[
     Path | None,
     typer.Option(
@@ -186,6 +194,8 @@ def sample(
     out: Out = None,
     out_dir: OutDir = None,
     columns: Columns = None,
+    scale: Scale = 1,
+    captions: Captions = False,
     top_only: TopOnly = False,
     bottom_only: BottomOnly = False,
     save_codes: SaveCodes = None,
@@ -204,7 +214,7 @@ def sample(
     }
     if out is None and out_dir is None and save_codes is None:
         out = DEFAULT_OUT
-    writer = PictureWriter(out, out_dir, columns)
+    writer = PictureWriter(out, out_dir, columns, scale=scale, captions=captions)
     check_file(save_codes)
     pipe = open_pipeline(checkpoint, device, dtype, refiner)
     given = None if given_top is None else read_codes(given_top, pipe.config.vae)
@@ -237,7 +247,7 @@ def _draw_all(
         codes.append(drawn)
         if images is not None:
             for drawing, image in zip(part, images, strict=True):
-                writer.add(image, drawing.name, drawing.about())
+                writer.add(image, drawing.name, drawing.about(), drawing.caption())
     typer.echo(rate(len(drawings), "image", seconds))
     return tuple(torch.cat(level) for level in zip(*codes, strict=True))
 

@@ -53,6 +53,15 @@ def test_writes_a_sheet_when_no_output_is_named(sample: Any, tmp_path: Path) -> 
     assert [file.name for file in tmp_path.iterdir()] == ["sample.png"]
 
 
+def test_sheet_of_enlarged_pictures_with_captions(sample: Any, tmp_path: Path) -> None:
+    plain, shown = tmp_path / "plain.png", tmp_path / "shown.png"
+    for out, more in ((plain, ()), (shown, ("--scale", "4", "--captions"))):
+        assert sample(CLASSES, "--classes", "0", "--out", out, *more).code == 0
+    with Image.open(plain) as small, Image.open(shown) as large:
+        assert large.width == 4 * small.width
+        assert large.height > 4 * small.height
+
+
 def test_separate_files_carry_what_draws_them_again(sample: Any, tmp_path: Path) -> None:
     arguments = ("--top-k", "32,none", "--top-p", "0.9", "--temperature", "0.95,1", "--out-dir")
     assert (
