@@ -1,4 +1,4 @@
-"""``hqtvae train``: both stages, from flags or a YAML file."""
+"""``hqtvae train``: both stages, from a preset, a YAML file or flags."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+
+from hqtvae_fast.cli.presets import presets
 
 WHAT, HOW, RUN = "What to train on", "How", "The run"  # panels of --help
 
@@ -26,6 +28,17 @@ Config = Annotated[
         help="Fields of the run, by the names of these options (data, batch_size, ...) and more: model, loss weights."
         " Options given here come on top.",
         show_default=False,
+    ),
+]
+PresetName = Annotated[
+    str | None,
+    typer.Option(
+        "--preset",
+        metavar="NAME",
+        help="Begin from one of the paper's runs: model, losses, batch, learning rate, epochs. hqtvae train presets"
+        " lists them. CONFIG.yaml comes on top of it, and options on top of both.",
+        show_default=False,
+        rich_help_panel=HOW,
     ),
 ]
 Data = Annotated[
@@ -90,9 +103,10 @@ train = typer.Typer(
 )
 
 
-@train.command(epilog="Example: hqtvae train stage1 --data pictures/ --out runs/vae --epochs 50")
+@train.command(epilog="Example: hqtvae train stage1 --preset imagenet --data pictures/ --out runs/vae --epochs 50")
 def stage1(
     config: Config = None,
+    preset: PresetName = None,
     data: Data = None,
     validation: Validation = None,
     out: Out = None,
@@ -112,15 +126,27 @@ def stage1(
     from hqtvae_fast.train.config import Stage1Run, read_run
     from hqtvae_fast.train.run import train_stage1
 
-    train_stage1(read_run(Stage1Run, config, given))
+    train_stage1(read_run(Stage1Run, config, given, preset))
 
 
-@train.command(epilog="Example: hqtvae train stage2 --vae runs/vae/model --data pictures/ --out runs/hqt --epochs 100")
+@train.command(epilog="Example: hqtvae train stage2 --preset S --vae runs/vae/model --data pictures/ --out runs/hqt")
 def stage2(
     config: Config = None,
+    preset: PresetName = None,
     vae: Annotated[
         Path | None,
         typer.Option("--vae", metavar="DIR", help="The trained stage 1.", show_default=False, rich_help_panel=WHAT),
+    ] = None,
+    prior: Annotated[
+        Path | None,
+        typer.Option(
+            "--prior",
+            metavar="DIR",
+            help="For the refiner of global conditioning: the trained prior, whose top codes it completes. The result"
+            " holds both. Stands for --vae too.",
+            show_default=False,
+            rich_help_panel=WHAT,
+        ),
     ] = None,
     data: Data = None,
     validation: Validation = None,
@@ -141,12 +167,15 @@ def stage2(
     from hqtvae_fast.train.config import Stage2Run, read_run
     from hqtvae_fast.train.run import train_stage2
 
-    train_stage2(read_run(Stage2Run, config, given))
+    train_stage2(read_run(Stage2Run, config, given, preset))
+
+
+train.command(epilog="Example: hqtvae train presets, then hqtvae train stage1 --preset NAME ...")(presets)
 
 
 def _given(options: dict[str, Any]) -> dict[str, Any]:
     """The options that were given, as fields of a run."""
-    given = {name: value for name, value in options.items() if name != "config" and value is not None}
+    given = {name: value for name, value in options.items() if name not in ("config", "preset") and value is not None}
     return {name: _plain(value) for name, value in given.items()}
 
 

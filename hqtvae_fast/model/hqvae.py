@@ -89,11 +89,15 @@ class Level:
 
 @dataclass(frozen=True)
 class HQVAEOutput:
-    """A training pass: ``reconstruction`` [B, 3, R, R], the ``levels``, and each level's commitment loss."""
+    """A training pass: ``reconstruction`` [B, 3, R, R], the ``levels``, and each level's commitment loss.
+
+    ``top_only``: the reconstruction from the top codes alone, where it was asked for.
+    """
 
     reconstruction: Tensor
     levels: tuple[Level, ...]
     commitment: tuple[Tensor, ...]
+    top_only: Tensor | None = None
 
 
 class HQVAE(nn.Module):
@@ -202,9 +206,10 @@ class HQVAE(nn.Module):
             pairs = zip(self.codebooks, levels, strict=True)
             return tuple(codebook.soft_codes(level.residual, temperature) for codebook, level in pairs)
 
-    def forward(self, images: Tensor) -> HQVAEOutput:
+    def forward(self, images: Tensor, *, top_only: bool = False) -> HQVAEOutput:
         """A training pass: reconstruct through straight-through codes. Codebooks are updated by the trainer.
 
+        ``top_only``: a second time with zeros for all embeddings below the top, for a loss on that picture too.
         Under autocast, quantization stays in fp32: codes are chosen by comparing distances.
         """
         z = self.latents(images)
@@ -215,8 +220,12 @@ class HQVAE(nn.Module):
             weight * F.mse_loss(level.residual, codebook.lookup(level.codes))
             for codebook, level in zip(self.codebooks, levels, strict=True)
         )
-        reconstruction = self.decoder(self.combine([level.embedding for level in levels]))
-        return HQVAEOutput(reconstruction, levels, commitment)
+        embeddings = [level.embedding for level in levels]
+        reconstruction = self.decoder(self.combine(embeddings))
+        coarse = None
+        if top_only:
+            coarse = self.decoder(self.combine([embeddings[0], *map(torch.zeros_like, embeddings[1:])]))
+        return HQVAEOutput(reconstruction, levels, commitment, coarse)
 
     def check_codes(self, codes: Sequence[Tensor | None]) -> int:
         """The batch size of codes that :meth:`decode` takes; ValueError otherwise (range: on the CPU only)."""

@@ -5,18 +5,22 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
-
-import yaml
+from typing import Any, ClassVar, Literal, TypeVar, get_args
 
 from hqtvae_fast.config import ConfigError
+from hqtvae_fast.train.presets import load_preset, read_fields
 
 Config = TypeVar("Config", bound="RunConfig")
+TopOnly = Literal["none", "pixels", "all"]
+Schedule = Literal["cosine", "constant"]
 
 
 @dataclass(frozen=True)
 class RunConfig:
     """What both stages have in common."""
+
+    stage: ClassVar[str]
+    """The folder of its presets."""
 
     data: tuple[str, ...] = ()
     """Pictures to train on: WebDataset shards (files, patterns), or a folder; see train.data.open_source."""
@@ -68,6 +72,8 @@ class RunConfig:
 class Stage1Run(RunConfig):
     """Stage 1. ``model`` holds fields of VAEConfig that differ from the paper's."""
 
+    stage: ClassVar[str] = "stage1"
+
     model: dict[str, Any] = dataclasses.field(default_factory=dict)
     perceptual_weights: str | None = None
     """VGG16's convolutions, a local file; None trains without a perceptual loss."""
@@ -77,14 +83,33 @@ class Stage1Run(RunConfig):
     adversarial_start: int = 0
     discriminator_channels: int = 64
     restart_unused: bool = False
+    commitment: float = 1.0
+    """On top of beta, which is ``model.commitment_weight``."""
+    top_only: str = "none"
+    """Which losses the picture decoded from top codes alone takes part in: none, pixels, or all."""
+    residual: float = 0.0
+    """Weight of the mean |residual| below the top level, which keeps the top codes in use."""
+    schedule: str = "cosine"
+    """Of the learning rate after its warm-up: cosine (to 0) or constant."""
+
+    def check(self) -> None:
+        super().check()
+        for name, choices in (("top_only", get_args(TopOnly)), ("schedule", get_args(Schedule))):
+            if getattr(self, name) not in choices:
+                raise ConfigError(f"{name}: expected one of {', '.join(choices)}; got {getattr(self, name)!r}")
 
 
 @dataclass(frozen=True)
 class Stage2Run(RunConfig):
     """Stage 2. ``model`` holds fields of TransformerConfig that differ from the paper's."""
 
+    stage: ClassVar[str] = "stage2"
+
     vae: str = ""
     """A checkpoint directory with the trained stage 1."""
+    prior: str | None = None
+    """For a refiner (``condition: codes``): the checkpoint directory of the trained prior over top codes. The result
+    then holds both and draws whole pictures; its stage 1 is taken where ``vae`` names none."""
     model: dict[str, Any] = dataclasses.field(default_factory=dict)
     caption: str = "plain"
     """How captions are made from what is known of a picture: plain, emoji, or a template such as "{name}, {style}"."""
@@ -92,6 +117,12 @@ class Stage2Run(RunConfig):
     weight_decay: float = 1e-4
     clip: float | None = 1.0
     soft_labels: float | None = 1.0
+    """tau of the soft labels, in units of squared distance; None trains on the codes themselves."""
+    level_weights: tuple[float, ...] | None = None
+    """Weights of the levels' losses, top first; None weighs a level by its codes below a top code: 1, 4, 16."""
+    image_weight: float = 0.9
+    text_weight: float = 0.1
+    """These two of a text model; see :class:`hqtvae_fast.train.losses.Stage2Weights`."""
     sample_prompts: tuple[str, ...] = ()
     sample_top_k: int | None = None
     sample_temperature: float = 1.0
@@ -99,33 +130,49 @@ class Stage2Run(RunConfig):
 
     def check(self) -> None:
         super().check()
-        if not self.vae:
+        if not self.vae and not self.prior:
             raise ConfigError("vae: expected the checkpoint directory of a trained stage 1, got none")
 
 
-def read_run(cls: type[Config], file: Path | None, overrides: dict[str, Any]) -> Config:
-    """A run from a YAML file, if there is one, with ``overrides`` on top (those that are not None); checked."""
+def read_run(cls: type[Config], file: Path | None, overrides: dict[str, Any], preset: str | None = None) -> Config:
+    """A run, checked: of a preset, with a YAML file's fields on top, and on both those of ``overrides`` not None."""
     data: dict[str, Any] = {}
+    if preset is not None:
+        data = _known(cls, load_preset(cls.stage, preset).fields, f"preset {preset}")
     if file is not None:
-        try:
-            data = yaml.safe_load(file.read_text(encoding="utf-8")) or {}
-        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-            raise ConfigError(f"{file}: cannot be read ({str(error).splitlines()[0]})") from error
-        if not isinstance(data, dict):
-            raise ConfigError(f"{file}: expected fields and values; got {type(data).__name__}")
-    known = {f.name for f in dataclasses.fields(cls)}
-    unknown = sorted(set(data) - known)
-    if unknown:
-        raise ConfigError(f"{file}: unknown field {', '.join(unknown)}; expected some of {', '.join(sorted(known))}")
-    data |= {name: value for name, value in overrides.items() if value is not None}
+        data = layered(data, _known(cls, read_fields(file), str(file)))
+    data = layered(data, {name: value for name, value in overrides.items() if value is not None})
     values: dict[str, Any] = {name: _tuple(value) if name in _TUPLES else value for name, value in data.items()}
     run = cls(**values)
     run.check()
     return run
 
 
-_TUPLES = ("data", "validation", "sample_prompts")
+def layered(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
+    """A run's fields with others on top. They say anew how long to train, if they do: in steps or in epochs."""
+    if above.get("steps") is not None or above.get("epochs") is not None:
+        below = {name: value for name, value in below.items() if name not in ("steps", "epochs")}
+    return merged(below, above)
 
 
-def _tuple(value: Any) -> tuple[str, ...]:
-    return (value,) if isinstance(value, str) else tuple(value)
+def merged(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
+    """``below`` with ``above`` on top; mappings of the same name are merged alike, anything else is replaced."""
+    both = {name for name, value in above.items() if isinstance(value, dict) and isinstance(below.get(name), dict)}
+    return {**below, **above, **{name: merged(below[name], above[name]) for name in both}}
+
+
+def _known(cls: type[Config], fields: dict[str, Any], where: str) -> dict[str, Any]:
+    known = {f.name for f in dataclasses.fields(cls)}
+    unknown = sorted(set(fields) - known)
+    if unknown:
+        raise ConfigError(f"{where}: unknown field {', '.join(unknown)}; expected some of {', '.join(sorted(known))}")
+    return fields
+
+
+_TUPLES = ("data", "validation", "sample_prompts", "level_weights")
+
+
+def _tuple(value: Any) -> tuple[Any, ...] | None:
+    if value is None:
+        return None
+    return tuple(value) if isinstance(value, list | tuple) else (value,)

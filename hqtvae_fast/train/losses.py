@@ -13,6 +13,7 @@ from torch import Tensor
 from hqtvae_fast.config import WINDOW
 from hqtvae_fast.model import HQLogits, HQVAEOutput
 from hqtvae_fast.ops.soft_label_cross_entropy import soft_label_cross_entropy
+from hqtvae_fast.train.config import TopOnly
 
 RATIO_EPSILON = 1e-4
 MAX_RATIO = 1e4
@@ -37,6 +38,12 @@ class Stage1Weights:
     """First update with a discriminator; earlier ones train neither it nor the decoder against it."""
     commitment: float = 1.0
     """On top of beta (``VAEConfig.commitment_weight``), which the model has multiplied by already."""
+    top_only: TopOnly = "none"
+    """Losses that the picture decoded from top codes alone shares, half and half with the whole one: none of them;
+    ``pixels``, the mean squared error; or ``all``. (Table 4's way to keep learned resamplers from leaving the top codes
+    unused.)"""
+    residual: float = 0.0
+    """Of the mean |residual| of each level below the top, summed: another way to the same."""
 
     def adversarial_at(self, step: int) -> float:
         return self.adversarial if step >= self.adversarial_start else 0.0
@@ -52,6 +59,7 @@ class Stage1Loss:
     adversarial: Tensor
     adversarial_weight: Tensor
     commitment: Tensor
+    residual: Tensor
 
 
 def hinge_discriminator_loss(real: Tensor, fake: Tensor) -> Tensor:
@@ -104,20 +112,38 @@ def stage1_loss(
     recorded, as in validation, the adversarial weight is 0.
     """
     weights = weights or Stage1Weights()
-    pictures = _wide(output.reconstruction)
-    zero = pictures.new_zeros(())
-    reconstruction = F.mse_loss(pictures, images.to(pictures.dtype))
-    distance = perceptual(pictures, images).mean() if perceptual is not None and weights.perceptual else zero
+    pictures, compared = _compared(output, weights.top_only)
+    zero = pictures[0].new_zeros(())
+    reconstruction = _mean([F.mse_loss(picture, images.to(picture.dtype)) for picture in pictures])
+    distance = zero
+    if perceptual is not None and weights.perceptual:
+        distance = _mean([perceptual(picture, images).mean() for picture in compared])
     data_term = reconstruction + weights.perceptual * distance
     commitment = torch.stack([_wide(loss) for loss in output.commitment]).sum()
+    residual = sum((_wide(level.residual).abs().mean() for level in output.levels[1:]), start=zero)
     adversarial, weight = zero, zero
     if discriminator is not None and weights.adversarial_at(step):
-        adversarial = hinge_generator_loss(_wide(discriminator(pictures)))
-        if pictures.requires_grad:
+        adversarial = _mean([hinge_generator_loss(_wide(discriminator(picture))) for picture in compared])
+        if pictures[0].requires_grad:
             weight = weights.adversarial_at(step) * adaptive_weight(data_term, adversarial, last_layer, reduce)
-    total = data_term + weight * adversarial + weights.commitment * commitment
-    parts = (reconstruction, distance, adversarial, weight, commitment)
+    total = data_term + weight * adversarial + weights.commitment * commitment + weights.residual * residual
+    parts = (reconstruction, distance, adversarial, weight, commitment, residual)
     return Stage1Loss(total, *(part.detach() for part in parts))
+
+
+def _compared(output: HQVAEOutput, top_only: TopOnly) -> tuple[list[Tensor], list[Tensor]]:
+    """Pictures that the mean squared error sees, and those that the other losses see."""
+    whole = _wide(output.reconstruction)
+    if top_only == "none":
+        return [whole], [whole]
+    if output.top_only is None:
+        raise ValueError(f"top_only={top_only!r}: expected an output with the picture of the top codes; got none")
+    both = [whole, _wide(output.top_only)]
+    return both, both if top_only == "all" else both[:1]
+
+
+def _mean(losses: Sequence[Tensor]) -> Tensor:
+    return torch.stack(list(losses)).mean()
 
 
 # ------------------------------------------------------------------------------------------------------------- stage 2

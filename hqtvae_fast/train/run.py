@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from accelerate import Accelerator
@@ -16,17 +16,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from hqtvae_fast import checkpoint as checkpoints
-from hqtvae_fast.config import (
-    BlocksConfig,
-    ConfigError,
-    HQTVAEConfig,
-    TransformerConfig,
-    VAEConfig,
-    from_dict,
-    to_dict,
-)
+from hqtvae_fast.config import ConfigError, TransformerConfig
 from hqtvae_fast.model import HQVAE, HQTransformer
-from hqtvae_fast.train.config import RunConfig, Stage1Run, Stage2Run
+from hqtvae_fast.train.config import RunConfig, Schedule, Stage1Run, Stage2Run, TopOnly
 from hqtvae_fast.train.data import (
     EpochSampler,
     PictureDataset,
@@ -35,8 +27,10 @@ from hqtvae_fast.train.data import (
     make_loader,
     open_source,
 )
-from hqtvae_fast.train.losses import Stage1Weights
+from hqtvae_fast.train.losses import Stage1Weights, Stage2Weights
+from hqtvae_fast.train.models import make_transformer_config, make_vae_config
 from hqtvae_fast.train.perceptual import load_perceptual
+from hqtvae_fast.train.prior import open_prior
 from hqtvae_fast.train.runner import LoopSettings, Runner
 from hqtvae_fast.train.stage1 import Stage1, Stage1Settings
 from hqtvae_fast.train.stage2 import Stage2, Stage2Settings
@@ -57,7 +51,15 @@ def train_stage1(run: Stage1Run) -> None:
         steps=run.total_steps(sampler.batches_per_epoch),
         warmup_steps=run.warmup_steps(sampler.batches_per_epoch),
         learning_rate=run.learning_rate or Stage1Settings.learning_rate,
-        weights=Stage1Weights(run.perceptual, run.adversarial, run.adversarial_start),
+        schedule=cast(Schedule, run.schedule),
+        weights=Stage1Weights(
+            perceptual=run.perceptual,
+            adversarial=run.adversarial,
+            adversarial_start=run.adversarial_start,
+            commitment=run.commitment,
+            top_only=cast(TopOnly, run.top_only),
+            residual=run.residual,
+        ),
         discriminator_channels=run.discriminator_channels,
         restart_unused=run.restart_unused,
         seed=run.seed,
@@ -69,8 +71,11 @@ def train_stage1(run: Stage1Run) -> None:
 
 def train_stage2(run: Stage2Run) -> None:
     """Train HQ-Transformer on a trained HQ-VAE; the result is ``out/model``, a checkpoint with both stages."""
-    accelerator, vae = start(run), checkpoints.load(run.vae).vae
+    accelerator, vae = start(run), checkpoints.load(run.vae or run.prior or "").vae
     config = make_transformer_config(run.model, vae.config)
+    prior = open_prior(run.prior, vae, config)
+    if config.condition == "codes" and prior is None:
+        accelerator.print("no prior was named: the result will be half a model; hqtvae convert joins the halves")
     data: dict[str, Any] = {"condition": config.condition if config.condition in ("class", "text") else "none"}
     tokenizer = None
     if config.condition == "class":
@@ -87,40 +92,17 @@ def train_stage2(run: Stage2Run) -> None:
         weight_decay=run.weight_decay,
         clip=run.clip,
         soft_labels=run.soft_labels,
+        weights=Stage2Weights(run.level_weights, run.image_weight, run.text_weight),
         sample_prompts=run.sample_prompts,
         sample_top_k=run.sample_top_k,
         sample_temperature=run.sample_temperature,
         seed=run.seed,
     )
-    task = Stage2(accelerator, vae, HQTransformer(config), settings, tokenizer_file=tokenizer)
+    task = Stage2(accelerator, vae, HQTransformer(config), settings, tokenizer_file=tokenizer, prior=prior)
     go(run, accelerator, task, loader, sampler, fingerprint, settings.steps)
 
 
-# ------------------------------------------------------------------------------------------------------------ models
-
-
-def make_vae_config(changes: dict[str, Any]) -> VAEConfig:
-    """The paper's HQ-VAE with some fields changed; unknown ones are named."""
-    base = to_dict(HQTVAEConfig(transformer=None))
-    base["vae"] |= changes
-    return from_dict(base).vae
-
-
-def make_transformer_config(changes: dict[str, Any], vae: VAEConfig) -> TransformerConfig:
-    """The paper's HQ-Transformer (S) over this HQ-VAE's codes, with some fields changed."""
-    base = TransformerConfig(
-        codebook_sizes=vae.codebook_sizes,
-        side=vae.level_sides[0],
-        body=BlocksConfig(num_layers=12, residual_dropout=0.1),
-        head=BlocksConfig(num_layers=4, residual_dropout=0.1),
-        max_positions=vae.level_sides[0] ** 2,
-    )
-    data = dataclasses.asdict(base)
-    for name, value in changes.items():
-        data[name] = {**data[name], **value} if isinstance(value, dict) and isinstance(data.get(name), dict) else value
-    parsed = from_dict({"vae": dataclasses.asdict(vae), "transformer": data}).transformer
-    assert parsed is not None
-    return parsed
+# --------------------------------------------------------------------------------------------------------- tokenizer
 
 
 def make_tokenizer(run: Stage2Run, accelerator: Accelerator, config: TransformerConfig) -> Path:

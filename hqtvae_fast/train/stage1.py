@@ -19,13 +19,14 @@ from hqtvae_fast.config import HQTVAEConfig
 from hqtvae_fast.images import grid, psnr, to_pil
 from hqtvae_fast.model import HQVAE, HQVAEOutput
 from hqtvae_fast.ops.ema_update import code_statistics
+from hqtvae_fast.train.config import Schedule
 from hqtvae_fast.train.data import Batch
 from hqtvae_fast.train.discriminator import PatchDiscriminator
 from hqtvae_fast.train.losses import Stage1Loss, Stage1Weights, hinge_discriminator_loss, stage1_loss
 from hqtvae_fast.train.optim import stage1_optimizer
 from hqtvae_fast.train.perceptual import PerceptualDistance
 from hqtvae_fast.train.runner import mean_over_ranks
-from hqtvae_fast.train.schedule import warmup_cosine_lr
+from hqtvae_fast.train.schedule import warmup_constant_lr, warmup_cosine_lr
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,8 @@ class Stage1Settings:
     steps: int
     warmup_steps: int = 0
     learning_rate: float = 4e-5
+    schedule: Schedule = "cosine"
+    """Of the learning rate after its warm-up."""
     weights: Stage1Weights = field(default_factory=Stage1Weights)
     discriminator_channels: int = 64
     restart_unused: bool = False
@@ -66,6 +69,8 @@ class Stage1:
 
     def _schedule(self, optimizer: torch.optim.Optimizer) -> LambdaLR:
         settings = self.settings
+        if settings.schedule == "constant":
+            return warmup_constant_lr(optimizer, warmup_steps=settings.warmup_steps)
         return warmup_cosine_lr(optimizer, warmup_steps=settings.warmup_steps, total_steps=settings.steps)
 
     # -------------------------------------------------------------------------------------------------------- update
@@ -87,7 +92,7 @@ class Stage1:
         for index, batch in enumerate(micro_batches):
             with self._gradients_meet(self.model, index == count - 1):
                 with self.accelerator.autocast():
-                    output = self.model(batch.images)
+                    output = self.model(batch.images, top_only=self.settings.weights.top_only != "none")
                     loss = self._loss(batch.images, output, step)
                 self.accelerator.backward(loss.total / count)
             outputs.append(output)
@@ -119,13 +124,21 @@ class Stage1:
         for index, (batch, output) in enumerate(zip(micro_batches, outputs, strict=True)):
             with self._gradients_meet(self.discriminator, index == count - 1):
                 with self.accelerator.autocast():
-                    scores = self.discriminator(torch.cat([batch.images, output.reconstruction.detach()]))
-                    loss = hinge_discriminator_loss(*scores.float().chunk(2))
+                    scores = self.discriminator(torch.cat([batch.images, *self._fakes(output)]))
+                    real, fake = scores.float().tensor_split([len(batch.images)])
+                    loss = hinge_discriminator_loss(real, fake)
                 self.accelerator.backward(loss / count)
             total += loss.detach() / count
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         return total
+
+    def _fakes(self, output: HQVAEOutput) -> list[Tensor]:
+        """What the discriminator is to tell from pictures: of equal sizes, so that each weighs alike in its loss."""
+        fakes = [output.reconstruction.detach()]
+        if self.settings.weights.top_only == "all" and output.top_only is not None:
+            fakes.append(output.top_only.detach())
+        return fakes
 
     def _gradients_meet(self, module: torch.nn.Module, last: bool) -> ExitStack:
         """Ranks exchange gradients in the last micro-batch only."""
@@ -196,6 +209,7 @@ def _summary(batches: list[Batch], outputs: list[HQVAEOutput], losses: list[Stag
         "adversarial": [loss.adversarial for loss in losses],
         "adversarial_weight": [loss.adversarial_weight for loss in losses],
         "commitment": [loss.commitment for loss in losses],
+        "residual": [loss.residual for loss in losses],
         "psnr": [
             psnr(output.reconstruction.detach().float().clamp(-1, 1) * 0.5 + 0.5, batch.images * 0.5 + 0.5).mean()
             for batch, output in zip(batches, outputs, strict=True)

@@ -57,8 +57,11 @@ class Stage2:
         settings: Stage2Settings,
         *,
         tokenizer_file: Path | None = None,
+        prior: checkpoints.Checkpoint | None = None,
     ) -> None:
+        """``prior``: the trained prior that a refiner is saved with; see :func:`hqtvae_fast.train.prior.open_prior`."""
         self.accelerator, self.settings, self.config = accelerator, settings, transformer.config
+        self.prior = prior
         self.vae = vae.to(accelerator.device).eval().requires_grad_(False)
         self.tokenizer_file, self.tokenizer = tokenizer_file, None
         if self.config.condition == "text":
@@ -160,6 +163,8 @@ class Stage2:
     def save(self, directory: Path) -> None:
         config = HQTVAEConfig(vae=self.vae.config, transformer=self.config)
         made = checkpoints.Checkpoint(config, self.vae, self.transformer, tokenizer_file=self.tokenizer_file)
+        if self.prior is not None:
+            made = checkpoints.with_refiner(self.prior, made)
         checkpoints.save(made, directory)
 
 

@@ -171,6 +171,46 @@ def test_stage1_loss_on_a_vae():
     torch.testing.assert_close(loss.commitment, sum(output.commitment).detach())
 
 
+@pytest.mark.parametrize("top_only, shared", [("pixels", False), ("all", True)])
+def test_stage1_loss_of_the_picture_of_top_codes(top_only, shared):
+    decoder, z, images, discriminator = toy_parts()
+    last, other = decoder.conv.weight, decoder(z.flip(0)).reconstruction
+    output = replace(decoder(z), top_only=other)
+    arguments = {"last_layer": last, "step": 0, "discriminator": discriminator, "perceptual": distance}
+    loss = losses.stage1_loss(images, output, weights=losses.Stage1Weights(top_only=top_only), **arguments)
+    both = (output.reconstruction, other)
+
+    def mean(part, share=True):
+        return (part(both[0]) + part(both[1])) / 2 if share else part(both[0])
+
+    data = mean(lambda x: F.mse_loss(x, images)) + mean(lambda x: distance(x, images).mean(), shared)
+    adversarial = mean(lambda x: -discriminator(x).mean(), shared)
+    weight = 0.75 * losses.adaptive_weight(data, adversarial, last)
+    torch.testing.assert_close(loss.total, data + weight * adversarial + 0.75)
+    with pytest.raises(ValueError, match="expected an output with the picture of the top codes; got none"):
+        losses.stage1_loss(images, decoder(z), weights=losses.Stage1Weights(top_only=top_only), **arguments)
+
+
+def test_stage1_loss_of_what_is_left_below_the_top():
+    vae, images = golden_pipeline("stage1_conv2").vae, golden_values("stage1_conv2")["image"]
+    output = vae(images)
+    totals = [
+        losses.stage1_loss(images, output, last_layer=vae.decoder.last_layer, step=0, weights=weights)
+        for weights in (losses.Stage1Weights(), losses.Stage1Weights(residual=0.5))
+    ]
+    left = output.levels[1].residual.abs().mean()
+    torch.testing.assert_close(totals[1].total - totals[0].total, 0.5 * left)
+    torch.testing.assert_close(totals[0].residual, left.detach())
+
+
+def test_the_picture_of_top_codes_is_what_they_decode_to():
+    vae, images = golden_pipeline("class_level3").vae, golden_values("class_level3")["image"]
+    with torch.no_grad():
+        output = vae(images, top_only=True)
+        torch.testing.assert_close(output.top_only, vae.decode([output.levels[0].codes, None, None]))
+        assert vae(images).top_only is None
+
+
 # ------------------------------------------------------------------------------------------------------------- stage 2
 
 

@@ -1,0 +1,44 @@
+"""``hqtvae train presets``: the paper's training runs, by name."""
+
+from __future__ import annotations
+
+import re
+
+from hqtvae_fast.cli.output import show, table
+from hqtvae_fast.model import cost
+from hqtvae_fast.train.models import preset_config
+from hqtvae_fast.train.presets import STAGES, Preset, load_preset, preset_names
+
+COLUMNS = ("stage", "paper", "what it is", "parameters", "batch", "epochs", "rate")
+TEXTS = (1, 2, 3)  # columns to align to the left, beside the first
+
+
+def presets() -> None:
+    """List the presets: where the paper has them, what they are, and their size, batch and peak learning rate."""
+    shown = table("Presets of hqtvae train", "name", *COLUMNS)
+    shown.columns[0].no_wrap = True
+    for index in TEXTS:
+        shown.columns[index].justify = "left"
+    for stage in STAGES:
+        for preset in sorted((load_preset(stage, name) for name in preset_names(stage)), key=_place):
+            shown.add_row(*_row(preset))
+        shown.add_section()
+    show(shown)
+
+
+def _place(preset: Preset) -> tuple[bool, str, str, int, str]:
+    """By table, then row or, where models are its rows, size; what is in no table comes last."""
+    row = re.search(r"row \d+", preset.source)
+    size = 0 if row else preset.fields["model"].get("body", {}).get("num_layers", 0)
+    table_name = preset.source.partition(",")[0]
+    return not table_name.startswith("Table"), table_name, row.group() if row else "", size, preset.source
+
+
+def _row(preset: Preset) -> tuple[str, ...]:
+    fields, part = preset.fields, {"stage1": "vae", "stage2": "transformer"}[preset.stage]
+    sizes = cost.parameters(preset_config(preset))
+    values = sum(count for name, count in sizes.items() if name.startswith(f"{part}.") and name != "vae.codebooks")
+    size = f"{values / 1e6:,.1f} M"
+    rate = f"{fields['learning_rate']:.0e}".replace("e-0", "e-")
+    numbers = (str(fields["batch_size"]), str(fields["epochs"]), rate)
+    return (preset.name, preset.stage.removeprefix("stage"), preset.source, preset.description, size, *numbers)
