@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal, TypeVar, get_args
 
 from hqtvae_fast.config import ConfigError
+from hqtvae_fast.train.fields import typed_fields
 from hqtvae_fast.train.presets import load_preset, read_fields
 
 Config = TypeVar("Config", bound="RunConfig")
@@ -142,8 +143,7 @@ def read_run(cls: type[Config], file: Path | None, overrides: dict[str, Any], pr
     if file is not None:
         data = layered(data, _known(cls, read_fields(file), str(file)))
     data = layered(data, {name: value for name, value in overrides.items() if value is not None})
-    values: dict[str, Any] = {name: _tuple(value) if name in _TUPLES else value for name, value in data.items()}
-    run = cls(**values)
+    run = cls(**typed_fields(cls, data))
     run.check()
     return run
 
@@ -167,12 +167,3 @@ def _known(cls: type[Config], fields: dict[str, Any], where: str) -> dict[str, A
     if unknown:
         raise ConfigError(f"{where}: unknown field {', '.join(unknown)}; expected some of {', '.join(sorted(known))}")
     return fields
-
-
-_TUPLES = ("data", "validation", "sample_prompts", "level_weights")
-
-
-def _tuple(value: Any) -> tuple[Any, ...] | None:
-    if value is None:
-        return None
-    return tuple(value) if isinstance(value, list | tuple) else (value,)
