@@ -148,6 +148,17 @@ def stage2(
             rich_help_panel=WHAT,
         ),
     ] = None,
+    soft_labels: Annotated[
+        float | None,
+        typer.Option(
+            "--soft-labels",
+            metavar="TAU",
+            min=0.0,
+            help="Temperature of the targets softmax(-squared distance / TAU); 0: the codes themselves. Default 1.",
+            show_default=False,
+            rich_help_panel=HOW,
+        ),
+    ] = None,
     data: Data = None,
     validation: Validation = None,
     out: Out = None,

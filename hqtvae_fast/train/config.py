@@ -118,7 +118,7 @@ class Stage2Run(RunConfig):
     weight_decay: float = 1e-4
     clip: float | None = 1.0
     soft_labels: float | None = 1.0
-    """tau of the soft labels, in units of squared distance; None trains on the codes themselves."""
+    """tau of the targets softmax(-squared distance / tau), in units of squared distance; 0 or null: the codes."""
     level_weights: tuple[float, ...] | None = None
     """Weights of the levels' losses, top first; None weighs a level by its codes below a top code: 1, 4, 16."""
     image_weight: float = 0.9
@@ -129,8 +129,15 @@ class Stage2Run(RunConfig):
     sample_temperature: float = 1.0
     warmup_epochs: float = 1.0
 
+    @property
+    def tau(self) -> float | None:
+        """``soft_labels``, None where it is off."""
+        return self.soft_labels or None
+
     def check(self) -> None:
         super().check()
+        if self.soft_labels is not None and not self.soft_labels >= 0:
+            raise ConfigError(f"soft_labels: expected a temperature, or 0 for none; got {self.soft_labels}")
         if not self.vae and not self.prior:
             raise ConfigError("vae: expected the checkpoint directory of a trained stage 1, got none")
 

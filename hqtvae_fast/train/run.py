@@ -91,7 +91,7 @@ def train_stage2(run: Stage2Run) -> None:
         learning_rate=run.learning_rate,
         weight_decay=run.weight_decay,
         clip=run.clip,
-        soft_labels=run.soft_labels,
+        soft_labels=run.tau,
         weights=Stage2Weights(run.level_weights, run.image_weight, run.text_weight),
         sample_prompts=run.sample_prompts,
         sample_top_k=run.sample_top_k,
