@@ -1,0 +1,75 @@
+"""Pieces of the demo's training hand on all that the next one needs, in small files."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("accelerate", reason="training needs the train extra")
+
+SCRIPT = Path(__file__).parents[2] / "tools" / "train_demo.py"
+LIMIT = 16 * 2**20
+
+
+@pytest.fixture(scope="module")
+def script():
+    spec = importlib.util.spec_from_file_location("train_demo", SCRIPT)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def work(tmp_path) -> Path:
+    folder = tmp_path / "work"
+    (folder / "vae" / "checkpoints" / "step-0000010").mkdir(parents=True)
+    (folder / "vae" / "checkpoints" / ".partial-step-0000011").mkdir()
+    (folder / "vae" / "checkpoints" / "step-0000010" / "weights").write_bytes(bytes(range(256)) * 150_000)
+    (folder / "vae" / "checkpoints" / ".partial-step-0000011" / "weights").write_text("half of a checkpoint")
+    (folder / "vae" / "losses.jsonl").write_text('{"step": 10}\n')
+    return folder
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(file.relative_to(folder)): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
+
+
+def test_parts_are_small_and_give_everything_back(script, work, tmp_path):
+    parts = script.hand_over(work, tmp_path / "handed")
+    assert [part.name for part in parts] == ["part-000", "part-001", "part-002"]
+    assert all(part.stat().st_size <= LIMIT for part in parts)
+    script.take_over(tmp_path / "handed", tmp_path / "next")
+    wanted = {name: data for name, data in contents(work).items() if ".partial-" not in name}
+    assert contents(tmp_path / "next") == wanted
+
+
+def test_a_later_piece_replaces_the_parts(script, work, tmp_path):
+    script.hand_over(work, tmp_path / "handed")
+    (work / "vae" / "checkpoints" / "step-0000010" / "weights").write_bytes(b"small")
+    assert len(script.hand_over(work, tmp_path / "handed")) == 1
+    assert [file.name for file in tmp_path.iterdir() if file.name.startswith(".")] == []
+
+
+def test_a_missing_part_is_named(script, work, tmp_path):
+    parts = script.hand_over(work, tmp_path / "handed")
+    parts[1].unlink()
+    with pytest.raises(Exception, match="expected part-000, part-001; got part-000, part-002"):
+        script.take_over(tmp_path / "handed", tmp_path / "next")
+    assert not (tmp_path / "next").exists()
+
+
+def test_no_parts_is_a_fresh_start(script, tmp_path):
+    script.take_over(tmp_path / "handed", tmp_path / "next")
+    assert not (tmp_path / "next").exists()
+
+
+@pytest.mark.parametrize("size", [64, 128])
+def test_configurations_are_whole(script, size):
+    values = {"data": "train.tar", "out": "run"}
+    for cls, name in ((script.Stage1Run, "stage1"), (script.Stage2Run, "stage2")):
+        run = script.read_run(
+            cls, script.CONFIGS / str(size) / f"{name}.yaml", {**values, "vae": "vae"} if name == "stage2" else values
+        )
+        assert run.steps is not None
