@@ -20,6 +20,7 @@ from hqtvae_fast import HQTVAEPipeline, checkpoint
 from hqtvae_fast.train.config import Stage1Run, Stage2Run, read_run
 from hqtvae_fast.train.run import train_stage1, train_stage2
 from hqtvae_fast.train.runner import TrainingError
+from hqtvae_fast.train.schedule import warmup_cosine
 from hqtvae_fast.train.stage1 import Stage1
 from hqtvae_fast.train.stage2 import Stage2
 
@@ -35,6 +36,7 @@ VAE = {
 }
 BLOCKS = {"num_layers": 1, "num_heads": 2, "residual_dropout": 0.1}
 TRANSFORMER = {"dim": 32, "num_classes": 2, "body": BLOCKS, "head": BLOCKS}
+RAMP = {"warmup_steps": 0, "total_steps": 6}  # of six updates on 20 pictures
 COMMON = {"batch_size": 4, "workers": 0, "log_every": 1, "picture_every": 0, "seed": 3, "save_every": 2}
 
 
@@ -152,7 +154,32 @@ def test_stage1_learns(pictures, tmp_path, adversarial_start):
     rows = losses(tmp_path)
     assert rows[-1]["mse"] < 0.5 * rows[0]["mse"]
     assert ("discriminator" in rows[-1]) == (adversarial_start == 0)
-    assert 0 < rows[-1]["codes_1"] <= 1
+    assert 0 < rows[-1]["usage_1"] <= 1
+    assert 1 <= rows[-1]["perplexity_1"] <= 16
+
+
+@pytest.mark.filterwarnings("error:Detected call of `lr_scheduler.step")
+@pytest.mark.parametrize("start", [0, 3])
+def test_the_discriminator_follows_the_runs_schedule(pictures, tmp_path, monkeypatch, start):
+    original, rates = Stage1.update, []
+
+    def record(self, batches, step):
+        if self.settings.weights.adversarial_at(step):
+            rates.append((step, self.discriminator_optimizer.param_groups[0]["lr"]))
+        return original(self, batches, step)
+
+    monkeypatch.setattr(Stage1, "update", record)
+    run = stage1(pictures, tmp_path, adversarial_start=start, stop_after=5)  # resumed after its fifth update
+    train_stage1(run)
+    train_stage1(run)
+    assert rates == [(step, pytest.approx(1e-3 * warmup_cosine(step, **RAMP))) for step in range(start, 6)]
+
+
+@pytest.mark.filterwarnings("error:Detected call of `lr_scheduler.step")
+def test_no_discriminator_without_its_loss(pictures, tmp_path, monkeypatch):
+    monkeypatch.setattr("hqtvae_fast.train.stage1.PatchDiscriminator", None)
+    train_stage1(stage1(pictures, tmp_path, adversarial=0.0, steps=2))
+    assert "discriminator" not in losses(tmp_path)[-1]
 
 
 @pytest.mark.parametrize("soft_labels", [None, 1.0])
