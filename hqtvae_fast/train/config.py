@@ -117,6 +117,8 @@ class Stage2Run(RunConfig):
     vocab_size: int = 4096
     weight_decay: float = 1e-4
     clip: float | None = 1.0
+    activation_checkpointing: bool = False
+    """Compute activations again in the backward pass: less memory, a third more arithmetic."""
     soft_labels: float | None = 1.0
     """tau of the soft labels, in units of squared distance; None trains on the codes themselves."""
     level_weights: tuple[float, ...] | None = None

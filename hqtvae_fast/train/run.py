@@ -98,7 +98,8 @@ def train_stage2(run: Stage2Run) -> None:
         sample_temperature=run.sample_temperature,
         seed=run.seed,
     )
-    task = Stage2(accelerator, vae, HQTransformer(config), settings, tokenizer_file=tokenizer, prior=prior)
+    transformer = HQTransformer(config).set_activation_checkpointing(run.activation_checkpointing)
+    task = Stage2(accelerator, vae, transformer, settings, tokenizer_file=tokenizer, prior=prior)
     go(run, accelerator, task, loader, sampler, fingerprint, settings.steps)
 
 

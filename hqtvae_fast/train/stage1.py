@@ -74,8 +74,7 @@ class Stage1:
         self, module: torch.nn.Module, first_step: int
     ) -> tuple[torch.nn.Module, AcceleratedOptimizer, LambdaLR]:
         """A module to train from update ``first_step`` on, with its optimiser and schedule, known to checkpoints."""
-        settings = self.settings
-        optimizer = stage1_optimizer(module, settings.learning_rate)
+        optimizer = stage1_optimizer(module, self.settings.learning_rate)
         schedule = self._schedule(optimizer, first_step)
         self.accelerator.register_for_checkpointing(schedule)
         return (*self.accelerator.prepare(module, optimizer), schedule)
