@@ -28,6 +28,9 @@ from hqtvae_fast.train.optim import stage1_optimizer
 from hqtvae_fast.train.perceptual import PerceptualDistance
 from hqtvae_fast.train.runner import mean_over_ranks
 from hqtvae_fast.train.schedule import warmup_constant_lr, warmup_cosine_lr
+from hqtvae_fast.train.validation import HeldOut, validate_vae
+
+SHOWN = 8  # held-out pictures in a reconstruction sheet
 
 
 @dataclass(frozen=True)
@@ -56,9 +59,9 @@ class Stage1:
         settings: Stage1Settings,
         *,
         perceptual: PerceptualDistance | None = None,
-        validation: Tensor | None = None,
+        held_out: HeldOut | None = None,
     ) -> None:
-        self.accelerator, self.settings, self.validation = accelerator, settings, validation
+        self.accelerator, self.settings, self.held_out = accelerator, settings, held_out
         vae = vae.to(memory_format=torch.channels_last).train()  # type: ignore[call-overload]
         self.perceptual = None if perceptual is None else perceptual.to(accelerator.device)
         self.model, self.optimizer, self.schedule = self._prepare(vae, first_step=0)
@@ -196,13 +199,23 @@ class Stage1:
 
     # ------------------------------------------------------------------------------------------------------- results
 
+    def validate(self) -> dict[str, float]:
+        """See :func:`validate_vae`; empty without held-out pictures."""
+        if self.held_out is None:
+            return {}
+        self.vae.eval()
+        try:
+            return validate_vae(self.accelerator, self.vae, self.held_out)
+        finally:
+            self.vae.train()
+
     @torch.no_grad()
     def pictures(self, step: int) -> Image.Image | None:
         """Held-out pictures above their reconstructions."""
-        if self.validation is None:
+        if self.held_out is None:
             return None
         self.vae.eval()
-        images = self.validation.to(self.accelerator.device)
+        images = self.held_out.some(SHOWN).to(self.accelerator.device)
         rebuilt = self.vae.decode(self.vae.encode(images))
         self.vae.train()
         rows = [to_pil(rows * 0.5 + 0.5) for rows in (images, rebuilt)]
