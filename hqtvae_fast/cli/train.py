@@ -81,6 +81,16 @@ Accumulate = Annotated[
 ]
 Rate = Annotated[float | None, typer.Option("--learning-rate", help="At its peak.", rich_help_panel=HOW)]
 Precision = Annotated[Autocast | None, typer.Option("--precision", help="Autocast.", rich_help_panel=HOW)]
+CodeCache = Annotated[
+    Path | None,
+    typer.Option(
+        "--code-cache",
+        metavar="FILE",
+        help="Code all pictures once, into this file, and train from it: no crops but the centre square.",
+        show_default=False,
+        rich_help_panel=WHAT,
+    ),
+]
 Checkpointing = Annotated[
     bool | None,
     typer.Option(
@@ -158,6 +168,7 @@ def stage2(
         ),
     ] = None,
     data: Data = None,
+    code_cache: CodeCache = None,
     validation: Validation = None,
     out: Out = None,
     steps: Steps = None,

@@ -119,6 +119,9 @@ class Stage2Run(RunConfig):
     """For a refiner (``condition: codes``): the checkpoint directory of the trained prior over top codes. The result
     then holds both and draws whole pictures; its stage 1 is taken where ``vae`` names none."""
     model: dict[str, Any] = dataclasses.field(default_factory=dict)
+    code_cache: str | None = None
+    """A file with the codes of all pictures' centre squares, made if it is not there; None codes pictures as they come,
+    with random crops. Much larger with ``soft_labels``."""
     caption: str = "plain"
     """How captions are made from what is known of a picture: plain, emoji, or a template such as "{name}, {style}"."""
     vocab_size: int = 4096

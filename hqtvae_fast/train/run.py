@@ -17,12 +17,15 @@ from torch.utils.data import DataLoader
 from hqtvae_fast import checkpoint as checkpoints
 from hqtvae_fast.config import ConfigError, TransformerConfig
 from hqtvae_fast.model import HQVAE, HQTransformer
+from hqtvae_fast.train.code_cache import CodeCache
+from hqtvae_fast.train.code_cache_build import open_code_cache
 from hqtvae_fast.train.config import RunConfig, Schedule, Stage1Run, Stage2Run, TopOnly
 from hqtvae_fast.train.data import (
     ClassFolder,
     EpochSampler,
     PictureDataset,
     Source,
+    Stored,
     all_captions,
     caption_template,
     make_loader,
@@ -85,7 +88,8 @@ def train_stage2(run: Stage2Run) -> None:
         data["caption"] = caption_template(run.caption)
         tokenizer = make_tokenizer(run, accelerator, config)
     source = open_source(run.data)
-    loader, sampler = open_data(run, accelerator, source, vae.config.resolution, data)
+    cache = None if run.code_cache is None else open_cache(run, run.code_cache, accelerator, vae, source)
+    loader, sampler = open_data(run, accelerator, source, vae.config.resolution, data, cache)
     torch.manual_seed(run.seed)
     settings = Stage2Settings(
         steps=run.total_steps(sampler.batches_per_epoch),
@@ -101,8 +105,16 @@ def train_stage2(run: Stage2Run) -> None:
         seed=run.seed,
     )
     transformer = HQTransformer(config).set_activation_checkpointing(run.activation_checkpointing)
-    held_out = open_held_out(run, accelerator, source, vae.config.resolution, data)
-    task = Stage2(accelerator, vae, transformer, settings, tokenizer_file=tokenizer, prior=prior, held_out=held_out)
+    task = Stage2(
+        accelerator,
+        vae,
+        transformer,
+        settings,
+        tokenizer_file=tokenizer,
+        prior=prior,
+        held_out=open_held_out(run, accelerator, source, vae.config.resolution, data),
+        stored=None if cache is None else cache.content,
+    )
     go(run, accelerator, task, loader, sampler, source.fingerprint(), settings.steps)
 
 
@@ -141,9 +153,15 @@ def start(run: RunConfig) -> Accelerator:
 
 
 def open_data(
-    run: RunConfig, accelerator: Accelerator, source: Source, resolution: int, condition: dict[str, Any]
+    run: RunConfig,
+    accelerator: Accelerator,
+    source: Source,
+    resolution: int,
+    condition: dict[str, Any],
+    stored: Stored | None = None,
 ) -> tuple[DataLoader[Any], EpochSampler]:
-    dataset = PictureDataset(source, resolution, training=True, flip=run.flip, seed=run.seed, **condition)
+    """The training set. ``stored``: what its samples have in place of pixels."""
+    dataset = PictureDataset(source, resolution, flip=run.flip, seed=run.seed, stored=stored, **condition)
     share = run.batch_size // (accelerator.num_processes * run.accumulate)
     if share * accelerator.num_processes * run.accumulate != run.batch_size:
         raise ConfigError(
@@ -159,6 +177,14 @@ def open_data(
     )
     loader = make_loader(dataset, sampler, workers=run.workers, device=accelerator.device)
     return loader, sampler
+
+
+def open_cache(run: Stage2Run, file: str, accelerator: Accelerator, vae: HQVAE, source: Source) -> CodeCache:
+    """With what this run needs of each picture, and no more if it has to be made."""
+    soft = run.soft_labels is not None
+    return open_code_cache(
+        Path(file), accelerator, vae, source, soft_labels=soft, mirrored=run.flip, workers=run.workers
+    )
 
 
 def open_held_out(

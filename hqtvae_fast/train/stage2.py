@@ -18,6 +18,7 @@ from hqtvae_fast.engine import SamplingParams, decode_codes, draw_codes, image_s
 from hqtvae_fast.images import grid, to_pil
 from hqtvae_fast.model import HQVAE, HQTransformer
 from hqtvae_fast.text import PromptTokenizer
+from hqtvae_fast.train.code_cache import Content, picture_latents, split_codes
 from hqtvae_fast.train.data import Batch
 from hqtvae_fast.train.losses import SoftLabels, Stage2Loss, Stage2Weights, Target, stage2_loss
 from hqtvae_fast.train.optim import stage2_optimizer
@@ -60,10 +61,14 @@ class Stage2:
         tokenizer_file: Path | None = None,
         prior: checkpoints.Checkpoint | None = None,
         held_out: HeldOut | None = None,
+        stored: Content | None = None,
     ) -> None:
-        """``prior``: the trained prior that a refiner is saved with; see :func:`hqtvae_fast.train.prior.open_prior`."""
+        """``prior``: the trained prior that a refiner is saved with; see :func:`hqtvae_fast.train.prior.open_prior`.
+
+        ``stored``: what batches hold of pictures, where they come from a code cache; None: pixels.
+        """
         self.accelerator, self.settings, self.config = accelerator, settings, transformer.config
-        self.prior, self.held_out = prior, held_out
+        self.prior, self.held_out, self.stored = prior, held_out, stored
         self.vae = vae.to(accelerator.device).eval().requires_grad_(False)
         self.tokenizer_file, self.tokenizer = tokenizer_file, None
         if self.config.condition == "text":
@@ -83,7 +88,7 @@ class Stage2:
     def update(self, micro_batches: list[Batch], step: int) -> dict[str, Tensor]:
         losses, count = [], len(micro_batches)
         for index, batch in enumerate(micro_batches):
-            codes, targets = self._encode(batch.images)
+            codes, targets = self._code(batch.images)
             with ExitStack() as stack:
                 if index < count - 1:  # ranks exchange gradients in the last micro-batch only
                     stack.enter_context(self.accelerator.no_sync(self.model))
@@ -108,10 +113,17 @@ class Stage2:
         limit = self.settings.clip if self.settings.clip is not None else float("inf")
         return torch.as_tensor(self.accelerator.clip_grad_norm_(self.model.parameters(), limit)).detach()
 
-    def _encode(self, images: Tensor) -> tuple[list[Tensor], list[Target]]:
-        """Codes of all levels, and the targets of those that are predicted; always in fp32."""
-        with torch.no_grad(), torch.autocast(images.device.type, enabled=False):
-            levels = self.vae.quantize(self.vae.latents(images))
+    def _code(self, stored: Tensor) -> tuple[list[Tensor], list[Target]]:
+        """Codes of all levels, and the targets of those that are predicted, of what a training batch holds."""
+        if self.stored == "codes":
+            codes = split_codes(stored, self.vae.config.level_sides)
+            return codes, list(self._own_levels(codes))
+        return self._quantize(stored if self.stored == "latents" else picture_latents(self.vae, stored))
+
+    @torch.no_grad()
+    def _quantize(self, z: Tensor) -> tuple[list[Tensor], list[Target]]:
+        with torch.autocast(z.device.type, enabled=False):
+            levels = self.vae.quantize(z)
         codes = [level.codes for level in levels]
         tau = self.settings.soft_labels
         if tau is None:
@@ -145,7 +157,8 @@ class Stage2:
         try:
             for batch in self.held_out:
                 moved = batch.to(self.accelerator.device)
-                loss = self._loss(self.transformer, moved, *self._encode(moved.images))
+                targets = self._quantize(picture_latents(self.vae, moved.images))
+                loss = self._loss(self.transformer, moved, *targets)
                 weighted = {name: value.double() * len(batch) for name, value in _summary([loss]).items()}
                 sums.add({**weighted, "pictures": torch.tensor(len(batch))})
         finally:

@@ -143,7 +143,7 @@ def test_two_processes_validate_as_one(pictures, trained_vae, tmp_path, stage):
         command = [*(launch if count > 1 else [sys.executable]), "-m", "hqtvae_fast.cli", "train", stage]
         env = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
         command.append(str(tmp_path / "run.yaml"))
-        done = subprocess.run(command, env=env, capture_output=True, text=True, check=False, timeout=60)
+        done = subprocess.run(command, env=env, capture_output=True, text=True, check=False, timeout=180)
         assert done.returncode == 0, done.stderr
     (one,), (two,) = losses(tmp_path / "1"), losses(tmp_path / "2")
     assert one.keys() == two.keys()

@@ -11,7 +11,7 @@ for epoch in range(first_epoch, epochs):
 """
 
 from hqtvae_fast.train.data.captions import CAPTIONS, EMOJI, PLAIN, CaptionTemplate, caption_template
-from hqtvae_fast.train.data.dataset import Draw, PictureDataset, Sample, all_captions
+from hqtvae_fast.train.data.dataset import Draw, PictureDataset, Sample, Stored, UnreadableError, all_captions
 from hqtvae_fast.train.data.loader import Batch, BrokenCount, EpochSampler, collate, make_loader
 from hqtvae_fast.train.data.sources import ClassFolder, Source, open_source
 
@@ -28,6 +28,8 @@ __all__ = [
     "PictureDataset",
     "Sample",
     "Source",
+    "Stored",
+    "UnreadableError",
     "all_captions",
     "caption_template",
     "collate",
