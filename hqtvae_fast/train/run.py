@@ -91,19 +91,7 @@ def train_stage2(run: Stage2Run) -> None:
     cache = None if run.code_cache is None else open_cache(run, run.code_cache, accelerator, vae, source)
     loader, sampler = open_data(run, accelerator, source, vae.config.resolution, data, cache)
     torch.manual_seed(run.seed)
-    settings = Stage2Settings(
-        steps=run.total_steps(sampler.batches_per_epoch),
-        warmup_steps=run.warmup_steps(sampler.batches_per_epoch),
-        learning_rate=run.learning_rate,
-        weight_decay=run.weight_decay,
-        clip=run.clip,
-        soft_labels=run.soft_labels,
-        weights=Stage2Weights(run.level_weights, run.image_weight, run.text_weight),
-        sample_prompts=run.sample_prompts,
-        sample_top_k=run.sample_top_k,
-        sample_temperature=run.sample_temperature,
-        seed=run.seed,
-    )
+    settings = make_stage2_settings(run, sampler.batches_per_epoch)
     transformer = HQTransformer(config).set_activation_checkpointing(run.activation_checkpointing)
     task = Stage2(
         accelerator,
@@ -116,6 +104,22 @@ def train_stage2(run: Stage2Run) -> None:
         stored=None if cache is None else cache.content,
     )
     go(run, accelerator, task, loader, sampler, source.fingerprint(), settings.steps)
+
+
+def make_stage2_settings(run: Stage2Run, per_epoch: int) -> Stage2Settings:
+    return Stage2Settings(
+        steps=run.total_steps(per_epoch),
+        warmup_steps=run.warmup_steps(per_epoch),
+        learning_rate=run.learning_rate,
+        weight_decay=run.weight_decay,
+        clip=run.clip,
+        soft_labels=run.soft_labels,
+        weights=Stage2Weights(run.level_weights, run.image_weight, run.text_weight),
+        sample_prompts=run.sample_prompts,
+        sample_top_k=run.sample_top_k,
+        sample_temperature=run.sample_temperature,
+        seed=run.seed,
+    )
 
 
 # --------------------------------------------------------------------------------------------------------- tokenizer
