@@ -81,6 +81,25 @@ Accumulate = Annotated[
 ]
 Rate = Annotated[float | None, typer.Option("--learning-rate", help="At its peak.", rich_help_panel=HOW)]
 Precision = Annotated[Autocast | None, typer.Option("--precision", help="Autocast.", rich_help_panel=HOW)]
+CodeCache = Annotated[
+    Path | None,
+    typer.Option(
+        "--code-cache",
+        metavar="FILE",
+        help="Code all pictures once, into this file, and train from it: no crops but the centre square.",
+        show_default=False,
+        rich_help_panel=WHAT,
+    ),
+]
+Checkpointing = Annotated[
+    bool | None,
+    typer.Option(
+        "--activation-checkpointing/--no-activation-checkpointing",
+        help="Compute activations twice, to need less memory.",
+        show_default=False,
+        rich_help_panel=HOW,
+    ),
+]
 Seed = Annotated[int | None, typer.Option("--seed", help="Order, crops, weights and dropout.", rich_help_panel=HOW)]
 StopAfter = Annotated[
     int | None,
@@ -160,6 +179,7 @@ def stage2(
         ),
     ] = None,
     data: Data = None,
+    code_cache: CodeCache = None,
     validation: Validation = None,
     out: Out = None,
     steps: Steps = None,
@@ -168,6 +188,7 @@ def stage2(
     accumulate: Accumulate = None,
     learning_rate: Rate = None,
     precision: Precision = None,
+    activation_checkpointing: Checkpointing = None,
     seed: Seed = None,
     stop_after: StopAfter = None,
     stop_after_minutes: StopAfterMinutes = None,

@@ -62,6 +62,13 @@ class HQTransformer(nn.Module):
             if name.endswith(".start"):
                 parameter.normal_()
 
+    def set_activation_checkpointing(self, on: bool) -> HQTransformer:
+        """Of all stacks of blocks, see :class:`Blocks`: training takes less memory and a forward pass more."""
+        for module in self.modules():
+            if isinstance(module, Blocks):
+                module.activation_checkpointing = on
+        return self
+
     def forward(self, codes: Sequence[Tensor], condition: Tensor | None = None) -> HQLogits:
         """Teacher forcing.
 

@@ -10,6 +10,7 @@ from typing import Protocol
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from hqtvae_fast.config import BlocksConfig, Gelu
 from hqtvae_fast.ops.linear import Linear
@@ -117,7 +118,10 @@ class Blocks(nn.Module):
 
     With a ``cache``, x holds the positions after the cached ones and sees all of them; T > 1 new positions see each
     other wholly, unless ``causal``. Without one, ``mask_TT`` (True: may look) or ``causal`` says who sees whom.
+    ``activation_checkpointing``: in training keep each block's input only, and compute the rest again going backward.
     """
+
+    activation_checkpointing = False
 
     def __init__(self, dim: int, config: BlocksConfig, num_layers: int | None = None) -> None:
         super().__init__()
@@ -132,6 +136,10 @@ class Blocks(nn.Module):
         causal: bool = False,
         cache: StackCache | None = None,
     ) -> Tensor:
+        if self.activation_checkpointing and self.training and cache is None and torch.is_grad_enabled():
+            for block in self.layers:  # checkpoint() also brings back the random state, so that dropout is the same
+                x_BTD = checkpoint(block, x_BTD, mask_TT, causal, None, use_reentrant=False)
+            return x_BTD
         for index, block in enumerate(self.layers):
             x_BTD = block(x_BTD, mask_TT, causal, None if cache is None else cache.layer(index))
         if cache is not None:

@@ -26,6 +26,9 @@ class RunConfig:
     data: tuple[str, ...] = ()
     """Pictures to train on: WebDataset shards (files, patterns), or a folder; see train.data.open_source."""
     validation: tuple[str, ...] = ()
+    """Held-out pictures, likewise; without them there is no validation."""
+    validation_pictures: int = 2048
+    """At most so many of them are used, spread evenly over the set."""
     out: str = ""
     """The run's directory; a run that is there goes on."""
     flip: bool = False
@@ -45,6 +48,8 @@ class RunConfig:
     log_every: int = 10
     save_every: int = 500
     picture_every: int = 500
+    validate_every: int = 500
+    """Updates between two validations; 0: none."""
     keep: int = 2
     stop_after: int | None = None
     """Save and end after this many updates of this process."""
@@ -58,6 +63,8 @@ class RunConfig:
                 raise ConfigError(f"{name}: expected a path, got none")
         if (self.steps is None) == (self.epochs is None):
             raise ConfigError("steps, epochs: expected one of them")
+        if self.validation_pictures < 1:
+            raise ConfigError(f"validation_pictures: expected 1 or more; got {self.validation_pictures}")
         if self.precision not in ("no", "bf16", "fp16"):
             raise ConfigError(f"precision: expected no, bf16 or fp16; got {self.precision!r}")
 
@@ -112,11 +119,16 @@ class Stage2Run(RunConfig):
     """For a refiner (``condition: codes``): the checkpoint directory of the trained prior over top codes. The result
     then holds both and draws whole pictures; its stage 1 is taken where ``vae`` names none."""
     model: dict[str, Any] = dataclasses.field(default_factory=dict)
+    code_cache: str | None = None
+    """A file with the codes of all pictures' centre squares, made if it is not there; None codes pictures as they come,
+    with random crops. Much larger with ``soft_labels``."""
     caption: str = "plain"
     """How captions are made from what is known of a picture: plain, emoji, or a template such as "{name}, {style}"."""
     vocab_size: int = 4096
     weight_decay: float = 1e-4
     clip: float | None = 1.0
+    activation_checkpointing: bool = False
+    """Compute activations again in the backward pass: less memory, a third more arithmetic."""
     soft_labels: float | None = 1.0
     """tau of the targets softmax(-squared distance / tau), in units of squared distance; 0 or null: the codes."""
     level_weights: tuple[float, ...] | None = None

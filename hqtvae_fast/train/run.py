@@ -12,16 +12,20 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedDataParallelKwargs, set_seed
 from rich.console import Console
-from torch import Tensor
 from torch.utils.data import DataLoader
 
 from hqtvae_fast import checkpoint as checkpoints
 from hqtvae_fast.config import ConfigError, TransformerConfig
 from hqtvae_fast.model import HQVAE, HQTransformer
+from hqtvae_fast.train.code_cache import CodeCache
+from hqtvae_fast.train.code_cache_build import open_code_cache
 from hqtvae_fast.train.config import RunConfig, Schedule, Stage1Run, Stage2Run, TopOnly
 from hqtvae_fast.train.data import (
+    ClassFolder,
     EpochSampler,
     PictureDataset,
+    Source,
+    Stored,
     all_captions,
     caption_template,
     make_loader,
@@ -35,14 +39,14 @@ from hqtvae_fast.train.runner import LoopSettings, Runner
 from hqtvae_fast.train.stage1 import Stage1, Stage1Settings
 from hqtvae_fast.train.stage2 import Stage2, Stage2Settings
 from hqtvae_fast.train.tokenizer import train_tokenizer
-
-SHOWN = 8  # held-out pictures in a reconstruction sheet
+from hqtvae_fast.train.validation import HeldOut
 
 
 def train_stage1(run: Stage1Run) -> None:
     """Train HQ-VAE; the result is ``out/model``, a checkpoint without stage 2."""
     config, accelerator = make_vae_config(run.model), start(run)
-    loader, sampler, fingerprint = open_data(run, accelerator, config.resolution, {})
+    source = open_source(run.data)
+    loader, sampler = open_data(run, accelerator, source, config.resolution, {})
     torch.manual_seed(run.seed)  # the same initial weights on every rank
     perceptual = load_perceptual(_path(run.perceptual_weights), _path(run.lpips_weights))
     name = "off, as no weights were named" if perceptual is None else perceptual.name
@@ -64,9 +68,9 @@ def train_stage1(run: Stage1Run) -> None:
         restart_unused=run.restart_unused,
         seed=run.seed,
     )
-    shown = held_out(run, config.resolution)
-    task = Stage1(accelerator, HQVAE(config), settings, perceptual=perceptual, validation=shown)
-    go(run, accelerator, task, loader, sampler, fingerprint, settings.steps)
+    held_out = open_held_out(run, accelerator, source, config.resolution, {})
+    task = Stage1(accelerator, HQVAE(config), settings, perceptual=perceptual, held_out=held_out)
+    go(run, accelerator, task, loader, sampler, source.fingerprint(), settings.steps)
 
 
 def train_stage2(run: Stage2Run) -> None:
@@ -83,11 +87,29 @@ def train_stage2(run: Stage2Run) -> None:
     elif config.condition == "text":
         data["caption"] = caption_template(run.caption)
         tokenizer = make_tokenizer(run, accelerator, config)
-    loader, sampler, fingerprint = open_data(run, accelerator, vae.config.resolution, data)
+    source = open_source(run.data)
+    cache = None if run.code_cache is None else open_cache(run, run.code_cache, accelerator, vae, source)
+    loader, sampler = open_data(run, accelerator, source, vae.config.resolution, data, cache)
     torch.manual_seed(run.seed)
-    settings = Stage2Settings(
-        steps=run.total_steps(sampler.batches_per_epoch),
-        warmup_steps=run.warmup_steps(sampler.batches_per_epoch),
+    settings = make_stage2_settings(run, sampler.batches_per_epoch)
+    transformer = HQTransformer(config).set_activation_checkpointing(run.activation_checkpointing)
+    task = Stage2(
+        accelerator,
+        vae,
+        transformer,
+        settings,
+        tokenizer_file=tokenizer,
+        prior=prior,
+        held_out=open_held_out(run, accelerator, source, vae.config.resolution, data),
+        stored=None if cache is None else cache.content,
+    )
+    go(run, accelerator, task, loader, sampler, source.fingerprint(), settings.steps)
+
+
+def make_stage2_settings(run: Stage2Run, per_epoch: int) -> Stage2Settings:
+    return Stage2Settings(
+        steps=run.total_steps(per_epoch),
+        warmup_steps=run.warmup_steps(per_epoch),
         learning_rate=run.learning_rate,
         weight_decay=run.weight_decay,
         clip=run.clip,
@@ -98,8 +120,6 @@ def train_stage2(run: Stage2Run) -> None:
         sample_temperature=run.sample_temperature,
         seed=run.seed,
     )
-    task = Stage2(accelerator, vae, HQTransformer(config), settings, tokenizer_file=tokenizer, prior=prior)
-    go(run, accelerator, task, loader, sampler, fingerprint, settings.steps)
 
 
 # --------------------------------------------------------------------------------------------------------- tokenizer
@@ -137,10 +157,15 @@ def start(run: RunConfig) -> Accelerator:
 
 
 def open_data(
-    run: RunConfig, accelerator: Accelerator, resolution: int, condition: dict[str, Any]
-) -> tuple[DataLoader[Any], EpochSampler, str]:
-    source = open_source(run.data)
-    dataset = PictureDataset(source, resolution, training=True, flip=run.flip, seed=run.seed, **condition)
+    run: RunConfig,
+    accelerator: Accelerator,
+    source: Source,
+    resolution: int,
+    condition: dict[str, Any],
+    stored: Stored | None = None,
+) -> tuple[DataLoader[Any], EpochSampler]:
+    """The training set. ``stored``: what its samples have in place of pixels."""
+    dataset = PictureDataset(source, resolution, flip=run.flip, seed=run.seed, stored=stored, **condition)
     share = run.batch_size // (accelerator.num_processes * run.accumulate)
     if share * accelerator.num_processes * run.accumulate != run.batch_size:
         raise ConfigError(
@@ -155,15 +180,34 @@ def open_data(
         world=accelerator.num_processes,
     )
     loader = make_loader(dataset, sampler, workers=run.workers, device=accelerator.device)
-    return loader, sampler, source.fingerprint()
+    return loader, sampler
 
 
-def held_out(run: RunConfig, resolution: int) -> Tensor | None:
-    """The first few pictures of the validation set, or None without one."""
+def open_cache(run: Stage2Run, file: str, accelerator: Accelerator, vae: HQVAE, source: Source) -> CodeCache:
+    """With what this run needs of each picture, and no more if it has to be made."""
+    soft = run.soft_labels is not None
+    return open_code_cache(
+        Path(file), accelerator, vae, source, soft_labels=soft, mirrored=run.flip, workers=run.workers
+    )
+
+
+def open_held_out(
+    run: RunConfig, accelerator: Accelerator, training: Source, resolution: int, condition: dict[str, Any]
+) -> HeldOut | None:
+    """The validation set, or None without one. Its class folders may be some of the training set's."""
     if not run.validation:
         return None
-    dataset = PictureDataset(open_source(run.validation), resolution, training=False)
-    return torch.stack([dataset[index].image for index in range(min(SHOWN, len(dataset)))])
+    source = open_source(run.validation)
+    if isinstance(source, ClassFolder) and isinstance(training, ClassFolder):
+        source = open_source(run.validation, class_names=training.class_names)
+    return HeldOut(
+        PictureDataset(source, resolution, training=False, **condition),
+        limit=run.validation_pictures,
+        batch_size=run.batch_size // (accelerator.num_processes * run.accumulate),
+        rank=accelerator.process_index,
+        world=accelerator.num_processes,
+        workers=run.workers,
+    )
 
 
 def go(
@@ -176,7 +220,8 @@ def go(
     steps: int,
 ) -> None:
     intervals = (run.log_every, run.save_every, run.picture_every)
-    loop = LoopSettings(steps, *intervals, run.keep, run.stop_after, run.stop_after_minutes)
+    stops = (run.stop_after, run.stop_after_minutes)
+    loop = LoopSettings(steps, *intervals, run.keep, *stops, validate_every=run.validate_every)
     runner = Runner(
         accelerator, task, loader, sampler, Path(run.out), loop, accumulate=run.accumulate, fingerprint=fingerprint
     )

@@ -48,6 +48,7 @@ class LoopSettings:
     """End early, with a checkpoint, after this many updates of this process: to train in pieces."""
     stop_after_minutes: float | None = None
     """The same, after the first update that ends this long after the start."""
+    validate_every: int = 500
 
 
 class Task(Protocol):
@@ -55,6 +56,9 @@ class Task(Protocol):
 
     def update(self, micro_batches: list[Batch], step: int) -> dict[str, Tensor]:
         """One update from this rank's micro-batches: scalars, already means over all ranks."""
+
+    def validate(self) -> dict[str, float]:
+        """Scalars of held-out pictures, the same on all ranks, each of which calls it; empty if there are none."""
 
     def pictures(self, step: int) -> Image.Image | None:
         """Something to look at, made on the main process."""
@@ -167,8 +171,11 @@ class Runner:
         self.position.step += 1
         self.position.broken.add(self._gather_keys(batch.broken))
         step, settings = self.position.step, self.settings
-        if _due(step, settings.log_every):
-            self._log(metrics)
+        logged = dict(metrics) if _due(step, settings.log_every) else {}
+        if _due(step, settings.validate_every):
+            logged |= {f"val_{name}": value for name, value in self.task.validate().items()}
+        if logged:
+            self._log(logged)
         if _due(step, settings.picture_every) and self.accelerator.is_main_process:
             self._write_picture()
         if _due(step, settings.save_every) and step < settings.steps:

@@ -7,6 +7,7 @@ parts from a 0 that no update uses: the first update has 1/warmup_steps of the b
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from functools import partial
 
 from torch.optim import Optimizer
@@ -28,11 +29,21 @@ def warmup_cosine(step: int, *, warmup_steps: float, total_steps: int) -> float:
     return (1 + math.cos(math.pi * progress)) / 2
 
 
-def warmup_constant_lr(optimizer: Optimizer, *, warmup_steps: float) -> LambdaLR:
-    """:func:`warmup_constant` as a torch scheduler, to be stepped after each update."""
-    return LambdaLR(optimizer, partial(warmup_constant, warmup_steps=warmup_steps))
+def warmup_constant_lr(optimizer: Optimizer, *, warmup_steps: float, first_step: int = 0) -> LambdaLR:
+    """:func:`warmup_constant` as a torch scheduler, to be stepped after each update from ``first_step`` on.
+
+    ``first_step``: the update at which this optimiser joins the run. Its rate is that of the run's update.
+    """
+    return _scheduler(optimizer, partial(warmup_constant, warmup_steps=warmup_steps), first_step)
 
 
-def warmup_cosine_lr(optimizer: Optimizer, *, warmup_steps: float, total_steps: int) -> LambdaLR:
-    """:func:`warmup_cosine` as a torch scheduler, to be stepped after each update."""
-    return LambdaLR(optimizer, partial(warmup_cosine, warmup_steps=warmup_steps, total_steps=total_steps))
+def warmup_cosine_lr(optimizer: Optimizer, *, warmup_steps: float, total_steps: int, first_step: int = 0) -> LambdaLR:
+    """:func:`warmup_cosine` as a torch scheduler, likewise."""
+    factor = partial(warmup_cosine, warmup_steps=warmup_steps, total_steps=total_steps)
+    return _scheduler(optimizer, factor, first_step)
+
+
+def _scheduler(optimizer: Optimizer, factor: Callable[[int], float], first_step: int) -> LambdaLR:
+    for group in optimizer.param_groups:  # which torch asks for where a schedule does not begin at 0
+        group["initial_lr"] = group["lr"]
+    return LambdaLR(optimizer, factor, last_epoch=first_step - 1)

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from accelerate import Accelerator
+from accelerate.optimizer import AcceleratedOptimizer
 from PIL import Image
 from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
@@ -19,6 +19,7 @@ from hqtvae_fast.config import HQTVAEConfig
 from hqtvae_fast.images import grid, psnr, to_pil
 from hqtvae_fast.model import HQVAE, HQVAEOutput
 from hqtvae_fast.ops.ema_update import code_statistics
+from hqtvae_fast.train.code_usage import perplexity, running_usage
 from hqtvae_fast.train.config import Schedule
 from hqtvae_fast.train.data import Batch
 from hqtvae_fast.train.discriminator import PatchDiscriminator
@@ -27,6 +28,9 @@ from hqtvae_fast.train.optim import stage1_optimizer
 from hqtvae_fast.train.perceptual import PerceptualDistance
 from hqtvae_fast.train.runner import mean_over_ranks
 from hqtvae_fast.train.schedule import warmup_constant_lr, warmup_cosine_lr
+from hqtvae_fast.train.validation import HeldOut, validate_vae
+
+SHOWN = 8  # held-out pictures in a reconstruction sheet
 
 
 @dataclass(frozen=True)
@@ -55,40 +59,51 @@ class Stage1:
         settings: Stage1Settings,
         *,
         perceptual: PerceptualDistance | None = None,
-        validation: Tensor | None = None,
+        held_out: HeldOut | None = None,
     ) -> None:
-        self.accelerator, self.settings, self.validation = accelerator, settings, validation
+        self.accelerator, self.settings, self.held_out = accelerator, settings, held_out
         vae = vae.to(memory_format=torch.channels_last).train()  # type: ignore[call-overload]
-        discriminator = PatchDiscriminator(settings.discriminator_channels)
-        optimizers = [stage1_optimizer(module, settings.learning_rate) for module in (vae, discriminator)]
-        self.schedules = [self._schedule(optimizer) for optimizer in optimizers]
         self.perceptual = None if perceptual is None else perceptual.to(accelerator.device)
-        self.model, self.discriminator, *self.optimizers = accelerator.prepare(vae, discriminator, *optimizers)
-        accelerator.register_for_checkpointing(*self.schedules)
+        self.model, self.optimizer, self.schedule = self._prepare(vae, first_step=0)
         self.vae: HQVAE = accelerator.unwrap_model(self.model)
+        self.discriminator: torch.nn.Module | None = None
+        if settings.weights.adversarial:
+            prepared = self._prepare(
+                PatchDiscriminator(settings.discriminator_channels), first_step=settings.weights.adversarial_start
+            )
+            self.discriminator, self.discriminator_optimizer, self.discriminator_schedule = prepared
 
-    def _schedule(self, optimizer: torch.optim.Optimizer) -> LambdaLR:
+    def _prepare(
+        self, module: torch.nn.Module, first_step: int
+    ) -> tuple[torch.nn.Module, AcceleratedOptimizer, LambdaLR]:
+        """A module to train from update ``first_step`` on, with its optimiser and schedule, known to checkpoints."""
+        optimizer = stage1_optimizer(module, self.settings.learning_rate)
+        schedule = self._schedule(optimizer, first_step)
+        self.accelerator.register_for_checkpointing(schedule)
+        return (*self.accelerator.prepare(module, optimizer), schedule)
+
+    def _schedule(self, optimizer: torch.optim.Optimizer, first_step: int) -> LambdaLR:
         settings = self.settings
         if settings.schedule == "constant":
-            return warmup_constant_lr(optimizer, warmup_steps=settings.warmup_steps)
-        return warmup_cosine_lr(optimizer, warmup_steps=settings.warmup_steps, total_steps=settings.steps)
+            return warmup_constant_lr(optimizer, warmup_steps=settings.warmup_steps, first_step=first_step)
+        steps = {"warmup_steps": settings.warmup_steps, "total_steps": settings.steps}
+        return warmup_cosine_lr(optimizer, **steps, first_step=first_step)
 
     # -------------------------------------------------------------------------------------------------------- update
 
     def update(self, micro_batches: list[Batch], step: int) -> dict[str, Tensor]:
         """Decoder and encoder, then the discriminator on the same reconstructions, then the codebooks."""
         outputs, metrics = self._update_vae(micro_batches, step)
-        if self.settings.weights.adversarial_at(step):
-            metrics["discriminator"] = self._update_discriminator(micro_batches, outputs)
+        if self.discriminator is not None and self.settings.weights.adversarial_at(step):
+            metrics["discriminator"] = self._update_discriminator(self.discriminator, micro_batches, outputs)
         usage = self._update_codebooks(outputs, step)
-        for schedule in self.schedules:
-            schedule.step()
         return {**mean_over_ranks(self.accelerator, metrics), **usage}
 
     def _update_vae(self, micro_batches: list[Batch], step: int) -> tuple[list[HQVAEOutput], dict[str, Tensor]]:
-        optimizer, count = self.optimizers[0], len(micro_batches)
+        count = len(micro_batches)
         outputs, losses = [], []
-        self.discriminator.requires_grad_(False)
+        if self.discriminator is not None:
+            self.discriminator.requires_grad_(False)
         for index, batch in enumerate(micro_batches):
             with self._gradients_meet(self.model, index == count - 1):
                 with self.accelerator.autocast():
@@ -97,8 +112,9 @@ class Stage1:
                 self.accelerator.backward(loss.total / count)
             outputs.append(output)
             losses.append(loss)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.schedule.step()
         return outputs, _summary(micro_batches, outputs, losses)
 
     def _loss(self, images: Tensor, output: HQVAEOutput, step: int) -> Stage1Loss:
@@ -107,7 +123,7 @@ class Stage1:
             output,
             last_layer=self.vae.decoder.last_layer,
             step=step,
-            discriminator=self.accelerator.unwrap_model(self.discriminator),
+            discriminator=None if self.discriminator is None else self.accelerator.unwrap_model(self.discriminator),
             perceptual=self.perceptual,
             weights=self.settings.weights,
             reduce=self._mean_gradient,
@@ -117,20 +133,23 @@ class Stage1:
         """So that every rank weighs the adversarial loss alike, as one process would."""
         return self.accelerator.reduce(gradient, reduction="mean")
 
-    def _update_discriminator(self, micro_batches: list[Batch], outputs: list[HQVAEOutput]) -> Tensor:
-        optimizer, count = self.optimizers[1], len(micro_batches)
-        self.discriminator.requires_grad_(True)
+    def _update_discriminator(
+        self, discriminator: torch.nn.Module, micro_batches: list[Batch], outputs: list[HQVAEOutput]
+    ) -> Tensor:
+        count = len(micro_batches)
+        discriminator.requires_grad_(True)
         total = torch.zeros((), device=self.accelerator.device)
         for index, (batch, output) in enumerate(zip(micro_batches, outputs, strict=True)):
-            with self._gradients_meet(self.discriminator, index == count - 1):
+            with self._gradients_meet(discriminator, index == count - 1):
                 with self.accelerator.autocast():
-                    scores = self.discriminator(torch.cat([batch.images, *self._fakes(output)]))
+                    scores = discriminator(torch.cat([batch.images, *self._fakes(output)]))
                     real, fake = scores.float().tensor_split([len(batch.images)])
                     loss = hinge_discriminator_loss(real, fake)
                 self.accelerator.backward(loss / count)
             total += loss.detach() / count
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
+        self.discriminator_optimizer.step()
+        self.discriminator_optimizer.zero_grad(set_to_none=True)
+        self.discriminator_schedule.step()
         return total
 
     def _fakes(self, output: HQVAEOutput) -> list[Tensor]:
@@ -151,7 +170,7 @@ class Stage1:
 
     @torch.no_grad()
     def _update_codebooks(self, outputs: list[HQVAEOutput], step: int) -> dict[str, Tensor]:
-        """EMA of all ranks' codes of this update; the share of codes in use, by level."""
+        """EMA of all ranks' codes of this update; by level the share of codes in use, and their perplexity."""
         usage = {}
         for index, codebook in enumerate(self.vae.codebooks):
             residual_NC = torch.cat([_rows(output.levels[index].residual) for output in outputs]).float()
@@ -161,7 +180,8 @@ class Stage1:
             pictures = sum(len(output.reconstruction) for output in outputs)
             restart = self._candidates(residual_NC, pictures, step) if self.settings.restart_unused else None
             codebook.apply_statistics(packed[:, 0], packed[:, 1:], restart)
-            usage[f"codes_{index}"] = (codebook.cluster_size >= 0.01).float().mean()
+            usage[f"usage_{index}"] = running_usage(codebook.cluster_size)
+            usage[f"perplexity_{index}"] = perplexity(codebook.cluster_size)
         return usage
 
     def _candidates(self, residual_NC: Tensor, pictures: int, step: int) -> Callable[[int], Tensor]:
@@ -179,13 +199,23 @@ class Stage1:
 
     # ------------------------------------------------------------------------------------------------------- results
 
+    def validate(self) -> dict[str, float]:
+        """See :func:`validate_vae`; empty without held-out pictures."""
+        if self.held_out is None:
+            return {}
+        self.vae.eval()
+        try:
+            return validate_vae(self.accelerator, self.vae, self.held_out)
+        finally:
+            self.vae.train()
+
     @torch.no_grad()
     def pictures(self, step: int) -> Image.Image | None:
         """Held-out pictures above their reconstructions."""
-        if self.validation is None:
+        if self.held_out is None:
             return None
         self.vae.eval()
-        images = self.validation.to(self.accelerator.device)
+        images = self.held_out.some(SHOWN).to(self.accelerator.device)
         rebuilt = self.vae.decode(self.vae.encode(images))
         self.vae.train()
         rows = [to_pil(rows * 0.5 + 0.5) for rows in (images, rebuilt)]
@@ -216,13 +246,3 @@ def _summary(batches: list[Batch], outputs: list[HQVAEOutput], losses: list[Stag
         ],
     }
     return {name: torch.stack(list(values)).mean() for name, values in named.items()}
-
-
-def reconstruction_quality(vae: HQVAE, images: Tensor) -> dict[str, float]:
-    """PSNR in dB and mean squared error of held-out images [B, 3, R, R] in [-1, 1]."""
-    with torch.no_grad():
-        rebuilt = vae.decode(vae.encode(images)).clamp(-1, 1)
-    return {
-        "psnr": float(psnr(rebuilt * 0.5 + 0.5, images * 0.5 + 0.5).mean()),
-        "mse": float(F.mse_loss(rebuilt, images)),
-    }

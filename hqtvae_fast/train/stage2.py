@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 
 from hqtvae_fast import checkpoint as checkpoints
 from hqtvae_fast.config import HQTVAEConfig, first_level
@@ -18,11 +18,13 @@ from hqtvae_fast.engine import SamplingParams, decode_codes, draw_codes, image_s
 from hqtvae_fast.images import grid, to_pil
 from hqtvae_fast.model import HQVAE, HQTransformer
 from hqtvae_fast.text import PromptTokenizer
+from hqtvae_fast.train.code_cache import Content, picture_latents, split_codes
 from hqtvae_fast.train.data import Batch
 from hqtvae_fast.train.losses import SoftLabels, Stage2Loss, Stage2Weights, Target, stage2_loss
 from hqtvae_fast.train.optim import stage2_optimizer
 from hqtvae_fast.train.runner import mean_over_ranks
 from hqtvae_fast.train.schedule import warmup_cosine_lr
+from hqtvae_fast.train.validation import HeldOut, Sums
 
 
 @dataclass(frozen=True)
@@ -58,10 +60,15 @@ class Stage2:
         *,
         tokenizer_file: Path | None = None,
         prior: checkpoints.Checkpoint | None = None,
+        held_out: HeldOut | None = None,
+        stored: Content | None = None,
     ) -> None:
-        """``prior``: the trained prior that a refiner is saved with; see :func:`hqtvae_fast.train.prior.open_prior`."""
+        """``prior``: the trained prior that a refiner is saved with; see :func:`hqtvae_fast.train.prior.open_prior`.
+
+        ``stored``: what batches hold of pictures, where they come from a code cache; None: pixels.
+        """
         self.accelerator, self.settings, self.config = accelerator, settings, transformer.config
-        self.prior = prior
+        self.prior, self.held_out, self.stored = prior, held_out, stored
         self.vae = vae.to(accelerator.device).eval().requires_grad_(False)
         self.tokenizer_file, self.tokenizer = tokenizer_file, None
         if self.config.condition == "text":
@@ -81,15 +88,11 @@ class Stage2:
     def update(self, micro_batches: list[Batch], step: int) -> dict[str, Tensor]:
         losses, count = [], len(micro_batches)
         for index, batch in enumerate(micro_batches):
-            codes, targets = self._encode(batch.images)
-            condition = self._condition(batch, codes)
+            codes, targets = self._code(batch.images)
             with ExitStack() as stack:
                 if index < count - 1:  # ranks exchange gradients in the last micro-batch only
                     stack.enter_context(self.accelerator.no_sync(self.model))
-                with self.accelerator.autocast():
-                    logits = self.model(self._own_levels(codes), condition)
-                text = condition if self.config.condition == "text" else None
-                loss = stage2_loss(logits, targets, text, self.settings.weights)
+                loss = self._loss(self.model, batch, codes, targets)
                 self.accelerator.backward(loss.total / count)
             losses.append(loss)
         metrics = _summary(losses)
@@ -99,14 +102,28 @@ class Stage2:
         self.schedule.step()
         return {**mean_over_ranks(self.accelerator, metrics), "gradient_norm": norm}
 
+    def _loss(self, model: nn.Module, batch: Batch, codes: list[Tensor], targets: list[Target]) -> Stage2Loss:
+        condition = self._condition(batch, codes)
+        with self.accelerator.autocast():
+            logits = model(self._own_levels(codes), condition)
+        text = condition if self.config.condition == "text" else None
+        return stage2_loss(logits, targets, text, self.settings.weights)
+
     def _clip(self) -> Tensor:
         limit = self.settings.clip if self.settings.clip is not None else float("inf")
         return torch.as_tensor(self.accelerator.clip_grad_norm_(self.model.parameters(), limit)).detach()
 
-    def _encode(self, images: Tensor) -> tuple[list[Tensor], list[Target]]:
-        """Codes of all levels, and the targets of those that are predicted; always in fp32."""
-        with torch.no_grad(), torch.autocast(images.device.type, enabled=False):
-            levels = self.vae.quantize(self.vae.latents(images))
+    def _code(self, stored: Tensor) -> tuple[list[Tensor], list[Target]]:
+        """Codes of all levels, and the targets of those that are predicted, of what a training batch holds."""
+        if self.stored == "codes":
+            codes = split_codes(stored, self.vae.config.level_sides)
+            return codes, list(self._own_levels(codes))
+        return self._quantize(stored if self.stored == "latents" else picture_latents(self.vae, stored))
+
+    @torch.no_grad()
+    def _quantize(self, z: Tensor) -> tuple[list[Tensor], list[Target]]:
+        with torch.autocast(z.device.type, enabled=False):
+            levels = self.vae.quantize(z)
         codes = [level.codes for level in levels]
         tau = self.settings.soft_labels
         if tau is None:
@@ -129,6 +146,26 @@ class Stage2:
         return None
 
     # ------------------------------------------------------------------------------------------------------- results
+
+    @torch.no_grad()
+    def validate(self) -> dict[str, float]:
+        """The losses of training, without dropout, as means over the held-out pictures; empty if there are none."""
+        if self.held_out is None:
+            return {}
+        sums = Sums()
+        self.transformer.eval()
+        try:
+            for batch in self.held_out:
+                moved = batch.to(self.accelerator.device)
+                targets = self._quantize(picture_latents(self.vae, moved.images))
+                loss = self._loss(self.transformer, moved, *targets)
+                weighted = {name: value.double() * len(batch) for name, value in _summary([loss]).items()}
+                sums.add({**weighted, "pictures": torch.tensor(len(batch))})
+        finally:
+            self.transformer.train()
+        total = sums.total(self.accelerator)
+        pictures = total.pop("pictures")
+        return {name: float(value / pictures) for name, value in total.items()}
 
     def pictures(self, step: int) -> Image.Image | None:
         """A grid drawn with the model as it stands, from the same seeds each time."""

@@ -8,51 +8,27 @@ import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
-import torch
 import yaml
-from PIL import Image
 
 pytest.importorskip("accelerate", reason="training needs the train extra")
 
-from hqtvae_fast import HQTVAEPipeline, checkpoint
-from hqtvae_fast.train.config import Stage1Run, Stage2Run, read_run
+from small_runs import BLOCKS, COMMON, TRANSFORMER, VAE, losses, same, stage1, stage2, weights, write_pictures
+
+from hqtvae_fast import HQTVAEPipeline
+from hqtvae_fast.train.config import Stage1Run, read_run
 from hqtvae_fast.train.run import train_stage1, train_stage2
 from hqtvae_fast.train.runner import TrainingError
+from hqtvae_fast.train.schedule import warmup_cosine
 from hqtvae_fast.train.stage1 import Stage1
 from hqtvae_fast.train.stage2 import Stage2
 
-VAE = {
-    "resolution": 16,
-    "channels": 32,
-    "channel_multipliers": [1, 1],
-    "num_res_blocks": 1,
-    "attention_resolutions": [],
-    "latent_channels": 16,
-    "embed_dim": 8,
-    "codebook_sizes": [16, 16],
-}
-BLOCKS = {"num_layers": 1, "num_heads": 2, "residual_dropout": 0.1}
-TRANSFORMER = {"dim": 32, "num_classes": 2, "body": BLOCKS, "head": BLOCKS}
-COMMON = {"batch_size": 4, "workers": 0, "log_every": 1, "picture_every": 0, "seed": 3, "save_every": 2}
+RAMP = {"warmup_steps": 0, "total_steps": 6}  # of six updates on 20 pictures
 
 
 @pytest.fixture(scope="session")
 def pictures(tmp_path_factory) -> Path:
-    """Two classes of 10 pictures each: bright and dark."""
-    root, noise = tmp_path_factory.mktemp("pictures"), np.random.default_rng(0)
-    for label, (name, base) in enumerate((("bright", 180), ("dark", 40))):
-        (root / name).mkdir()
-        for index in range(10):
-            array = noise.integers(0, 60, (20, 18, 3)) + base
-            Image.fromarray(array.astype(np.uint8)).save(root / name / f"{label}{index}.png")
-    return root
-
-
-def stage1(pictures, out, **changes) -> Stage1Run:
-    values = {**COMMON, "data": str(pictures), "out": str(out), "model": VAE, "steps": 6, "learning_rate": 1e-3}
-    return read_run(Stage1Run, None, {**values, "discriminator_channels": 32, **changes})
+    return write_pictures(tmp_path_factory.mktemp("pictures"))
 
 
 @pytest.fixture(scope="session")
@@ -65,24 +41,6 @@ def trained_vae(pictures, tmp_path_factory) -> Path:
 def test_stage1_under_autocast_chooses_codes_in_fp32(pictures, tmp_path):
     train_stage1(stage1(pictures, tmp_path, precision="bf16", steps=2))
     assert len(losses(tmp_path)) == 2
-
-
-def stage2(pictures, vae, out, **changes) -> Stage2Run:
-    values = {**COMMON, "data": str(pictures), "out": str(out), "vae": str(vae), "model": TRANSFORMER, "steps": 6}
-    return read_run(Stage2Run, None, {**values, "learning_rate": 1e-3, **changes})
-
-
-def losses(out: Path) -> list[dict[str, float]]:
-    return [json.loads(line) for line in (out / "losses.jsonl").read_text().splitlines()]
-
-
-def weights(out: Path) -> dict[str, torch.Tensor]:
-    parts = checkpoint.load(out / "model").modules()
-    return {f"{name}.{key}": value for name, part in parts.items() for key, value in part.state_dict().items()}
-
-
-def same(left: dict[str, torch.Tensor], right: dict[str, torch.Tensor]) -> bool:
-    return left.keys() == right.keys() and all(torch.equal(value, right[key]) for key, value in left.items())
 
 
 class Killed(Exception):
@@ -152,7 +110,32 @@ def test_stage1_learns(pictures, tmp_path, adversarial_start):
     rows = losses(tmp_path)
     assert rows[-1]["mse"] < 0.5 * rows[0]["mse"]
     assert ("discriminator" in rows[-1]) == (adversarial_start == 0)
-    assert 0 < rows[-1]["codes_1"] <= 1
+    assert 0 < rows[-1]["usage_1"] <= 1
+    assert 1 <= rows[-1]["perplexity_1"] <= 16
+
+
+@pytest.mark.filterwarnings("error:Detected call of `lr_scheduler.step")
+@pytest.mark.parametrize("start", [0, 3])
+def test_the_discriminator_follows_the_runs_schedule(pictures, tmp_path, monkeypatch, start):
+    original, rates = Stage1.update, []
+
+    def record(self, batches, step):
+        if self.settings.weights.adversarial_at(step):
+            rates.append((step, self.discriminator_optimizer.param_groups[0]["lr"]))
+        return original(self, batches, step)
+
+    monkeypatch.setattr(Stage1, "update", record)
+    run = stage1(pictures, tmp_path, adversarial_start=start, stop_after=5)  # resumed after its fifth update
+    train_stage1(run)
+    train_stage1(run)
+    assert rates == [(step, pytest.approx(1e-3 * warmup_cosine(step, **RAMP))) for step in range(start, 6)]
+
+
+@pytest.mark.filterwarnings("error:Detected call of `lr_scheduler.step")
+def test_no_discriminator_without_its_loss(pictures, tmp_path, monkeypatch):
+    monkeypatch.setattr("hqtvae_fast.train.stage1.PatchDiscriminator", None)
+    train_stage1(stage1(pictures, tmp_path, adversarial=0.0, steps=2))
+    assert "discriminator" not in losses(tmp_path)[-1]
 
 
 @pytest.mark.parametrize("soft_labels", [0.0, 1.0])
@@ -243,7 +226,7 @@ def test_two_processes_equal_one(pictures, trained_vae, tmp_path, stage):
         launch = launch if count > 1 else [sys.executable]
         command = [*launch, "-m", "hqtvae_fast.cli", "train", stage, str(tmp_path / "run.yaml")]
         env = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
-        done = subprocess.run(command, env=env, capture_output=True, text=True, check=False, timeout=60)
+        done = subprocess.run(command, env=env, capture_output=True, text=True, check=False, timeout=180)
         assert done.returncode == 0, done.stderr
     for one, two in zip(losses(tmp_path / "1"), losses(tmp_path / "2"), strict=True):
         assert one.keys() == two.keys()

@@ -11,9 +11,9 @@ for epoch in range(first_epoch, epochs):
 """
 
 from hqtvae_fast.train.data.captions import CAPTIONS, EMOJI, PLAIN, CaptionTemplate, caption_template
-from hqtvae_fast.train.data.dataset import Draw, PictureDataset, Sample, all_captions
+from hqtvae_fast.train.data.dataset import Draw, PictureDataset, Sample, Stored, UnreadableError, all_captions
 from hqtvae_fast.train.data.loader import Batch, BrokenCount, EpochSampler, collate, make_loader
-from hqtvae_fast.train.data.sources import Source, open_source
+from hqtvae_fast.train.data.sources import ClassFolder, Source, open_source
 
 __all__ = [
     "CAPTIONS",
@@ -22,11 +22,14 @@ __all__ = [
     "Batch",
     "BrokenCount",
     "CaptionTemplate",
+    "ClassFolder",
     "Draw",
     "EpochSampler",
     "PictureDataset",
     "Sample",
     "Source",
+    "Stored",
+    "UnreadableError",
     "all_captions",
     "caption_template",
     "collate",

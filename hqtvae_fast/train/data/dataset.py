@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple, Protocol, get_args
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -49,7 +49,8 @@ def chance(seed: int, draw: Draw) -> Chance:
 
 @dataclass(frozen=True)
 class Sample:
-    """A picture, float32 [3, R, R] in [-1, 1]; its key; its condition; and the keys of broken pictures before it."""
+    """A picture, float32 [3, R, R] in [-1, 1], or what is stored of it (:class:`Stored`); its key; its condition; and
+    the keys of broken pictures before it."""
 
     image: Tensor
     key: str
@@ -58,12 +59,20 @@ class Sample:
     broken: tuple[str, ...]
 
 
+class Stored(Protocol):
+    """What was computed from the pictures of a source beforehand, and is read in place of their pixels."""
+
+    def read(self, index: int, mirrored: bool) -> Tensor:
+        """Of one picture's centre square, or of that square mirrored. UnreadableError if there was no such picture."""
+
+
 class PictureDataset(Dataset[Sample]):
     """Pictures of a source, by :class:`Draw`, or by index for epoch 0.
 
     resolution: R, the side of the squares that pictures are scaled and cropped to.
     condition: ``class`` reads each picture's field ``label``, an integer; ``text`` makes a caption with ``caption``.
     num_classes: labels must be below it.
+    stored: what samples have in place of pixels. Pictures are not opened then, and crops do not vary.
     training: squares are cut out at random, half of the pictures are mirrored if ``flip``, captions vary; all of it
         from (seed, epoch, index). Otherwise the centre squares, and plain captions.
 
@@ -83,6 +92,7 @@ class PictureDataset(Dataset[Sample]):
         training: bool = True,
         flip: bool = False,
         seed: int = 0,
+        stored: Stored | None = None,
     ) -> None:
         if resolution < 1:
             raise ValueError(f"resolution: expected a positive integer; got {resolution}")
@@ -92,6 +102,7 @@ class PictureDataset(Dataset[Sample]):
             raise ValueError(f"seed: expected 0 or more; got {seed}")
         self.source, self.resolution, self.condition, self.caption = source, resolution, condition, caption
         self.num_classes, self.training, self.flip, self.seed = num_classes, training, flip, seed
+        self.stored = stored
         self._probe()
 
     def __len__(self) -> int:
@@ -115,11 +126,19 @@ class PictureDataset(Dataset[Sample]):
 
     def _read(self, index: int, chances: Chance, broken: tuple[str, ...]) -> Sample:
         label, caption = self._condition(index, chances)
-        image = _square(self._picture(index), self.resolution, chances.crop)
-        if self.flip and chances.flip < 0.5:
+        mirrored = self.flip and chances.flip < 0.5
+        if self.stored is not None:
+            image = self.stored.read(index, mirrored)
+        else:
+            image = self.pixels(index, chances.crop, mirrored)
+        return Sample(image, self.source.key(index), label, caption, broken)
+
+    def pixels(self, index: int, crop: float = 0.5, mirrored: bool = False) -> Tensor:
+        """The picture as float32 [3, R, R] in [-1, 1]; ``crop`` as in :class:`Chance`. UnreadableError if broken."""
+        image = _square(self._picture(index), self.resolution, crop)
+        if mirrored:
             image = ImageOps.mirror(image)
-        pixels = to_tensor([image], self.resolution)[0].contiguous()
-        return Sample(pixels, self.source.key(index), label, caption, broken)
+        return to_tensor([image], self.resolution)[0].contiguous()
 
     def _picture(self, index: int) -> Image.Image:
         try:

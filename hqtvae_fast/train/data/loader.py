@@ -98,8 +98,9 @@ class EpochSampler(Sampler[list[Draw]]):
 class Batch:
     """One rank's part of a batch.
 
-    ``images``: float32 [B, 3, R, R] in [-1, 1]. ``keys``: names of the B pictures. ``labels``: int64 [B], or None.
-    ``captions``: B strings, or None. ``broken``: keys of the pictures that could not be read and were replaced.
+    ``images``: float32 [B, 3, R, R] in [-1, 1], or what is stored of the pictures (:class:`Stored`). ``keys``: names of
+    the B pictures. ``labels``: int64 [B], or None. ``captions``: B strings, or None. ``broken``: keys of the pictures
+    that could not be read and were replaced.
     """
 
     images: Tensor

@@ -1,0 +1,160 @@
+"""Making a code cache: every picture through the encoder once, into a file that is whole or absent."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TextColumn,
+    TimeRemainingColumn,
+)
+from rich.text import Text
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from hqtvae_fast.config import ConfigError
+from hqtvae_fast.model import HQVAE
+from hqtvae_fast.train.code_cache import CacheSpec, CodeCache, join_codes, picture_latents, vae_hash
+from hqtvae_fast.train.data import PictureDataset, Source, UnreadableError
+
+BATCH = 32  # pictures encoded at once: at 256x256 the encoder's widest activations take 1 GiB
+POLL_SECONDS = 1.0
+
+
+def open_code_cache(
+    file: Path,
+    accelerator: Accelerator,
+    vae: HQVAE,
+    source: Source,
+    *,
+    soft_labels: bool,
+    mirrored: bool,
+    workers: int = 0,
+) -> CodeCache:
+    """The cache in ``file``; where there is no file, the main process makes it and the others wait.
+
+    ``soft_labels``: keep latents, which those are made from, and not codes alone. ``mirrored``: keep mirrored pictures
+    too. ConfigError on a file that is another's cache, see :class:`CodeCache`.
+    """
+    spec = CacheSpec(
+        data=source.fingerprint(),
+        vae=vae_hash(vae),
+        config=vae.config,
+        pictures=len(source),
+        content="latents" if soft_labels else "codes",
+        mirrored=mirrored,
+    )
+    if accelerator.is_main_process and not file.exists():
+        build_code_cache(file, spec, source, vae.to(accelerator.device).eval(), workers=workers)
+    while not file.exists():  # a barrier would give up after minutes, and making a cache may take hours
+        time.sleep(POLL_SECONDS)
+    cache = CodeCache(file, spec)
+    if cache.broken:
+        accelerator.print(f"code cache {file}: {cache.broken:,} of {spec.pictures:,} pictures are broken")
+    return cache
+
+
+def build_code_cache(file: Path, spec: CacheSpec, source: Source, vae: HQVAE, *, workers: int = 0) -> None:
+    """Encode all pictures on the VAE's device and write the file. ConfigError if the disk cannot hold it.
+
+    What has been written when something fails, or when the user stops it, is removed.
+    """
+    console = Console(stderr=True)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    size = spec.pictures * (spec.picture_bytes + 1)
+    free = shutil.disk_usage(file.parent).free
+    if size > free:
+        raise ConfigError(f"{file}: expected {size:,} bytes of free space for the code cache; got {free:,}")
+    console.print(
+        f"code cache {file}: {spec.content} of {spec.pictures:,} pictures x {spec.versions}, {size:,} bytes"
+        f" ({spec.picture_bytes:,} a picture)",
+        soft_wrap=True,
+    )
+    began = time.monotonic()
+    partial = file.with_name(f".{file.name}.{os.getpid()}.partial")
+    try:
+        with partial.open("wb") as out, _bar(console) as bar:
+            task = bar.add_task("encoding", total=spec.pictures)
+            broken = []
+            out.write(spec.header())
+            for rows, is_broken in _encoded(spec, source, vae, workers):
+                out.write(rows.tobytes())
+                broken.append(is_broken)
+                bar.advance(task, len(is_broken))
+            out.write(np.concatenate(broken).tobytes())
+            out.flush()
+            os.fsync(out.fileno())
+        os.replace(partial, file)
+    finally:
+        with suppress(OSError):
+            partial.unlink(missing_ok=True)
+    seconds = time.monotonic() - began
+    console.print(
+        f"code cache {file}: {spec.pictures / seconds:,.1f} images/s, {seconds:,.0f} s in all", soft_wrap=True
+    )
+
+
+def _encoded(spec: CacheSpec, source: Source, vae: HQVAE, workers: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Batches of the cache's rows [B, V, *row], and which of them are broken, bool [B]; in the source's order."""
+    device = next(vae.parameters()).device
+    loader = DataLoader(
+        _Squares(source, spec.config.resolution),
+        batch_size=BATCH,
+        num_workers=workers,
+        generator=torch.Generator(),  # else this would take a number from torch's global stream
+    )
+    for images, is_broken in loader:
+        plain = images.to(device)
+        versions = [plain, plain.flip(-1)][: spec.versions]
+        rows = torch.stack([_rows(spec, vae, version) for version in versions], dim=1)
+        yield rows.cpu().numpy().astype(spec.dtype), is_broken.numpy()
+
+
+def _rows(spec: CacheSpec, vae: HQVAE, images: Tensor) -> Tensor:
+    z = picture_latents(vae, images)
+    if spec.content == "latents":
+        return z
+    with torch.no_grad():
+        return join_codes([level.codes for level in vae.quantize(z)])
+
+
+class _Squares(Dataset[tuple[Tensor, bool]]):
+    """Centre squares of a source's pictures, and whether one is broken: zeros are in its place then."""
+
+    def __init__(self, source: Source, resolution: int) -> None:
+        self.pictures, self.resolution = PictureDataset(source, resolution, training=False), resolution
+
+    def __len__(self) -> int:
+        return len(self.pictures)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, bool]:
+        try:
+            return self.pictures.pixels(index), False
+        except UnreadableError:
+            return torch.zeros(3, self.resolution, self.resolution), True
+
+
+class _Rate(ProgressColumn):
+    """Pictures a second."""
+
+    def render(self, task: Task) -> Text:
+        return Text("" if task.speed is None else f"{task.speed:,.1f} images/s")
+
+
+def _bar(console: Console) -> Progress:
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), _Rate(), TimeRemainingColumn())
+    return Progress(*columns, console=console, disable=not console.is_terminal)
