@@ -24,6 +24,7 @@ from torch import Tensor
 from hqtvae_fast import HQTVAEPipeline
 from hqtvae_fast import checkpoint as checkpoints
 from hqtvae_fast.images import grid, psnr, to_pil
+from hqtvae_fast.train.code_usage import perplexity
 from hqtvae_fast.train.data import CAPTIONS, PictureDataset, open_source
 
 NEAREST_PROMPTS = 8
@@ -100,9 +101,8 @@ def coding_figures(pipe: HQTVAEPipeline, part: Pictures, batch: int = 128) -> di
             count += torch.bincount(level.flatten(), minlength=len(count))
     figures = {"pictures": len(part.pixels), "psnr": float(torch.cat(ratios).mean())}
     for index, count in enumerate(counts):
-        share = count / count.sum()
         figures[f"usage_{index}"] = float((count > 0).float().mean())
-        figures[f"perplexity_{index}"] = float((-(share * share.clamp_min(1e-12).log()).sum()).exp())
+        figures[f"perplexity_{index}"] = float(perplexity(count))
     return figures
 
 

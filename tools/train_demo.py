@@ -72,7 +72,8 @@ def train(size: int, data: Path, work: Path, end: float | None) -> bool:
         if stage == "stage1":
             train_stage1(read_run(Stage1Run, file, values))
         else:
-            train_stage2(read_run(Stage2Run, file, {**values, "vae": str(vae / "model")}))
+            more = {"vae": str(vae / "model"), "code_cache": str(work / "codes.safetensors")}
+            train_stage2(read_run(Stage2Run, file, {**values, **more}))
         if not (out / "model").is_dir():
             return False
     return True
