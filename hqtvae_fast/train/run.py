@@ -185,7 +185,7 @@ def open_data(
 
 def open_cache(run: Stage2Run, file: str, accelerator: Accelerator, vae: HQVAE, source: Source) -> CodeCache:
     """With what this run needs of each picture, and no more if it has to be made."""
-    soft = run.soft_labels is not None
+    soft = run.tau is not None
     return open_code_cache(
         Path(file), accelerator, vae, source, soft_labels=soft, mirrored=run.flip, workers=run.workers
     )
