@@ -63,7 +63,7 @@ def assert_equal_rows(left: Path, right: Path) -> None:
         assert one == pytest.approx(two, rel=1e-6)
 
 
-@pytest.mark.parametrize("soft_labels", [None, 1.0])
+@pytest.mark.parametrize("soft_labels", [0.0, 1.0])
 @pytest.mark.parametrize("flip", [False, True])
 def test_losses_are_those_of_pictures(pictures, trained_vae, tmp_path, soft_labels, flip):
     changes = {"soft_labels": soft_labels, "flip": flip}
@@ -71,6 +71,7 @@ def test_losses_are_those_of_pictures(pictures, trained_vae, tmp_path, soft_labe
     cache = str(tmp_path / "made" / "codes.safetensors")
     train_stage2(stage2(pictures, trained_vae, tmp_path / "cached", code_cache=cache, **changes))
     assert_equal_rows(tmp_path / "cached", tmp_path / "pictures")
+    assert set(load_file(cache)) == {"latents" if soft_labels else "codes", "broken"}
 
 
 def test_pictures_are_not_opened_again(pictures, trained_vae, tmp_path, monkeypatch):
@@ -151,8 +152,8 @@ def test_a_cache_with_more_than_is_needed(pictures, trained_vae, tmp_path):
     changed = (tmp_path / "codes").stat().st_mtime_ns
     cache = make(tmp_path / "codes", pictures, trained_vae, soft_labels=False)
     assert cache.content == "latents"
-    train_stage2(stage2(pictures, trained_vae, tmp_path / "a", soft_labels=None, code_cache=str(tmp_path / "codes")))
-    train_stage2(stage2(pictures, trained_vae, tmp_path / "b", soft_labels=None))
+    train_stage2(stage2(pictures, trained_vae, tmp_path / "a", soft_labels=0.0, code_cache=str(tmp_path / "codes")))
+    train_stage2(stage2(pictures, trained_vae, tmp_path / "b", soft_labels=0.0))
     assert_equal_rows(tmp_path / "a", tmp_path / "b")
     assert (tmp_path / "codes").stat().st_mtime_ns == changed
 
