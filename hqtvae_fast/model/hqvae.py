@@ -249,7 +249,10 @@ class HQVAE(nn.Module):
 @contextmanager
 def _full_precision(device: torch.device) -> Iterator[None]:
     """No autocast, and no TF32 in convolutions, torch's default on Ampere and later: codes would change."""
-    with torch.autocast(device.type, enabled=False), torch.backends.cudnn.flags(allow_tf32=False):
+    # flags() resets what it is not told: without `enabled`, convolutions would run without cuDNN.
+    cudnn = torch.backends.cudnn
+    keep = {"enabled": cudnn.enabled, "benchmark": cudnn.benchmark, "deterministic": cudnn.deterministic}
+    with torch.autocast(device.type, enabled=False), cudnn.flags(**keep, allow_tf32=False):
         yield
 
 

@@ -1,10 +1,10 @@
-"""Restarting unused codes."""
+"""Restarting unused codes, and the precision that codes are chosen in."""
 
 from __future__ import annotations
 
 import torch
 
-from hqtvae_fast.model.hqvae import Codebook
+from hqtvae_fast.model.hqvae import Codebook, _full_precision
 
 
 def codebook(size: int = 64, dim: int = 4) -> Codebook:
@@ -49,3 +49,11 @@ def test_an_unused_code_restarts_from_the_batch_and_a_used_one_does_not():
     assert float(book.embedding[:2].max()) < 2
     assert torch.equal(book.cluster_size[2:], torch.ones(2))  # the mean count: not restarted again in the next step
     assert torch.equal(book.embedding_sum[2:], fresh[2:])
+
+
+def test_full_precision_changes_tf32_alone():
+    cudnn = torch.backends.cudnn
+    before = (cudnn.enabled, cudnn.benchmark, cudnn.deterministic, cudnn.allow_tf32)
+    with _full_precision(torch.device("cpu")):
+        assert (cudnn.enabled, cudnn.benchmark, cudnn.deterministic, cudnn.allow_tf32) == (*before[:3], False)
+    assert (cudnn.enabled, cudnn.benchmark, cudnn.deterministic, cudnn.allow_tf32) == before
