@@ -20,11 +20,11 @@ import torch
 from accelerate import Accelerator
 from PIL import Image
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 from torch.utils.data import DataLoader
 
 from hqtvae_fast.train.data import Batch, BrokenCount, EpochSampler
+from hqtvae_fast.train.progress import TrainingProgress
 
 CHECKPOINTS, LOSSES, PICTURES = "checkpoints", "losses.jsonl", "pictures"
 METRICS_LIMIT = 1e6  # a loss beyond it has exploded
@@ -121,15 +121,19 @@ class Runner:
         end = self.settings.steps
         if self.settings.stop_after is not None:
             end = min(end, self.position.step + self.settings.stop_after)
-        with self._bar() as bar:
-            task = bar.add_task("training", total=self.settings.steps, completed=self.position.step, note="")
+        with TrainingProgress(
+            self.settings.steps,
+            self.position.step,
+            self.sampler.batch_size,
+            shown=self.accelerator.is_main_process,
+            console=self.console,
+        ) as progress:
             batches = self._batches()
             while self.position.step < end:
                 batch = next(batches)
                 metrics = self._update(batch)
                 self._after(metrics, batch)
-                note = "  ".join(f"{name} {value:.4g}" for name, value in list(metrics.items())[:3])
-                bar.update(task, completed=self.position.step, note=f"{note}  {self.position.broken}")
+                progress.update(self.position.step, metrics, str(self.position.broken))
                 if self._time_is_up(began):
                     break
         self._checkpoint()
@@ -237,17 +241,6 @@ class Runner:
         if self.accelerator.is_main_process and file.exists():
             lines = [line for line in file.read_text().splitlines() if json.loads(line)["step"] <= self.position.step]
             file.write_text("".join(f"{line}\n" for line in lines))
-
-    def _bar(self) -> Progress:
-        columns = (
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeRemainingColumn(),
-            TextColumn("{task.fields[note]}"),
-        )
-        hidden = not (self.accelerator.is_main_process and self.console.is_terminal)
-        return Progress(*columns, console=self.console, disable=hidden)
 
 
 def split(batch: Batch, parts: int) -> Iterator[Batch]:

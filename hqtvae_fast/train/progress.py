@@ -1,0 +1,58 @@
+"""What a run shows of itself: a bar on a terminal, a line a minute elsewhere."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from types import TracebackType
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+LINE_SECONDS = 60.0
+SHOWN = 3  # metrics, the first ones: the loss and its largest parts
+
+
+class TrainingProgress:
+    """Updates done, images/s, time left and the loss. Shows nothing if not ``shown``: on all ranks but one.
+
+    total: updates of the whole run; done: those made before; batch_size: pictures an update, over all processes.
+    """
+
+    def __init__(self, total: int, done: int, batch_size: int, *, shown: bool, console: Console | None = None) -> None:
+        self.console = console or Console(stderr=True)
+        self.total, self.first, self.batch_size, self.shown = total, done, batch_size, shown
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[rate]}  {task.fields[note]}"),
+        )
+        self._bar = Progress(*columns, console=self.console, disable=not (shown and self.console.is_terminal))
+        self._task = self._bar.add_task("training", total=total, completed=done, rate="", note="")
+        self._began = self._last_line = time.monotonic()
+
+    def __enter__(self) -> TrainingProgress:
+        self._began = self._last_line = time.monotonic()
+        self._bar.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self._bar.stop()
+
+    def update(self, step: int, metrics: Mapping[str, float], note: str) -> None:
+        """``step`` updates are done now; the last one gave ``metrics``."""
+        now = time.monotonic()
+        rate = f"{(step - self.first) * self.batch_size / max(now - self._began, 1e-9):,.1f} images/s"
+        values = "  ".join([*(f"{name} {value:.4g}" for name, value in list(metrics.items())[:SHOWN]), note]).rstrip()
+        self._bar.update(self._task, completed=step, rate=rate, note=values)
+        if self.shown and not self.console.is_terminal and now - self._last_line >= LINE_SECONDS:
+            self._last_line = now
+            left = (now - self._began) / (step - self.first) * (self.total - step)
+            self.console.print(
+                f"update {step:,} of {self.total:,}, {rate}, {left / 60:,.0f} minutes left  {values}",
+                soft_wrap=True,
+                highlight=False,
+            )
