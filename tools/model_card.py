@@ -8,7 +8,8 @@ from pathlib import Path
 from hqtvae_fast import checkpoint as checkpoints
 from hqtvae_fast.config import HQTVAEConfig
 
-TEMPLATE = Path(__file__).parent / "demo" / "card.md"
+DEMO = Path(__file__).parent / "demo"
+TEMPLATE, NOTES = DEMO / "card.md", "notes.txt"
 
 
 def write_card(
@@ -25,6 +26,8 @@ def write_card(
     size = {name: sum(p.numel() for p in part.parameters()) / 1e6 for name, part in parts.items()}
     adversarial, perceptual = runs["vae"]["adversarial"] > 0, runs["vae"]["perceptual_weights"] is not None
     losses = ["squared error", *["a perceptual loss"] * perceptual, *["a discriminator"] * adversarial]
+    notes = DEMO / str(config.vae.resolution) / NOTES  # what a run did that its files do not say
+    told = f" {notes.read_text(encoding='utf-8').strip()}" if notes.is_file() else ""
     text = TEMPLATE.read_text(encoding="utf-8").format(
         resolution=config.vae.resolution,
         size=config.vae.resolution,
@@ -39,7 +42,7 @@ def write_card(
         vae_psnr=last["vae"]["psnr"],
         top=last["hqt"]["level_0"],
         bottom=last["hqt"]["level_1"],
-        recipe=f"Stage 1 was trained on {' and '.join(losses)} alone.",
+        recipe=f"Stage 1 was trained on {' and '.join(losses)} alone.{told}",
         neighbours="\n".join(f"| {prompt} | {caption} | {value:.1f} |" for prompt, caption, value in neighbours),
         **figures,
     )
