@@ -75,7 +75,8 @@ def train_stage1(run: Stage1Run) -> None:
 
 def train_stage2(run: Stage2Run) -> None:
     """Train HQ-Transformer on a trained HQ-VAE; the result is ``out/model``, a checkpoint with both stages."""
-    accelerator, vae = start(run), checkpoints.load(run.vae or run.prior or "").vae
+    # It may be stored in half precision; codes are chosen in fp32.
+    accelerator, vae = start(run), checkpoints.load(run.vae or run.prior or "").vae.float()
     config = make_transformer_config(run.model, vae.config)
     prior = open_prior(run.prior, vae, config)
     if config.condition == "codes" and prior is None:

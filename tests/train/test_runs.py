@@ -138,6 +138,14 @@ def test_no_discriminator_without_its_loss(pictures, tmp_path, monkeypatch):
     assert "discriminator" not in losses(tmp_path)[-1]
 
 
+def test_stage2_on_a_vae_stored_in_half_precision(pictures, trained_vae, tmp_path):
+    made = checkpoint.load(trained_vae)
+    made.vae.half()
+    checkpoint.save(made, tmp_path / "half")
+    train_stage2(stage2(pictures, tmp_path / "half", tmp_path / "run", steps=2, precision="bf16"))
+    assert len(losses(tmp_path / "run")) == 2
+
+
 @pytest.mark.parametrize("soft_labels", [0.0, 1.0])
 def test_stage2_learns_and_draws(pictures, trained_vae, tmp_path, soft_labels):
     run = stage2(pictures, trained_vae, tmp_path, steps=40, save_every=0, soft_labels=soft_labels, picture_every=40)
