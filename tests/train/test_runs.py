@@ -15,7 +15,7 @@ pytest.importorskip("accelerate", reason="training needs the train extra")
 
 from small_runs import BLOCKS, COMMON, TRANSFORMER, VAE, losses, same, stage1, stage2, weights, write_pictures
 
-from hqtvae_fast import HQTVAEPipeline
+from hqtvae_fast import HQTVAEPipeline, checkpoint
 from hqtvae_fast.train.config import Stage1Run, read_run
 from hqtvae_fast.train.run import train_stage1, train_stage2
 from hqtvae_fast.train.runner import TrainingError
