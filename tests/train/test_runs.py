@@ -140,7 +140,7 @@ def test_no_discriminator_without_its_loss(pictures, tmp_path, monkeypatch):
 
 def test_stage2_on_a_vae_stored_in_half_precision(pictures, trained_vae, tmp_path):
     made = checkpoint.load(trained_vae)
-    made.vae.half()
+    made.vae.bfloat16()
     checkpoint.save(made, tmp_path / "half")
     train_stage2(stage2(pictures, tmp_path / "half", tmp_path / "run", steps=2, precision="bf16"))
     assert len(losses(tmp_path / "run")) == 2
