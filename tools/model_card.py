@@ -27,7 +27,7 @@ def write_card(
     adversarial, perceptual = runs["vae"]["adversarial"] > 0, runs["vae"]["perceptual_weights"] is not None
     losses = ["squared error", *["a perceptual loss"] * perceptual, *["a discriminator"] * adversarial]
     notes = DEMO / str(config.vae.resolution) / NOTES  # what a run did that its files do not say
-    told = f" {notes.read_text(encoding='utf-8').strip()}" if notes.is_file() else ""
+    told = f"\n\n{notes.read_text(encoding='utf-8').strip()}" if notes.is_file() else ""
     text = TEMPLATE.read_text(encoding="utf-8").format(
         resolution=config.vae.resolution,
         size=config.vae.resolution,

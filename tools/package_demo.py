@@ -52,10 +52,10 @@ def main(data: Data, work: Work, out: Out) -> None:
     resolution = pipe.config.vae.resolution
     train, held_out = (read_pictures(data / f"emoji-128-{part}.tar", resolution) for part in ("train", "val"))
     figures = {name: coding_figures(pipe, part) for name, part in (("train", train), ("held_out", held_out))}
-    reconstructions(pipe, held_out).save(out / "reconstructions.png")
+    reconstructions(pipe, held_out).save(out / "reconstructions.jpg", quality=90)
     run = json.loads((work / "hqt" / "run.json").read_text())
     prompts = run["sample_prompts"][:NEAREST_PROMPTS]
-    neighbours = nearest(pipe, prompts, train, out / "nearest.png")
+    neighbours = nearest(pipe, prompts, train, out / "nearest.jpg")
     plot_losses(work, out / "losses.png")
     write_card(out, pipe.config, work, figures, neighbours)
     size = sum(file.stat().st_size for file in out.iterdir())
@@ -126,7 +126,7 @@ def nearest(pipe: HQTVAEPipeline, prompts: list[str], train: Pictures, file: Pat
         neighbour = train.pixels[index].float() / 255
         found.append((prompt, train.captions[index], float(psnr(image[None], neighbour[None])[0])))
         pictures.append(neighbour)
-    grid([*to_pil(drawn), *to_pil(torch.stack(pictures))], columns=len(prompts)).save(file)
+    grid([*to_pil(drawn), *to_pil(torch.stack(pictures))], columns=len(prompts)).save(file, quality=90)
     return found
 
 
