@@ -7,6 +7,7 @@
 #                without one it works too but downloads gigabytes: name pytorch.org's CPU wheel index here
 #                for the small CPU build. To change the build later: `make clean`, then give the new index.
 #   DEMO_OUT     the file that `make demo` writes
+#   BUILD_CPU    auto, 0 or 1 (in the environment): whether csrc/cpu is compiled; see setup.py
 
 PYTHON ?= python3
 TORCH_INDEX ?=
@@ -26,7 +27,7 @@ help: ## list the targets
 venv: $(STAMP) ## create .venv and install the package with its test tools (pinned by constraints.txt)
 
 # torch goes first: from its own index if one is named, and so that setup.py, built without isolation, sees it.
-$(STAMP): pyproject.toml setup.py constraints.txt
+$(STAMP): pyproject.toml setup.py constraints.txt $(wildcard csrc/cpu/*)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' \
 		|| { echo "Python 3.10 or later is needed. Name one: make PYTHON=python3.11 ..."; exit 1; }
 	@echo "==> $(VENV): creating, with $$($(PYTHON) --version)"
@@ -81,5 +82,5 @@ format: $(STAMP) ## let ruff sort the imports, apply its safe fixes and format
 	@$(BIN)/ruff format .
 
 clean: ## remove .venv, caches, build products and the demo's picture
-	rm -rf $(VENV) build dist ./*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis $(DEMO_OUT)
+	rm -rf $(VENV) build dist hqtvae_fast/_cpu*.so ./*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis $(DEMO_OUT)
 	find . -path ./.git -prune -o -type d -name __pycache__ -exec rm -rf {} +

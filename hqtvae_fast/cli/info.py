@@ -19,6 +19,7 @@ from hqtvae_fast.config import PRESETS, HQTVAEConfig, preset
 from hqtvae_fast.engine.decoding import bytes_per_image
 from hqtvae_fast.hardware import Device, default_dtype, measure_this_machine, published
 from hqtvae_fast.model import cost
+from hqtvae_fast.ops import cpu_library
 from hqtvae_fast.pipeline import DTYPES
 
 PUBLISHED = ("A100-80GB", "H100")
@@ -86,9 +87,18 @@ def _show_machine() -> None:
         "triton": version("triton") if importlib.util.find_spec("triton") else "none",
         "Python": platform.python_version(),
         "device": device,
+        "compiled kernels for CPUs": _cpu_kernels(),
         "computes in": _name(default_dtype("cuda" if cuda else "cpu")),
     }
     show(facts("This machine", rows))
+
+
+def _cpu_kernels() -> str:
+    reason = cpu_library.load()[1]
+    if reason:
+        return f"none ({reason})"
+    reason = cpu_library.why_not_bf16() or ""
+    return f"random words ({reason})" if reason else "random words, bf16 products and attention"
 
 
 def _show_stored(opened: checkpoints.Checkpoint) -> None:

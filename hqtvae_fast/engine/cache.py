@@ -48,9 +48,14 @@ class LayerKV:
     def __init__(self, cache: KVCache, index: int) -> None:
         self.cache, self.keys, self.values = cache, cache.keys[index], cache.values[index]
 
-    def append(self, k_BHTE: Tensor, v_BHTE: Tensor) -> tuple[Tensor, Tensor, int]:
-        """Write T positions after those held; return the buffers [B, H, capacity, E] and how many they hold now."""
-        start, end = self.cache.length, self.cache.length + k_BHTE.shape[2]
-        self.keys[:, :, start:end].copy_(k_BHTE)
-        self.values[:, :, start:end].copy_(v_BHTE)
-        return self.keys, self.values, end
+    @property
+    def length(self) -> int:
+        """Positions held; the same in all layers, and moved on by :meth:`KVCache.advance` alone."""
+        return self.cache.length
+
+    def append(self, k_BHTE: Tensor, v_BHTE: Tensor) -> tuple[Tensor, Tensor]:
+        """Write T positions after those held; return keys and values of all of them, [B, H, length + T, E]."""
+        end = self.length + k_BHTE.shape[2]
+        self.keys[:, :, self.length : end].copy_(k_BHTE)
+        self.values[:, :, self.length : end].copy_(v_BHTE)
+        return self.keys[:, :, :end], self.values[:, :, :end]

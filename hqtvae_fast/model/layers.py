@@ -13,19 +13,26 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from hqtvae_fast.config import BlocksConfig, Gelu
+from hqtvae_fast.ops.decode_attention import decode_attention
 from hqtvae_fast.ops.linear import Linear
 
 LAYER_NORM_EPS = 1e-5
 
 
 class LayerCache(Protocol):
-    """Keys and values of one layer's earlier positions."""
+    """Keys and values of one layer's earlier positions: buffers [B, H, C, E], of which the first ``length`` count."""
 
-    def append(self, k_BHTE: Tensor, v_BHTE: Tensor) -> tuple[Tensor, Tensor, int]:
-        """Store T new positions; return the buffers [B, H, C, E] and how many positions they hold by now.
+    @property
+    def keys(self) -> Tensor: ...
 
-        What lies beyond is finite.
-        """
+    @property
+    def values(self) -> Tensor: ...
+
+    @property
+    def length(self) -> int: ...
+
+    def append(self, k_BHTE: Tensor, v_BHTE: Tensor) -> tuple[Tensor, Tensor]:
+        """Store T new positions; return all keys and values, theirs included."""
 
 
 class StackCache(Protocol):
@@ -51,34 +58,17 @@ class SelfAttention(nn.Module):
 
     def forward(self, x_BTD: Tensor, mask_TT: Tensor | None, causal: bool, cache: LayerCache | None) -> Tensor:
         B, T, D = x_BTD.shape
-        qkv_3BHTE = self.qkv(x_BTD).view(B, T, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4)
-        q_BHTE, k_BHSE, v_BHSE = qkv_3BHTE.unbind(0)
+        qkv_BT3HE = self.qkv(x_BTD).view(B, T, 3, self.num_heads, -1)
+        if cache is not None and not causal:
+            return self.out(decode_attention(qkv_BT3HE, cache.keys, cache.values, cache.length))
+        q_BHTE, k_BHSE, v_BHSE = qkv_BT3HE.permute(2, 0, 3, 1, 4).unbind(0)
         if cache is not None:
-            k_BHCE, v_BHCE, S = cache.append(k_BHSE, v_BHSE)
-            k_BHSE, v_BHSE = k_BHCE[:, :, :S], v_BHCE[:, :, :S]
-        if cache is not None and not causal and x_BTD.device.type == "cpu":
-            y_BHTE = attend_few(q_BHTE, k_BHCE, v_BHCE, S)
-        else:
-            dropout = self.dropout if self.training else 0.0
-            y_BHTE = F.scaled_dot_product_attention(
-                q_BHTE, k_BHSE, v_BHSE, attn_mask=mask_TT, dropout_p=dropout, is_causal=causal
-            )
+            k_BHSE, v_BHSE = cache.append(k_BHSE, v_BHSE)
+        dropout = self.dropout if self.training else 0.0
+        y_BHTE = F.scaled_dot_product_attention(
+            q_BHTE, k_BHSE, v_BHSE, attn_mask=mask_TT, dropout_p=dropout, is_causal=causal
+        )
         return self.out(y_BHTE.transpose(1, 2).reshape(B, T, D))
-
-
-def attend_few(q_BHTE: Tensor, k_BHCE: Tensor, v_BHCE: Tensor, positions: int) -> Tensor:
-    """Attention of a few queries over the cache's first ``positions``, as two batched products on a CPU.
-
-    One layer's share of a step takes 0.4 ms, weights and caches cold, where scaled_dot_product_attention's blocked
-    kernel takes 0.6-1.0: that kernel pays for a block of queries (bf16, one query, 32-64 positions, 8 x 24 heads of 64;
-    2 cores of an EPYC). The products read the whole buffer and the softmax drops its unused end: of a part of it,
-    oneDNN would make a dense copy first, which costs more from the second position on.
-    """
-    if positions == 1:  # one key has all the weight: position 0 of the head, and of the body
-        return v_BHCE[:, :, :1].expand_as(q_BHTE)
-    scores_BHTC = (q_BHTE * q_BHTE.shape[-1] ** -0.5) @ k_BHCE.transpose(2, 3)
-    scores_BHTC[..., positions:] = float("-inf")
-    return scores_BHTC.softmax(dim=-1) @ v_BHCE
 
 
 class MLP(nn.Module):

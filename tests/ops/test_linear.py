@@ -6,8 +6,11 @@ import copy
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from hqtvae_fast.ops.linear import Linear, can_pack, pack_linears
+from hqtvae_fast.ops import cpu_library
+from hqtvae_fast.ops.linear import Linear, native, onednn, pack_linears, pack_weight
 from hqtvae_fast.ops.linear import memory as pages
 
 DTYPES = [torch.float32, torch.bfloat16]
@@ -15,10 +18,11 @@ DTYPES = [torch.float32, torch.bfloat16]
 
 def packed_layer(dtype):
     torch.manual_seed(0)
-    layer = Linear(48, 80).to(dtype).eval()
-    if not can_pack(layer.weight):
-        pytest.skip(f"oneDNN does not compute in {dtype} on this processor")
-    return pack_linears(layer)
+    layer = Linear(48, 96).to(dtype).eval()
+    pack_linears(layer)
+    if layer._packed is None:
+        pytest.skip(f"no kernel wants a packed weight here: {onednn.why_not(layer.weight)}")
+    return layer
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -51,6 +55,72 @@ def test_gradients_and_copies_take_the_plain_weight():
     layer(torch.randn(2, 48)).sum().backward()
     assert layer.weight.grad is not None
     assert copy.deepcopy(layer)._packed is None
+
+
+needs_native = pytest.mark.skipif(
+    cpu_library.why_not_bf16() is not None, reason=f"kernels for AVX512-BF16: {cpu_library.why_not_bf16()}"
+)
+
+
+@needs_native
+@settings(max_examples=60, deadline=None)
+@given(
+    rows=st.integers(0, 35),
+    inputs=st.integers(1, 100).map(lambda half: 2 * half),
+    panels=st.integers(1, 3),
+    bias=st.booleans(),
+    seed=st.integers(0, 2**31),
+)
+def test_native_kernel_within_its_bound(rows, inputs, panels, bias, seed):
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(rows, inputs, generator=generator).bfloat16()
+    weight = torch.randn(panels * native.PANEL, inputs, generator=generator).bfloat16()
+    shift = torch.randn(len(weight), generator=generator).bfloat16() if bias else None
+    packed = native.NativeWeight(weight)
+    exact = torch.nn.functional.linear(x.double(), weight.double(), None if shift is None else shift.double())
+    size = x.double().abs() @ weight.double().abs().T + (0 if shift is None else shift.double().abs())
+    bound = 2.0**-8 * exact.abs() + inputs * 2.0**-23 * size
+    assert ((packed.linear(x, shift).double() - exact).abs() <= bound).all()
+    gelu = torch.nn.functional.gelu(exact)  # its slope is below 1.13
+    assert ((packed.gelu(x, shift).double() - gelu).abs() <= 2.0**-8 * gelu.abs() + 1.13 * bound).all()
+
+
+@needs_native
+def test_native_gelu_over_its_range():
+    packed = native.NativeWeight(torch.eye(32).bfloat16())
+    x = torch.linspace(-12, 12, 32 * 500).bfloat16().view(-1, 32)
+    exact = torch.nn.functional.gelu(x.double())
+    assert ((packed.gelu(x, None).double() - exact).abs() <= 2.0**-8 * exact.abs() + 1e-6 * x.abs()).all()
+
+
+@needs_native
+def test_native_rows_do_not_depend_on_each_other():
+    torch.manual_seed(0)
+    packed, x = native.NativeWeight(torch.randn(64, 130).bfloat16()), torch.randn(37, 130).bfloat16()
+    together = packed.gelu(x, None)
+    assert torch.equal(together, torch.cat([packed.gelu(row, None) for row in x.split(1)]))
+    assert torch.equal(together, torch.cat([packed.gelu(part, None) for part in x.split(5)]))
+
+
+@needs_native
+def test_native_operator():
+    torch.manual_seed(0)
+    packed = native.NativeWeight(torch.randn(64, 6).bfloat16()).packed
+    x, bias = torch.randn(3, 2, 6).bfloat16(), torch.randn(64).bfloat16()
+    for arguments in ((packed, x, bias, True), (packed, x.transpose(0, 1), None, False)):
+        torch.library.opcheck(torch.ops.hqtvae_fast.linear_bf16.default, arguments)
+
+
+@needs_native
+def test_who_packs_what(monkeypatch):
+    assert isinstance(pack_weight(torch.zeros(64, 48).bfloat16()), native.NativeWeight)
+    for shape in ((80, 48), (64, 47)):  # not in panels, or not in pairs
+        assert isinstance(pack_weight(torch.zeros(shape).bfloat16()), onednn.OneDNNWeight)
+        with pytest.raises(ValueError, match="outputs in 32s and an even number of inputs"):
+            native.NativeWeight(torch.zeros(shape).bfloat16())
+    assert isinstance(pack_weight(torch.zeros(64, 48)), onednn.OneDNNWeight)
+    monkeypatch.setattr(cpu_library, "load", lambda: (None, "not built"))
+    assert isinstance(pack_weight(torch.zeros(64, 48).bfloat16()), onednn.OneDNNWeight)
 
 
 def test_intervals():

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from hqtvae_fast.ops import sample_logits
+from hqtvae_fast.ops import cpu_library, sample_logits
 from hqtvae_fast.ops.sample_logits import cpu, reference
 from hqtvae_fast.ops.sample_logits.noise import _ln, gumbel, philox, random_words
 from hqtvae_fast.ops.sample_logits.reference import filter_logits
@@ -55,6 +55,21 @@ def test_word_layout():
     blocks = philox(words(0x5, 0x2, 0x7, 0), words(0xA4093822, 0x299F31D0))
     drawn = random_words(torch.tensor([seed]), 7, 2, 24)[0, 20:24]
     assert drawn.tolist() == [int(word) for word in blocks]
+
+
+@pytest.mark.skipif(cpu_library.load()[0] is None, reason=f"compiled kernels for CPUs: {cpu_library.load()[1]}")
+@settings(max_examples=60, deadline=None)
+@given(
+    seeds=st.lists(st.integers(-(2**63), 2**63 - 1), min_size=1, max_size=5),
+    step=st.integers(0, 2**32 - 1),
+    position=st.integers(0, 2**32 - 1),
+    count=st.integers(1, 200),
+)
+def test_compiled_words_are_the_same_words(seeds, step, position, count):
+    seeds = torch.tensor(seeds)
+    assert torch.equal(cpu.compiled_words(seeds, step, position, count), random_words(seeds, step, position, count))
+    steps, positions = step - torch.arange(len(seeds)) % (step + 1), torch.arange(len(seeds)) * 1000
+    assert torch.equal(cpu.compiled_words(seeds, steps, positions, count), random_words(seeds, steps, positions, count))
 
 
 def test_logarithm_against_double_precision():

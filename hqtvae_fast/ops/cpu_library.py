@@ -1,0 +1,54 @@
+"""The compiled kernels for CPUs (csrc/cpu), loaded through ctypes where installing could build them."""
+
+from __future__ import annotations
+
+import ctypes
+from functools import cache
+from pathlib import Path
+
+import torch
+
+PACKAGE = Path(__file__).parent.parent  # where setup.py puts it
+_POINTER, _COUNT = ctypes.c_void_p, ctypes.c_int64
+_SIGNATURES = {
+    "hqtvae_linear_bf16_pack": (*[_POINTER] * 2, *[_COUNT] * 2),
+    "hqtvae_linear_bf16": (*[_POINTER] * 5, *[_COUNT] * 3, ctypes.c_int),
+    "hqtvae_decode_attention_bf16": (*[_POINTER] * 5, *[_COUNT] * 6, ctypes.c_float),
+    "hqtvae_philox_words": (*[_POINTER] * 4, *[_COUNT] * 2),
+}
+
+operators = torch.library.Library("hqtvae_fast", "FRAGMENT")
+"""Where the kernels are defined as operators of torch. By hand: torch.library.custom_op wraps the same in 3 more
+microseconds a call, and a sampling step makes a hundred calls."""
+
+
+@cache
+def load() -> tuple[ctypes.CDLL | None, str]:
+    """The library and "", or None and the reason why there is none."""
+    found = sorted(PACKAGE.glob("_cpu*.so"))
+    if not found:
+        return None, "not built: installing found no C++ compiler, or BUILD_CPU=0"
+    try:
+        kernels = ctypes.CDLL(str(found[0]))
+    except OSError as error:
+        return None, f"cannot be loaded: {error}"
+    for name, types in _SIGNATURES.items():
+        function = getattr(kernels, name)
+        function.argtypes, function.restype = types, None
+    return kernels, ""
+
+
+def why_not_bf16() -> str | None:
+    """None where the kernels for AVX512-BF16 run, else the reason."""
+    kernels, reason = load()
+    if kernels is None:
+        return reason
+    return None if kernels.hqtvae_avx512_bf16_supported() else "this processor has no AVX512-BF16"
+
+
+def library() -> ctypes.CDLL:
+    """The library; a RuntimeError gives the reason where there is none."""
+    kernels, reason = load()
+    if kernels is None:
+        raise RuntimeError(f"compiled kernels for CPUs: {reason}")
+    return kernels

@@ -1,0 +1,63 @@
+"""Our own kernel for bf16 on a CPU (csrc/cpu/attention_bf16.cpp).
+
+It is an operator of torch, ``hqtvae_fast::decode_attention_bf16``. Error against float64 on the same bf16 values: fp32
+sums and exponentials (relative 3e-6), then one rounding to bf16.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from hqtvae_fast.ops.cpu_library import library, operators, why_not_bf16
+
+WIDTHS = (32, 64, 96, 128)
+
+
+def why_not(qkv_BT3HE: Tensor) -> str | None:
+    """None where the kernel can take these queries, keys and values, else the reason."""
+    if qkv_BT3HE.device.type != "cpu" or qkv_BT3HE.dtype is not torch.bfloat16:
+        return f"expected bf16 on the CPU; got {qkv_BT3HE.dtype} on {qkv_BT3HE.device}"
+    if qkv_BT3HE.shape[-1] not in WIDTHS:
+        return f"expected heads of {WIDTHS} values; got {qkv_BT3HE.shape[-1]}"
+    return why_not_bf16()
+
+
+def decode_attention(qkv_BT3HE: Tensor, keys_BHCE: Tensor, values_BHCE: Tensor, start: int) -> Tensor:
+    return torch.ops.hqtvae_fast.decode_attention_bf16.default(qkv_BT3HE, keys_BHCE, values_BHCE, start)
+
+
+operators.define("decode_attention_bf16(Tensor qkv, Tensor(a!) keys, Tensor(b!) values, int start) -> Tensor")
+
+
+def _attend(qkv_BT3HE: Tensor, keys_BHCE: Tensor, values_BHCE: Tensor, start: int) -> Tensor:
+    B, T, _, H, E = qkv_BT3HE.shape
+    C = keys_BHCE.shape[2]
+    if keys_BHCE.shape != (B, H, C, E) or values_BHCE.shape != keys_BHCE.shape or start + T > C:
+        raise ValueError(
+            f"keys and values: expected [{B}, {H}, C, {E}] with C >= {start + T};"
+            f" got {list(keys_BHCE.shape)} and {list(values_BHCE.shape)}"
+        )
+    if not (qkv_BT3HE.is_contiguous() and keys_BHCE.is_contiguous() and values_BHCE.is_contiguous()):
+        raise ValueError("qkv, keys and values: expected contiguous tensors")
+    y_BTD = qkv_BT3HE.new_empty(B, T, H * E)
+    scratch = torch.empty(B * H * (C + 16), dtype=torch.float32)
+    library().hqtvae_decode_attention_bf16(
+        qkv_BT3HE.data_ptr(),
+        keys_BHCE.data_ptr(),
+        values_BHCE.data_ptr(),
+        y_BTD.data_ptr(),
+        scratch.data_ptr(),
+        *(B, T, H, E, C, start),
+        E**-0.5,
+    )
+    return y_BTD
+
+
+operators.impl("decode_attention_bf16", _attend, "CPU")
+
+
+@torch.library.register_fake("hqtvae_fast::decode_attention_bf16")
+def _fake(qkv_BT3HE: Tensor, keys_BHCE: Tensor, values_BHCE: Tensor, start: int) -> Tensor:
+    B, T, _, H, E = qkv_BT3HE.shape
+    return qkv_BT3HE.new_empty(B, T, H * E)
