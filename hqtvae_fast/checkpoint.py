@@ -285,6 +285,9 @@ def save(checkpoint: Checkpoint, directory: str | os.PathLike[str]) -> Path:
     config = {"format": FORMAT, "version": FORMAT_VERSION, **to_dict(checkpoint.config)}
     with _staged(target) as stage:
         safetensors.torch.save_file(state, stage / MODEL_FILE, metadata={"format": "pt"})
+        (stage / MODEL_FILE).chmod(
+            stage.stat().st_mode & 0o666
+        )  # as any new file; safetensors makes it the owner's only
         if checkpoint.tokenizer_file is not None:
             shutil.copyfile(checkpoint.tokenizer_file, stage / TOKENIZER_FILE)
         (stage / CONFIG_FILE).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")

@@ -45,6 +45,8 @@ def test_native_round_trip(case, tmp_path):
     original = checkpoint.load(GOLDEN / case)
     checkpoint.save(original, tmp_path / "ours")
     assert sorted(os.listdir(tmp_path / "ours")) == ["config.json", "model.safetensors"]
+    modes = {(tmp_path / "ours" / name).stat().st_mode for name in ("config.json", "model.safetensors")}
+    assert len(modes) == 1, "both are readable by whom the umask lets in"
     again = checkpoint.load(tmp_path / "ours")
     assert again.config == original.config
     for name, module in original.modules().items():

@@ -13,16 +13,6 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    ProgressColumn,
-    Task,
-    TextColumn,
-    TimeRemainingColumn,
-)
-from rich.text import Text
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
@@ -30,6 +20,7 @@ from hqtvae_fast.config import ConfigError
 from hqtvae_fast.model import HQVAE
 from hqtvae_fast.train.code_cache import CacheSpec, CodeCache, join_codes, picture_latents, vae_hash
 from hqtvae_fast.train.data import PictureDataset, Source, UnreadableError
+from hqtvae_fast.train.progress import picture_bar
 
 BATCH = 32  # pictures encoded at once: at 256x256 the encoder's widest activations take 1 GiB
 POLL_SECONDS = 1.0
@@ -87,7 +78,7 @@ def build_code_cache(file: Path, spec: CacheSpec, source: Source, vae: HQVAE, *,
     began = time.monotonic()
     partial = file.with_name(f".{file.name}.{os.getpid()}.partial")
     try:
-        with partial.open("wb") as out, _bar(console) as bar:
+        with partial.open("wb") as out, picture_bar(console) as bar:
             task = bar.add_task("encoding", total=spec.pictures)
             broken = []
             out.write(spec.header())
@@ -146,15 +137,3 @@ class _Squares(Dataset[tuple[Tensor, bool]]):
             return self.pictures.pixels(index), False
         except UnreadableError:
             return torch.zeros(3, self.resolution, self.resolution), True
-
-
-class _Rate(ProgressColumn):
-    """Pictures a second."""
-
-    def render(self, task: Task) -> Text:
-        return Text("" if task.speed is None else f"{task.speed:,.1f} images/s")
-
-
-def _bar(console: Console) -> Progress:
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), _Rate(), TimeRemainingColumn())
-    return Progress(*columns, console=console, disable=not console.is_terminal)

@@ -49,6 +49,7 @@ class LoopSettings:
     stop_after_minutes: float | None = None
     """The same, after the first update that ends this long after the start."""
     validate_every: int = 500
+    """Held-out figures; without held-out pictures there are none."""
 
 
 class Task(Protocol):

@@ -214,10 +214,12 @@ class Stage1:
         """Held-out pictures above their reconstructions."""
         if self.held_out is None:
             return None
-        self.vae.eval()
         images = self.held_out.some(SHOWN).to(self.accelerator.device)
-        rebuilt = self.vae.decode(self.vae.encode(images))
-        self.vae.train()
+        self.vae.eval()
+        try:
+            rebuilt = self.vae.decode(self.vae.encode(images))
+        finally:
+            self.vae.train()
         rows = [to_pil(rows * 0.5 + 0.5) for rows in (images, rebuilt)]
         return grid([*rows[0], *rows[1]], columns=len(images))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -16,6 +17,8 @@ import yaml
 from PIL import Image
 
 pytest.importorskip("accelerate", reason="training needs the train extra")
+
+from small_runs import VAE
 
 from hqtvae_fast import HQTVAEPipeline, checkpoint
 from hqtvae_fast.cli import main
@@ -180,7 +183,7 @@ def test_the_command_takes_a_preset(capsys, monkeypatch):
     assert "expected one of ffhq, imagenet" in capsys.readouterr().err
 
 
-def test_a_wheel_has_them_all(tmp_path):
+def test_a_wheel_has_them_all_and_the_kernels(tmp_path):
     root = Path(__file__).parents[2]
     command = [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation", "-w", str(tmp_path)]
     env = {**os.environ, "PIP_DISABLE_PIP_VERSION_CHECK": "1", "PIP_NO_INDEX": "1"}
@@ -198,20 +201,11 @@ def test_a_wheel_has_them_all(tmp_path):
     (wheel,) = tmp_path.glob("*.whl")
     names = zipfile.ZipFile(wheel).namelist()
     assert {f"hqtvae_fast/train/presets/{stage}/{name}.yaml" for stage, name in ALL} <= set(names)
+    assert any(name.startswith("hqtvae_fast/_cpu") for name in names) == (shutil.which("c++") is not None)
 
 
 # --------------------------------------------------------------------------------------------------------------- runs
 
-VAE = {
-    "resolution": 16,
-    "channels": 32,
-    "channel_multipliers": [1, 1],
-    "num_res_blocks": 1,
-    "attention_resolutions": [],
-    "latent_channels": 16,
-    "embed_dim": 8,
-    "codebook_sizes": [16, 16],
-}
 BLOCKS = {"num_layers": 1, "num_heads": 2}
 TINY = {"dim": 32, "body": BLOCKS, "head": BLOCKS}
 COMMON = {"batch_size": 4, "workers": 0, "log_every": 1, "picture_every": 0, "save_every": 0, "steps": 4}
