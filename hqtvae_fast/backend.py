@@ -1,0 +1,69 @@
+"""The one rule that picks who computes an operation: explicit argument, else environment variable, else the op's order.
+
+``HQTVAE_BACKEND`` names a backend for all ops (``reference``), for single ones (``nearest_code=triton``), or both,
+comma-separated; single ones win. A backend that was asked for and cannot run raises :class:`BackendError` with the
+reason; only the op's own order passes over one in silence, and :func:`hqtvae_fast.explain` tells.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+VARIABLE = "HQTVAE_BACKEND"
+
+
+class BackendError(RuntimeError):
+    """A backend that was asked for is unknown or cannot run here."""
+
+
+@dataclass(frozen=True)
+class Backend:
+    """One implementation of an op. ``run`` and ``why_not`` take the op's inputs; ``why_not`` gives None or a reason."""
+
+    name: str
+    run: Callable[..., Any]
+    why_not: Callable[..., str | None] = lambda *inputs: None
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The backend, who asked for it, and why those before it were passed over."""
+
+    backend: Backend
+    asked_by: str
+    passed_over: tuple[tuple[str, str], ...] = ()
+
+
+def choose(op: str, backends: Sequence[Backend], *inputs: Any, backend: str | None = None) -> Choice:
+    """``backends``: the op's, best first for the device that the inputs are on; the last one runs anywhere."""
+    name, asked_by = (backend, "the caller") if backend is not None else (_from_environment(op), VARIABLE)
+    if name is not None:
+        found = next((candidate for candidate in backends if candidate.name == name), None)
+        if found is None:
+            known = ", ".join(candidate.name for candidate in backends)
+            raise BackendError(f"{op}: {asked_by} asked for backend {name!r}; expected one of {known}")
+        reason = found.why_not(*inputs)
+        if reason is not None:
+            raise BackendError(f"{op}: {asked_by} asked for backend {name!r}, which cannot run: {reason}")
+        return Choice(found, asked_by)
+    passed_over = []
+    for candidate in backends:
+        reason = candidate.why_not(*inputs)
+        if reason is None:
+            return Choice(candidate, "the op's order", tuple(passed_over))
+        passed_over.append((candidate.name, reason))
+    raise BackendError(f"{op}: no backend can run: {'; '.join(f'{name}: {why}' for name, why in passed_over)}")
+
+
+def _from_environment(op: str) -> str | None:
+    everywhere = None
+    for part in filter(None, (part.strip() for part in os.environ.get(VARIABLE, "").split(","))):
+        name, _, value = part.rpartition("=")
+        if name == op:
+            return value
+        if not name:
+            everywhere = value
+    return everywhere

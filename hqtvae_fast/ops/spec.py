@@ -1,0 +1,88 @@
+"""What an op says of itself once, for tests, ahead-of-time compiles, benchmarks and rooflines alike.
+
+``ops/<op>/spec.py`` defines ``SPEC``; a new op appears in all four by having one.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import pkgutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+import hqtvae_fast.ops
+
+
+@dataclass(frozen=True)
+class Case:
+    """Sizes that a real model meets (``name`` says which), by the letters of the op's shapes."""
+
+    name: str
+    sizes: Mapping[str, int]
+    dtype: torch.dtype = torch.float32
+
+    def __getitem__(self, letter: str) -> int:
+        return self.sizes[letter]
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Least work: floating-point operations (a multiply-add is two), and bytes of memory read or written once."""
+
+    flops: float
+    bytes: float
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One compilation of a Triton kernel: what its launcher may choose on a device of ``arch`` (80, 90).
+
+    ``signature``: Triton's type of each run-time argument, in order ("*fp32", "i32"); ``constants``: the constexpr
+    ones; ``aligned``: arguments divisible by 16, as torch's allocations and the models' sizes are.
+    """
+
+    name: str
+    kernel: Any
+    signature: Mapping[str, str]
+    constants: Mapping[str, Any]
+    aligned: tuple[str, ...]
+    num_warps: int
+    num_stages: int
+    needs: tuple[str, ...] = ()
+    """What the machine code must contain: "mma" (wgmma or mma.sync), "async" (cp.async or bulk copies)."""
+
+
+@dataclass(frozen=True)
+class Spec:
+    """``run(*inputs, backend=None)`` is the op; ``reference(*inputs)`` its definition, on the CPU, in float64 if need be.
+
+    ``make_inputs(case, device, seed)``: seeded, shaped like a real model's. ``check(got, wanted, inputs)`` raises
+    AssertionError beyond the op's tolerance, which it states. ``baselines``: other ways to the same result, by name,
+    for benchmarks. ``variants(arch)``: every compilation that the launcher can choose; empty where there is no kernel.
+    """
+
+    op: str
+    cases: tuple[Case, ...]
+    small: tuple[Case, ...]
+    """Cases for an interpreter: as small as still meet every path, sizes that are no multiples of tiles among them."""
+    make_inputs: Callable[[Case, torch.device, int], tuple[Any, ...]]
+    run: Callable[..., Any]
+    reference: Callable[..., Any]
+    check: Callable[[Any, Any, tuple[Any, ...]], None]
+    cost: Callable[[Case], Cost]
+    variants: Callable[[int], list[Variant]] = lambda arch: []
+    baselines: Mapping[str, Callable[..., Any]] = field(default_factory=dict)
+
+
+def all_specs() -> dict[str, Spec]:
+    """Every op's spec, by name."""
+    found = {}
+    for module in pkgutil.iter_modules(hqtvae_fast.ops.__path__):
+        if module.ispkg and importlib.util.find_spec(f"hqtvae_fast.ops.{module.name}.spec"):
+            spec = importlib.import_module(f"hqtvae_fast.ops.{module.name}.spec").SPEC
+            found[spec.op] = spec
+    return found
