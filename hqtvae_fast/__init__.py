@@ -12,6 +12,7 @@ from importlib.metadata import version
 from hqtvae_fast import ops
 from hqtvae_fast.config import PRESETS, HQTVAEConfig, TransformerConfig, VAEConfig, preset
 from hqtvae_fast.model import HQVAE, HQLogits, HQTransformer
+from hqtvae_fast.ops.explain import explain
 from hqtvae_fast.pipeline import HQTVAEOutput, HQTVAEPipeline
 
 __version__ = version("hqtvae_fast")
@@ -26,6 +27,7 @@ __all__ = [
     "HQTransformer",
     "TransformerConfig",
     "VAEConfig",
+    "explain",
     "ops",
     "preset",
 ]

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 import hqtvae_fast.ops
+from hqtvae_fast.backend import Backend
 
 
 @dataclass(frozen=True)
@@ -63,6 +64,8 @@ class Spec:
     ``make_inputs(case, device, seed)``: seeded, shaped like a real model's. ``check(got, wanted, inputs)`` raises
     AssertionError beyond the op's tolerance, which it states. ``baselines``: other ways to the same result, by name,
     for benchmarks. ``variants(arch)``: every compilation that the launcher can choose; empty where there is no kernel.
+    ``describe(*inputs)``: how the kernel would be launched on them (tile, warps, stages, shared memory), by name.
+    ``backends``: those that ``run`` chooses from, best first; their ``why_not`` takes what ``make_inputs`` gives.
     """
 
     op: str
@@ -76,6 +79,8 @@ class Spec:
     cost: Callable[[Case], Cost]
     variants: Callable[[int], list[Variant]] = lambda arch: []
     baselines: Mapping[str, Callable[..., Any]] = field(default_factory=dict)
+    describe: Callable[..., Mapping[str, str]] | None = None
+    backends: tuple[Backend, ...] = ()
 
 
 def all_specs() -> dict[str, Spec]:

@@ -1,0 +1,363 @@
+"""Compiles every op's Triton kernels ahead of time, without a GPU, and holds what they take against budgets.
+
+``python -m hqtvae_fast.ops.aot`` compiles each variant that the specs name for sm_80 and sm_90, and reads registers,
+stack, spills, shared memory and the instructions used from the machine code. The exit code is 1 if a variant does not
+compile, is over its row of ``aot_budgets.json`` or has none, spills, has more shared memory than a block may have, or
+lacks an instruction that it needs; also if a row's variant is gone. ``--update`` writes the rows anew.
+
+The blocks that fit on a multiprocessor are an estimate: what the sizes allow, not what a launch fills.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import importlib.util
+import io
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from rich import box
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from hqtvae_fast.hardware import DEVICES, KIB
+from hqtvae_fast.ops.spec import Spec, Variant, all_specs
+
+BUDGETS = Path(__file__).with_name("aot_budgets.json")
+FILE_WIDTH = 200  # columns of a table that does not go to a terminal
+
+# The most shared memory that one block may have, by architecture: Triton compiles beyond it without a word, and the
+# launch fails.
+SHARED_LIMIT = {80: DEVICES["A100-80GB"].shared_memory, 90: DEVICES["H100"].shared_memory}
+# One multiprocessor, the same on both. Four schedulers have a quarter of the registers each, and give them to whole
+# warps in units of 256: eight for each thread.
+SCHEDULERS, REGISTERS, WARPS, BLOCKS, REGISTER_UNIT, SHARED_UNIT = 4, 2**16, 64, 32, 256, 128
+RESERVED = KIB  # of shared memory, which the driver keeps in every block beside the block's own
+
+# Machine code, not PTX, is searched: what ptxas dropped does not count.
+MMA = {"wgmma": r"\b[BHIQ]GMMA\b", "mma.sync": r"\b[BDHIQ]MMA\b"}
+COPIES = {"bulk": r"\b(UBLKCP|UTMALDG|UTMASTG)\b", "cp.async": r"\bLDGSTS\b"}
+
+Budget = Mapping[str, Any]
+Budgets = dict[str, dict[str, Budget]]  # by architecture ("sm_80"), then by the variant's name
+CEILINGS = ("registers", "stack", "spills", "shared")
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What a compiled kernel takes: registers, bytes of stack and bytes spilled (stored plus loaded) for each thread;
+    bytes of shared memory (static plus dynamic) and warps for each block. ``mma`` and ``copies`` name the kinds of
+    tensor-core instructions and of asynchronous copies found, empty if none; ``needs`` is the variant's own."""
+
+    registers: int
+    stack: int
+    spills: int
+    shared: int
+    warps: int
+    mma: str
+    copies: str
+    needs: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Row:
+    """One variant for one architecture, or a stale row of the budgets (no op). ``resources``: None if not compiled."""
+
+    op: str
+    name: str
+    arch: int
+    variant: Variant | None
+    resources: Resources | None
+    problems: tuple[str, ...]
+
+
+# ------------------------------------------------------------------------------------------------------------ compiling
+
+
+def compile_variant(variant: Variant, arch: int) -> Resources:
+    """Compile for ``arch`` (80, 90) and read the machine code. Raises what Triton raises, ValueError on a variant that
+    does not fit its kernel, RuntimeError where a tool of Triton's is absent or fails."""
+    compiled = _compile(variant, arch)
+    with tempfile.TemporaryDirectory() as folder:
+        cubin, ptx = Path(folder, "kernel.cubin"), Path(folder, "kernel.ptx")
+        cubin.write_bytes(compiled.asm["cubin"])
+        ptx.write_text(compiled.asm["ptx"])
+        usage = _tool("cuobjdump", "--dump-resource-usage", str(cubin))
+        sass = _tool("cuobjdump", "--dump-sass", str(cubin))
+        # The cubin does not tell spills from other uses of the stack: ptxas does, given Triton's own options.
+        # sm_90a, as in Triton: plain sm_90 has no wgmma.
+        gpu = f"--gpu-name=sm_{arch}{'a' if arch >= 90 else ''}"
+        log = _tool("ptxas", "-v", "--regAllocOptLevel=2", gpu, str(ptx), "-o", str(Path(folder, "again.cubin")))
+    registers, again = max(_numbers(r"REG:(\d+)", usage)), max(_numbers(r"Used (\d+) registers", log))
+    if registers != again:
+        raise RuntimeError(f"Triton's machine code has {registers} registers, ptxas by itself {again}: options differ")
+    mma = _kinds(MMA, sass) + (", serialized" if re.search(r"wgmma.* serialized", log) else "")
+    return Resources(
+        registers=registers,
+        stack=max(_numbers(r"STACK:(\d+)", usage)),
+        spills=sum(_numbers(r"(\d+) bytes spill", log)),
+        # Static memory as ptxas tells it: cuobjdump adds the driver's own from sm_90 on.
+        shared=compiled.metadata.shared + sum(_numbers(r"(\d+) bytes smem", log)),
+        warps=compiled.metadata.num_warps,  # more than the variant's where Triton adds warps that load
+        mma=mma,
+        copies=_kinds(COPIES, sass),
+        needs=variant.needs,
+    )
+
+
+def _compile(variant: Variant, arch: int) -> Any:
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    names = list(variant.kernel.arg_names)
+    if {*variant.signature, *variant.constants} != set(names) or set(variant.signature) & set(variant.constants):
+        got = ", ".join([*variant.signature, *variant.constants])
+        raise ValueError(f"expected the kernel's arguments, {', '.join(names)}; got {got}")
+    source = ASTSource(
+        fn=variant.kernel,
+        signature={name: variant.signature.get(name, "constexpr") for name in names},
+        constexprs=dict(variant.constants),
+        # Without these Triton may not load 16 bytes at once, and the asynchronous copies vanish.
+        attrs={(names.index(name),): [["tt.divisibility", 16]] for name in variant.aligned},
+    )
+    options = {"num_warps": variant.num_warps, "num_stages": variant.num_stages}
+    with contextlib.redirect_stdout(io.StringIO()):  # where ptxas fails, Triton prints the whole PTX
+        return triton.compile(source, target=GPUTarget("cuda", arch, 32), options=options)
+
+
+def _tool(name: str, *arguments: str) -> str:
+    """Standard output and error of one of the programs that come with Triton."""
+    from triton import knobs
+
+    path = getattr(knobs.nvidia, name).path
+    result = subprocess.run([path, *arguments], capture_output=True, text=True, check=False)
+    if result.returncode != 0:
+        raise RuntimeError(f"{name} failed with exit code {result.returncode}: {result.stderr.strip()}")
+    return result.stdout + result.stderr
+
+
+def _numbers(pattern: str, text: str) -> list[int]:
+    return [int(number) for number in re.findall(pattern, text)]
+
+
+def _kinds(patterns: Mapping[str, str], sass: str) -> str:
+    return "+".join(kind for kind, pattern in patterns.items() if re.search(pattern, sass))
+
+
+def _why(error: Exception) -> str:
+    """One line of what may be a page: where in the kernel, and the message proper."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [repr(error)]
+    last = next((line for line in lines if re.search(r"; (error|fatal) *:", line)), lines[-1])  # ptxas's own
+    where = f"{lines[0]} " if lines[0].startswith("at ") and lines[0] != last else ""
+    return f"does not compile: {type(error).__name__}: {where}{last}"
+
+
+# -------------------------------------------------------------------------------------------------------------- judging
+
+
+def occupancy(resources: Resources, arch: int) -> tuple[int, str]:
+    """The most blocks that one multiprocessor holds at once, and what forbids one more."""
+    warp_registers = _round_up(resources.registers * 32, REGISTER_UNIT)
+    limits = {
+        "registers": SCHEDULERS * (REGISTERS // SCHEDULERS // warp_registers) // resources.warps,
+        "shared memory": (SHARED_LIMIT[arch] + RESERVED) // (_round_up(resources.shared, SHARED_UNIT) + RESERVED),
+        "warps": WARPS // resources.warps,
+        "blocks": BLOCKS,
+    }
+    limited_by = min(limits, key=lambda what: limits[what])
+    return limits[limited_by], limited_by
+
+
+def _round_up(number: int, unit: int) -> int:
+    return -(-number // unit) * unit
+
+
+def judge(resources: Resources, budget: Budget | None, arch: int) -> list[str]:
+    """What is wrong with a compiled kernel, a line each; nothing if it is within its row of the budgets."""
+    problems, limit = [], SHARED_LIMIT[arch]
+    if budget is None:
+        problems.append("no row in the budgets: --update writes one")
+        budget = {"registers": 255, "stack": 0, "spills": 0, "shared": limit, "needs": []}
+    missing = [key for key in (*CEILINGS, "needs") if key not in budget]
+    if missing:
+        return [*problems, f"the budgets' row lacks {', '.join(missing)}"]
+    if resources.shared > limit:
+        problems.append(f"shared: {resources.shared} bytes, sm_{arch} has {limit} for a block")
+    for what in CEILINGS:
+        got = getattr(resources, what)
+        if got > budget[what] and not (what == "shared" and got > limit):
+            problems.append(f"{what}: {got}, budget {budget[what]}")
+    found = {"mma": resources.mma, "async": resources.copies}
+    # The row's needs count as well: a spec that asks for less than before is no way around them.
+    for need in sorted({*resources.needs, *budget["needs"]}):
+        if not found.get(need):
+            problems.append(f"needs {need}, which the machine code lacks")
+    return problems
+
+
+def new_budget(resources: Resources) -> Budget:
+    """The row that ``--update`` writes. Registers are rounded up to the eights in which they are given out, so that
+    one more that costs nothing passes; no row allows a stack or spills."""
+    registers = _round_up(resources.registers, REGISTER_UNIT // 32)
+    return {
+        "registers": min(registers, 255),
+        "stack": 0,
+        "spills": 0,
+        "shared": resources.shared,
+        "needs": list(resources.needs),
+    }
+
+
+def read_budgets(file: Path) -> Budgets:
+    """The file's rows; none if there is no file."""
+    return json.loads(file.read_text()) if file.exists() else {}
+
+
+def write_budgets(budgets: Budgets, file: Path) -> None:
+    """As JSON with one row a line, in order, so that a diff shows the rows that changed."""
+    parts = []
+    for arch, rows in sorted(budgets.items()):
+        lines = [f"    {json.dumps(name)}: {json.dumps(row)}" for name, row in sorted(rows.items())]
+        parts.append(f"  {json.dumps(arch)}: {{" + ("\n" + ",\n".join(lines) + "\n  " if lines else "") + "}")
+    file.write_text("{\n" + ",\n".join(parts) + "\n}\n")
+
+
+# -------------------------------------------------------------------------------------------------------------- program
+
+
+def check(specs: Mapping[str, Spec], ops: Sequence[str], arch: int, budgets: Budgets, update: bool) -> list[Row]:
+    """Compile and judge the variants of ``ops``, and find the rows whose variant no op has any more. With ``update``
+    the rows in ``budgets`` are first set to what was found; that of a variant that does not compile stays."""
+    rows: list[Row] = []
+    budget = budgets.setdefault(f"sm_{arch}", {})
+    known: set[str] = set()
+    for op, spec in specs.items():
+        for variant in spec.variants(arch):
+            if variant.name in known:
+                rows.append(Row(op, variant.name, arch, variant, None, ("another variant has this name",)))
+            elif op in ops:
+                rows.append(_check_one(op, variant, arch, budget, update))
+            known.add(variant.name)
+    for name in sorted(set(budget) - known):
+        if update:
+            del budget[name]
+        else:
+            rows.append(Row("", name, arch, None, None, ("stale: no op has this variant; --update drops the row",)))
+    return rows
+
+
+def _check_one(op: str, variant: Variant, arch: int, budget: dict[str, Budget], update: bool) -> Row:
+    try:
+        resources = compile_variant(variant, arch)
+    except Exception as error:  # whatever a compiler raises is this row's result, and the others' go on
+        return Row(op, variant.name, arch, variant, None, (_why(error),))
+    if update:
+        budget[variant.name] = new_budget(resources)
+    problems = judge(resources, budget.get(variant.name), arch)
+    return Row(op, variant.name, arch, variant, resources, tuple(problems))
+
+
+def _cells(row: Row) -> dict[str, str]:
+    """A row of the table, by the columns' titles."""
+    variant, resources = row.variant, row.resources
+    cells = {"op": row.op, "variant": row.name, "arch": f"sm_{row.arch}"}
+    if variant is not None:
+        cells["constants"] = " ".join(f"{name}={value}" for name, value in variant.constants.items())
+        cells |= {"warps": str(variant.num_warps), "stages": str(variant.num_stages)}
+    if resources is not None:
+        blocks, limited_by = occupancy(resources, row.arch)
+        cells |= {"registers": str(resources.registers), "stack": str(resources.stack)}
+        cells |= {"spills": str(resources.spills), "shared": f"{resources.shared:,}"}
+        cells |= {"blocks/SM": str(blocks), "limited by": limited_by}
+        cells |= {"mma": resources.mma or "-", "async": resources.copies or "-"}
+    return cells | {"verdict": "[red]fails[/red]" if row.problems else "ok"}
+
+
+def _print(rows: Sequence[Row]) -> None:
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console = Console(highlight=False, width=FILE_WIDTH)
+    titles = ("op", "variant", "arch", "constants", "warps", "stages", "registers", "stack", "spills", "shared")
+    titles += ("blocks/SM", "limited by", "mma", "async", "verdict")
+    table = Table(box=box.SIMPLE)
+    for title in titles:
+        table.add_column(title, justify="right" if title in titles[4:11] else "left", overflow="fold")
+    for row in rows:
+        cells = _cells(row)
+        table.add_row(*(cells.get(t, "") if t == "verdict" else escape(cells.get(t, "")) for t in titles))
+    if rows:
+        console.print(table)
+    failed = [row for row in rows if row.problems]
+    for row in failed:
+        for problem in row.problems:
+            name = f"{row.op} {row.name}".strip()
+            console.print(f"sm_{row.arch} {name}: {problem}", markup=False, soft_wrap=True)
+    kernels = sum(row.variant is not None for row in rows)
+    console.print(f"{kernels} kernels, {len(failed)} failures" if rows else "no op has a kernel: nothing to compile")
+
+
+def _as_json(row: Row) -> dict[str, Any]:
+    variant, resources = row.variant, row.resources
+    facts: dict[str, Any] = {"op": row.op, "variant": row.name, "arch": f"sm_{row.arch}", "problems": row.problems}
+    if variant is not None:
+        facts["constants"] = {name: str(value) for name, value in variant.constants.items()}
+        facts |= {"num_warps": variant.num_warps, "num_stages": variant.num_stages}
+    if resources is not None:
+        blocks, limited_by = occupancy(resources, row.arch)
+        facts |= {"resources": asdict(resources), "blocks_per_sm": blocks, "limited_by": limited_by}
+    return facts
+
+
+def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    description = "Compile the Triton kernels of the ops ahead of time and check what they take against budgets."
+    parser = argparse.ArgumentParser("python -m hqtvae_fast.ops.aot", description=description)
+    known = [f"sm_{arch}" for arch in SHARED_LIMIT]
+    parser.add_argument("--arch", nargs="+", choices=known, default=known, help="which to compile for; default: all")
+    parser.add_argument("--op", nargs="+", metavar="NAME", help="which ops' kernels to compile; default: all")
+    parser.add_argument("--update", action="store_true", help="write the budgets anew, as found")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the results there too")
+    return parser.parse_args(argv)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The program: its exit code."""
+    arguments = _parse(argv)
+    if os.environ.get("TRITON_INTERPRET", "0") not in ("", "0"):
+        print(
+            "TRITON_INTERPRET is set: Triton would interpret the kernels, not compile them. Unset it.", file=sys.stderr
+        )
+        return 1
+    if importlib.util.find_spec("triton") is None:
+        print("Triton is not installed: it compiles the kernels (pip install triton).", file=sys.stderr)
+        return 1
+    specs = all_specs()
+    ops = arguments.op or list(specs)
+    unknown = sorted(set(ops) - set(specs))
+    if unknown:
+        print(f"--op: expected some of {', '.join(specs)}; got {', '.join(unknown)}", file=sys.stderr)
+        return 2
+    budgets = read_budgets(BUDGETS)
+    rows: list[Row] = []
+    for name in arguments.arch:
+        rows += check(specs, ops, int(name.removeprefix("sm_")), budgets, arguments.update)
+    if arguments.update:
+        write_budgets(budgets, BUDGETS)
+    if arguments.json is not None:
+        arguments.json.write_text(json.dumps([_as_json(row) for row in rows], indent=1) + "\n")
+    _print(rows)
+    return 1 if any(row.problems for row in rows) else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,77 @@
+"""Who is asked for an op's backend, in which order, and what is said where the answer cannot be had."""
+
+from __future__ import annotations
+
+import pytest
+
+from hqtvae_fast.backend import VARIABLE, Backend, BackendError, choose
+
+FAST = Backend("fast", lambda x: x, lambda x: None if x > 0 else f"needs a positive number; got {x}")
+PICKY = Backend("picky", lambda x: x, lambda x: "needs a device that nobody has")
+PLAIN = Backend("plain", lambda x: x)
+BACKENDS = (PICKY, FAST, PLAIN)
+
+
+@pytest.fixture(autouse=True)
+def no_variable(monkeypatch):
+    monkeypatch.delenv(VARIABLE, raising=False)
+
+
+def test_the_order_passes_over_those_that_cannot_run_and_keeps_their_reasons():
+    choice = choose("double", BACKENDS, 1)
+    assert (choice.backend, choice.asked_by) == (FAST, "the op's order")
+    assert choice.passed_over == (("picky", "needs a device that nobody has"),)
+    choice = choose("double", BACKENDS, -1)
+    assert choice.backend is PLAIN
+    assert choice.passed_over[1] == ("fast", "needs a positive number; got -1")
+
+
+def test_the_variable_comes_before_the_order(monkeypatch):
+    monkeypatch.setenv(VARIABLE, "plain")
+    choice = choose("double", BACKENDS, 1)
+    assert (choice.backend, choice.asked_by, choice.passed_over) == (PLAIN, VARIABLE, ())
+
+
+def test_the_argument_comes_before_the_variable(monkeypatch):
+    monkeypatch.setenv(VARIABLE, "double=plain")
+    choice = choose("double", BACKENDS, 1, backend="fast")
+    assert (choice.backend, choice.asked_by) == (FAST, "the caller")
+
+
+@pytest.mark.parametrize("value", ["plain,double=fast", "double=fast,plain", " double=fast , plain ,"])
+def test_a_single_ops_setting_beats_the_one_for_all(monkeypatch, value):
+    monkeypatch.setenv(VARIABLE, value)
+    assert choose("double", BACKENDS, 1).backend is FAST
+    assert choose("halve", BACKENDS, 1).backend is PLAIN
+
+
+@pytest.mark.parametrize("value", ["", " ", "halve=plain"])
+def test_a_variable_that_does_not_name_the_op_leaves_the_order(monkeypatch, value):
+    monkeypatch.setenv(VARIABLE, value)
+    assert choose("double", BACKENDS, 1).asked_by == "the op's order"
+
+
+def test_an_unknown_backend_names_op_who_asked_and_the_known_ones(monkeypatch):
+    with pytest.raises(BackendError, match=r"double: the caller asked .*'quick'; expected one of picky, fast, plain"):
+        choose("double", BACKENDS, 1, backend="quick")
+    monkeypatch.setenv(VARIABLE, "double=quick")
+    with pytest.raises(BackendError, match=rf"double: {VARIABLE} asked .*'quick'; expected one of picky, fast, plain"):
+        choose("double", BACKENDS, 1)
+
+
+def test_one_that_was_asked_for_and_cannot_run_is_an_error_with_the_reason(monkeypatch):
+    with pytest.raises(BackendError, match=r"double: the caller asked .*'fast'.*positive number; got -1"):
+        choose("double", BACKENDS, -1, backend="fast")
+    monkeypatch.setenv(VARIABLE, "picky")
+    with pytest.raises(BackendError, match=rf"double: {VARIABLE} asked .*'picky'.*device that nobody has"):
+        choose("double", BACKENDS, 1)
+
+
+def test_an_empty_name_is_not_taken_for_none():
+    with pytest.raises(BackendError, match=r"asked for backend ''"):
+        choose("double", BACKENDS, 1, backend="")
+
+
+def test_nothing_can_run():
+    with pytest.raises(BackendError, match=r"double: no backend can run: picky: .*; fast: .*got -1"):
+        choose("double", (PICKY, FAST), -1)
