@@ -2,17 +2,36 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
-from hqtvae_fast.ops.nearest_code import screened
+from hqtvae_fast.backend import Backend, choose
+from hqtvae_fast.ops.nearest_code import reference, screened, tensor_cores
 
 
-def nearest_code(z: Tensor, codebook: Tensor) -> Tensor:
+def _on_tensor_cores(z: Tensor, codebook: Tensor) -> Tensor:
+    return tensor_cores.search(tensor_cores.rows(z), codebook[:, None])[0]
+
+
+BACKENDS = (
+    Backend("triton", _on_tensor_cores, tensor_cores.why_not),
+    Backend("torch", screened.nearest_code),
+    Backend("reference", reference.nearest_code),
+)
+_BY_NAME = {backend.name: backend for backend in BACKENDS}
+
+
+def nearest_code(
+    z: Tensor, codebook: Tensor, *, backend: str | None = None, check: bool = False, invalid: Tensor | None = None
+) -> Tensor:
     """Index of the nearest code of each row (eq. 1).
 
     ``z`` [N, C] and ``codebook`` [K, C], floating point, same dtype and device; returns int64 [N]. Exact: for finite
     inputs, what comparing squared distances in float64 gives, ties to the lowest index. A row that is not finite gives
-    some index in [0, K). Raises ValueError on other shapes or dtypes.
+    some index in [0, K), on a GPU 0; ``invalid``, a bool scalar on the device of z, is set where there is such a row,
+    without waiting for the device; ``check`` raises ValueError instead, and waits. ``backend``: "triton" (CUDA; tensor
+    cores and a proven bound), "torch" (an fp32 product and the same idea), "reference" (float64 brute force). Raises
+    ValueError on other shapes or dtypes.
     """
     if z.ndim != 2 or codebook.ndim != 2 or z.shape[1] != codebook.shape[1]:
         raise ValueError(f"nearest_code: expected [N, C] and [K, C]; got {list(z.shape)} and {list(codebook.shape)}")
@@ -20,7 +39,23 @@ def nearest_code(z: Tensor, codebook: Tensor) -> Tensor:
         raise ValueError("nearest_code: expected at least one code; got an empty codebook")
     if z.dtype != codebook.dtype or not z.is_floating_point():
         raise ValueError(f"nearest_code: expected one floating dtype; got {z.dtype} and {codebook.dtype}")
-    return screened.nearest_code(z, codebook)
+    if check and not bool(z.isfinite().all()):
+        row = int((~z.isfinite().all(dim=1)).nonzero()[0])
+        raise ValueError(f"nearest_code: expected finite rows; row {row} holds NaN or infinity")
+    if invalid is not None:
+        invalid |= ~z.isfinite().all()
+    choice = choose("nearest_code", BACKENDS, z, codebook, backend=backend)
+    return torch.ops.hqtvae_fast.nearest_code(z, codebook, choice.backend.name)
+
+
+@torch.library.custom_op("hqtvae_fast::nearest_code", mutates_args=())
+def _nearest_code(z: Tensor, codebook: Tensor, backend: str) -> Tensor:
+    return _BY_NAME[backend].run(z, codebook)
+
+
+@_nearest_code.register_fake
+def _(z: Tensor, codebook: Tensor, backend: str) -> Tensor:
+    return z.new_empty(len(z), dtype=torch.int64)
 
 
 __all__ = ["nearest_code"]
