@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from hqtvae_fast.config import VAEConfig
 from hqtvae_fast.model.autoencoder import Decoder, Encoder, Upsample
 from hqtvae_fast.ops.ema_update import code_statistics, ema_update
+from hqtvae_fast.ops.hierarchical_quantize import hierarchical_quantize
 from hqtvae_fast.ops.nearest_code import nearest_code
 from hqtvae_fast.ops.nearest_code.reference import squared_distances
 
@@ -147,6 +148,7 @@ class HQVAE(nn.Module):
 
     def quantize(self, z: Tensor) -> tuple[Level, ...]:
         """Top level first, each finer level codes what the coarser ones have left over (eq. 2-3)."""
+        fused = self._fused_codes(z)
         pyramid = [z]
         for downsample in reversed(self.downsamples):
             pyramid.insert(0, downsample(pyramid[0]))
@@ -154,7 +156,7 @@ class HQVAE(nn.Module):
         carried: Tensor | None = None  # what the coarser levels say of this one
         for index, (codebook, target) in enumerate(zip(self.codebooks, pyramid, strict=True)):
             residual = target if carried is None else target - carried
-            codes = codebook.search(residual)
+            codes = codebook.search(residual) if fused is None else fused[index]
             embedding = codebook.lookup(codes)
             if torch.is_grad_enabled():  # straight through: the gradient of the embedding is the residual's
                 embedding = residual + (embedding - residual).detach()
@@ -162,6 +164,13 @@ class HQVAE(nn.Module):
             if index < len(self.upsamples):
                 carried = self.upsamples[index](self._join(carried, embedding))
         return tuple(levels)
+
+    def _fused_codes(self, z: Tensor) -> tuple[Tensor, ...] | None:
+        """Codes of all levels in one go; None where resampling has weights."""
+        if self.config.resampler == "conv":
+            return None
+        books = [codebook.embedding for codebook in self.codebooks]
+        return hierarchical_quantize(z, books, resampler=self.config.resampler)[0]
 
     def _join(self, carried: Tensor | None, embedding: Tensor) -> Tensor:
         return embedding if carried is None else carried + embedding
@@ -179,7 +188,9 @@ class HQVAE(nn.Module):
     def encode(self, images: Tensor) -> tuple[Tensor, ...]:
         """Codes of images [B, 3, R, R] in [-1, 1]: int64 [B, h, w] a level, top first."""
         with torch.no_grad(), _full_precision(images.device):
-            return tuple(level.codes for level in self.quantize(self.latents(images)))
+            z = self.latents(images)
+            fused = self._fused_codes(z)
+            return tuple(level.codes for level in self.quantize(z)) if fused is None else fused
 
     def decode(self, codes: Sequence[Tensor | None]) -> Tensor:
         """Images [B, 3, R, R], nominally in [-1, 1], of codes [B, h, w] a level, top first.
