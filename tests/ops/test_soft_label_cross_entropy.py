@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import functools
+import importlib.util
+
 import pytest
 import torch
 import torch.nn.functional as F
 from conftest import golden_values
 
-from hqtvae_fast.ops.soft_label_cross_entropy import reference, soft_label_cross_entropy
+from hqtvae_fast.backend import BackendError
+from hqtvae_fast.ops.soft_label_cross_entropy import reference, soft_label_cross_entropy, tensor_cores
+from hqtvae_fast.ops.soft_label_cross_entropy.spec import SPEC
 
 CASES = [(1, 1, 1), (5, 7, 3), (33, 64, 16), (64, 100, 1)]  # N, K, C
 
@@ -132,3 +137,128 @@ def test_refusals(change, message):
     arguments = {"logits": logits, "z": z, "codebook": codebook, "temperature": 1.0, **change}
     with pytest.raises(ValueError, match=message):
         soft_label_cross_entropy(**arguments)
+
+
+# ------------------------------------------------------------------------------------------------- operators, backends
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_operators_keep_torchs_rules(dtype):
+    """Schema, autograd registration, fakes and tracing, of both operators."""
+    operators = torch.ops.hqtvae_fast
+    logits, z, codebook = draw(5, 7, 3, torch.float32)
+    logits = logits.to(dtype)
+    inputs = (logits.clone().requires_grad_(), z, codebook, 0.7, "reference")
+    torch.library.opcheck(operators.soft_label_cross_entropy.default, inputs)
+    statistics = operators.soft_label_cross_entropy(*inputs)[1].detach()
+    backward = (torch.tensor(2.0), logits, z, codebook, statistics, 0.7, "reference")
+    torch.library.opcheck(operators.soft_label_cross_entropy_backward.default, backward)
+
+
+def test_a_fake_has_what_the_kernels_return():
+    """No GPU is needed to trace the backend of one: 4 numbers a row go from the forward to the backward pass."""
+    operators = torch.ops.hqtvae_fast
+    logits, z, codebook = (x.to("meta") for x in draw(5, 7, 3, torch.bfloat16))
+    loss, statistics = operators.soft_label_cross_entropy(logits, z, codebook, 1.0, "triton")
+    assert (loss.shape, loss.dtype) == ((), torch.float32)
+    assert (statistics.shape, statistics.dtype) == ((4, 5), torch.float32)
+    out = operators.soft_label_cross_entropy_backward(loss, logits, z, codebook, statistics, 1.0, "triton")
+    assert (out.shape, out.dtype) == ((5, 7), torch.bfloat16)
+
+
+def test_there_is_no_second_derivative():
+    logits, z, codebook = draw(5, 7, 3)
+    logits.requires_grad_()
+    loss = soft_label_cross_entropy(logits, z, codebook, 1.0)
+    gradient = torch.autograd.grad(loss, logits, create_graph=True)[0]
+    with pytest.raises(RuntimeError, match="soft_label_cross_entropy_backward"):
+        gradient.square().sum().backward()
+
+
+def test_narrow_logits_beside_double_codes_give_a_single_precision_loss():
+    logits, z, codebook = draw(5, 7, 3)
+    loss = soft_label_cross_entropy(logits.float(), z, codebook, 1.0)
+    assert loss.dtype == torch.float32
+    torch.testing.assert_close(loss.double(), define(logits.float(), z, codebook, 1.0), rtol=1e-6, atol=0)
+
+
+def test_a_logit_of_minus_infinity():
+    """Forbidden by the model though a label has it: the loss is infinite, the gradient pulls as it would anywhere."""
+    logits, z, codebook = draw(5, 7, 3, torch.float32)
+    logits[2, 4] = -torch.inf
+    loss, gradient = SPEC.run(logits, z, codebook, 1.0)
+    assert loss == torch.inf
+    assert bool(gradient.isfinite().all())
+    assert gradient[2, 4] < 0
+
+
+def test_backend_by_name_and_by_variable(monkeypatch):
+    inputs = (*draw(5, 7, 3, torch.float32), 1.0)
+    plain = soft_label_cross_entropy(*inputs)
+    assert torch.equal(soft_label_cross_entropy(*inputs, backend="reference"), plain)
+    monkeypatch.setenv("HQTVAE_BACKEND", "soft_label_cross_entropy=reference")
+    assert torch.equal(soft_label_cross_entropy(*inputs), plain)
+    with pytest.raises(BackendError, match="asked for backend 'cuda'; expected one of triton, reference"):
+        soft_label_cross_entropy(*inputs, backend="cuda")
+
+
+def test_triton_is_refused_with_the_reason(monkeypatch):
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    inputs = (*draw(5, 7, 3, torch.float32), 1.0)
+    where = r"'triton', which cannot run: expected tensors on a CUDA device \(or TRITON_INTERPRET=1\); got cpu"
+    with pytest.raises(BackendError, match=f"the caller asked for backend {where}"):
+        soft_label_cross_entropy(*inputs, backend="triton")
+    monkeypatch.setenv("HQTVAE_BACKEND", "soft_label_cross_entropy=triton")
+    with pytest.raises(BackendError, match=f"HQTVAE_BACKEND asked for backend {where}"):
+        soft_label_cross_entropy(*inputs)
+    double = (*draw(5, 7, 3), 1.0)
+    with pytest.raises(BackendError, match=r"expected fp32, bf16 or fp16; got torch.float64"):
+        soft_label_cross_entropy(*double, backend="triton")
+
+
+def test_without_triton_the_kernels_are_refused(monkeypatch):
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    assert tensor_cores.why_not(*draw(5, 7, 3, torch.float32), 1.0) == "Triton is not installed"
+
+
+def peak_of(function):
+    """The most bytes that ``function`` holds at once beyond what was held before, as torch's allocator tells."""
+    activities = [torch.profiler.ProfilerActivity.CPU]
+    with torch.profiler.profile(activities=activities, profile_memory=True) as profile:
+        kept = function()
+    events = [event for event in profile.profiler.kineto_results.events() if event.name() == "[memory]"]
+    held, peak = 0, 0
+    for event in sorted(events, key=lambda event: event.start_ns()):
+        held += event.nbytes()
+        peak = max(peak, held)
+    del kept
+    return peak
+
+
+def test_memory_of_the_reference_is_bounded(monkeypatch):
+    """A few chunks beside the gradient, where labels alone, all at once, would take N x K."""
+    N, K, chunk = 2048, 512, 2**14
+    inputs = (*draw(N, K, 8, torch.float32), 1.0)
+    monkeypatch.setattr(reference, "CHUNK_ENTRIES", chunk)
+    gradient = 4 * N * K
+    assert gradient < peak_of(functools.partial(SPEC.run, *inputs)) < gradient + 6 * 4 * chunk + 2**17
+
+
+# ---------------------------------------------------------------------------------------------------------------- spec
+
+
+@pytest.mark.parametrize("case", SPEC.small, ids=lambda case: case.name)
+def test_spec(case):
+    """The inputs are of the sizes named, and the op on the CPU is within the tolerance that kernels are held to."""
+    inputs = SPEC.make_inputs(case, torch.device("cpu"), 0)
+    logits, z, codebook, _ = inputs
+    assert (logits.shape, logits.dtype) == ((case["N"], case["K"]), case.dtype)
+    assert (z.shape, codebook.shape) == ((case["N"], case["C"]), (case["K"], case["C"]))
+    wanted = SPEC.reference(*inputs)
+    SPEC.check(SPEC.run(*inputs), wanted, inputs)
+    SPEC.check(SPEC.baselines["torch, written out"](*inputs), wanted, inputs)
+    with pytest.raises(AssertionError, match="loss: off by"):
+        SPEC.check((wanted[0] + 1e-2, wanted[1].to(case.dtype)), wanted, inputs)
+    with pytest.raises(AssertionError, match="gradient: off by"):
+        SPEC.check((wanted[0], wanted[1].to(case.dtype) + 1 / case["N"]), wanted, inputs)
