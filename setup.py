@@ -14,13 +14,15 @@ BUILD_CPU = os.environ.get("BUILD_CPU", "auto")
 if BUILD_CPU not in ("auto", "0", "1"):
     raise SystemExit(f"BUILD_CPU: expected auto, 0 or 1; got {BUILD_CPU!r}")
 
-# -fopenmp at compile time only: the OpenMP library must be the one that torch has loaded, so none is linked. GCC's own
-# intrinsics draw the two warnings.
-FLAGS = ["-O3", "-std=c++17", "-fopenmp", "-fno-exceptions", "-Wno-maybe-uninitialized", "-Wno-uninitialized"]
+# -fopenmp at compile time only: the OpenMP library must be the one that torch has loaded, so none is linked. Nobody
+# traps on floating-point exceptions, and GCC vectorises a choice between two numbers only where it may raise them. Its
+# own intrinsics draw the two warnings.
+FLAGS = ["-O3", "-std=c++17", "-fopenmp", "-fno-exceptions", "-fno-trapping-math"]
+FLAGS += ["-Wno-maybe-uninitialized", "-Wno-uninitialized"]
 
 cpu = Extension(
     "hqtvae_fast._cpu",
-    sources=[f"csrc/cpu/{name}.cpp" for name in ("attention_bf16", "linear_bf16", "philox")],
+    sources=[f"csrc/cpu/{name}.cpp" for name in ("attention_bf16", "group_norm_silu", "linear_bf16", "philox")],
     depends=["csrc/cpu/avx512.h"],
     extra_compile_args=FLAGS,
     language="c++",

@@ -6,26 +6,47 @@ read without a transposition, and it makes the attention's [B, H*W, C] a view.
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hqtvae_fast.config import VAEConfig
+from hqtvae_fast.ops.group_norm_silu import add_group_norm_silu, group_norm_silu
 
 GROUPS = 32
 GROUP_NORM_EPS = 1e-6
 IMAGE_CHANNELS = 3
 
 
+class Trunk(NamedTuple):
+    """A map, and what the last block adds to it: the next norm takes that sum while it reads both anyway."""
+
+    x: Tensor
+    branch: Tensor | None = None
+
+    def sum(self) -> Tensor:
+        return self.x if self.branch is None else self.x + self.branch
+
+
+def normalise(norm: nn.GroupNorm, trunk: Trunk, *, silu: bool) -> tuple[Tensor, Tensor]:
+    """The trunk's sum, and the norm of it, with x*sigmoid(x) after it or not."""
+    rest = (norm.weight, norm.bias, GROUPS, GROUP_NORM_EPS)
+    if trunk.branch is None:
+        return trunk.x, group_norm_silu(trunk.x, *rest, silu=silu)
+    return add_group_norm_silu(trunk.x, trunk.branch, *rest, silu=silu)
+
+
 class NormSwish(nn.Module):
-    """GroupNorm(32), then x*sigmoid(x)."""
+    """GroupNorm(32), then x*sigmoid(x), of a trunk's sum; the sum is returned first."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
         self.norm = nn.GroupNorm(GROUPS, channels, eps=GROUP_NORM_EPS)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return F.silu(self.norm(x), inplace=not torch.is_grad_enabled())
+    def forward(self, trunk: Trunk) -> tuple[Tensor, Tensor]:
+        return normalise(self.norm, trunk, silu=True)
 
 
 class ResBlock(nn.Module):
@@ -41,9 +62,10 @@ class ResBlock(nn.Module):
         same = in_channels == out_channels
         self.shortcut = nn.Identity() if same else nn.Conv2d(in_channels, out_channels, 1)
 
-    def forward(self, x: Tensor) -> Tensor:
-        hidden = self.conv1(self.norm1(x))
-        return self.shortcut(x) + self.conv2(self.dropout(self.norm2(hidden)))
+    def forward(self, trunk: Trunk) -> Trunk:
+        x, y = self.norm1(trunk)
+        _, y = self.norm2(Trunk(self.conv1(y)))
+        return Trunk(self.shortcut(x), self.conv2(self.dropout(y)))
 
 
 class AttnBlock(nn.Module):
@@ -55,12 +77,22 @@ class AttnBlock(nn.Module):
         self.qkv = nn.Linear(channels, 3 * channels)  # 1x1 convolutions, rows q, then k, then v
         self.out = nn.Linear(channels, channels)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, trunk: Trunk) -> Trunk:
+        x, y = normalise(self.norm, trunk, silu=False)
         B, C, H, W = x.shape
-        tokens_BSC = self.norm(x).permute(0, 2, 3, 1).reshape(B, H * W, C)
+        tokens_BSC = y.permute(0, 2, 3, 1).reshape(B, H * W, C)
         q, k, v = self.qkv(tokens_BSC).unsqueeze(1).chunk(3, dim=-1)
         y_BSC = self.out(F.scaled_dot_product_attention(q, k, v).squeeze(1))
-        return x + y_BSC.view(B, H, W, C).permute(0, 3, 1, 2)
+        return Trunk(x, y_BSC.view(B, H, W, C).permute(0, 3, 1, 2))
+
+
+class Blocks(nn.Sequential):
+    """Layers in a row: blocks hand on what they add, resampling takes sums."""
+
+    def forward(self, trunk: Trunk) -> Trunk:
+        for layer in self:
+            trunk = layer(trunk) if isinstance(layer, (ResBlock, AttnBlock)) else Trunk(layer(trunk.sum()))
+        return trunk
 
 
 class Downsample(nn.Module):
@@ -134,24 +166,24 @@ def _at(taps: list[int]) -> slice:
     return slice(taps[0], taps[-1] + 1)
 
 
-def _middle(channels: int, config: VAEConfig) -> nn.Sequential:
+def _middle(channels: int, config: VAEConfig) -> Blocks:
     if not config.mid_block:
-        return nn.Sequential()
-    return nn.Sequential(
+        return Blocks()
+    return Blocks(
         ResBlock(channels, channels, config.dropout),
         AttnBlock(channels) if config.attention else nn.Identity(),
         ResBlock(channels, channels, config.dropout),
     )
 
 
-def _level(blocks: int, in_channels: int, out_channels: int, attention: bool, config: VAEConfig) -> nn.Sequential:
+def _level(blocks: int, in_channels: int, out_channels: int, attention: bool, config: VAEConfig) -> Blocks:
     """Residual blocks, each followed by attention where the level has it."""
     layers: list[nn.Module] = []
     for index in range(blocks):
         layers.append(ResBlock(in_channels if index == 0 else out_channels, out_channels, config.dropout))
         if attention:
             layers.append(AttnBlock(out_channels))
-    return nn.Sequential(*layers)
+    return Blocks(*layers)
 
 
 class Encoder(nn.Module):
@@ -179,10 +211,10 @@ class Encoder(nn.Module):
         self.conv_out = nn.Conv2d(widths[-1], config.latent_channels, 3, padding=1)
 
     def forward(self, images: Tensor) -> Tensor:
-        x = self.conv_in(images.contiguous(memory_format=torch.channels_last))
+        trunk = Trunk(self.conv_in(images.contiguous(memory_format=torch.channels_last)))
         for level in self.down:
-            x = level(x)
-        return self.conv_out(self.norm_out(self.middle(x)))
+            trunk = level(trunk)
+        return self.conv_out(self.norm_out(self.middle(trunk))[1])
 
 
 class Decoder(nn.Module):
@@ -212,7 +244,7 @@ class Decoder(nn.Module):
         return self.conv_out.weight
 
     def forward(self, z: Tensor) -> Tensor:
-        x = self.middle(self.conv_in(z.contiguous(memory_format=torch.channels_last)))
+        trunk = self.middle(Trunk(self.conv_in(z.contiguous(memory_format=torch.channels_last))))
         for level in self.up:
-            x = level(x)
-        return self.conv_out(self.norm_out(x))
+            trunk = level(trunk)
+        return self.conv_out(self.norm_out(trunk)[1])

@@ -15,6 +15,10 @@ _SIGNATURES = {
     "hqtvae_linear_bf16": (*[_POINTER] * 5, *[_COUNT] * 3, ctypes.c_int),
     "hqtvae_decode_attention_bf16": (*[_POINTER] * 5, *[_COUNT] * 6, ctypes.c_float),
     "hqtvae_philox_words": (*[_POINTER] * 4, *[_COUNT] * 2),
+    "hqtvae_group_norm_silu_fp32": (*[_POINTER] * 9, *[_COUNT] * 5, ctypes.c_float, ctypes.c_int),
+    "hqtvae_group_norm_silu_bf16": (*[_POINTER] * 9, *[_COUNT] * 5, ctypes.c_float, ctypes.c_int),
+    "hqtvae_group_norm_silu_backward_fp32": (*[_POINTER] * 9, *[_COUNT] * 5, ctypes.c_int),
+    "hqtvae_group_norm_silu_backward_bf16": (*[_POINTER] * 9, *[_COUNT] * 5, ctypes.c_int),
 }
 
 operators = torch.library.Library("hqtvae_fast", "FRAGMENT")
@@ -33,7 +37,9 @@ def load() -> tuple[ctypes.CDLL | None, str]:
     except OSError as error:
         return None, f"cannot be loaded: {error}"
     for name, types in _SIGNATURES.items():
-        function = getattr(kernels, name)
+        function = getattr(kernels, name, None)
+        if function is None:
+            return None, f"built from older sources: {found[0].name} has no {name}; install again"
         function.argtypes, function.restype = types, None
     return kernels, ""
 

@@ -1,0 +1,91 @@
+"""The Triton kernels of GroupNorm with SiLU, interpreted on the CPU, against float64.
+
+In a process of its own: TRITON_INTERPRET is read when a kernel is defined, and other tests are not to meet it.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import subprocess
+import sys
+
+import pytest
+
+PROGRAM = """
+import sys
+
+import torch
+
+from hqtvae_fast.ops.group_norm_silu import add_group_norm_silu, fused, group_norm_silu, reference
+from hqtvae_fast.ops.group_norm_silu.spec import SPEC, make_inputs
+
+torch.set_num_threads(1)
+CPU = torch.device("cpu")
+
+
+def small_cases():
+    for case in SPEC.small:
+        for silu in (True, False):
+            inputs = (*make_inputs(case, CPU, 0)[:-1], silu)
+            got = SPEC.run(*inputs, backend="triton")
+            try:
+                SPEC.check(got, SPEC.reference(*inputs), inputs)
+            except AssertionError as error:
+                raise AssertionError(f"{case.name}, silu {silu}: {error}") from error
+
+
+def large_means():
+    for case in SPEC.small:
+        inputs = make_inputs(case, CPU, 0, offset=50.0 if case.dtype is torch.float16 else 300.0)
+        SPEC.check(SPEC.run(*inputs, backend="triton"), SPEC.reference(*inputs), inputs)
+
+
+def an_image_alone_and_in_a_batch():
+    x, residual, weight, bias, *_ = make_inputs(SPEC.small[2], CPU, 0)
+    total, y = add_group_norm_silu(x, residual, weight, bias, backend="triton")
+    for image in range(len(x)):
+        alone = add_group_norm_silu(x[image : image + 1], residual[image : image + 1], weight, bias, backend="triton")
+        assert torch.equal(alone[0][0], total[image]) and torch.equal(alone[1][0], y[image])
+
+
+def backward():
+    for case in (SPEC.small[1], SPEC.small[2], SPEC.small[3], SPEC.small[4], SPEC.small[6]):
+        for silu in (True, False):
+            x, _, weight, bias, groups, eps, _ = make_inputs(case, CPU, 0, offset=30.0)
+            dy = torch.randn(x.shape).to(x.dtype).contiguous(memory_format=torch.channels_last)
+            _, _, mean, rstd = fused.forward(x, None, weight, bias, groups, eps, silu)
+            got = fused.backward(dy, x, weight, bias, mean, rstd, silu)
+            wide = [y.double() for y in (dy, x, weight, bias)]
+            _, _, mean, rstd = reference.forward(wide[1], None, *wide[2:], groups, eps, silu)
+            wanted = reference.backward(*wide, mean, rstd, silu)
+            for name, one, other in zip(("x", "weight", "bias"), got, wanted, strict=True):
+                size = float(other.abs().max())
+                unit = torch.finfo(one.dtype).eps
+                error = float((one.double() - other).abs().max())
+                assert error <= (64 if one.dtype is torch.float32 else 1) * unit * size + 1e-5, (case.name, name, error)
+
+
+def operators():
+    x, residual, weight, bias, groups, eps, silu = make_inputs(SPEC.small[2], CPU, 0)
+    x, residual, weight, bias = (y.requires_grad_() for y in (x, residual, weight, bias))
+    for added in (None, residual):
+        inputs = (x, added, weight, bias, groups, eps, silu, "triton")
+        torch.library.opcheck(torch.ops.hqtvae_fast.group_norm_silu.default, inputs)
+
+
+globals()[sys.argv[1]]()
+"""
+
+CHECKS = ["small_cases", "large_means", "an_image_alone_and_in_a_batch", "backward", "operators"]
+
+
+@pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed")
+@pytest.mark.parametrize("check", CHECKS)
+def test_interpreted(check):
+    environment = {key: value for key, value in os.environ.items() if key != "HQTVAE_BACKEND"}
+    environment |= {"TRITON_INTERPRET": "1"}
+    result = subprocess.run(
+        [sys.executable, "-c", PROGRAM, check], env=environment, capture_output=True, text=True, check=False
+    )
+    assert result.returncode == 0, result.stderr
