@@ -113,7 +113,7 @@ class HQTVAEPipeline:
         self._wanted_dtype = self._wanted_dtype if dtype is None else _pick_dtype(dtype)
         self.dtype = self._wanted_dtype or default_dtype(self.device)
         self.vae.float().to(device=self.device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
-        self.vae.fold_upsampling().set_decoder_dtype(self.dtype)
+        self.vae.fold().set_decoder_dtype(self.dtype)
         for model in self._models():
             pack_linears(model.to(device=self.device, dtype=self.dtype).eval())
         return self

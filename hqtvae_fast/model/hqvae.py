@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from hqtvae_fast.config import VAEConfig
 from hqtvae_fast.model.autoencoder import Decoder, Encoder, Upsample
+from hqtvae_fast.model.code_tables import CodeTables, fold_tables
 from hqtvae_fast.ops.ema_update import code_statistics, ema_update
 from hqtvae_fast.ops.hierarchical_quantize import hierarchical_quantize
 from hqtvae_fast.ops.nearest_code import nearest_code
@@ -125,19 +126,30 @@ class HQVAE(nn.Module):
         joined = config.embed_dim * (config.num_levels if config.combine == "concat" else 1)
         self.post_quant_conv = nn.Conv2d(joined, config.latent_channels, 1)
         self.decoder = Decoder(config)
+        self.code_tables: CodeTables | None = None
 
     def set_decoder_dtype(self, dtype: torch.dtype) -> HQVAE:
         """Decode in ``dtype``; the encoder and the codebooks are left alone."""
         self.post_quant_conv.to(dtype)
         self.decoder.to(dtype)
+        if self.code_tables is not None:
+            self.code_tables.to(dtype)
         return self
 
-    def fold_upsampling(self) -> HQVAE:
-        """Fold the decoder's upsampling for inference; to be called in fp32, before any cast."""
+    def fold(self) -> HQVAE:
+        """Fold the decoder's upsampling, and what comes before it into a table a level (K x f x f x latent_channels
+        values, 42 MB in fp32 by default), for inference; to be called in fp32, before any cast."""
         for module in self.decoder.modules():
             if isinstance(module, Upsample):
                 module.fold()
+        books = [codebook.embedding for codebook in self.codebooks]
+        self.code_tables = fold_tables(self.config, books, list(self.upsamples), self.post_quant_conv)
         return self
+
+    def train(self, mode: bool = True) -> HQVAE:
+        if mode:
+            self.code_tables = None  # the weights are about to change
+        return super().train(mode)
 
     def latents(self, images: Tensor) -> Tensor:
         """z = conv1x1(Encoder(image)): [B, 3, R, R] in [-1, 1] -> [B, d, R/f, R/f]."""
@@ -198,6 +210,8 @@ class HQVAE(nn.Module):
         None leaves a level out: zeros stand in for its embeddings (figure 1's top-only and bottom-only pictures).
         """
         batch = self.check_codes(codes)
+        if self.code_tables is not None and not torch.is_grad_enabled():
+            return self.decoder(self.code_tables(codes))
         embeddings = []
         for index, (codebook, level) in enumerate(zip(self.codebooks, codes, strict=True)):
             if level is None:

@@ -1,5 +1,6 @@
 """The operations that the model stands on, each with its contract, its reference and, where there are any, kernels."""
 
+from hqtvae_fast.ops.code_features import code_features
 from hqtvae_fast.ops.decode_attention import decode_attention
 from hqtvae_fast.ops.group_norm_silu import add_group_norm_silu, group_norm_silu
 from hqtvae_fast.ops.hierarchical_quantize import hierarchical_quantize
@@ -9,6 +10,7 @@ from hqtvae_fast.ops.soft_label_cross_entropy import soft_label_cross_entropy
 
 __all__ = [
     "add_group_norm_silu",
+    "code_features",
     "decode_attention",
     "group_norm_silu",
     "hierarchical_quantize",

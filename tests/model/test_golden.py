@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 
 import pytest
@@ -74,6 +75,23 @@ def test_reconstruction(case):
     codes = [golden[name] for name in level_names(golden, "codes")]
     with torch.no_grad():
         assert_close(pipe.vae.decode(codes), golden["recon"])
+
+
+@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("path", ["tables", "lookups", "nothing folded", "reference ops"])
+def test_reconstruction_by_every_path(name, path, monkeypatch):
+    if path == "reference ops":
+        monkeypatch.setenv("HQTVAE_BACKEND", "reference")
+    pipe, golden = golden_pipeline(name), golden_values(name)
+    codes = [golden[level] for level in level_names(golden, "codes")]
+    vae = copy.deepcopy(pipe.vae)
+    if path == "lookups":
+        vae.code_tables = None
+    elif path == "nothing folded":
+        vae.train().eval()
+    assert (vae.code_tables is not None) == (path in ("tables", "reference ops"))
+    with torch.no_grad():
+        assert_close(vae.decode(codes), golden["recon"])
 
 
 @pytest.mark.parametrize("kept", ["top", "bottom"])
