@@ -14,7 +14,9 @@ from rich.text import Text
 from torch import Tensor
 
 from hqtvae_fast.cli.codes import kept_level, leave_out, read_codes, write_codes
+from hqtvae_fast.cli.encode_set import encode_set
 from hqtvae_fast.cli.options import (
+    MACHINE,
     OUTPUT,
     BatchSize,
     BottomOnly,
@@ -64,6 +66,31 @@ EncodeOut = Annotated[
         metavar="FILE",
         help="The safetensors file: level_0 (top), level_1, ..., integers (images, side, side); names as metadata.",
         rich_help_panel=OUTPUT,
+    ),
+]
+Shards = Annotated[
+    Path | None,
+    typer.Option(
+        "--shards",
+        metavar="DIR",
+        help="Write WebDataset shards of codes into this folder instead, made if absent. IMAGE may be shards then:"
+        " train-{000..099}.tar, or a folder of them.",
+        show_default=False,
+        rich_help_panel=OUTPUT,
+    ),
+]
+ShardSize = Annotated[
+    int,
+    typer.Option("--shard-size", metavar="N", min=1, help="Pictures in a shard of codes.", rich_help_panel=OUTPUT),
+]
+Workers = Annotated[
+    int,
+    typer.Option(
+        "--workers",
+        metavar="N",
+        min=0,
+        help="With --shards: processes that read pictures ahead; 0 reads them in between.",
+        rich_help_panel=MACHINE,
     ),
 ]
 DecodeOut = Annotated[
@@ -144,10 +171,20 @@ def encode(
     checkpoint: Checkpoint,
     images: Images,
     out: EncodeOut = Path("codes.safetensors"),
+    shards: Shards = None,
+    shard_size: ShardSize = 10_000,
+    workers: Workers = 0,
     batch_size: BatchSize = None,
     device: Device = None,
 ) -> None:
-    """Write the codes of images to a file, for decode and sample --given-top. Encoding is always in fp32."""
+    """Write the codes of images to a file, for decode and sample --given-top. Encoding is always in fp32.
+
+    With --shards a whole set, shards of pictures among them, into shards of codes: stopped anywhere, the same command
+    goes on with the shards that are missing.
+    """
+    if shards is not None:
+        encode_set(checkpoint, images, shards, shard_size, workers, batch_size, device)
+        return
     files = find_pictures(images)
     check_file(out)
     pipe = open_pipeline(checkpoint, device, None)

@@ -170,7 +170,7 @@ def vae_hash(vae: HQVAE) -> str:
     for name, value in vae.state_dict().items():
         if not name.startswith(("decoder.", "post_quant_conv.")) and not name.endswith((".cluster_size", "_sum")):
             digest.update(f"{name} {tuple(value.shape)} {value.dtype}".encode())
-            digest.update(value.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+            digest.update(value.detach().cpu().flatten().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()[:16]
 
 

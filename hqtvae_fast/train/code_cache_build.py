@@ -14,12 +14,12 @@ import torch
 from accelerate import Accelerator
 from rich.console import Console
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
 
 from hqtvae_fast.config import ConfigError
 from hqtvae_fast.model import HQVAE
 from hqtvae_fast.train.code_cache import CacheSpec, CodeCache, join_codes, picture_latents, vae_hash
-from hqtvae_fast.train.data import PictureDataset, Source, UnreadableError
+from hqtvae_fast.train.data import Source
+from hqtvae_fast.train.data.squares import CentreSquares
 from hqtvae_fast.train.progress import picture_bar
 
 BATCH = 32  # pictures encoded at once: at 256x256 the encoder's widest activations take 1 GiB
@@ -102,13 +102,7 @@ def build_code_cache(file: Path, spec: CacheSpec, source: Source, vae: HQVAE, *,
 def _encoded(spec: CacheSpec, source: Source, vae: HQVAE, workers: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Batches of the cache's rows [B, V, *row], and which of them are broken, bool [B]; in the source's order."""
     device = next(vae.parameters()).device
-    loader = DataLoader(
-        _Squares(source, spec.config.resolution),
-        batch_size=BATCH,
-        num_workers=workers,
-        generator=torch.Generator(),  # else this would take a number from torch's global stream
-    )
-    for images, is_broken in loader:
+    for images, is_broken in CentreSquares(source, spec.config.resolution).batches(BATCH, workers=workers):
         plain = images.to(device)
         versions = [plain, plain.flip(-1)][: spec.versions]
         rows = torch.stack([_rows(spec, vae, version) for version in versions], dim=1)
@@ -121,19 +115,3 @@ def _rows(spec: CacheSpec, vae: HQVAE, images: Tensor) -> Tensor:
         return z
     with torch.no_grad():
         return join_codes([level.codes for level in vae.quantize(z)])
-
-
-class _Squares(Dataset[tuple[Tensor, bool]]):
-    """Centre squares of a source's pictures, and whether one is broken: zeros are in its place then."""
-
-    def __init__(self, source: Source, resolution: int) -> None:
-        self.pictures, self.resolution = PictureDataset(source, resolution, training=False), resolution
-
-    def __len__(self) -> int:
-        return len(self.pictures)
-
-    def __getitem__(self, index: int) -> tuple[Tensor, bool]:
-        try:
-            return self.pictures.pixels(index), False
-        except UnreadableError:
-            return torch.zeros(3, self.resolution, self.resolution), True

@@ -174,3 +174,46 @@ def test_a_file_that_holds_no_codes(run: Run, photos: Path) -> None:
     result = run("decode", CLASSES, photos / "exact.png")
     assert_one_line_error(result, "exact.png", "not a safetensors file")
     assert_one_line_error(run("decode", CLASSES, "missing.safetensors"), "missing.safetensors", "no such file")
+
+
+# -------------------------------------------------------------------------------------------------------- whole sets
+
+
+def flat(photos: Path, tmp_path: Path) -> Path:
+    """A folder of pictures alone, one of them broken."""
+    folder = tmp_path / "set"
+    folder.mkdir()
+    for name in ("exact.png", "gray.png", "wide.jpg"):
+        (folder / name).write_bytes((photos / name).read_bytes())
+    (folder / "broken.png").write_bytes(b"no picture")
+    return folder
+
+
+def test_encode_into_shards_and_again(run: Run, photos: Path, tmp_path: Path) -> None:
+    command = ("encode", CLASSES, flat(photos, tmp_path), "--shards", "codes", "--shard-size", "2")
+    result = run(*command)
+    assert result.code == 0
+    assert "3 images in" in result.out
+    assert "images/s" in result.out
+    assert "wrote codes (2 shards, codes of 3 pictures)" in result.out
+    assert "note: 1 picture could not be read: see codes/*.broken.json" in result.err
+    (tmp_path / "codes" / "codes-000001.tar").unlink()
+    again = run(*command)
+    assert "codes: 1 of 2 shards are there already" in again.out
+    assert "2 images in" in again.out
+    assert "wrote codes (2 shards, codes of 3 pictures)" in again.out
+    assert json.loads((tmp_path / "codes" / "codes-000000.broken.json").read_text()) == ["broken.png"]
+
+
+def test_shards_of_a_set_without_a_good_picture(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "set").mkdir()
+    (tmp_path / "set" / "broken.png").write_bytes(b"no picture")
+    result = run("encode", CLASSES, "set", "--shards", "codes")
+    assert result.code == 2
+    assert "1 picture could not be read" in result.err
+
+
+def test_a_set_that_is_none(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "set").mkdir()
+    assert_one_line_error(run("encode", CLASSES, "set", "--shards", "codes"), "set: expected one or more .tar shards")
+    assert not (tmp_path / "codes").exists()

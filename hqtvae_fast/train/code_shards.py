@@ -1,0 +1,195 @@
+"""Codes of a set of pictures as WebDataset shards, made in runs that may stop anywhere and go on.
+
+``codes-000000.tar``, ``codes-000001.tar``, ... hold ``shard_size`` pictures each, in the source's order:
+
+- ``<index>.level_0.npy`` (top), ``<index>.level_1.npy``, ...: codes [h, w], uint16, or int32 for over 65,536 codes;
+- ``<index>.json``: the picture's key in its source, and what the source knows of it (label, caption, ...).
+
+``codes.json`` says what they were made from. A shard takes its name when it is whole and on the disk: those that have
+theirs are done, and a second run makes the others. Pictures that cannot be read are left out of the shard, and named in
+``codes-000000.broken.json`` beside it.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import tarfile
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from hqtvae_fast.config import ConfigError
+from hqtvae_fast.model import HQVAE
+from hqtvae_fast.train.code_cache import vae_hash
+from hqtvae_fast.train.data.sources import Source
+from hqtvae_fast.train.data.squares import CentreSquares
+
+FORMAT = "hqtvae_fast code shards, version 1"
+SPEC_FILE = "codes.json"
+
+
+@dataclass(frozen=True)
+class ShardCount:
+    """Pictures ``encoded`` by this run, ``kept`` from earlier ones, and ``broken`` ones in all shards, left out."""
+
+    encoded: int
+    kept: int
+    broken: int
+
+
+class CodeShards:
+    """The shards of one source's codes in one folder, which is made. ConfigError if it holds another's."""
+
+    def __init__(self, folder: Path, source: Source, vae: HQVAE, shard_size: int) -> None:
+        self.folder, self.source, self.vae, self.shard_size = folder, source, vae, shard_size
+        spec = {
+            "format": FORMAT,
+            "data": source.fingerprint(),
+            "vae": vae_hash(vae),
+            "pictures": len(source),
+            "shard_size": shard_size,
+            "sides": list(vae.config.level_sides),
+            "codebook_sizes": list(vae.config.codebook_sizes),
+        }
+        folder.mkdir(parents=True, exist_ok=True)
+        file = folder / SPEC_FILE
+        if file.exists():
+            _check_spec(file, spec)
+        elif any(folder.glob("*.tar")):
+            raise ConfigError(f"{folder}: expected an empty folder or one with {SPEC_FILE}; it holds other shards")
+        else:
+            _write_whole(file, lambda out: out.write(json.dumps(spec, indent=1).encode() + b"\n"))
+
+    def __len__(self) -> int:
+        return -(-len(self.source) // self.shard_size)
+
+    def file(self, shard: int) -> Path:
+        return self.folder / f"codes-{shard:06d}.tar"
+
+    def span(self, shard: int) -> range:
+        """The pictures of a shard, by their indices in the source."""
+        return range(shard * self.shard_size, min((shard + 1) * self.shard_size, len(self.source)))
+
+    def done(self) -> list[int]:
+        return [shard for shard in range(len(self)) if self.file(shard).exists()]
+
+    def make(self, batch: int, *, workers: int = 0, advance: Callable[[int], None] = lambda number: None) -> ShardCount:
+        """Encode what is missing, on the VAE's device. ``advance`` hears of pictures that are done."""
+        done = set(self.done())
+        encoded = 0
+        for shard in range(len(self)):
+            if shard in done:
+                advance(len(self.span(shard)))
+                continue
+            encoded += self._make(shard, batch, workers, advance)
+        broken = sum(len(self.broken(shard)) for shard in range(len(self)))
+        return ShardCount(encoded, len(self.source) - broken - encoded, broken)
+
+    def broken(self, shard: int) -> list[str]:
+        """Keys of a shard's pictures that could not be read."""
+        file = self._broken_file(shard)
+        return json.loads(file.read_text()) if file.exists() else []
+
+    def _broken_file(self, shard: int) -> Path:
+        return self.file(shard).with_suffix(".broken.json")
+
+    def _make(self, shard: int, batch: int, workers: int, advance: Callable[[int], None]) -> int:
+        broken: list[str] = []
+
+        def write(out: Any) -> int:
+            with tarfile.open(fileobj=out, mode="w") as tar:
+                for index, levels, fields in self._encoded(shard, batch, workers, advance):
+                    if levels is None:
+                        broken.append(self.source.key(index))
+                    else:
+                        _add_sample(tar, index, levels, {"key": self.source.key(index), **fields})
+            return len(self.span(shard)) - len(broken)
+
+        # The list of broken ones stands before the shard does: a shard that has its name is done.
+        self._broken_file(shard).unlink(missing_ok=True)
+        return _write_whole(self.file(shard), write, before=lambda: self._write_broken(shard, broken))
+
+    def _write_broken(self, shard: int, broken: list[str]) -> None:
+        if broken:
+            data = json.dumps(broken, ensure_ascii=False, indent=1).encode()
+            _write_whole(self._broken_file(shard), lambda out: out.write(data + b"\n"))
+
+    def _encoded(
+        self, shard: int, batch: int, workers: int, advance: Callable[[int], None]
+    ) -> Iterator[tuple[int, list[np.ndarray] | None, dict[str, Any]]]:
+        """Index, codes a level and fields of each picture; None for the codes of one that is broken."""
+        device = next(self.vae.parameters()).device
+        span = self.span(shard)
+        squares = CentreSquares(self.source, self.vae.config.resolution, span.start, span.stop)
+        at = span.start
+        for images, broken in squares.batches(batch, workers=workers, pinned=device.type == "cuda"):
+            levels = [level.cpu() for level in self.vae.encode(images.to(device, non_blocking=True))]
+            for row, is_broken in enumerate(broken.tolist()):
+                index = at + row
+                fields = None if is_broken else _fields(self.source, index)
+                yield index, None if fields is None else self._codes(levels, row), fields or {}
+            at += len(images)
+            advance(len(images))
+
+    def _codes(self, levels: list[Tensor], row: int) -> list[np.ndarray]:
+        sizes = self.vae.config.codebook_sizes
+        narrow = [np.uint16 if size <= 2**16 else np.int32 for size in sizes]
+        return [level[row].numpy().astype(dtype) for level, dtype in zip(levels, narrow, strict=True)]
+
+
+def _fields(source: Source, index: int) -> dict[str, Any] | None:
+    """What the source knows of a picture; None, as of a broken one, if that cannot be read."""
+    try:
+        return source.fields(index)
+    except (ValueError, OSError):
+        return None
+
+
+def _check_spec(file: Path, spec: dict[str, Any]) -> None:
+    try:
+        found = json.loads(file.read_text())
+    except ValueError as error:
+        raise ConfigError(f"{file}: not what was written there ({error})") from error
+    if not isinstance(found, dict) or found.get("format") != FORMAT:
+        raise ConfigError(f"{file}: expected {FORMAT!r}")
+    if differing := [name for name, value in spec.items() if found.get(name) != value]:
+        what = "; ".join(f"{name}: {found.get(name)} there, {spec[name]} wanted" for name in differing)
+        raise ConfigError(f"{file.parent}: holds codes made from something else ({what})")
+
+
+def _add_sample(tar: tarfile.TarFile, index: int, levels: list[np.ndarray], fields: dict[str, Any]) -> None:
+    for level, codes in enumerate(levels):
+        data = io.BytesIO()
+        np.save(data, codes, allow_pickle=False)
+        _add(tar, f"{index:09d}.level_{level}.npy", data.getvalue())
+    _add(tar, f"{index:09d}.json", json.dumps(fields, ensure_ascii=False).encode())
+
+
+def _add(tar: tarfile.TarFile, name: str, data: bytes) -> None:
+    """A member without a time or an owner: the same codes make the same file."""
+    member = tarfile.TarInfo(name)
+    member.size = len(data)
+    tar.addfile(member, io.BytesIO(data))
+
+
+def _write_whole(file: Path, write: Callable[[Any], Any], before: Callable[[], None] = lambda: None) -> Any:
+    """What ``write`` puts into a file, which takes its name when all of it is on the disk; ``before`` that."""
+    partial = file.with_name(f".{file.name}.{os.getpid()}.partial")
+    try:
+        with partial.open("wb") as out:
+            result = write(out)
+            out.flush()
+            os.fsync(out.fileno())
+        before()
+        os.replace(partial, file)
+    finally:
+        with suppress(OSError):
+            partial.unlink(missing_ok=True)
+    return result
