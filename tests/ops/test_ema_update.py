@@ -119,7 +119,7 @@ def test_triton_is_refused_with_the_reason(monkeypatch):
     with pytest.raises(BackendError, match=r"'triton', which cannot run: expected tensors on a CUDA device"):
         code_statistics(torch.zeros(3, 2), torch.zeros(3).long(), 5, backend="triton")
     state = [torch.zeros(4, 2).double(), torch.zeros(4).double(), torch.zeros(4, 2).double()]
-    with pytest.raises(BackendError, match="expected state and statistics in fp32; got torch.float64"):
+    with pytest.raises(BackendError, match=r"expected state and statistics in fp32; got torch\.float64"):
         ema_update(*state, state[1], state[0], 0.99, 1e-5, backend="triton")
 
 
