@@ -2,6 +2,7 @@
 
 from hqtvae_fast.ops.code_features import code_features
 from hqtvae_fast.ops.decode_attention import decode_attention
+from hqtvae_fast.ops.ema_update import code_statistics, ema_update
 from hqtvae_fast.ops.group_norm_silu import add_group_norm_silu, group_norm_silu
 from hqtvae_fast.ops.hierarchical_quantize import hierarchical_quantize
 from hqtvae_fast.ops.nearest_code import nearest_code
@@ -11,7 +12,9 @@ from hqtvae_fast.ops.soft_label_cross_entropy import soft_label_cross_entropy
 __all__ = [
     "add_group_norm_silu",
     "code_features",
+    "code_statistics",
     "decode_attention",
+    "ema_update",
     "group_norm_silu",
     "hierarchical_quantize",
     "nearest_code",

@@ -83,17 +83,18 @@ def compilations(
     for tile in tiles:
         constants = {**shape, "SPLIT": split, "BM": tile.rows, "BN": tile.codes, "BK": tile.channels}
         constants["INTERPRET"] = False
-        name, types = f"score {prefix} {tile.rows}x{tile.codes}", (*pointers, *SCORE_TYPES, *COUNTS)
+        name = f"score {prefix} {tile.rows}x{tile.codes}"
+        types = [*pointers, *SCORE_TYPES, *COUNTS]
         made.append(_variant(name, kernels.score_blocks, types, constants, ones, tile, ("mma", "async")))
     constants = {**shape, "BR": SETTLE.rows, "BN": tiles[0].codes, "BK": SETTLE.channels, "GROUP": SETTLE.codes}
-    types = (*pointers, *SETTLE_TYPES, *COUNTS, "i32", *BOUND)
+    types = [*pointers, *SETTLE_TYPES, *COUNTS, "i32", *BOUND]
     return [*made, _variant(f"settle {prefix}", kernels.settle_rows, types, constants, ones, SETTLE, ())]
 
 
 def _variant(
     name: str,
     kernel: Any,
-    types: tuple[str, ...],
+    types: list[str],
     constants: Mapping[str, Any],
     ones: tuple[str, ...],
     tile: Tile,

@@ -12,7 +12,9 @@ from torch import Tensor
 from hqtvae_fast.ops.triton_launch import interpreted, on
 
 SMALLEST_NORMAL = 2.0**-126
-CHUNK_ROWS = 1 << 17  # of one launch: 12 bytes a row and block of codes are kept between the kernels, 100 MB at K = 8192
+CHUNK_ROWS = (
+    1 << 17
+)  # of one launch: 12 bytes a row and block of codes are kept between the kernels, 100 MB at K = 8192
 MOST_OFFSET = 2**31 - 1  # within a row: kernels count channels in 32 bits
 
 
@@ -35,9 +37,9 @@ class Tile:
 # windows and coarser levels would make it spill. The smaller one is for those, and for so few rows that with the larger
 # one there were fewer programs than an H100 has multiprocessors (132).
 LARGE, SMALL = Tile(128), Tile(64)
-# A program of ``settle_rows``: rows, blocks of codes looked at together, and channels of 128 codes compared at a time in
-# float64, of which a thread has 16: with 32 channels, windows under two coarser levels spill on sm_80.
-SETTLE = Tile(16, codes=64, channels=16, warps=4, stages=2)
+# A program of ``settle_rows``: rows, blocks of codes looked at together, and channels of 128 codes compared at a time
+# in float64: 8 are one sector of memory for each code, and with 16 ptxas spills on sm_90.
+SETTLE = Tile(16, codes=64, channels=8, warps=4, stages=2)
 
 
 def pick_tile(level: Level, codes: int) -> Tile:
@@ -87,7 +89,7 @@ def describe(level: Level, codes: int) -> dict[str, str]:
     parts = "three bf16 products" if split else "one bf16 product"
     return {
         "tile": f"{tile.rows} rows x {tile.codes} codes, {tile.channels} channels at a time, {parts}",
-        "programs": f"{programs} of {tile.warps} warps, {tile.stages} stages; {-(-level.num_rows // SETTLE.rows)} settle",
+        "programs": f"{programs} a launch, {tile.warps} warps, {tile.stages} stages",
         "shared memory": f"about {tile.shared_memory(split)} bytes",
     }
 
