@@ -16,7 +16,7 @@ from hqtvae_fast import checkpoint as checkpoints
 from hqtvae_fast.cli.options import Precision
 from hqtvae_fast.cli.output import facts, show, table
 from hqtvae_fast.config import PRESETS, HQTVAEConfig, preset
-from hqtvae_fast.engine.decoding import bytes_per_image
+from hqtvae_fast.engine.activation_memory import decoding_memory
 from hqtvae_fast.hardware import Device, default_dtype, measure_this_machine, published
 from hqtvae_fast.model import cost
 from hqtvae_fast.ops import cpu_library
@@ -155,7 +155,7 @@ def _show_memory(config: HQTVAEConfig, batches: list[int], dtype: torch.dtype) -
     shown = table(f"Memory in {_name(dtype)}", "batch", *columns)
     for batch in batches:
         held = cost.memory(config, batch, dtype)
-        decoding = batch * bytes_per_image(config.vae, dtype)
+        decoding = decoding_memory(config.vae, dtype).total(batch)
         cells = (held.weights, held.cache, held.codes, held.total, decoding)
         shown.add_row(str(batch), *(f"{_si(value, 'G')}B" for value in cells))
     show(shown)

@@ -6,8 +6,6 @@ read without a transposition, and it makes the attention's [B, H*W, C] a view.
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -20,22 +18,32 @@ GROUP_NORM_EPS = 1e-6
 IMAGE_CHANNELS = 3
 
 
-class Trunk(NamedTuple):
-    """A map, and what the last block adds to it: the next norm takes that sum while it reads both anyway."""
+class Trunk:
+    """A map, and what the last block adds to it: the next norm takes that sum while it reads both anyway.
 
-    x: Tensor
-    branch: Tensor | None = None
+    Who takes the maps has them alone: callers keep the trunk, not its maps, which are the decoder's memory.
+    """
+
+    def __init__(self, x: Tensor, branch: Tensor | None = None) -> None:
+        self._maps: tuple[Tensor, Tensor | None] | None = (x, branch)
+
+    def take(self) -> tuple[Tensor, Tensor | None]:
+        assert self._maps is not None, "expected a trunk whose maps are still there"
+        maps, self._maps = self._maps, None
+        return maps
 
     def sum(self) -> Tensor:
-        return self.x if self.branch is None else self.x + self.branch
+        x, branch = self.take()
+        return x if branch is None else x + branch
 
 
 def normalise(norm: nn.GroupNorm, trunk: Trunk, *, silu: bool) -> tuple[Tensor, Tensor]:
     """The trunk's sum, and the norm of it, with x*sigmoid(x) after it or not."""
     rest = (norm.weight, norm.bias, GROUPS, GROUP_NORM_EPS)
-    if trunk.branch is None:
-        return trunk.x, group_norm_silu(trunk.x, *rest, silu=silu)
-    return add_group_norm_silu(trunk.x, trunk.branch, *rest, silu=silu)
+    x, branch = trunk.take()
+    if branch is None:
+        return x, group_norm_silu(x, *rest, silu=silu)
+    return add_group_norm_silu(x, branch, *rest, silu=silu)
 
 
 class NormSwish(nn.Module):
@@ -64,8 +72,10 @@ class ResBlock(nn.Module):
 
     def forward(self, trunk: Trunk) -> Trunk:
         x, y = self.norm1(trunk)
-        _, y = self.norm2(Trunk(self.conv1(y)))
-        return Trunk(self.shortcut(x), self.conv2(self.dropout(y)))
+        hidden = Trunk(self.conv1(y))
+        del y  # so that three maps are alive at once, not four
+        branch = self.conv2(self.dropout(self.norm2(hidden)[1]))
+        return Trunk(self.shortcut(x), branch)
 
 
 class AttnBlock(nn.Module):
@@ -145,6 +155,7 @@ class Upsample(nn.Module):
             phases = F.conv2d(x, weight, bias, padding=1)  # [B, 2C, H+1, W+1]
             for column, phase in enumerate(phases.chunk(2, dim=1)):
                 out[:, :, row::2, column::2] = phase[:, :, row : row + H, column : column + W]
+            del phases, phase  # before the other half's
         return out
 
 
