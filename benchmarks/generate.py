@@ -1,6 +1,7 @@
 """End-to-end benchmark: draw codes (AR), decode them to pixels.
 
 python -m benchmarks.generate --preset S --device cpu --batch 8
+python -m benchmarks.generate --decode-only --preset S --device cpu --batch 8
 python -m benchmarks.generate --preset S --device cuda --batch 50 --released ../hqtransformer --json out.json
 """
 
@@ -15,6 +16,7 @@ import torch
 import typer
 from rich.console import Console
 
+from benchmarks.decode import decode_only as time_decoding
 from benchmarks.environment import PeakMemory, describe
 from benchmarks.ours import BENCHMARK_PRESETS, Ours, open_model, same_for_all
 from benchmarks.released import Released, check_supported, import_released
@@ -56,6 +58,12 @@ ReleasedDir = Annotated[
     ),
 ]
 ReleasedRepeats = Annotated[int, typer.Option(min=1, help="Timed runs of the released implementation.")]
+DecodeOnly = Annotated[
+    bool,
+    typer.Option(
+        "--decode-only", help="Time decoding alone, beside the same weights in plain torch in fp32; random codes."
+    ),
+]
 Json = Annotated[Path | None, typer.Option("--json", help="Write everything measured to this file, times in seconds.")]
 
 
@@ -74,6 +82,7 @@ def generate(
     released: ReleasedDir = None,
     released_repeats: ReleasedRepeats = 2,
     json: Json = None,
+    decode_only: DecodeOnly = False,
 ) -> None:
     """Time drawing codes and decoding them, separately and together.
 
@@ -86,6 +95,9 @@ def generate(
         if json is not None and not json.absolute().parent.is_dir():
             raise ValueError(f"--json: no directory {json.parent}")
         target = _pick_device(device)
+        if decode_only:
+            time_decoding(preset, checkpoint, target, batch, repeats, dtype.value, json)
+            return
         model = open_model(preset, checkpoint)
         params = same_for_all(model.config.vae, temperature, top_k, top_p)
         makers: list[Callable[[], Sampler]] = [lambda: Ours(model, target, dtype.value, params)]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -40,11 +40,11 @@ def decoding_memory(config: VAEConfig, dtype: torch.dtype) -> ActivationMemory:
     """
     with torch.device("meta"):
         vae = HQVAE(config).eval().fold().set_decoder_dtype(dtype)
-    sides = config.level_sides
-    one, two = (
-        peak_bytes(lambda n=n: vae.decode([torch.zeros(n, s, s, dtype=torch.int64, device="meta") for s in sides]))
-        for n in (1, 2)
-    )
+
+    def decode(count: int) -> Tensor:
+        return vae.decode([torch.zeros(count, s, s, dtype=torch.int64, device="meta") for s in config.level_sides])
+
+    one, two = (peak_bytes(partial(decode, count)) for count in (1, 2))
     return ActivationMemory(fixed=2 * one - two, per_image=two - one)
 
 
