@@ -8,6 +8,7 @@ from hqtvae_fast.ops.hierarchical_quantize import hierarchical_quantize
 from hqtvae_fast.ops.nearest_code import nearest_code
 from hqtvae_fast.ops.sample_logits import sample_logits
 from hqtvae_fast.ops.soft_label_cross_entropy import soft_label_cross_entropy
+from hqtvae_fast.ops.upsample_conv import upsample_conv
 
 __all__ = [
     "add_group_norm_silu",
@@ -20,4 +21,5 @@ __all__ = [
     "nearest_code",
     "sample_logits",
     "soft_label_cross_entropy",
+    "upsample_conv",
 ]

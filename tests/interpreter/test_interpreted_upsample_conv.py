@@ -1,0 +1,38 @@
+"""The Triton kernel of folded upsampling, interpreted on the CPU, against float64."""
+
+from __future__ import annotations
+
+import pytest
+from interpreted import needs_triton, outcomes
+
+PROGRAM = """
+import torch
+
+from hqtvae_fast.ops.upsample_conv import tensor_cores, upsample_conv
+from hqtvae_fast.ops.upsample_conv.spec import SPEC, make_inputs
+from hqtvae_fast.ops.upsample_conv.tensor_cores import LARGE, SMALL
+
+torch.set_num_threads(1)
+CPU = torch.device("cpu")
+
+
+def small_cases():
+    for tile in (SMALL, LARGE):
+        tensor_cores.pick_tile = lambda pixels, channels: tile
+        for case in SPEC.small:
+            inputs = make_inputs(case, CPU, 0)
+            SPEC.check(SPEC.run(*inputs, backend="triton"), SPEC.reference(*inputs), inputs)
+
+
+def operators():
+    inputs = (*make_inputs(SPEC.small[0], CPU, 0), "triton")
+    torch.library.opcheck(torch.ops.hqtvae_fast.upsample_conv.default, inputs)
+"""
+
+CHECKS = ("small_cases", "operators")
+
+
+@needs_triton
+@pytest.mark.parametrize("check", CHECKS)
+def test_interpreted(check):
+    assert outcomes(PROGRAM, CHECKS)[check] == ""
