@@ -21,7 +21,7 @@ from hqtvae_fast.checkpoint import Checkpoint
 from hqtvae_fast.config import HQTVAEConfig
 from hqtvae_fast.engine import decode_codes, draw_codes
 from hqtvae_fast.hardware import default_dtype
-from hqtvae_fast.images import to_pil, to_tensor
+from hqtvae_fast.images import to_tensor
 from hqtvae_fast.model import HQVAE, HQTransformer
 from hqtvae_fast.ops.linear import pack_linears
 from hqtvae_fast.request import (
@@ -138,7 +138,7 @@ class HQTVAEPipeline:
                 raise ValueError(f"codes: expected integers; got {level.dtype}")
         self.vae.check_codes(codes)
         on_device = [None if level is None else level.to(self.device, torch.int64) for level in codes]
-        return _convert(decode_codes(self.vae, on_device).cpu(), output_type)
+        return _convert(decode_codes(self.vae, on_device, as_bytes=output_type == "pil").cpu(), output_type)
 
     def __call__(
         self,
@@ -184,7 +184,8 @@ class HQTVAEPipeline:
                 drawn = self._draw(request.rows(start, size, self.device), on_step)
                 codes.append([level.cpu() for level in drawn])
                 if output_type != "codes":
-                    images.append(decode_codes(self.vae, self._all_levels(drawn)).cpu())
+                    levels, as_bytes = self._all_levels(drawn), output_type == "pil"
+                    images.append(decode_codes(self.vae, levels, as_bytes=as_bytes).cpu())
         joined = tuple(torch.cat(level) for level in zip(*codes, strict=True))
         pictures = _convert(torch.cat(images), output_type) if images else None
         return HQTVAEOutput(pictures, joined, tuple(request.seeds.tolist()))
@@ -247,8 +248,9 @@ def _load_tokenizer(checkpoint: Checkpoint) -> PromptTokenizer | None:
 
 
 def _convert(images: Tensor, output_type: str) -> Any:
+    """``images``: bytes [B, R, R, 3] for "pil", else floats [B, 3, R, R]."""
     if output_type == "pil":
-        return to_pil(images)
+        return [Image.fromarray(array) for array in images.numpy()]
     if output_type == "np":
         return np.ascontiguousarray(images.permute(0, 2, 3, 1).numpy())
     return images

@@ -34,9 +34,15 @@ def chunk_size(vae: HQVAE, device: torch.device, budget: int | None = None) -> i
 
 @torch.inference_mode()
 def decode_codes(
-    vae: HQVAE, codes: Sequence[Tensor | None], *, chunk: int | None = None, budget: int | None = None
+    vae: HQVAE,
+    codes: Sequence[Tensor | None],
+    *,
+    chunk: int | None = None,
+    budget: int | None = None,
+    as_bytes: bool = False,
 ) -> Tensor:
-    """Images float32 [B, 3, R, R] in [0, 1] of codes [B, h, w] a level (None leaves one out).
+    """Images of codes [B, h, w] a level (None leaves one out): float32 [B, 3, R, R] in [0, 1], or ``as_bytes`` uint8
+    [B, R, R, 3], which are a quarter of what has to leave a GPU.
 
     ``chunk``: images decoded at once; by default :func:`chunk_size` with ``budget`` bytes.
     """
@@ -44,6 +50,9 @@ def decode_codes(
     size = chunk or chunk_size(vae, present.device, budget)
     parts = []
     for start in range(0, len(present), size):
-        part = vae.decode([None if level is None else level[start : start + size] for level in codes])
-        parts.append(part.float().mul_(0.5).add_(0.5).clamp_(0, 1))
+        part = [None if level is None else level[start : start + size] for level in codes]
+        if as_bytes:
+            parts.append(vae.decode_bytes(part))
+        else:
+            parts.append(vae.decode(part).float().mul_(0.5).add_(0.5).clamp_(0, 1))
     return torch.cat(parts)

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hqtvae_fast.config import VAEConfig
+from hqtvae_fast.ops.conv_bytes import conv_bytes
 from hqtvae_fast.ops.group_norm_silu import add_group_norm_silu, group_norm_silu
 from hqtvae_fast.ops.upsample_conv import fold_upsampling, upsample_conv
 
@@ -228,7 +229,16 @@ class Decoder(nn.Module):
         return self.conv_out.weight
 
     def forward(self, z: Tensor) -> Tensor:
+        return self.conv_out(self._last_map(z))
+
+    def to_bytes(self, z: Tensor) -> Tensor:
+        """The images as bytes, uint8 [B, R, R, 3]: [-1, 1] to the nearest of 0 to 255. For inference."""
+        assert self.conv_out.bias is not None
+        return conv_bytes(self._last_map(z), self.conv_out.weight, self.conv_out.bias)
+
+    def _last_map(self, z: Tensor) -> Tensor:
+        """What the last convolution reads: [B, C, R, R]."""
         trunk = self.middle(Trunk(self.conv_in(z.contiguous(memory_format=torch.channels_last))))
         for level in self.up:
             trunk = level(trunk)
-        return self.conv_out(self.norm_out(trunk)[1])
+        return self.norm_out(trunk)[1]

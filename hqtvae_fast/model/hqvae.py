@@ -216,9 +216,17 @@ class HQVAE(nn.Module):
 
         None leaves a level out: zeros stand in for its embeddings (figure 1's top-only and bottom-only pictures).
         """
+        return self.decoder(self._decoder_input(codes))
+
+    @torch.no_grad()
+    def decode_bytes(self, codes: Sequence[Tensor | None]) -> Tensor:
+        """:meth:`decode`, as uint8 [B, R, R, 3]: -1 is 0, 1 is 255, what lies beyond is cut off."""
+        return self.decoder.to_bytes(self._decoder_input(codes))
+
+    def _decoder_input(self, codes: Sequence[Tensor | None]) -> Tensor:
         batch = self.check_codes(codes)
         if self.code_tables is not None and not torch.is_grad_enabled():
-            return self.decoder(self.code_tables(codes))
+            return self.code_tables(codes)
         embeddings = []
         for index, (codebook, level) in enumerate(zip(self.codebooks, codes, strict=True)):
             if level is None:
@@ -227,7 +235,7 @@ class HQVAE(nn.Module):
                 embeddings.append(zeros.contiguous(memory_format=torch.channels_last))
             else:
                 embeddings.append(codebook.lookup(level))
-        return self.decoder(self.combine(embeddings))
+        return self.combine(embeddings)
 
     def soft_codes(self, images: Tensor, temperature: float) -> tuple[Tensor, ...]:
         """Soft labels softmax(-|residual - e_k|^2 / temperature): [B, h, w, K] a level, top first."""

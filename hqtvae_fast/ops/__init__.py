@@ -1,6 +1,7 @@
 """The operations that the model stands on, each with its contract, its reference and, where there are any, kernels."""
 
 from hqtvae_fast.ops.code_features import code_features
+from hqtvae_fast.ops.conv_bytes import conv_bytes
 from hqtvae_fast.ops.decode_attention import decode_attention
 from hqtvae_fast.ops.ema_update import code_statistics, ema_update
 from hqtvae_fast.ops.group_norm_silu import add_group_norm_silu, group_norm_silu
@@ -14,6 +15,7 @@ __all__ = [
     "add_group_norm_silu",
     "code_features",
     "code_statistics",
+    "conv_bytes",
     "decode_attention",
     "ema_update",
     "group_norm_silu",

@@ -205,6 +205,9 @@ def test_decoding_in_chunks_changes_nothing():
     codes = draw("class_parallel", num_images=5)
     whole = decode_codes(pipe.vae, codes, chunk=5)
     torch.testing.assert_close(decode_codes(pipe.vae, codes, chunk=2), whole, rtol=0, atol=1e-5)
+    as_bytes = decode_codes(pipe.vae, codes, chunk=2, as_bytes=True)
+    assert as_bytes.dtype is torch.uint8
+    torch.testing.assert_close(as_bytes.float() / 255, whole.permute(0, 2, 3, 1), rtol=0, atol=0.5 / 255 + 1e-5)
     assert float(whole.min()) >= 0
     assert float(whole.max()) <= 1
 

@@ -92,6 +92,8 @@ def test_reconstruction_by_every_path(name, path, monkeypatch):
     assert (vae.code_tables is not None) == (path in ("tables", "reference ops"))
     with torch.no_grad():
         assert_close(vae.decode(codes), golden["recon"])
+        levels = ((golden["recon"] * 0.5 + 0.5).clamp(0, 1) * 255).permute(0, 2, 3, 1)
+        assert float((vae.decode_bytes(codes) - levels).abs().max()) <= 0.5 + 127.5 * TOLERANCE
 
 
 @pytest.mark.parametrize("kept", ["top", "bottom"])

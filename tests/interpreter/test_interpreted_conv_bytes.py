@@ -1,0 +1,43 @@
+"""The Triton kernel of the last convolution, interpreted on the CPU, against float64."""
+
+from __future__ import annotations
+
+import pytest
+from interpreted import needs_triton, outcomes
+
+PROGRAM = """
+import torch
+
+from hqtvae_fast.ops.conv_bytes import conv_bytes
+from hqtvae_fast.ops.conv_bytes.spec import SPEC, make_inputs
+
+torch.set_num_threads(1)
+CPU = torch.device("cpu")
+
+
+def small_cases():
+    for case in SPEC.small:
+        inputs = make_inputs(case, CPU, 0)
+        SPEC.check(SPEC.run(*inputs, backend="triton"), SPEC.reference(*inputs), inputs)
+
+
+def clamped_and_ties_to_even():
+    x = torch.zeros(1, 32, 1, 4).bfloat16().contiguous(memory_format=torch.channels_last)
+    weight = torch.zeros(3, 32, 3, 3).bfloat16().contiguous(memory_format=torch.channels_last)
+    for values, levels in (((-3.0, 3.0, 0.0), [0, 255, 128]), ((-1.0, 1.0, 0.5), [0, 255, 191])):
+        got = conv_bytes(x, weight, torch.tensor(values).bfloat16(), backend="triton")
+        assert got[0, 0, 0].tolist() == levels, got[0, 0, 0]  # 127.5 -> 128, 191.25 -> 191
+
+
+def operators():
+    inputs = (*make_inputs(SPEC.small[0], CPU, 0), "triton")
+    torch.library.opcheck(torch.ops.hqtvae_fast.conv_bytes.default, inputs)
+"""
+
+CHECKS = ("small_cases", "clamped_and_ties_to_even", "operators")
+
+
+@needs_triton
+@pytest.mark.parametrize("check", CHECKS)
+def test_interpreted(check):
+    assert outcomes(PROGRAM, CHECKS)[check] == ""
