@@ -49,7 +49,7 @@ def choose(op: str, backends: Sequence[Backend], *inputs: Any, backend: str | No
         if reason is not None:
             raise BackendError(f"{op}: {asked_by} asked for backend {name!r}, which cannot run: {reason}")
         return Choice(found, asked_by)
-    passed_over = []
+    passed_over: list[tuple[str, str]] = []
     for candidate in backends:
         reason = candidate.why_not(*inputs)
         if reason is None:

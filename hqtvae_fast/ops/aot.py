@@ -169,11 +169,11 @@ def _why(error: Exception) -> str:
 def occupancy(resources: Resources, arch: int) -> tuple[int, str]:
     """The most blocks that one multiprocessor holds at once, and what forbids one more."""
     warp_registers = _round_up(resources.registers * 32, REGISTER_UNIT)
-    limits = {
+    limits = {  # of equal ones the first is named: what no kernel can change comes before what it takes
+        "blocks": BLOCKS,
+        "warps": WARPS // resources.warps,
         "registers": SCHEDULERS * (REGISTERS // SCHEDULERS // warp_registers) // resources.warps,
         "shared memory": (SHARED_LIMIT[arch] + RESERVED) // (_round_up(resources.shared, SHARED_UNIT) + RESERVED),
-        "warps": WARPS // resources.warps,
-        "blocks": BLOCKS,
     }
     limited_by = min(limits, key=lambda what: limits[what])
     return limits[limited_by], limited_by
@@ -288,8 +288,8 @@ def _print(rows: Sequence[Row]) -> None:
     console = Console(highlight=False)
     if not console.is_terminal:
         console = Console(highlight=False, width=FILE_WIDTH)
-    titles = ("op", "variant", "arch", "constants", "warps", "stages", "registers", "stack", "spills", "shared")
-    titles += ("blocks/SM", "limited by", "mma", "async", "verdict")
+    titles = ["op", "variant", "arch", "constants", "warps", "stages", "registers", "stack", "spills", "shared"]
+    titles += ["blocks/SM", "limited by", "mma", "async", "verdict"]
     table = Table(box=box.SIMPLE)
     for title in titles:
         table.add_column(title, justify="right" if title in titles[4:11] else "left", overflow="fold")

@@ -59,7 +59,7 @@ class Variant:
 
 @dataclass(frozen=True)
 class Spec:
-    """``run(*inputs, backend=None)`` is the op; ``reference(*inputs)`` its definition, on the CPU, in float64 if need be.
+    """``run(*inputs, backend=None)`` is the op; ``reference(*inputs)`` its definition, on the CPU, maybe in float64.
 
     ``make_inputs(case, device, seed)``: seeded, shaped like a real model's. ``check(got, wanted, inputs)`` raises
     AssertionError beyond the op's tolerance, which it states. ``baselines``: other ways to the same result, by name,

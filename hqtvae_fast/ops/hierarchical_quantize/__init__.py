@@ -25,8 +25,8 @@ def hierarchical_quantize(
 ) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
     """Codes and their embeddings, top level first: int64 [B, h, w] and [B, C, h, w] a level.
 
-    ``z`` [B, d, H, W], square, any strides; ``codebooks``: L of [K_l, C_l], top first, dtype and device of z. Level l has
-    side H / 2^(L-1-l); C_l is d, times the pixels of its window (4^(L-1-l)) for pixel_shuffle, whose channel order is
+    ``z`` [B, d, H, H], any strides; ``codebooks``: L of [K_l, C_l], top first, dtype and device of z. Level l has side
+    H / 2^(L-1-l); C_l is d, times the pixels of its window (4^(L-1-l)) for pixel_shuffle, whose channel order is
     torch's. Each level codes what the coarser ones leave over of z resampled to it, exactly (see
     :func:`hqtvae_fast.ops.nearest_code`). On a GPU neither the resampled maps (pixel_shuffle) nor the residuals are
     stored. No gradient. Raises ValueError on other shapes or dtypes.

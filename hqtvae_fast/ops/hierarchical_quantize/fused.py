@@ -1,8 +1,8 @@
 """Residual quantization on tensor cores: windows and residuals are made while they are read.
 
-Bytes, preset S, a picture: z twice (64 KB of fp32 each time, its windows from the cache), the codes (2.5 KB out, the top
-ones in again), 256 rows of top embeddings, and the codebooks, which stay in the second-level cache. What is not written
-and read again: the unshuffled map, the shuffled embedding and the residual, 64 KB each.
+Bytes, preset S, a picture: z twice (256 KB of fp32 each time, its windows from the cache), the codes (2.5 KB out, the
+top ones in again), 64 rows of top embeddings, and the codebooks, which stay in the second-level cache. What is not
+written and read again: the unshuffled map, the shuffled embedding and the residual, 256 KB each.
 """
 
 from __future__ import annotations

@@ -41,7 +41,7 @@ def make_inputs(case: Case, device: torch.device, seed: int) -> tuple[Tensor, li
 
 
 def cost(case: Case) -> Cost:
-    """Every level's product: L times as many FLOPs as the finest one's, since windows are wider where rows are fewer."""
+    """Every level's product: L times the finest one's FLOPs, since windows are wider where rows are fewer."""
     B, d, H, K, L = (case[letter] for letter in "BdHKL")
     rows = sum(B * (H // 2**level) ** 2 for level in range(L))
     books = sum(K * d * 4**level for level in range(L))

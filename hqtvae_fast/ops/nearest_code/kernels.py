@@ -31,7 +31,6 @@ a row is a SIDE x SIDE window of z, and from it is taken, on the fly, what the c
 """
 
 # mypy: ignore-errors
-# ruff: noqa: N803
 
 from __future__ import annotations
 
@@ -89,7 +88,7 @@ def _load_said(codes, book, i_batch, y, x, o_channel, mask, m_rows, d, pixels, W
 
 @triton.jit
 def _bf16(value, INTERPRET: tl.constexpr):
-    """fp32 rounded to bf16. The interpreter neither rounds to nearest nor multiplies bf16: there the result stays fp32."""
+    """fp32 rounded to bf16. The interpreter rounds bf16 otherwise and cannot multiply it: there the result is fp32."""
     if INTERPRET:
         bits = value.to(tl.uint32, bitcast=True)
         bits = (bits + 0x7FFF + ((bits >> 16) & 1)) & 0xFFFF0000

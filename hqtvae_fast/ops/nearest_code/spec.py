@@ -69,7 +69,7 @@ NOT_ALIGNED = {"side", "blocks", "relative", "relative_square", "tiny_length", "
 
 
 def compilations(prefix: str, tile: Tile, z: str, window: int, coarser: int, ones: tuple[str, ...]) -> list[Variant]:
-    """Both kernels for one tile, dtype and shape of windows; ``ones``: arguments equal to 1, which Triton makes constant."""
+    """Both kernels for one tile, dtype and shape of windows; ``ones``: arguments that are 1, constants to Triton."""
     from hqtvae_fast.ops.nearest_code import kernels
 
     shape = {"SIDE": window, "COARSER": coarser}

@@ -83,8 +83,8 @@ def why_not(*tensors: Tensor) -> str | None:
 def window_major(codebook_KC: Tensor, window: int) -> Tensor:
     """[K, d * window^2] as pixel-unshuffling orders it -> [K, window^2, d], pixels of the window row by row.
 
-    Unshuffling by 2 puts channel c of pixel (y, x) at 4 c + 2 y + x; a window of 4 is unshuffled twice, first the pixels
-    of each 2 x 2, then those groups.
+    Unshuffling by 2 puts channel c of pixel (y, x) at 4 c + 2 y + x; a window of 4 is unshuffled twice, first the
+    pixels of each 2 x 2, then those groups.
     """
     K, C = codebook_KC.shape
     d = C // window**2
