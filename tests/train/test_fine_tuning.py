@@ -149,5 +149,5 @@ def test_other_sizes_are_refused(pictures, trained, tmp_path, changes, message):
 
 
 def test_a_checkpoint_without_stage_2_is_refused(pictures, trained, tmp_path):
-    with pytest.raises(ConfigError, match="init: expected a checkpoint with stage 2; got .*, with stage 1 only"):
+    with pytest.raises(ConfigError, match=r"init: expected a checkpoint with stage 2; got .*, with stage 1 only"):
         train_stage2(stage2(pictures, "", tmp_path, init=str(trained / "vae" / "model")))
