@@ -32,7 +32,7 @@ class CodeTables(nn.Module):
 
     def forward(self, codes: Sequence[Tensor | None]) -> Tensor:
         """The decoder's input [B, C, H, W]; a level that is None adds nothing, as zeros in its embeddings' place."""
-        present = [(level, self.get_buffer(f"table_{i}")) for i, level in enumerate(codes) if level is not None]
+        present = [(level.long(), self.get_buffer(f"table_{i}")) for i, level in enumerate(codes) if level is not None]
         return code_features([level for level, _ in present], [table for _, table in present], self.base)
 
 

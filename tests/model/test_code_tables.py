@@ -83,6 +83,13 @@ def test_training_and_gradients_take_the_plain_path():
     assert vae.train().code_tables is None
 
 
+def test_codes_may_be_narrower_integers():
+    vae, codes = make(TINY)
+    vae.fold()
+    with torch.no_grad():
+        assert torch.equal(vae.decode([level.int() for level in codes]), vae.decode(codes))
+
+
 def test_tables_are_not_saved():
     vae, _ = make(TINY)
     before = set(vae.state_dict())
