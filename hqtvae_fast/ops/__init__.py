@@ -5,6 +5,7 @@ from hqtvae_fast.ops.bias_gelu import bias_gelu
 from hqtvae_fast.ops.decode_attention import decode_attention
 from hqtvae_fast.ops.embed_codes import embed_codes
 from hqtvae_fast.ops.hierarchical_quantize import hierarchical_quantize
+from hqtvae_fast.ops.linear.few_rows import linear
 from hqtvae_fast.ops.local_attention import local_attention
 from hqtvae_fast.ops.nearest_code import nearest_code
 from hqtvae_fast.ops.sample_logits import sample_logits
@@ -16,6 +17,7 @@ __all__ = [
     "decode_attention",
     "embed_codes",
     "hierarchical_quantize",
+    "linear",
     "local_attention",
     "nearest_code",
     "sample_logits",

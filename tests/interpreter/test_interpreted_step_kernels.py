@@ -15,7 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from hqtvae_fast.ops.spec import all_specs
 
 CPU = torch.device("cpu")
-OPS = ["sample_logits", "add_layer_norm", "bias_gelu", "local_attention", "decode_attention", "embed_codes"]
+OPS = ["sample_logits", "add_layer_norm", "bias_gelu", "local_attention", "decode_attention", "embed_codes", "linear"]
 
 
 def same(left, right):
