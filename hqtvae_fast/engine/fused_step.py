@@ -23,7 +23,7 @@ from hqtvae_fast.engine.step import LevelLogits, make_caches, split_group
 from hqtvae_fast.model import HQTransformer
 from hqtvae_fast.model.head import CodeHead, PyramidHead
 from hqtvae_fast.model.layers import MLP, Block, Blocks
-from hqtvae_fast.ops import add_layer_norm, bias_gelu, decode_attention, linear, local_attention
+from hqtvae_fast.ops import add_layer_norm, bias_gelu, decode_attention, linear, local_attention, prefill_attention
 from hqtvae_fast.ops.linear.fused import MOST_ROWS, Workspace
 
 Attend = Callable[[Tensor, "Tensor | None", int], Tensor]
@@ -48,16 +48,16 @@ class FusedStep:
         cached = model.config.prefix_positions - 1 + step
         if step == 0:
             x_BSD = model.prefix(condition, self.batch)
-            if x_BSD.shape[1] > 1:  # many positions at once: the model's own causal pass, which fills the cache
-                return model.run_body(x_BSD, cache)[:, -1]
         else:
             x_BSD = self._embed(local_BTN[:, step - 1], self.numbers[step - 1])
 
         def attend(qkv: Tensor, bias: Tensor | None, layer: int) -> Tensor:
+            if qkv.shape[1] > 1:  # a whole prefix
+                return prefill_attention(qkv, cache.keys[layer], cache.values[layer], bias=bias)
             start = self.numbers[cached]
             return decode_attention(qkv, cache.keys[layer], cache.values[layer], start, bias=bias)
 
-        return self._run(model.body, x_BSD, None, attend, model.norm)[1][:, 0]
+        return self._run(model.body, x_BSD, None, attend, model.norm)[1][:, -1]
 
     def head(self, h_BD: Tensor, local_BN: Tensor, group: range) -> Sequence[LevelLogits]:
         head, parts = self.model.head, split_group(self.model, group)

@@ -90,7 +90,6 @@ def count_launches(
             levels = config.num_levels
             params = SamplingParams((1.0,) * levels, (min(2048, *config.codebook_sizes),) * levels, (None,) * levels)
             runner = StepRunner.make(model, condition, seeds, params, engine=engine)
-            runner(0)
             with _Launches() as launches:
                 runner(1)
     return launches.kernels

@@ -111,7 +111,7 @@ def test_the_count_sees_one_more_kernel(monkeypatch):
     from hqtvae_fast.engine import fused_step
 
     config = preset("S").transformer
-    config = dataclasses.replace(config, dim=128, side=2, codebook_sizes=(64, 64))
+    config = dataclasses.replace(config, dim=192, side=2, codebook_sizes=(64, 64))
     before = count_launches(config, "fused", batch=64)
     gelu = fused_step.bias_gelu
     monkeypatch.setattr(fused_step, "bias_gelu", lambda x, bias, form: gelu(x, bias, form) * 1.0)

@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hqtvae_fast.ops.launch import interpreted, on_device_of, why_not_triton
+from hqtvae_fast.ops import triton_launch
+from hqtvae_fast.ops.triton_launch import interpreted, on
 
 MOST_ROWS = 16
 OUT = 32
@@ -58,7 +59,7 @@ def why_not(
         return f"expected at most {OUT * MOST_TILES} outputs; got {weight.shape[0]}"
     if not weight.is_contiguous():
         return "expected a contiguous weight"
-    return why_not_triton(x, weight, scale, bias, residual)
+    return triton_launch.why_not(x, weight, scale, bias, residual)
 
 
 def constants(N: int, K: int, dtype: torch.dtype, gelu: str) -> dict[str, Any]:
@@ -81,7 +82,7 @@ def linear(
     (N, K), x_MK = weight.shape, x.reshape(-1, x.shape[-1]).contiguous()
     out = torch.empty((*x.shape[:-1], N), dtype=x.dtype, device=x.device)
     chosen = constants(N, K, x.dtype, gelu)
-    with on_device_of(x):
+    with on(x):
         kernels.few_rows_kernel[(-(-N // OUT), chosen["PARTS"])](
             *(x_MK, weight, scale, bias, None if residual is None else residual.contiguous(), out),
             *(partials, counters, len(x_MK), N, K),

@@ -8,10 +8,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from hqtvae_fast.ops.launch import TRITON_NAMES
 from hqtvae_fast.ops.linear import fused, reference
 from hqtvae_fast.ops.linear.few_rows import BACKENDS, GELU, linear
 from hqtvae_fast.ops.spec import Case, Cost, Spec, Variant, check_errors
+from hqtvae_fast.ops.triton_launch import TRITON_NAMES
 
 LAYERS = {"qkv": (4608, 1536), "out": (1536, 1536), "up": (6144, 1536), "down": (1536, 6144), "logits": (8192, 1536)}
 NONE, EXACT, SIGMOID = range(len(GELU))

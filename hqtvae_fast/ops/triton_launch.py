@@ -1,4 +1,4 @@
-"""What every launcher of a Triton kernel asks: may it run on these tensors, and on which device."""
+"""What every launcher of Triton kernels asks: can they run here, on which device, and are they only interpreted."""
 
 from __future__ import annotations
 
@@ -10,36 +10,34 @@ import torch
 from torch import Tensor
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-TRITON_NAMES = {
-    torch.float32: "fp32",
-    torch.bfloat16: "bf16",
-    torch.float16: "fp16",
-    torch.int8: "i8",
-    torch.int32: "i32",
-    torch.int64: "i64",
-}
+TRITON_NAMES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
 
 
-def why_not_triton(*tensors: Tensor | None) -> str | None:
-    """None where our Triton kernels can take these tensors (None: absent ones), else the reason."""
+def why_not(*inputs: Tensor | None) -> str | None:
+    """None where kernels can take these tensors, else the reason. None among them: one that is absent."""
+    tensors = [tensor for tensor in inputs if tensor is not None]
     for tensor in tensors:
-        if tensor is None:
-            continue
         if tensor.is_floating_point() and tensor.dtype not in DTYPES:
             return f"expected fp32, bf16 or fp16; got {tensor.dtype}"
         if tensor.device.type != "cuda" and not interpreted():
             return f"expected tensors on a CUDA device (or TRITON_INTERPRET=1); got {tensor.device}"
     if importlib.util.find_spec("triton") is None:
         return "Triton is not installed"
+    device = next((tensor.device for tensor in tensors if tensor.is_cuda), None)
+    if not torch.cuda.is_available():  # fake tensors, which say how a GPU would be used
+        return None
+    if device is not None and torch.cuda.get_device_capability(device) < (8, 0):
+        major, minor = torch.cuda.get_device_capability(device)
+        return f"expected compute capability 8.0 or above, where tensor cores take bf16 and TF32; got {major}.{minor}"
     return None
 
 
 def interpreted() -> bool:
-    """Whether Triton's interpreter stands in for a GPU: then tensors on the CPU will do."""
+    """Whether Triton runs kernels on the CPU, as it read when they were defined."""
     return os.environ.get("TRITON_INTERPRET") == "1"
 
 
-def on_device_of(x: Tensor) -> contextlib.AbstractContextManager[object]:
+def on(x: Tensor) -> contextlib.AbstractContextManager[object]:
     """Triton launches on the current device, which need not be the tensor's."""
     return torch.cuda.device(x.device) if x.is_cuda else contextlib.nullcontext()
 
