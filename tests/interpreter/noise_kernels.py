@@ -14,6 +14,8 @@ def noise_kernel(seed, step, position, words, noises, N: tl.constexpr):
 
 
 @triton.jit
-def gumbel_kernel(words, noises, N: tl.constexpr):
+def gumbel_kernel(words, noises, roughs, N: tl.constexpr):
     o_n = tl.arange(0, N)
-    tl.store(noises + o_n, kernels.gumbel(tl.load(words + o_n).to(tl.uint32)))
+    b_words = tl.load(words + o_n).to(tl.uint32)
+    tl.store(noises + o_n, kernels.gumbel(b_words))
+    tl.store(roughs + o_n, kernels.rough_gumbel(b_words, True))

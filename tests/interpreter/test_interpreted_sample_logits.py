@@ -26,30 +26,64 @@ def noise_bit_for_bit():
         assert torch.equal(words, wanted)
         assert torch.equal(noises.view(torch.int32), noise.gumbel(wanted).view(torch.int32))
     ends = torch.cat([torch.arange(2**15), torch.arange(2**32 - 2**15, 2**32)])  # both tails
-    noises = torch.zeros(2**16)
-    gumbel_kernel[(1,)](ends, noises, N=2**16)
+    noises, roughs = torch.zeros(2, 2**16)
+    gumbel_kernel[(1,)](ends, noises, roughs, N=2**16)
     assert torch.equal(noises.view(torch.int32), noise.gumbel(ends).view(torch.int32))
 
 
+def the_rough_variate_stays_inside_the_margin():
+    """But for the hardware's logarithm, whose error the margin allows for: here it is exact to the last bit or two."""
+    from noise_kernels import gumbel_kernel, kernels
+
+    ends = torch.cat([torch.arange(2**15), torch.arange(2**32 - 2**15, 2**32)])
+    border = 2**27 + torch.arange(-(2**15), 2**15)  # where the series ends
+    for words in (ends, border, torch.arange(0, 2**32, 2**16)):
+        noises, roughs = torch.zeros(2, 2**16)
+        gumbel_kernel[(1,)](words, noises, roughs, N=2**16)
+        assert float((noises - roughs).abs().max()) < kernels.MARGIN.value / 8
+
+
+def near_ties_are_settled_by_the_exact_score():
+    """With a margin so wide that every code is near, the draw is still the definition's."""
+    import triton.language as tl
+    from noise_kernels import kernels
+
+    def drawn_with(margin):
+        narrow, kernels.MARGIN = kernels.MARGIN, tl.constexpr(margin)
+        try:
+            return draw(logits)
+        finally:
+            kernels.MARGIN = narrow
+
+    logits = torch.randn(12, 30)
+    wanted = draw(logits, "reference")
+    assert torch.equal(draw(logits), wanted)
+    assert torch.equal(drawn_with(1e9), wanted)
+    assert not drawn_with(-1e9).any()  # none is near: the margin that is set is the one that is used
+
+
 def ties_at_the_kth_value_stay():
-    logits = torch.tensor([[3.0, 1.0, 2.0, 2.0, 2.0, 0.0, -0.0]]).expand(30, -1)
-    assert set(draw(logits, top_k=2).tolist()) == {0, 2, 3, 4}
-    zeros = torch.tensor([[0.0, -0.0, -1.0, -2.0]]).expand(25, -1)
+    logits = torch.tensor([[3.0, 1.0, 2.0, 2.0, 2.0, 0.0, -0.0]]).expand(16, -1)
+    drawn = set(draw(logits, top_k=2).tolist())
+    assert drawn <= {0, 2, 3, 4}
+    assert len(drawn & {2, 3, 4}) >= 2  # all tied with the second largest; two would be kept without ties
+    zeros = torch.tensor([[0.0, -0.0, -1.0, -2.0]]).expand(10, -1)
     assert set(draw(zeros, top_k=1 + 1).tolist()) == {0, 1}
     ladder = 1.75 + 2.0**-23 * torch.arange(16)  # neighbours in fp32, some of which are equal once divided by 1.5
     first = int((ladder[1:] / 1.5 == ladder[:-1] / 1.5).nonzero()[0])
-    near = torch.tensor([2.0, float(ladder[first + 1]), float(ladder[first]), -9.0])[None].expand(30, -1)
+    near = torch.tensor([2.0, float(ladder[first + 1]), float(ladder[first]), -9.0])[None].expand(16, -1)
     assert set(draw(near, top_k=2, temperature=1.5).tolist()) == {0, 1, 2}
     assert set(draw(near, top_k=2, temperature=1.0).tolist()) == {0, 1}
-    for k in (2, 3, 7):
+    for k in (2, 7):
         assert torch.equal(draw(logits, top_k=k), draw(logits, "reference", top_k=k))
 
 
 def top_p_keeps_the_first_of_equal_codes():
-    logits = torch.zeros(40, 10)
+    logits = torch.zeros(24, 10)
     assert set(draw(logits, top_p=0.25).tolist()) == {0, 1, 2}  # 0.1 + 0.1 + 0.1 reaches it
     assert set(draw(logits, top_p=1e-6).tolist()) == {0}
-    assert set(draw(logits, top_p=1.0).tolist()) == set(range(10))
+    assert torch.equal(draw(logits, top_p=1.0), draw(logits))
+    assert max(draw(logits).tolist()) > 2
     logits[:, 7] = 1.0
     assert set(draw(logits, top_p=0.4).tolist()) == {0, 1, 7}
     logits[:, :] = float("-inf")
@@ -63,7 +97,7 @@ def greedy_and_infinite():
     assert draw(logits.bfloat16(), top_k=1).tolist() == [1, 0, 2]
     for options in ({}, {"top_p": 0.5}, {"top_k": 3}):
         assert int(draw(logits, **options)[2]) == 2
-        assert set(draw(logits[1:2].expand(25, -1), **options).tolist()) <= {0, 2, 3}
+        assert set(draw(logits[1:2].expand(10, -1), **options).tolist()) <= {0, 2, 3}
 
 
 def nan_is_reported():
@@ -91,7 +125,7 @@ def nan_is_reported():
 
 
 def numbers_in_memory_and_strides():
-    logits = torch.randn(6, 4, 80, generator=torch.Generator().manual_seed(0))
+    logits = torch.randn(2, 3, 80, generator=torch.Generator().manual_seed(0))
     numbers = {"temperature": 0.9, "top_k": 20, "top_p": 0.7}
     plain = draw(logits, **numbers)
     held = {
@@ -101,19 +135,19 @@ def numbers_in_memory_and_strides():
         "step": torch.tensor(5),
         "position": torch.tensor(2),
     }
-    local = torch.full((6, 9), -1)
-    draw(logits, out=local[:, 3:7], **held)
-    assert torch.equal(local[:, 3:7], plain)
-    assert set(local[:, :3].flatten().tolist()) | set(local[:, 7:].flatten().tolist()) == {-1}
+    local = torch.full((2, 9), -1)
+    draw(logits, out=local[:, 3:6], **held)
+    assert torch.equal(local[:, 3:6], plain)
+    assert set(local[:, :3].flatten().tolist()) | set(local[:, 6:].flatten().tolist()) == {-1}
     held["step"].add_(1)
     held["top_k"].fill_(1)
     assert torch.equal(draw(logits, **held), logits.argmax(dim=2))
-    wide = torch.randn(6, 9, 100)[:, 2:6, :80]
+    wide = torch.randn(2, 9, 100)[:, 2:5, :80]
     assert torch.equal(draw(wide, **numbers), draw(wide.clone(), **numbers))
-    steps, positions = torch.arange(6) + 3, torch.arange(6) * 2
-    for g in range(4):  # [B, K] rows with coordinates of their own
-        alone = draw(logits[:, g], **numbers, **{"step": steps, "position": positions + g})
-        assert torch.equal(alone, draw(logits, **numbers, **{"step": steps, "position": positions})[:, g])
+    steps, positions = torch.arange(2) + 3, torch.arange(2) * 2
+    together = draw(logits, **numbers, step=steps, position=positions)
+    for g in range(3):  # [B, K] rows with coordinates of their own
+        assert torch.equal(draw(logits[:, g], **numbers, step=steps, position=positions + g), together[:, g])
 
 
 def long_rows_are_refused():
@@ -125,6 +159,8 @@ CHECKS = {
     check.__name__: check
     for check in (
         noise_bit_for_bit,
+        the_rough_variate_stays_inside_the_margin,
+        near_ties_are_settled_by_the_exact_score,
         ties_at_the_kth_value_stay,
         top_p_keeps_the_first_of_equal_codes,
         greedy_and_infinite,

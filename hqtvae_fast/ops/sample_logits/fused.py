@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from hqtvae_fast.ops import triton_launch
-from hqtvae_fast.ops.triton_launch import on, power_of_2
+from hqtvae_fast.ops.triton_launch import interpreted, on, power_of_2
 
 LARGEST = 1 << 13
 """The longest row whose values stay in registers, 16 a thread of 16 warps; twice as many spill in fp32."""
@@ -59,6 +59,7 @@ def sample_logits(
             *(step_B.stride(0), position_B.stride(0)),
             BITS=8 * logits_BGK.dtype.itemsize,
             CODES=codes(K),
+            INTERPRET=interpreted(),
             num_warps=warps(K),
             enable_fp_fusion=False,
         )

@@ -157,7 +157,7 @@ def variants(arch: int) -> list[Variant]:
             signature = pointers | dict.fromkeys(["G", "K", *strides], "i32")
             name = f"draw {K} {TRITON_NAMES[dtype]}"
             aligned = ("logits", "K", "stride_b", "stride_g")
-            constants = {"BITS": 8 * dtype.itemsize, "CODES": fused.codes(K)}
+            constants = {"BITS": 8 * dtype.itemsize, "CODES": fused.codes(K), "INTERPRET": False}
             launch = (aligned, fused.warps(K), 1)
             made.append(Variant(name, kernels.draw_kernel, signature, constants, *launch, fp_fusion=False))
     return made
