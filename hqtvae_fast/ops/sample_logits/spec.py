@@ -24,9 +24,10 @@ SMALL_CASES = (
     Case("no filter", {"B": 5, "G": 2, "K": 100, "k": 0, "p": 0}),
     Case("greedy", {"B": 5, "G": 2, "K": 100, "k": 1, "p": 0}),
     Case("top-k", {"B": 5, "G": 1, "K": 100, "k": 7, "p": 0}, torch.bfloat16),
-    # So flat that a code too many would be drawn: the edge itself is seen.
+    # So flat (percent of the usual spread) that a code too many would be drawn: the edge itself is seen.
     Case("top-k of a flat row", {"B": 16, "G": 1, "K": 8, "k": 3, "p": 0, "flat": 1}),
     Case("top-p of a flat row", {"B": 16, "G": 1, "K": 8, "k": 0, "p": 300, "flat": 1}, torch.bfloat16),
+    Case("top-p of equal codes", {"B": 16, "G": 1, "K": 8, "k": 0, "p": 300, "flat": 0}),
     Case("top-p", {"B": 5, "G": 4, "K": 64, "k": 0, "p": 600}),
     Case("both", {"B": 5, "G": 1, "K": 33, "k": 20, "p": 800}, torch.float16),
     Case("one code", {"B": 3, "G": 1, "K": 1, "k": 1, "p": 500}),
@@ -44,7 +45,7 @@ def make_inputs(case: Case, device: torch.device, seed: int) -> Inputs:
     generator = torch.Generator().manual_seed(seed)
     logits = 3 * torch.randn(B, G, K, generator=generator)
     if "flat" in case.sizes:
-        logits *= 0.01
+        logits *= case["flat"] / 100
     else:
         logits[:, 0] = logits[:, 0].round()
     if K > 1:
