@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from hqtvae_fast.config import TransformerConfig
-from hqtvae_fast.engine.cache import KVCache
+from hqtvae_fast.engine.fused_step import FusedStep
+from hqtvae_fast.engine.step import ENGINES, Engine, LevelLogits, ReferenceStep, Step
 from hqtvae_fast.model import HQTransformer
-from hqtvae_fast.model.layers import Blocks
 from hqtvae_fast.model.pyramid import to_local, to_maps
 from hqtvae_fast.ops.sample_logits import check_sampling, sample_logits
 
@@ -48,6 +48,7 @@ def draw_codes(
     *,
     given_top_codes: Tensor | None = None,
     on_step: OnStep | None = None,
+    engine: Engine | None = None,
 ) -> tuple[Tensor, ...]:
     """Draw code maps, int64 [B, h, w] a predicted level, top first.
 
@@ -61,84 +62,116 @@ def draw_codes(
     if config.scrambled_middle:
         raise ValueError("scrambled_middle: this model needs codes that are not drawn yet; it can only be evaluated")
     params.check(config)
-    body_cache, head_cache = _make_caches(model, batch)
-    local_BTN = torch.zeros(batch, config.num_steps, config.num_local, dtype=torch.int64, device=seeds.device)
-    if given_top_codes is not None:
-        local_BTN[:, :, :1] = _check_given(given_top_codes, config, batch)
-    invalid = torch.zeros((), dtype=torch.bool, device=seeds.device)
-    x_BSD = model.prefix(condition, batch)
-    for step in range(config.num_steps):
-        h_BD = model.run_body(x_BSD, body_cache)[:, -1]
-        head_cache.reset()
-        for group in config.groups:
-            if given_top_codes is not None and group == range(1):
-                model.head.skip(h_BD, head_cache)
-                continue
-            logits = model.head.draw(h_BD, local_BTN[:, step], group, head_cache)
-            keep_top = given_top_codes is not None and group.start == 0
-            _draw_group(logits, local_BTN[:, step], group, step, config, params, seeds, keep_top)
-            if seeds.device.type != "cpu":  # there, sample_logits has looked
-                invalid |= torch.stack([level.isnan().any() for level in logits]).any()
-        if step + 1 < config.num_steps:
-            x_BSD = model.embedding(local_BTN[:, step : step + 1], range(step, step + 1))
+    given = None if given_top_codes is None else _check_given(given_top_codes, config, batch)
+    run = StepRunner.make(model, condition, seeds, params, given=given, engine=engine)
+    for index in range(config.num_steps):
+        run(index)
         if on_step is not None:
             on_step()
-    if bool(invalid):
+    if bool(run.draw.invalid):
         raise ValueError("the model gave NaN logits: expected finite weights in a dtype that holds its activations")
-    return to_maps(local_BTN, config.side, config.level_widths)
+    return to_maps(run.local_BTN, config.side, config.level_widths)
 
 
-def _draw_group(
-    logits: list[Tensor],
-    local_BN: Tensor,
-    group: range,
-    step: int,
-    config: TransformerConfig,
-    params: SamplingParams,
-    seeds: Tensor,
-    keep_top: bool,
-) -> None:
-    """Draw a group's codes into ``local_BN``, one call for all positions of a level."""
-    for level in sorted({config.local_levels[q] for q in group}):
-        positions = [q for q in group if config.local_levels[q] == level and not (keep_top and q == 0)]
-        if not positions:
-            continue
-        count = len(positions)
-        rows_MK = torch.cat([logits[q - group.start] for q in positions])  # position-major rows
-        drawn_M = sample_logits(
-            rows_MK,
-            temperature=params.temperature[level],
-            top_k=params.top_k[level],
-            top_p=params.top_p[level],
-            seeds=seeds.repeat(count),
-            step=step + _noise_offset(config),
-            position=torch.tensor(positions, device=seeds.device).repeat_interleave(len(seeds)),
+@dataclass(frozen=True)
+class StepRunner:
+    """The loop's step over named static buffers: called with 0, 1, ..., T - 1 it fills ``local_BTN``. Inside, nothing
+    is sent to the device and nothing waits for it."""
+
+    config: TransformerConfig
+    step: Step
+    draw: _Draw
+    condition: Tensor | None
+    local_BTN: Tensor
+    keep_top: bool
+    """Whether the top codes were given."""
+
+    @classmethod
+    def make(
+        cls,
+        model: HQTransformer,
+        condition: Tensor | None,
+        seeds: Tensor,
+        params: SamplingParams,
+        *,
+        given: Tensor | None = None,
+        engine: Engine | None = None,
+    ) -> StepRunner:
+        """Allocates everything. ``given``: top codes [B, T, 1]."""
+        config, batch = model.config, len(seeds)
+        local_BTN = torch.zeros(batch, config.num_steps, config.num_local, dtype=torch.int64, device=seeds.device)
+        if given is not None:
+            local_BTN[:, :, :1] = given
+        draw = _Draw.on_device(params, seeds, _noise_offset(config), config)
+        return cls(config, make_step(model, batch, engine), draw, condition, local_BTN, given is not None)
+
+    def __call__(self, index: int) -> None:
+        """The body at one position, then the head's groups in order, each drawn."""
+        h_BD, local_BN = self.step.body(index, self.condition, self.local_BTN), self.local_BTN[:, index]
+        for group in self.config.groups:
+            if self.keep_top and group == range(1):
+                self.step.skip(h_BD)
+                continue
+            for part in self.step.head(h_BD, local_BN, group):
+                if not self.keep_top or part.first > 0:
+                    self.draw(part, local_BN, index)
+
+
+def make_step(model: HQTransformer, batch: int, engine: Engine | None = None) -> Step:
+    """Who runs the steps: "fused", the kernels of :mod:`hqtvae_fast.ops`, or "reference", the model's own modules.
+    None: the kernels on a GPU, the modules on a CPU, where they have packed weights. Raises ValueError on another."""
+    if engine is None:
+        engine = "fused" if model.norm.weight.is_cuda else "reference"
+    if engine not in ENGINES:
+        raise ValueError(f"engine: expected one of {', '.join(ENGINES)}; got {engine!r}")
+    return FusedStep(model, batch) if engine == "fused" else ReferenceStep(model, batch)
+
+
+@dataclass(frozen=True)
+class _Draw:
+    """Draws codes with everything that it needs on the device, so that inside the loop nothing is sent there."""
+
+    seeds: Tensor
+    numbers: Tensor
+    """0, 1, 2, ...: steps and positions."""
+    first_step: int
+    temperature: Tensor
+    top_k: Tensor
+    top_p: Tensor
+    invalid: Tensor
+
+    @classmethod
+    def on_device(cls, params: SamplingParams, seeds: Tensor, first_step: int, config: TransformerConfig) -> _Draw:
+        device, levels = seeds.device, range(config.num_levels)
+        top_k, top_p = (params.top_k[level] or config.codebook_sizes[level] for level in levels), params.top_p
+        return cls(
+            seeds,
+            torch.arange(first_step + config.num_steps + config.num_local, device=device),
+            first_step,
+            torch.tensor(params.temperature, dtype=torch.float32, device=device),
+            torch.tensor(list(top_k), dtype=torch.int64, device=device),
+            torch.tensor([1.0 if p is None else p for p in top_p], dtype=torch.float32, device=device),
+            torch.zeros((), dtype=torch.bool, device=device),
         )
-        local_BN[:, positions[0] : positions[-1] + 1] = drawn_M.view(count, -1).T
+
+    def __call__(self, part: LevelLogits, local_BN: Tensor, index: int) -> None:
+        """Draw the codes of a group that are of one level, into ``local_BN``."""
+        sample_logits(
+            part.logits,
+            temperature=self.temperature[part.level],
+            top_k=self.top_k[part.level],
+            top_p=self.top_p[part.level],
+            seeds=self.seeds,
+            step=self.numbers[self.first_step + index],
+            position=self.numbers[part.first],
+            out=local_BN[:, part.first : part.first + part.logits.shape[1]],
+            invalid=self.invalid,
+        )
 
 
 def _noise_offset(config: TransformerConfig) -> int:
     """A refiner draws with the seeds of the prior before it: its steps are numbered on, so that no noise is reused."""
     return config.prefix_length if config.condition == "codes" else 0
-
-
-def _make_caches(model: HQTransformer, batch: int) -> tuple[KVCache, KVCache]:
-    config, weight = model.config, model.norm.weight
-
-    def make(blocks: Blocks | None, heads: int, capacity: int) -> KVCache:
-        return KVCache(
-            layers=0 if blocks is None else len(blocks.layers),
-            batch=batch,
-            heads=heads,
-            capacity=capacity,
-            width=config.dim // heads,
-            dtype=weight.dtype,
-            device=weight.device,
-        )
-
-    head_blocks = getattr(model.head, "blocks", None)
-    body = make(model.body, config.body.num_heads, config.prefix_positions + config.num_steps - 1)
-    return body, make(head_blocks, config.head.num_heads, config.num_local)
 
 
 def _check_given(given: Tensor, config: TransformerConfig, batch: int) -> Tensor:

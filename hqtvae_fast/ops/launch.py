@@ -1,0 +1,60 @@
+"""What every launcher of a Triton kernel asks: may it run on these tensors, and on which device."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import os
+
+import torch
+from torch import Tensor
+
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+TRITON_NAMES = {
+    torch.float32: "fp32",
+    torch.bfloat16: "bf16",
+    torch.float16: "fp16",
+    torch.int8: "i8",
+    torch.int32: "i32",
+    torch.int64: "i64",
+}
+
+
+def why_not_triton(*tensors: Tensor | None) -> str | None:
+    """None where our Triton kernels can take these tensors (None: absent ones), else the reason."""
+    for tensor in tensors:
+        if tensor is None:
+            continue
+        if tensor.is_floating_point() and tensor.dtype not in DTYPES:
+            return f"expected fp32, bf16 or fp16; got {tensor.dtype}"
+        if tensor.device.type != "cuda" and not interpreted():
+            return f"expected tensors on a CUDA device (or TRITON_INTERPRET=1); got {tensor.device}"
+    if importlib.util.find_spec("triton") is None:
+        return "Triton is not installed"
+    return None
+
+
+def interpreted() -> bool:
+    """Whether Triton's interpreter stands in for a GPU: then tensors on the CPU will do."""
+    return os.environ.get("TRITON_INTERPRET") == "1"
+
+
+def on_device_of(x: Tensor) -> contextlib.AbstractContextManager[object]:
+    """Triton launches on the current device, which need not be the tensor's."""
+    return torch.cuda.device(x.device) if x.is_cuda else contextlib.nullcontext()
+
+
+def power_of_2(number: int) -> int:
+    """The least power of 2 that is not below ``number``."""
+    return 1 << (number - 1).bit_length()
+
+
+def rows(x: Tensor) -> Tensor:
+    """[..., D] as [M, D] with each row's values next to each other; a slice of one token's positions is not copied."""
+    x_MD = x.reshape(-1, x.shape[-1])
+    return x_MD if x_MD.stride(1) == 1 else x_MD.contiguous()
+
+
+def row_warps(width: int) -> int:
+    """Warps for a program that holds a row in registers: at most 16 values a thread. Not yet measured on a GPU."""
+    return min(16, max(1, power_of_2(width) // 512))
