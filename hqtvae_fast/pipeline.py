@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import os
-import warnings
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import closing
 from typing import Any, Literal
 
@@ -15,7 +14,7 @@ from torch import Tensor
 from hqtvae_fast import checkpoint as checkpoints
 from hqtvae_fast.checkpoint import Checkpoint
 from hqtvae_fast.config import HQTVAEConfig
-from hqtvae_fast.engine import Batch, Cutter, Finished, Job, decode_codes, draw_codes, generate
+from hqtvae_fast.engine import Batch, Cutter, Executor, Finished, Job, decode_codes, generate
 from hqtvae_fast.hardware import default_dtype
 from hqtvae_fast.images import to_tensor
 from hqtvae_fast.model import HQVAE, HQTransformer
@@ -44,8 +43,10 @@ DEFAULT_BATCH = {"cuda": 50, "cpu": 8}  # the paper's protocol; enough rows on a
 class HQTVAEPipeline:
     """A checkpoint, ready to draw. Make one with :meth:`from_pretrained`."""
 
-    def __init__(self, checkpoint: Checkpoint, *, device: Any = None, dtype: Any = None) -> None:
-        self._checkpoint = checkpoint
+    def __init__(
+        self, checkpoint: Checkpoint, *, device: Any = None, dtype: Any = None, graphs: bool | None = None
+    ) -> None:
+        self._checkpoint, self._graphs = checkpoint, graphs
         self.tokenizer = _load_tokenizer(checkpoint)
         self.device = _pick_device(device)
         self._wanted_dtype: torch.dtype | None = None
@@ -59,20 +60,22 @@ class HQTVAEPipeline:
         device: str | torch.device | None = None,
         dtype: torch.dtype | str | None = None,
         refiner: str | os.PathLike[str] | None = None,
+        graphs: bool | None = None,
     ) -> HQTVAEPipeline:
         """Open a released directory, one of ours, or a Hub repository.
 
         ``device`` defaults to the GPU where there is one. ``dtype`` (a torch dtype, or fp32, bf16, fp16) is what the
         transformer and the decoder compute in; the default is bf16 where the processor has it, else fp32. Encoding
         always runs in fp32. ``refiner``: the second checkpoint of a globally conditioned model, which draws the
-        bottom map. Raises :class:`hqtvae_fast.checkpoint.CheckpointError`, a ValueError, naming the file.
+        bottom map. ``graphs``: capture each batch size's work as CUDA graphs and replay them; None: on a GPU. Raises
+        :class:`hqtvae_fast.checkpoint.CheckpointError`, a ValueError, naming the file.
         """
         device = _pick_device(device)  # before gigabytes are read
         dtype = None if dtype is None else _pick_dtype(dtype)
         checkpoint = checkpoints.load(path_or_hub_id)
         if refiner is not None:
             checkpoint = checkpoints.with_refiner(checkpoint, checkpoints.load(refiner))
-        return cls(checkpoint, device=device, dtype=dtype)
+        return cls(checkpoint, device=device, dtype=dtype, graphs=graphs)
 
     @property
     def config(self) -> HQTVAEConfig:
@@ -99,6 +102,7 @@ class HQTVAEPipeline:
         self.vae.fold_upsampling().set_decoder_dtype(self.dtype)
         for model in self._models():
             pack_linears(model.to(device=self.device, dtype=self.dtype).eval())
+        self._executor = Executor(self._models(), self.vae, self.device, self._graphs)
         return self
 
     def _models(self) -> list[HQTransformer]:
@@ -228,43 +232,21 @@ class HQTVAEPipeline:
         check_choice("deterministic", deterministic or "batch", ("batch",))
         total = len(request.seeds)
         limit = batch_size or DEFAULT_BATCH.get(self.device.type, DEFAULT_BATCH["cpu"])
-        cutter = Cutter(total, limit, fixed=deterministic == "batch")
+        cutter = Cutter(total, limit, fixed=deterministic == "batch", buckets=self._executor.graphs is not None)
         steps = sum(model.config.num_steps for model in self._models()) * -(-total // limit)
 
         def work() -> Generator[Finished, None, None]:
             with drawing_bar(f"Drawing {total} image{'s' if total > 1 else ''}", steps, shown=progress) as on_step:
-                job = Job(
-                    draw=lambda batch: self._draw(request, batch, on_step),
-                    decode=self._decode_drawn if decode else None,
-                    describe=request.describe,
-                )
+
+                def draw(batch: Batch, invalid: Tensor) -> tuple[Tensor, ...]:
+                    rows = request.rows(batch.start, batch.count, self.device, padded=batch.size)
+                    given = rows.given
+                    return self._executor.draw(rows.condition, rows.seeds, rows.params, given, invalid, on_step)
+
+                job = Job(draw, self._executor.decode if decode else None, request.describe)
                 yield from generate(job, cutter, self.device)
 
         return work()
-
-    def _draw(self, request: Request, batch: Batch, on_step: Callable[[], None]) -> tuple[Tensor, ...]:
-        """Codes of a batch, all levels that this checkpoint knows: top codes are drawn, or kept if given."""
-        rows = request.rows(batch.start, batch.count, self.device, padded=batch.size)
-        given, seeds = rows.given, rows.seeds
-        models = list(zip(self._models(), rows.params, strict=True))
-        prior, params = models[0]
-        if prior.config.decoding != "global":
-            return draw_codes(prior, rows.condition, seeds, params, given_top_codes=given, on_step=on_step)
-        if given is None:
-            (given,) = draw_codes(prior, rows.condition, seeds, params, on_step=on_step)
-        codes = [given]
-        for model, params in models:
-            if model.config.condition == "codes":
-                codes += draw_codes(model, given.flatten(1), seeds, params, on_step=on_step)
-        return tuple(codes)
-
-    def _decode_drawn(self, codes: Sequence[Tensor]) -> Tensor:
-        missing = self.config.vae.num_levels - len(codes)
-        if missing:
-            warnings.warn(
-                "the checkpoint draws top codes only (give a refiner for the rest): pictures are coarse", stacklevel=3
-            )
-        return decode_codes(self.vae, [*codes, *[None] * missing])
 
     def _tokens(self, prompts: Sequence[str]) -> Tensor:
         if self.tokenizer is None:

@@ -12,7 +12,7 @@ from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
 
 from hqtvae_fast import HQTVAEPipeline
-from hqtvae_fast.engine import GenerationError
+from hqtvae_fast.engine import Executor, GenerationError
 from hqtvae_fast.text import PromptTokenizer
 
 QUIET = {"progress": False}
@@ -251,24 +251,24 @@ def test_a_stream_refuses_at_once(class_pipeline):
 
 
 def test_a_stream_that_is_left_draws_no_more(class_pipeline, monkeypatch):
-    original, batches = HQTVAEPipeline._draw, []
+    original, batches = Executor.draw, []
 
-    def counted(self, request, batch, on_step):
-        batches.append(batch.start)
-        return original(self, request, batch, on_step)
+    def counted(self, *rows):
+        batches.append(len(rows[1]))
+        return original(self, *rows)
 
-    monkeypatch.setattr(HQTVAEPipeline, "_draw", counted)
+    monkeypatch.setattr(Executor, "draw", counted)
     for image in class_pipeline.stream(1, num_images=50, batch_size=2):
         if image.index == 3:
             break
-    assert batches == [0, 2]
+    assert batches == [2, 2]
 
 
 def test_errors_name_the_images(class_pipeline, monkeypatch):
     def broken(*_, **__):
         raise RuntimeError("device-side assert triggered")
 
-    monkeypatch.setattr("hqtvae_fast.pipeline.draw_codes", broken)
+    monkeypatch.setattr("hqtvae_fast.engine.executor.draw_codes", broken)
     with pytest.raises(GenerationError, match=r"images 0 to 2 \(classes 1, 2, 3; seeds 7, 8, 9\): device-side assert"):
         class_pipeline([1, 2, 3], seed=[7, 8, 9], **QUIET)
 

@@ -29,17 +29,19 @@ class Batch:
 class Cutter:
     """Cuts a request of ``total`` images into batches of at most ``limit``, from the front.
 
-    ``fixed``: every batch is computed with ``limit`` rows, however few images are left, so that its matrix products
-    have the same shapes, and an image the same bits, in every request.
+    ``buckets``: a batch is computed with as many rows as the smallest of ``BUCKETS`` that holds it, so that few sizes
+    are captured for many requests. ``fixed``: every batch is computed with ``limit`` rows, however few images are left,
+    so that its matrix products have the same shapes, and an image the same bits, in every request.
     """
 
-    def __init__(self, total: int, limit: int, *, fixed: bool = False) -> None:
-        self.total, self.limit, self.fixed = total, limit, fixed
+    def __init__(self, total: int, limit: int, *, buckets: bool = False, fixed: bool = False) -> None:
+        self.total, self.limit, self.buckets, self.fixed = total, limit, buckets, fixed
 
     def next(self, start: int) -> Batch:
         """The batch that begins with image ``start``."""
         count = min(self.limit, self.total - start)
-        return Batch(start, count, self.limit if self.fixed else count)
+        sizes = [size for size in BUCKETS if count <= size <= self.limit] if self.buckets else [count]
+        return Batch(start, count, self.limit if self.fixed or not sizes else sizes[0])
 
     def shrink(self, failed: Batch) -> bool:
         """Smaller batches from now on, after one ran out of memory; whether that is possible. Says so, in a warning."""

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from hqtvae_fast.engine.batches import Batch, Cutter, is_out_of_memory
+from hqtvae_fast.engine.loop import NAN_LOGITS
 
 Codes = tuple[Tensor, ...]
 
@@ -38,11 +39,12 @@ class Finished:
 
 @dataclass(frozen=True)
 class Job:
-    """What is done with each batch, in order: ``draw`` gives the codes of its rows, ``decode`` (None: not wanted) the
-    pictures of codes. Both only issue work on the device's current stream. ``describe`` names a batch to a user."""
+    """What is done with each batch, in order: ``draw`` gives the codes of its rows and sets a bool scalar where logits
+    were NaN, ``decode`` (None: not wanted) gives the pictures of the first rows of codes, as many as are asked for.
+    Both only issue work on the device's current stream. ``describe`` names a batch to a user."""
 
-    draw: Callable[[Batch], Codes]
-    decode: Callable[[Codes], Tensor] | None
+    draw: Callable[[Batch, Tensor], Codes]
+    decode: Callable[[Codes, int], Tensor] | None
     describe: Callable[[Batch], str]
 
 
@@ -108,13 +110,24 @@ def _named(job: Job, batch: Batch) -> Iterator[None]:
 class _InFlight:
     """A batch whose work has been issued. Holds what the device still reads until it is done."""
 
-    def __init__(self, batch: Batch, held: Any, codes: Codes, images: Tensor | None, done: torch.cuda.Event | None):
-        self.batch, self._held, self.codes, self.images, self.done = batch, held, codes, images, done
+    def __init__(
+        self,
+        batch: Batch,
+        held: Any,
+        codes: Codes,
+        images: Tensor | None,
+        invalid: Tensor,
+        done: torch.cuda.Event | None,
+    ) -> None:
+        self.batch, self._held, self.codes, self.images = batch, held, codes, images
+        self.invalid, self.done = invalid, done
 
     def wait(self) -> Finished:
         if self.done is not None:
             self.done.synchronize()
         self._held = None
+        if bool(self.invalid):
+            raise ValueError(NAN_LOGITS)
         return Finished(self.batch, self.codes, self.images)
 
 
@@ -131,16 +144,18 @@ class _Lanes:
 
     def issue(self, job: Job, batch: Batch) -> _InFlight:
         with self._on(self.drawing):
-            drawn = job.draw(batch)
+            invalid = torch.zeros((), dtype=torch.bool, device=self.device)
+            drawn = job.draw(batch, invalid)
         if self.decoding is not None and self.drawing is not None:
             self.decoding.wait_stream(self.drawing)
         with self._on(self.decoding):
             kept = tuple(level[: batch.count] for level in drawn)
-            images = None if job.decode is None else job.decode(kept)
+            images = None if job.decode is None else job.decode(drawn, batch.count)
             codes = tuple(self._to_host(level) for level in kept)
             pictures = None if images is None else self._to_host(images)
+            wrong = self._to_host(invalid)
             done = torch.cuda.current_stream(self.device).record_event() if self.device.type == "cuda" else None
-        return _InFlight(batch, (drawn, images), codes, pictures, done)
+        return _InFlight(batch, (drawn, images, invalid), codes, pictures, wrong, done)
 
     def _on(self, stream: torch.cuda.Stream | None) -> Any:
         return nullcontext() if stream is None else torch.cuda.stream(stream)

@@ -13,8 +13,8 @@ from conftest import GOLDEN, golden_values
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from hqtvae_fast import HQTVAEPipeline
 from hqtvae_fast.cli.codes import write_codes
+from hqtvae_fast.engine import Executor
 
 from .conftest import RESOLUTION, Result, Run, assert_one_line_error, pixels, sheet_size
 
@@ -83,15 +83,15 @@ def test_an_interruption_leaves_what_is_finished(sample: Any, tmp_path: Path, mo
     arguments = ("--classes", "0-4", "--batch-size", "2", "--out-dir", "files", "--out", "sheet.png", "--save-codes")
     assert sample(CLASSES, *arguments, "whole.safetensors").code == 0
     whole = {file.name: pixels(file) for file in (tmp_path / "files").iterdir()}
-    original, batches = HQTVAEPipeline._draw, []
+    original, batches = Executor.draw, []
 
-    def stopped(self: HQTVAEPipeline, request: Any, batch: Any, on_step: Any) -> Any:
-        batches.append(batch)
+    def stopped(self: Executor, *rows: Any) -> Any:
+        batches.append(rows)
         if len(batches) > 2:
             raise KeyboardInterrupt
-        return original(self, request, batch, on_step)
+        return original(self, *rows)
 
-    monkeypatch.setattr(HQTVAEPipeline, "_draw", stopped)
+    monkeypatch.setattr(Executor, "draw", stopped)
     result = sample(CLASSES, *arguments, "part.safetensors", "--out-dir", "part")
     assert result.code == 130
     assert "wrote 4 pictures into part" in result.out

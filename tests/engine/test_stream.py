@@ -32,14 +32,22 @@ def test_fixed_batches_are_padded():
     assert cuts(2, 8, fixed=True) == [(0, 2, 8)]
 
 
-def draw(batch: Batch) -> tuple[torch.Tensor, ...]:
+def test_buckets_hold_what_is_left():
+    cutter = Cutter(7, 50, buckets=True)
+    assert cutter.next(0) == Batch(0, 7, 8)
+    assert Cutter(200, 50, buckets=True).next(150) == Batch(150, 50, 50)
+    assert Cutter(45, 60, buckets=True).next(0) == Batch(0, 45, 50)
+    assert Cutter(55, 60, buckets=True).next(0) == Batch(0, 55, 60)  # no bucket of that size: the limit itself
+
+
+def draw(batch: Batch, invalid: torch.Tensor) -> tuple[torch.Tensor, ...]:
     """Codes that name the image: its index, and nine in the padding."""
     own = torch.arange(batch.start, batch.stop)
     return (torch.cat([own, torch.full((batch.size - batch.count,), 9)])[:, None, None],)
 
 
-def decode(codes: tuple[torch.Tensor, ...]) -> torch.Tensor:
-    return codes[0][:, None].float() / 10
+def decode(codes: tuple[torch.Tensor, ...], count: int) -> torch.Tensor:
+    return codes[0][:count, None].float() / 10
 
 
 def describe(batch: Batch) -> str:
@@ -65,9 +73,9 @@ def test_nothing_is_done_that_is_not_asked_for():
     """A consumer that stops ends the drawing; no thread is left."""
     drawn, threads = [], threading.active_count()
 
-    def counted(batch):
+    def counted(batch, invalid):
         drawn.append(batch.start)
-        return draw(batch)
+        return draw(batch, invalid)
 
     stream = generate(job(counted), Cutter(100, 2), CPU)
     assert drawn == []
@@ -82,9 +90,9 @@ def test_nothing_is_done_that_is_not_asked_for():
 def test_a_consumer_that_fails_ends_the_drawing():
     drawn = []
 
-    def counted(batch):
+    def counted(batch, invalid):
         drawn.append(batch.start)
-        return draw(batch)
+        return draw(batch, invalid)
 
     def consume():
         for batch in generate(job(counted), Cutter(100, 2), CPU):
@@ -97,11 +105,11 @@ def test_a_consumer_that_fails_ends_the_drawing():
 
 
 def fails_above(limit: int, error: Exception, drawn: list[int]):
-    def limited(batch):
+    def limited(batch, invalid):
         if batch.size > limit:
             raise error
         drawn.append(batch.size)
-        return draw(batch)
+        return draw(batch, invalid)
 
     return limited
 
@@ -126,10 +134,10 @@ def test_less_memory_makes_smaller_batches_and_says_so(error):
 
 
 def test_decoding_may_run_out_of_memory_too():
-    def limited(codes):
+    def limited(codes, count):
         if len(codes[0]) > 1:
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return decode(codes)
+        return decode(codes, count)
 
     with pytest.warns(UserWarning, match="going on with 1"):
         finished = list(generate(job(decode=limited), Cutter(3, 2), CPU))
@@ -148,21 +156,40 @@ def test_fixed_batches_do_not_shrink():
 
 
 def test_a_failing_device_names_the_batch():
-    def broken(batch):
+    def broken(batch, invalid):
         if batch.start == 2:
             raise RuntimeError("CUDA error: an illegal memory access was encountered\nmore lines")
-        return draw(batch)
+        return draw(batch, invalid)
 
     with pytest.raises(GenerationError, match=r"^images 2 to 3: CUDA error: an illegal memory access was encountered$"):
         list(generate(job(broken), Cutter(6, 2), CPU))
 
 
 def test_bad_values_stay_value_errors():
-    def broken(batch):
+    def broken(batch, invalid):
         raise ValueError("the model gave NaN logits")
 
     with pytest.raises(ValueError, match="images 0 to 1: the model gave NaN logits"):
         list(generate(job(broken), Cutter(2, 2), CPU))
+
+
+def test_nan_logits_are_found_when_the_batch_is_done():
+    """On a GPU they are only known then; nothing waits for that before the decode is issued."""
+    decoded = []
+
+    def wrong(batch, invalid):
+        invalid |= batch.start == 2
+        return draw(batch, invalid)
+
+    def counted(codes, count):
+        decoded.append(int(codes[0][0]))
+        return decode(codes, count)
+
+    stream = generate(job(wrong, counted), Cutter(6, 2), CPU)
+    next(stream)
+    with pytest.raises(ValueError, match="images 2 to 3: the model gave NaN logits"):
+        next(stream)
+    assert decoded == [0, 2]
 
 
 def test_enough_memory_warns_of_nothing():
@@ -179,10 +206,10 @@ def test_a_batch_is_drawn_ahead_on_a_gpu():
     device = torch.device("cuda")
     issued = []
 
-    def ahead(batch):
+    def ahead(batch, invalid):
         issued.append(batch.start)
         torch.cuda._sleep(10_000_000)
-        return tuple(level.to(device) for level in draw(batch))
+        return tuple(level.to(device) for level in draw(batch, invalid))
 
     stream = generate(job(ahead), Cutter(6, 2), device)
     first = next(stream)
@@ -197,7 +224,7 @@ def test_both_orders_give_the_same_on_a_gpu():
     device = torch.device("cuda")
     weight = torch.randn(512, 512, device=device)
 
-    def drawn(batch):
+    def drawn(batch, invalid):
         value = torch.full((batch.size, 512), float(batch.start), device=device)
         for _ in range(50):
             value = (value @ weight).clamp(-1, 1)
