@@ -1,7 +1,8 @@
 """A step on the fused operations of :mod:`hqtvae_fast.ops`: at most eight kernels a transformer block.
 
 A block is four products with what lies between them fused: the projection's bias, the cache and the softmax in one
-attention kernel; residual, bias and the LayerNorm that the next product reads in one; bias and GELU in one. So a stack
+attention kernel; residual, bias and the LayerNorm that the next product reads in one; bias and GELU in one, or, for up
+to 16 rows on a GPU, in the product itself, which is then our own kernel and not the library's. So a stack
 is entered with a LayerNorm and each block hands the next one its input already normalised; the last one takes the
 LayerNorm that follows the stack. Positions and steps are read from the device, where a captured graph finds them.
 
@@ -21,8 +22,9 @@ from hqtvae_fast.engine.embed import BodyEmbedding, HeadEmbedding
 from hqtvae_fast.engine.step import LevelLogits, make_caches, split_group
 from hqtvae_fast.model import HQTransformer
 from hqtvae_fast.model.head import CodeHead, PyramidHead
-from hqtvae_fast.model.layers import Block, Blocks
-from hqtvae_fast.ops import add_layer_norm, bias_gelu, decode_attention, local_attention
+from hqtvae_fast.model.layers import MLP, Block, Blocks
+from hqtvae_fast.ops import add_layer_norm, bias_gelu, decode_attention, linear, local_attention, prefill_attention
+from hqtvae_fast.ops.linear.fused import MOST_ROWS, Workspace
 
 Attend = Callable[[Tensor, "Tensor | None", int], Tensor]
 """(q/k/v [B, T, 3, H, E] without their bias, the bias, the layer's number) -> [B, T, D]."""
@@ -38,6 +40,7 @@ class FusedStep:
         self.caches = make_caches(model, batch)
         self.numbers = torch.arange(config.prefix_positions + config.num_steps, device=device)
         self.embedding = BodyEmbedding(model)
+        self.workspace = Workspace.on(device)
         self.head_embedding = HeadEmbedding(model.head) if isinstance(model.head, PyramidHead) else None
 
     def body(self, step: int, condition: Tensor | None, local_BTN: Tensor) -> Tensor:
@@ -45,21 +48,21 @@ class FusedStep:
         cached = model.config.prefix_positions - 1 + step
         if step == 0:
             x_BSD = model.prefix(condition, self.batch)
-            if x_BSD.shape[1] > 1:  # many positions at once: the model's own causal pass, which fills the cache
-                return model.run_body(x_BSD, cache)[:, -1]
         else:
             x_BSD = self._embed(local_BTN[:, step - 1], self.numbers[step - 1])
 
         def attend(qkv: Tensor, bias: Tensor | None, layer: int) -> Tensor:
+            if qkv.shape[1] > 1:  # a whole prefix
+                return prefill_attention(qkv, cache.keys[layer], cache.values[layer], bias=bias)
             start = self.numbers[cached]
             return decode_attention(qkv, cache.keys[layer], cache.values[layer], start, bias=bias)
 
-        return self._run(model.body, x_BSD, None, attend, model.norm)[1][:, 0]
+        return self._run(model.body, x_BSD, None, attend, model.norm)[1][:, -1]
 
     def head(self, h_BD: Tensor, local_BN: Tensor, group: range) -> Sequence[LevelLogits]:
         head, parts = self.model.head, split_group(self.model, group)
         if isinstance(head, CodeHead):
-            return [LevelLogits(0, 0, _multiply(h_BD[:, None], head.logits))]
+            return [LevelLogits(0, 0, self._multiply(h_BD[:, None], head.logits))]
         norms = [cast(nn.LayerNorm, head.norms[part.level]) for part in parts]
         x_BGD, normal_BGD = self._run_head(h_BD, local_BN, group, norms[0])
         found = []
@@ -67,7 +70,7 @@ class FusedStep:
             own = slice(part.positions.start - group.start, part.positions.stop - group.start)
             if norm is not norms[0]:  # a group of several levels, each with a LayerNorm of its own
                 normal_BGD[:, own] = _normalise(x_BGD[:, own], norm)
-            logits = _multiply(normal_BGD[:, own], head.logits[part.level])
+            logits = self._multiply(normal_BGD[:, own], head.logits[part.level])
             found.append(LevelLogits(part.level, part.positions.start, logits))
         return found
 
@@ -105,6 +108,21 @@ class FusedStep:
 
         return self._run(blocks, x_BGD, None, attend, None)[0].mean(dim=1, keepdim=True)
 
+    def _up(self, x: Tensor, mlp: MLP) -> Tensor:
+        """The wide inside of an MLP, [B, T, 4 D]."""
+        if self._few(x):
+            return linear(x, mlp.up.weight, mlp.up.bias, gelu=mlp.gelu, workspace=self.workspace)
+        return bias_gelu(F.linear(x, mlp.up.weight), mlp.up.bias, mlp.gelu)
+
+    def _multiply(self, x: Tensor, layer: nn.Module) -> Tensor:
+        """The product alone; whatever reads it adds the bias."""
+        weight = cast(nn.Linear, layer).weight
+        return linear(x, weight, workspace=self.workspace) if self._few(x) else F.linear(x, weight)
+
+    def _few(self, x: Tensor) -> bool:
+        """Whether a product with these rows is the time to read its weight, which our kernel does alone."""
+        return x.is_cuda and x.shape[0] * x.shape[1] <= MOST_ROWS
+
     def _run(
         self, blocks: Blocks, x_BTD: Tensor, added: Tensor | None, attend: Attend, last: nn.LayerNorm | None
     ) -> tuple[Tensor, Tensor]:
@@ -116,20 +134,14 @@ class FusedStep:
         x_BTD, normal_BTD = _add(x_BTD, None, added, layers[0].norm1)
         for index, (block, after) in enumerate(zip(layers, [*layers[1:], None], strict=True)):
             attention, mlp = block.attention, block.mlp
-            qkv_BTD = _multiply(normal_BTD, attention.qkv)
+            qkv_BTD = self._multiply(normal_BTD, attention.qkv)
             qkv_BT3HE = qkv_BTD.view(*qkv_BTD.shape[:2], 3, attention.num_heads, -1)
-            y_BTD = _multiply(attend(qkv_BT3HE, attention.qkv.bias, index), attention.out)
+            y_BTD = self._multiply(attend(qkv_BT3HE, attention.qkv.bias, index), attention.out)
             x_BTD, normal_BTD = _add(x_BTD, y_BTD, attention.out.bias, block.norm2)
-            hidden_BTD = bias_gelu(_multiply(normal_BTD, mlp.up), mlp.up.bias, mlp.gelu)
-            y_BTD = _multiply(hidden_BTD, mlp.down)
+            y_BTD = self._multiply(self._up(normal_BTD, mlp), mlp.down)
             following = after.norm1 if after is not None else last or block.norm1
             x_BTD, normal_BTD = _add(x_BTD, y_BTD, mlp.down.bias, following)
         return x_BTD, normal_BTD
-
-
-def _multiply(x: Tensor, linear: nn.Module) -> Tensor:
-    """The product alone; whatever reads it adds the bias."""
-    return F.linear(x, cast(nn.Linear, linear).weight)
 
 
 def _add(x: Tensor, added: Tensor | None, bias: Tensor | None, norm: nn.LayerNorm) -> tuple[Tensor, Tensor]:

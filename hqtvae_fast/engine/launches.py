@@ -37,7 +37,7 @@ class _Launches(TorchDispatchMode):
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         packet = function.overloadpacket.__name__
-        if not function.is_view and packet not in NO_KERNEL:
+        if not function.is_view and function.namespace != "prim" and packet not in NO_KERNEL:
             self.kernels[packet] += 1
         return function(*args, **(kwargs or {}))
 
@@ -72,7 +72,7 @@ def _index(x: Tensor, where: Any) -> Tensor:
 
 
 def count_launches(
-    config: TransformerConfig, engine: Engine, *, batch: int = 8, dtype: torch.dtype = torch.bfloat16
+    config: TransformerConfig, engine: Engine, *, batch: int = 64, dtype: torch.dtype = torch.bfloat16
 ) -> Counter[str]:
     """Kernels of one step after the first one, by operator: the token's embedding, the body, all groups of the head and
     the draws. Only shapes and the device's kind matter: nothing is computed or allocated."""
@@ -90,7 +90,6 @@ def count_launches(
             levels = config.num_levels
             params = SamplingParams((1.0,) * levels, (min(2048, *config.codebook_sizes),) * levels, (None,) * levels)
             runner = StepRunner.make(model, condition, seeds, params, engine=engine)
-            runner(0)
             with _Launches() as launches:
                 runner(1)
     return launches.kernels
@@ -104,12 +103,12 @@ def _to_device(model: nn.Module, dtype: torch.dtype) -> None:
             setattr(module, name, nn.Parameter(empty, requires_grad=False))
 
 
-def launches_a_block(config: TransformerConfig, engine: Engine) -> dict[str, int]:
+def launches_a_block(config: TransformerConfig, engine: Engine, *, batch: int = 64) -> dict[str, int]:
     """Kernels of one transformer block of the body and, over all passes of the head, of one of its blocks."""
-    base = sum(count_launches(config, engine).values())
+    base = sum(count_launches(config, engine, batch=batch).values())
     found = {}
     for name in ("body", "head"):
         blocks = getattr(config, name)
         more = dataclasses.replace(config, **{name: dataclasses.replace(blocks, num_layers=blocks.num_layers + 1)})
-        found[name] = sum(count_launches(more, engine).values()) - base
+        found[name] = sum(count_launches(more, engine, batch=batch).values()) - base
     return found

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from hqtvae_fast.config import VAEConfig
 from hqtvae_fast.model.autoencoder import Decoder, Encoder, Upsample
 from hqtvae_fast.ops.ema_update import code_statistics, ema_update
-from hqtvae_fast.ops.hierarchical_quantize import commitment, hierarchical_quantize, straight_through
+from hqtvae_fast.ops.hierarchical_quantize import Resampler, commitment, hierarchical_quantize, straight_through
 from hqtvae_fast.ops.nearest_code import nearest_code
 from hqtvae_fast.ops.soft_label_cross_entropy import soft_labels
 
@@ -148,16 +148,16 @@ class HQVAE(nn.Module):
 
     def quantize(self, z: Tensor) -> tuple[Level, ...]:
         """Top level first, each finer level codes what the coarser ones have left over (eq. 2-3)."""
-        if self.config.resampler == "conv":
+        resampler = self.config.resampler
+        if resampler == "conv":
             return self._quantize_level_by_level(z)
-        codes, embeddings = self._quantize_at_once(z)
-        residuals, embeddings = straight_through(z, embeddings, resampler=self.config.resampler)
+        codes, embeddings = self._quantize_at_once(z, resampler)
+        residuals, embeddings = straight_through(z, embeddings, resampler=resampler)
         return tuple(Level(*parts) for parts in zip(residuals, codes, embeddings, strict=True))
 
-    def _quantize_at_once(self, z: Tensor) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+    def _quantize_at_once(self, z: Tensor, resampler: Resampler) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
         """Codes and embeddings of all levels, where resampling has no weights."""
-        books = [codebook.embedding for codebook in self.codebooks]
-        return hierarchical_quantize(z, books, resampler=self.config.resampler)
+        return hierarchical_quantize(z, [codebook.embedding for codebook in self.codebooks], resampler=resampler)
 
     def _quantize_level_by_level(self, z: Tensor) -> tuple[Level, ...]:
         """With modules between the levels, which have gradients of their own."""
@@ -194,9 +194,10 @@ class HQVAE(nn.Module):
         """Codes of images [B, 3, R, R] in [-1, 1]: int64 [B, h, w] a level, top first."""
         with torch.no_grad(), _full_precision(images.device):
             z = self.latents(images)
-            if self.config.resampler != "conv":
-                return self._quantize_at_once(z)[0]
-            return tuple(level.codes for level in self.quantize(z))
+            resampler = self.config.resampler
+            if resampler == "conv":
+                return tuple(level.codes for level in self._quantize_level_by_level(z))
+            return self._quantize_at_once(z, resampler)[0]
 
     def decode(self, codes: Sequence[Tensor | None]) -> Tensor:
         """Images [B, 3, R, R], nominally in [-1, 1], of codes [B, h, w] a level, top first.

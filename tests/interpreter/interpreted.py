@@ -1,42 +1,63 @@
-"""Runs a test file's own checks in one process with Triton's interpreter in place of a GPU.
+"""Runs checks of Triton kernels under Triton's interpreter, in a process of its own for each program.
 
-A process of its own, since TRITON_INTERPRET is read when a kernel is defined and other tests are not to meet it; one
-for all checks of a file, since starting one costs more than most checks.
+TRITON_INTERPRET is read when a kernel is defined, and other tests are not to meet it. One process runs all checks of a
+program: starting one costs more than most of them.
 """
 
 from __future__ import annotations
 
+import functools
+import importlib.util
 import json
 import os
 import subprocess
 import sys
-import traceback
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parents[2]
 
+needs_triton = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed")
 
-def run_file(file: str, *names: str) -> dict[str, str]:
-    """Run ``file`` as a program that calls :func:`main` with these names: what failed, or "", by name."""
-    environment = {key: value for key, value in os.environ.items() if key != "HQTVAE_BACKEND"}
-    environment |= {"TRITON_INTERPRET": "1", "PYTHONPATH": os.pathsep.join((str(ROOT), str(Path(file).parent)))}
-    command = [sys.executable, file, *names]
-    result = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    assert result.returncode == 0, result.stderr
-    return json.loads(result.stdout.splitlines()[-1])
+RUN_ALL = """
+import json
+import sys
+import traceback
+
+outcomes = {}
+for check in sys.argv[1:]:
+    try:
+        globals()[check]()
+        outcomes[check] = ""
+    except Exception:
+        outcomes[check] = traceback.format_exc()
+print("outcomes:" + json.dumps(outcomes))
+"""
+
+
+@functools.cache
+def outcomes(program: str, checks: tuple[str, ...]) -> dict[str, str]:
+    """Calls each of the program's functions named in ``checks``: what it raised, "" if nothing."""
+    return _interpret("-c", program + RUN_ALL, *checks)
+
+
+@functools.cache
+def file_outcomes(file: str, checks: tuple[str, ...]) -> dict[str, str]:
+    """The same with a test file as the program, which calls :func:`main` where it is run and not imported."""
+    return _interpret(file, *checks)
 
 
 def main(checks: Mapping[str, Callable[[], None]]) -> None:
-    """Run each of the checks that the command line names, and print what became of it."""
-    import torch
+    """Runs those of ``checks`` that the command line names, as a program of :func:`file_outcomes` must."""
+    exec(RUN_ALL, dict(checks))
 
-    torch.set_num_threads(1)
-    outcomes = {}
-    for name in sys.argv[1:]:
-        try:
-            checks[name]()
-            outcomes[name] = ""
-        except Exception:
-            outcomes[name] = traceback.format_exc()
-    print(json.dumps(outcomes))
+
+def _interpret(*arguments: str) -> dict[str, str]:
+    environment = {key: value for key, value in os.environ.items() if key != "HQTVAE_BACKEND"}
+    environment |= {"TRITON_INTERPRET": "1", "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-W", "ignore::RuntimeWarning", *arguments]
+    result = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    return json.loads(result.stdout.rpartition("outcomes:")[2])

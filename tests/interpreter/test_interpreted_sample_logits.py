@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import importlib.util
-
 import pytest
 import torch
-from interpreted import main, run_file
+from interpreted import file_outcomes, main, needs_triton
 
 from hqtvae_fast.backend import BackendError
 from hqtvae_fast.ops.sample_logits import fused, noise, sample_logits
@@ -137,15 +135,10 @@ CHECKS = {
 }
 
 
-@pytest.fixture(scope="module")
-def outcomes():
-    return run_file(__file__, *CHECKS)
-
-
-@pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed")
+@needs_triton
 @pytest.mark.parametrize("check", CHECKS)
-def test_interpreted(check, outcomes):
-    assert outcomes[check] == "", outcomes[check]
+def test_interpreted(check):
+    assert file_outcomes(__file__, tuple(CHECKS))[check] == ""
 
 
 if __name__ == "__main__":

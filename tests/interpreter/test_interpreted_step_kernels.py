@@ -5,17 +5,15 @@ What the interpreter cannot show is how a GPU multiplies (here products are exac
 
 from __future__ import annotations
 
-import importlib.util
-
 import pytest
 import torch
-from interpreted import main, run_file
+from interpreted import file_outcomes, main, needs_triton
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from hqtvae_fast.ops.spec import all_specs
 
 CPU = torch.device("cpu")
-OPS = ["sample_logits", "add_layer_norm", "bias_gelu", "local_attention", "decode_attention", "embed_codes"]
+OPS = ["sample_logits", "add_layer_norm", "bias_gelu", "local_attention", "decode_attention", "embed_codes", "linear"]
 
 
 def same(left, right):
@@ -66,15 +64,10 @@ CHECKS = {
 }
 
 
-@pytest.fixture(scope="module")
-def outcomes():
-    return run_file(__file__, *CHECKS)
-
-
-@pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed")
+@needs_triton
 @pytest.mark.parametrize("check", CHECKS)
-def test_interpreted(check, outcomes):
-    assert outcomes[check] == "", outcomes[check]
+def test_interpreted(check):
+    assert file_outcomes(__file__, tuple(CHECKS))[check] == ""
 
 
 if __name__ == "__main__":

@@ -5,18 +5,19 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from hqtvae_fast.ops.launch import on_device_of, power_of_2, row_warps, rows, why_not_triton
+from hqtvae_fast.ops import triton_launch
+from hqtvae_fast.ops.triton_launch import on, power_of_2, row_warps, rows
 
 WIDEST = 1 << 13
 
 
 def why_not(
-    x: Tensor, added: Tensor | None, bias: Tensor | None, weight: Tensor, shift: Tensor, eps: float
+    x: Tensor, added: Tensor | None, bias: Tensor | None, weight: Tensor, shift: Tensor, eps: float = 0.0
 ) -> str | None:
     """None where the kernel can take these inputs, else the reason."""
     if x.shape[-1] > WIDEST:
         return f"expected at most {WIDEST} values a row; got {x.shape[-1]}"
-    return why_not_triton(x, added, bias, weight, shift)
+    return triton_launch.why_not(x, added, bias, weight, shift)
 
 
 def add_layer_norm(
@@ -30,7 +31,7 @@ def add_layer_norm(
     total, normal = (torch.empty(x.shape, dtype=x.dtype, device=x.device) for _ in range(2))
     if x_MD.shape[0] == 0:
         return total, normal
-    with on_device_of(x):
+    with on(x):
         kernels.add_layer_norm_kernel[(x_MD.shape[0],)](
             *(x_MD, added_MD, bias, weight, shift, total, normal, eps, D),
             *(x_MD.stride(0), 0 if added_MD is None else added_MD.stride(0)),

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from hqtvae_fast.ops.add_layer_norm import BACKENDS, add_layer_norm, reference
-from hqtvae_fast.ops.launch import TRITON_NAMES, power_of_2, row_warps
 from hqtvae_fast.ops.spec import Case, Cost, Spec, Variant, check_errors
+from hqtvae_fast.ops.triton_launch import TRITON_NAMES, power_of_2, row_warps
 
 EPS = 1e-5
 CASES = tuple(

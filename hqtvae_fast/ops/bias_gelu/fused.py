@@ -5,14 +5,15 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from hqtvae_fast.ops.launch import on_device_of, rows, why_not_triton
+from hqtvae_fast.ops import triton_launch
+from hqtvae_fast.ops.triton_launch import on, rows
 
 BLOCK, WARPS = 1024, 4  # 16 bytes a thread in bf16. Not yet measured on a GPU.
 
 
 def why_not(x: Tensor, bias: Tensor | None, form: str) -> str | None:
     """None where the kernel can take these inputs, else the reason."""
-    return why_not_triton(x, bias)
+    return triton_launch.why_not(x, bias)
 
 
 def bias_gelu(x: Tensor, bias: Tensor | None, form: str) -> Tensor:
@@ -22,7 +23,7 @@ def bias_gelu(x: Tensor, bias: Tensor | None, form: str) -> Tensor:
     x_MD = rows(x)
     out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     if out.numel():
-        with on_device_of(x):
+        with on(x):
             kernels.bias_gelu_kernel[(x_MD.shape[0], -(-D // BLOCK))](
                 *(x_MD, bias, out, D, x_MD.stride(0)), EXACT=form == "exact", BLOCK=BLOCK, num_warps=WARPS
             )

@@ -9,8 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from hqtvae_fast.ops.bias_gelu import BACKENDS, FORMS, bias_gelu, fused, reference
-from hqtvae_fast.ops.launch import TRITON_NAMES
 from hqtvae_fast.ops.spec import Case, Cost, Spec, Variant, check_errors
+from hqtvae_fast.ops.triton_launch import TRITON_NAMES
 
 CASES = tuple(
     Case(f"S, {what}, batch {B}", {"M": B * n, "D": 6144, "form": 0, "bias": 1}, torch.bfloat16)

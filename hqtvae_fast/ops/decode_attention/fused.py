@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from hqtvae_fast.ops.launch import on_device_of, power_of_2, why_not_triton
+from hqtvae_fast.ops import triton_launch
+from hqtvae_fast.ops.triton_launch import on, power_of_2
 
 WIDEST = 128
 BLOCK, WARPS = 64, 4  # all positions of the paper's models at once, 32 values a thread. Not yet measured on a GPU.
@@ -19,7 +20,7 @@ def why_not(
         return f"expected one position and heads of at most {WIDEST}; got {qkv.shape[1]} and {qkv.shape[4]}"
     if not (qkv.is_contiguous() and keys.is_contiguous() and values.is_contiguous()):
         return "expected contiguous tensors"
-    return why_not_triton(qkv, bias, keys, values)
+    return triton_launch.why_not(qkv, bias, keys, values)
 
 
 def decode_attention(
@@ -33,7 +34,7 @@ def decode_attention(
         start_tensor = torch.full((), start, dtype=torch.int64, device=qkv.device)
     if B == 0:
         return out
-    with on_device_of(qkv):
+    with on(qkv):
         kernels.decode_attention_kernel[(B * H,)](
             *(qkv, bias, keys, values, start_tensor, out, E**-0.5, H, E, keys.shape[2]),
             BLOCK=BLOCK,

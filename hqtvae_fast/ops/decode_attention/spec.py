@@ -9,8 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from hqtvae_fast.ops.decode_attention import BACKENDS, decode_attention, fused, reference
-from hqtvae_fast.ops.launch import TRITON_NAMES
 from hqtvae_fast.ops.spec import Case, Cost, Spec, Variant, check_errors
+from hqtvae_fast.ops.triton_launch import TRITON_NAMES
 
 
 def _case(name: str, B: int, H: int, E: int, start: int, C: int, dtype: torch.dtype, bias: int = 1) -> Case:
@@ -29,7 +29,7 @@ SMALL_CASES = (
     _case("no bias, fp16", 1, 1, 16, 63, 64, torch.float16, bias=0),
 )
 
-Inputs = tuple[Tensor, Tensor, Tensor, Tensor, "Tensor | None"]
+Inputs = tuple[Tensor, "Tensor | None", Tensor, Tensor, int, Tensor]
 
 
 def make_inputs(case: Case, device: torch.device, seed: int) -> Inputs:
@@ -40,21 +40,28 @@ def make_inputs(case: Case, device: torch.device, seed: int) -> Inputs:
     bias = 0.5 * torch.randn(3 * H * E, generator=generator)
     cache = torch.randn(2, B, H, C, E, generator=generator)
     qkv, bias, cache = (tensor.to(case.dtype).to(device) for tensor in (qkv, bias, cache))
-    start = torch.tensor(case["start"], device=device)
-    return qkv, cache[0], cache[1], start, bias if case["bias"] else None
+    start = torch.full((), case["start"], device=device)
+    return qkv, bias if case["bias"] else None, cache[0], cache[1], 0, start
 
 
 def run(
-    qkv: Tensor, keys: Tensor, values: Tensor, start: Tensor, bias: Tensor | None, *, backend: str | None = None
+    qkv: Tensor,
+    bias: Tensor | None,
+    keys: Tensor,
+    values: Tensor,
+    fixed: int,
+    start: Tensor,
+    *,
+    backend: str | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The output, and the caches that were written."""
     return decode_attention(qkv, keys, values, start, bias=bias, backend=backend), keys, values
 
 
 def _definition(dtype: torch.dtype | None, *inputs: Any) -> tuple[Tensor, Tensor, Tensor]:
-    copies: list[Any] = [None if x is None else x.cpu().clone().to(dtype or x.dtype) for x in (*inputs[:3], inputs[4])]
-    qkv, keys, values, bias = copies
-    return reference.decode_attention(qkv, bias, keys, values, int(inputs[3])), keys, values
+    copies: list[Any] = [None if x is None else x.cpu().clone().to(dtype or x.dtype) for x in inputs[:4]]
+    qkv, bias, keys, values = copies
+    return reference.decode_attention(qkv, bias, keys, values, int(inputs[5])), keys, values
 
 
 def define(*inputs: Any) -> tuple[Tensor, Tensor, Tensor]:
@@ -68,12 +75,12 @@ def check(got: tuple[Tensor, ...], wanted: tuple[Tensor, ...], inputs: tuple[Any
     plain = _definition(None, *inputs)
     for name, ours, exact, same in zip(("output", "keys", "values"), got, wanted, plain, strict=True):
         check_errors(name, ours, exact, same, absolute=1e-6)
-    others = torch.arange(inputs[1].shape[2]) != int(inputs[3])
-    for ours, before in zip(got[1:], inputs[1:3], strict=True):
+    others = torch.arange(inputs[2].shape[2]) != int(inputs[5])
+    for ours, before in zip(got[1:], inputs[2:4], strict=True):
         assert torch.equal(ours[:, :, others], before[:, :, others]), "another position of the cache was changed"
 
 
-def sdpa(qkv: Tensor, keys: Tensor, values: Tensor, start: Tensor, bias: Tensor | None) -> Tensor:
+def sdpa(qkv: Tensor, bias: Tensor | None, keys: Tensor, values: Tensor, fixed: int, start: Tensor) -> Tensor:
     """Torch's own kernel over the whole cache with a mask, as it must be where the position is on the device."""
     B, T, _, H, E = qkv.shape
     if bias is not None:

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from hqtvae_fast.ops.launch import on_device_of, power_of_2, row_warps, why_not_triton
+from hqtvae_fast.ops import triton_launch
+from hqtvae_fast.ops.triton_launch import on, power_of_2, row_warps
 
 WIDEST = 1 << 13
 
@@ -20,7 +21,7 @@ def why_not(
         return f"expected at most {WIDEST} values a row; got {rows.shape[1]}"
     if not (sources.is_contiguous() and rows.is_contiguous() and all(table.is_contiguous() for table in tables)):
         return "expected contiguous tables, sources and rows"
-    return why_not_triton(codes, *tables, sources, rows, row)
+    return triton_launch.why_not(codes, *tables, sources, rows, row)
 
 
 def embed_codes(
@@ -34,7 +35,7 @@ def embed_codes(
     if out.numel() == 0:
         return out
     table_0, table_1, table_2 = (*tables, None, None)[:3]
-    with on_device_of(rows):
+    with on(rows):
         kernels.embed_codes_kernel[(B * G,)](
             *(codes, table_0, table_1, table_2, sources, rows, row, out, G, D, codes.stride(0)),
             S=S,

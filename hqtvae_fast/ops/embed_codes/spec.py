@@ -9,8 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from hqtvae_fast.ops.embed_codes import BACKENDS, MODES, embed_codes, reference
-from hqtvae_fast.ops.launch import TRITON_NAMES, power_of_2, row_warps
 from hqtvae_fast.ops.spec import Case, Cost, Spec, Variant, check_errors
+from hqtvae_fast.ops.triton_launch import TRITON_NAMES, power_of_2, row_warps
 
 SUM, MEAN, INTERLEAVE = range(len(MODES))
 # G, n, S and mode of what a step needs: the body's token, pass 2 and pass 3 of the head, IET's five, FFHQ's token.

@@ -124,4 +124,4 @@ def _gradients(ctx: Any, gradients: list[Tensor]) -> tuple[Tensor, list[None], N
 
 _straight_through.register_autograd(_gradients, setup_context=_setup_context)
 
-__all__ = ["commitment", "hierarchical_quantize", "straight_through"]
+__all__ = ["Resampler", "commitment", "hierarchical_quantize", "straight_through"]

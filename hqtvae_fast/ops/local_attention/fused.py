@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from hqtvae_fast.ops.launch import on_device_of, power_of_2, why_not_triton
+from hqtvae_fast.ops import triton_launch
+from hqtvae_fast.ops.triton_launch import on, power_of_2
 
 MOST_POSITIONS, WIDEST = 32, 128
 
@@ -17,7 +18,7 @@ def why_not(
     T, E = qkv.shape[1], qkv.shape[4]
     if start + T > MOST_POSITIONS or E > WIDEST:
         return f"expected at most {MOST_POSITIONS} positions and heads of {WIDEST}; got {start + T} and {E}"
-    return why_not_triton(qkv, bias, keys, values)
+    return triton_launch.why_not(qkv, bias, keys, values)
 
 
 def constants(T: int, E: int, start: int, mask: str) -> dict[str, int | bool]:
@@ -39,7 +40,7 @@ def local_attention(
     out = torch.empty((B, T, H * E), dtype=qkv.dtype, device=qkv.device)
     if B == 0:
         return out
-    with on_device_of(qkv):
+    with on(qkv):
         kernels.local_attention_kernel[(B * H,)](
             *(qkv, bias, keys, values, out, E**-0.5, H, E, 0 if keys is None else keys.shape[2]),
             **constants(T, E, start, mask),

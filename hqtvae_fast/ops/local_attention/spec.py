@@ -8,9 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from hqtvae_fast.ops.launch import TRITON_NAMES
 from hqtvae_fast.ops.local_attention import BACKENDS, fused, local_attention, reference
 from hqtvae_fast.ops.spec import Case, Cost, Spec, Variant, check_errors
+from hqtvae_fast.ops.triton_launch import TRITON_NAMES
 
 # start and T: the passes of the head over two and three levels, and IET's or a teacher-forced pass (C = 0: no cache).
 PASSES = {"pass 1": (0, 1, 5), "pass 2": (1, 4, 5), "IET": (0, 5, 0), "pass 3": (5, 16, 21)}

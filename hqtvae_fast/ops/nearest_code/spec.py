@@ -54,7 +54,13 @@ def _product(z: Tensor, codebook: Tensor) -> Tensor:
     return z @ codebook.T
 
 
+def _scores_argmin(z: Tensor, codebook: Tensor) -> Tensor:
+    """As one would write it: all scores in memory, in the inputs' own precision; wrong where rounding decides."""
+    return torch.addmm(codebook.square().sum(dim=1), z, codebook.T, alpha=-2).argmin(dim=1)
+
+
 BASELINES = {
+    "torch, product + argmin": _scores_argmin,
     "torch.cdist + argmin": lambda z, codebook: torch.cdist(z.float(), codebook.float()).argmin(dim=1),
     "product alone": _product,
 }
@@ -83,17 +89,18 @@ def compilations(
     for tile in tiles:
         constants = {**shape, "SPLIT": split, "BM": tile.rows, "BN": tile.codes, "BK": tile.channels}
         constants["INTERPRET"] = False
-        name, types = f"score {prefix} {tile.rows}x{tile.codes}", (*pointers, *SCORE_TYPES, *COUNTS)
+        name = f"score {prefix} {tile.rows}x{tile.codes}"
+        types = [*pointers, *SCORE_TYPES, *COUNTS]
         made.append(_variant(name, kernels.score_blocks, types, constants, ones, tile, ("mma", "async")))
     constants = {**shape, "BR": SETTLE.rows, "BN": tiles[0].codes, "BK": SETTLE.channels, "GROUP": SETTLE.codes}
-    types = (*pointers, *SETTLE_TYPES, *COUNTS, "i32", *BOUND)
+    types = [*pointers, *SETTLE_TYPES, *COUNTS, "i32", *BOUND]
     return [*made, _variant(f"settle {prefix}", kernels.settle_rows, types, constants, ones, SETTLE, ())]
 
 
 def _variant(
     name: str,
     kernel: Any,
-    types: tuple[str, ...],
+    types: list[str],
     constants: Mapping[str, Any],
     ones: tuple[str, ...],
     tile: Tile,

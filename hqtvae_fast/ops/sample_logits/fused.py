@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from hqtvae_fast.ops.launch import on_device_of, power_of_2, why_not_triton
+from hqtvae_fast.ops import triton_launch
+from hqtvae_fast.ops.triton_launch import on, power_of_2
 
 LARGEST = 1 << 13
 """The longest row whose values stay in registers, 16 a thread of 16 warps; twice as many spill in fp32."""
@@ -15,7 +16,7 @@ def why_not(logits_BGK: Tensor, *others: Tensor) -> str | None:
     """None where the kernel can take these logits, else the reason."""
     if logits_BGK.shape[-1] > LARGEST:
         return f"expected at most {LARGEST} codes; got {logits_BGK.shape[-1]}"
-    return why_not_triton(logits_BGK)
+    return triton_launch.why_not(logits_BGK)
 
 
 def codes(K: int) -> int:
@@ -51,7 +52,7 @@ def sample_logits(
     B, G, K = logits_BGK.shape
     logits_BGK = logits_BGK if logits_BGK.stride(2) == 1 else logits_BGK.contiguous()
     step_B, position_B = step.expand(B), position.expand(B)
-    with on_device_of(logits_BGK):
+    with on(logits_BGK):
         kernels.draw_kernel[(B * G,)](
             *(logits_BGK, out_BG, invalid, seeds_B.contiguous(), step_B, position_B, temperature, top_k, top_p, G, K),
             *(logits_BGK.stride(0), logits_BGK.stride(1), out_BG.stride(0), out_BG.stride(1)),

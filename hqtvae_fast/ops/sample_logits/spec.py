@@ -7,10 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hqtvae_fast.ops.launch import TRITON_NAMES
 from hqtvae_fast.ops.sample_logits import BACKENDS, fused, sample_logits
 from hqtvae_fast.ops.sample_logits.noise import gumbel, random_words
 from hqtvae_fast.ops.spec import Case, Cost, Spec, Variant
+from hqtvae_fast.ops.triton_launch import TRITON_NAMES
 
 # k and p: top-k, and top-p in thousandths; 0: no such filter. The published settings are k = 2048 (ImageNet), 4096
 # (FFHQ) and none (CC-15M). G: draws of one image at a time, one top code or four bottom codes.
