@@ -20,6 +20,7 @@ from hqtvae_fast.model.pyramid import to_local, to_maps
 from hqtvae_fast.ops.sample_logits import check_sampling, sample_logits
 
 OnStep = Callable[[], None]
+NAN_LOGITS = "the model gave NaN logits: expected finite weights in a dtype that holds its activations"
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,7 @@ def draw_codes(
     given_top_codes: Tensor | None = None,
     on_step: OnStep | None = None,
     engine: Engine | None = None,
+    invalid: Tensor | None = None,
 ) -> tuple[Tensor, ...]:
     """Draw code maps, int64 [B, h, w] a predicted level, top first.
 
@@ -56,21 +58,19 @@ def draw_codes(
     :func:`hqtvae_fast.engine.rng.image_seeds`; ``given_top_codes`` [B, h, w] are kept and only finer codes are drawn
     (the paper's figure 4b). ``on_step`` is called after each of the T steps has been issued. The same seed gives the
     same codes in any batch, as far as matrix products give the same logits there. Raises ValueError on parameters out
-    of range and, at the end on a GPU and at once on a CPU, on logits that are NaN.
+    of range and, at the end on a GPU and at once on a CPU, on logits that are NaN. ``invalid``, a bool scalar on a GPU,
+    is set there instead, and nothing waits for it.
     """
     config, batch = model.config, len(seeds)
-    if config.scrambled_middle:
-        raise ValueError("scrambled_middle: this model needs codes that are not drawn yet; it can only be evaluated")
     params.check(config)
-    given = None if given_top_codes is None else _check_given(given_top_codes, config, batch)
+    given = None if given_top_codes is None else check_given(given_top_codes, config, batch)
     run = StepRunner.make(model, condition, seeds, params, given=given, engine=engine)
-    for index in range(config.num_steps):
-        run(index)
-        if on_step is not None:
-            on_step()
-    if bool(run.draw.invalid):
-        raise ValueError("the model gave NaN logits: expected finite weights in a dtype that holds its activations")
-    return to_maps(run.local_BTN, config.side, config.level_widths)
+    run.all_steps(on_step)
+    if invalid is not None:
+        invalid |= run.draw.invalid
+    elif bool(run.draw.invalid):
+        raise ValueError(NAN_LOGITS)
+    return run.maps()
 
 
 @dataclass(frozen=True)
@@ -99,11 +99,26 @@ class StepRunner:
     ) -> StepRunner:
         """Allocates everything. ``given``: top codes [B, T, 1]."""
         config, batch = model.config, len(seeds)
+        if config.scrambled_middle:
+            raise ValueError("scrambled_middle: this model needs codes not drawn yet; it can only be evaluated")
         local_BTN = torch.zeros(batch, config.num_steps, config.num_local, dtype=torch.int64, device=seeds.device)
         if given is not None:
             local_BTN[:, :, :1] = given
         draw = _Draw.on_device(params, seeds, _noise_offset(config), config)
         return cls(config, make_step(model, batch, engine), draw, condition, local_BTN, given is not None)
+
+    def all_steps(self, on_step: OnStep | None = None) -> None:
+        """Draw everything, from the first step on; may be called again."""
+        for cache in self.step.caches:
+            cache.reset()
+        for index in range(self.config.num_steps):
+            self(index)
+            if on_step is not None:
+                on_step()
+
+    def maps(self) -> tuple[Tensor, ...]:
+        """The codes drawn, int64 [B, h, w] a level."""
+        return to_maps(self.local_BTN, self.config.side, self.config.level_widths)
 
     def __call__(self, index: int) -> None:
         """The body at one position, then the head's groups in order, each drawn."""
@@ -142,17 +157,16 @@ class _Draw:
 
     @classmethod
     def on_device(cls, params: SamplingParams, seeds: Tensor, first_step: int, config: TransformerConfig) -> _Draw:
-        device, levels = seeds.device, range(config.num_levels)
-        top_k, top_p = (params.top_k[level] or config.codebook_sizes[level] for level in levels), params.top_p
-        return cls(
-            seeds,
-            torch.arange(first_step + config.num_steps + config.num_local, device=device),
-            first_step,
-            torch.tensor(params.temperature, dtype=torch.float32, device=device),
-            torch.tensor(list(top_k), dtype=torch.int64, device=device),
-            torch.tensor([1.0 if p is None else p for p in top_p], dtype=torch.float32, device=device),
-            torch.zeros((), dtype=torch.bool, device=device),
-        )
+        device = seeds.device
+        numbers = torch.arange(first_step + config.num_steps + config.num_local, device=device)
+        temperature, top_k, top_p = (value.to(device) for value in _numbers(params, config))
+        invalid = torch.zeros((), dtype=torch.bool, device=device)
+        return cls(seeds, numbers, first_step, temperature, top_k, top_p, invalid)
+
+    def load(self, params: SamplingParams, config: TransformerConfig) -> None:
+        """Other parameters from now on, in the same memory."""
+        for own, value in zip((self.temperature, self.top_k, self.top_p), _numbers(params, config), strict=True):
+            own.copy_(value)
 
     def __call__(self, part: LevelLogits, local_BN: Tensor, index: int) -> None:
         """Draw the codes of a group that are of one level, into ``local_BN``."""
@@ -169,12 +183,19 @@ class _Draw:
         )
 
 
+def _numbers(params: SamplingParams, config: TransformerConfig) -> tuple[Tensor, Tensor, Tensor]:
+    """Temperature fp32, top-k int64 and top-p fp32, [levels]; what is off keeps everything."""
+    top_k = [k or size for k, size in zip(params.top_k, config.codebook_sizes, strict=True)]
+    top_p = [1.0 if p is None else p for p in params.top_p]
+    return torch.tensor(params.temperature), torch.tensor(top_k), torch.tensor(top_p)
+
+
 def _noise_offset(config: TransformerConfig) -> int:
     """A refiner draws with the seeds of the prior before it: its steps are numbered on, so that no noise is reused."""
     return config.prefix_length if config.condition == "codes" else 0
 
 
-def _check_given(given: Tensor, config: TransformerConfig, batch: int) -> Tensor:
+def check_given(given: Tensor, config: TransformerConfig, batch: int) -> Tensor:
     if config.decoding == "global":
         raise ValueError("given_top_codes: this transformer draws one level; there is nothing left to draw")
     if len(given) != batch:
