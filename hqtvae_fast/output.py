@@ -6,9 +6,8 @@ from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 import numpy as np
+from PIL import Image
 from torch import Tensor
-
-from hqtvae_fast.images import to_pil
 
 OutputType = Literal["pil", "np", "pt", "codes"]
 OUTPUT_TYPES = get_args(OutputType)
@@ -40,9 +39,9 @@ class HQTVAEImage:
 
 
 def convert_images(images: Tensor, output_type: str) -> Any:
-    """Images float32 [N, 3, R, R] in [0, 1] as the type asked for."""
+    """Images float32 [N, 3, R, R] in [0, 1], for ``pil`` uint8 [N, R, R, 3], as the type asked for."""
     if output_type == "pil":
-        return to_pil(images)
+        return [Image.fromarray(picture) for picture in images.numpy()]
     if output_type == "np":
         return np.ascontiguousarray(images.permute(0, 2, 3, 1).numpy())
     return images

@@ -80,18 +80,21 @@ class Executor:
             on_step()
         return codes
 
-    def decode(self, codes: Sequence[Tensor], count: int) -> Tensor:
-        """Images float32 [count, 3, R, R] in [0, 1] of the first ``count`` rows; finer levels may be missing."""
+    def decode(self, codes: Sequence[Tensor], count: int, *, as_bytes: bool = False) -> Tensor:
+        """Images of the first ``count`` rows, as :func:`decode_codes` gives them; finer levels may be missing."""
         missing = self.vae.config.num_levels - len(codes)
         if missing:
             warnings.warn(
                 "the checkpoint draws top codes only (give a refiner for the rest): pictures are coarse", stacklevel=3
             )
-        batch = len(codes[0])
-        replay = self._captured(("decode", batch, len(codes)), lambda: DecodeReplay(self.vae, batch, levels=len(codes)))
+        batch, levels = len(codes[0]), len(codes)
+        replay = self._captured(
+            ("decode", batch, levels, "bytes" if as_bytes else "numbers"),
+            lambda: DecodeReplay(self.vae, batch, levels=levels, as_bytes=as_bytes),
+        )
         if replay is not None:
             return replay(codes)[:count]
-        return decode_codes(self.vae, [*(level[:count] for level in codes), *[None] * missing])
+        return decode_codes(self.vae, [*(level[:count] for level in codes), *[None] * missing], as_bytes=as_bytes)
 
     def _captured(self, key: tuple[str | int, ...], make: Callable[[], DrawReplay | DecodeReplay]) -> Any:
         if self.graphs is None:

@@ -141,11 +141,11 @@ class DrawReplay:
 class DecodeReplay:
     """:func:`hqtvae_fast.engine.decode_codes` for one batch size; ``levels``: how many of the VAE's have codes."""
 
-    def __init__(self, vae: HQVAE, batch: int, *, levels: int | None = None) -> None:
+    def __init__(self, vae: HQVAE, batch: int, *, levels: int | None = None, as_bytes: bool = False) -> None:
         sides, device = vae.config.level_sides, vae.post_quant_conv.weight.device
         present = len(sides) if levels is None else levels
         self.codes = [torch.zeros(batch, side, side, dtype=torch.int64, device=device) for side in sides[:present]]
-        self.vae, self.missing = vae, len(sides) - present
+        self.vae, self.missing, self.as_bytes = vae, len(sides) - present, as_bytes
         self.images: Tensor | None = None
         # How much memory is free is asked once, here: a replay has to do what was captured.
         self.chunk = min(batch, chunk_size(vae, device))
@@ -157,11 +157,12 @@ class DecodeReplay:
         return self.replay.bytes
 
     def _work(self) -> None:
-        self.images = decode_codes(self.vae, [*self.codes, *[None] * self.missing], chunk=self.chunk)
+        codes = [*self.codes, *[None] * self.missing]
+        self.images = decode_codes(self.vae, codes, chunk=self.chunk, as_bytes=self.as_bytes)
 
     @torch.inference_mode()
     def __call__(self, codes: Sequence[Tensor]) -> Tensor:
-        """Images float32 [B, 3, R, R] in [0, 1], the caller's own."""
+        """Images, float32 [B, 3, R, R] in [0, 1] or uint8 [B, R, R, 3], the caller's own."""
         for own, level in zip(self.codes, codes, strict=True):
             if level.shape != own.shape:
                 raise ValueError(f"this capture is for codes {list(own.shape)}; got {list(level.shape)}")

@@ -29,8 +29,8 @@ class GenerationError(RuntimeError):
 
 @dataclass(frozen=True)
 class Finished:
-    """A batch on the CPU, without its padding: codes int64 [count, h, w] a level; images float32 [count, 3, R, R] in
-    [0, 1], or None."""
+    """A batch on the CPU, without its padding: codes int64 [count, h, w] a level; images as the job decodes them, or
+    None."""
 
     batch: Batch
     codes: Codes
