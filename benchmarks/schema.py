@@ -128,9 +128,7 @@ def read(file: Path) -> Results:
         details = {k: v for k, v in document.items() if k not in ("schema", "benchmark", "environment", "rows")}
         return Results(document["benchmark"], environment, rows, details)
     except (KeyError, TypeError) as error:
-        raise SchemaError(
-            f"{file}: expected results of schema {SCHEMA}; a field is missing or wrong: {error}"
-        ) from None
+        raise SchemaError(f"{file}: expected results of schema {SCHEMA}; a field is missing: {error}") from None
 
 
 def merge(parts: Sequence[Results]) -> Results:
