@@ -136,7 +136,7 @@ def missing(base: Results, new: Results) -> list[str]:
 
 
 def stored_baseline(folder: Path, new: Results) -> Path:
-    """The newest file of the folder that is of the same suite and device; :class:`CannotCompare` lists what there is."""
+    """The newest file of the folder of the same suite and device; :class:`CannotCompare` lists what there is."""
     found = {file: read(file) for file in sorted(folder.glob("*.json"))}
     same = [f for f, r in found.items() if (r.benchmark, r.device) == (new.benchmark, new.device)]
     if not same:

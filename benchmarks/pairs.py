@@ -47,7 +47,7 @@ class Worker:
     """A running :mod:`benchmarks.worker` of one folder. Use as a context manager: it ends with it."""
 
     def __init__(self, folder: Path, workload: dict[str, Any]) -> None:
-        self._errors = tempfile.TemporaryFile("w+")
+        self._errors = tempfile.TemporaryFile("w+")  # noqa: SIM115 (closed by __exit__)
         environment = {**os.environ, "OMP_NUM_THREADS": str(workload.get("threads", 1))}
         environment.pop("PYTHONPATH", None)  # what is timed is what lies in the folder
         command = [sys.executable, "-m", "benchmarks.worker", json.dumps(workload)]

@@ -79,7 +79,7 @@ def rates(
         sides = [Side("base", base), *(Side(f"new, {slow:.0%} slower", new, slow) for slow in PLANTED)]
         for number in range(runs):
             done.append(one_run(sides, plan, threshold))
-            words = {planted: list(one["rows"].values())[0]["word"] for planted, one in done[-1].items()}
+            words = {planted: next(iter(one["rows"].values()))["word"] for planted, one in done[-1].items()}
             STDERR.print(f"run {number + 1} of {runs}: {words}", style="dim", markup=False)
             if out is not None:
                 kept = {"rounds": rounds, "turns": turns, "threshold": threshold, "workload": workload}

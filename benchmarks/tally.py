@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -79,4 +80,5 @@ def peak_bytes(run: Callable[[], Any]) -> int:
 def graph_breaks(run: Callable[..., Any], *inputs: Any) -> int:
     """Places where torch.compile would leave its graph, by torch._dynamo."""
     torch._dynamo.reset()
+    torch._logging.set_logs(dynamo=logging.ERROR)  # it would explain each break at length
     return torch._dynamo.explain(run)(*inputs).graph_break_count

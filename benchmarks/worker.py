@@ -53,7 +53,7 @@ def ops_parts(device: torch.device, cases: list[list[str]]) -> Parts:
     return parts
 
 
-# With one thread, a process's own CPU time leaves out the time in which others had its core; it also leaves out waiting.
+# With one thread, a process's own CPU time leaves out the time in which others had its core; waiting, too.
 CLOCKS: Mapping[str, Callable[[], float]] = {"cpu": time.process_time, "wall": time.perf_counter}
 SUITES: Mapping[str, Callable[..., Parts]] = {"generate": generate_parts, "ops": ops_parts}
 

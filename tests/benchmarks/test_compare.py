@@ -20,7 +20,7 @@ ENVIRONMENT = describe(torch.device("cpu"), "ops")
 THRESHOLD = 0.03
 
 
-def made_up(random, loss, rounds=12, turns=16, processes=0.008, noise=0.04):
+def made_up(random, loss, rounds=12, turns=16, processes=0.008, noise=0.03):
     """Two sides, seconds by process and turn: noise of the process, of the turn, a drift that both see, and now and
     then a turn that something else has made much longer."""
     samples = []
@@ -32,7 +32,7 @@ def made_up(random, loss, rounds=12, turns=16, processes=0.008, noise=0.04):
     return Paired(samples)
 
 
-def alarm_rate(loss, trials=300):
+def alarm_rate(loss, trials=200):
     random = np.random.default_rng(round(loss * 1000))
     found = [judge(between_sides(made_up(random, loss)), THRESHOLD)[0].is_loss for _ in range(trials)]
     return sum(found) / trials
@@ -40,7 +40,7 @@ def alarm_rate(loss, trials=300):
 
 def test_losses_are_found_and_nothing_is_not():
     rates = {loss: alarm_rate(loss) for loss in (0.0, 0.01, 0.03, 0.10)}
-    assert rates[0.0] <= 0.03  # ALPHA is 0.01: of 300 runs, 3 false alarms are expected, more than 9 once in a thousand
+    assert rates[0.0] <= 0.03  # ALPHA is 0.01: of 200 runs 2 are expected, more than 6 once in 200
     assert rates[0.01] <= 0.15  # below half the threshold: seldom more than a matter of luck
     assert rates[0.03] >= 0.90
     assert rates[0.10] == 1
@@ -113,7 +113,7 @@ def test_runs_of_one_process_say_so():
 
 def test_other_devices_and_suites_are_refused():
     base = results([timed(1.0)])
-    with pytest.raises(CannotCompare, match="device: .* and abacus"):
+    with pytest.raises(CannotCompare, match=r"device: .* and abacus"):
         between_files(base, results([timed(1.0)], device="abacus"))
     with pytest.raises(CannotCompare, match="one suite; got ops and train"):
         between_files(base, Results("train", ENVIRONMENT, base.rows))
@@ -146,9 +146,7 @@ def test_the_newest_baseline_of_the_device_is_taken(tmp_path):
     }.items():
         schema.write(results([timed(1.0)], **facts), tmp_path / f"{name}.json")
     assert compare.stored_baseline(tmp_path, results([])).name == "new.json"
-    with pytest.raises(
-        CannotCompare, match="results of ops on quill; got ops on AMD|results of ops on quill; got ops on"
-    ):
+    with pytest.raises(CannotCompare, match="results of ops on quill; got ops on"):
         compare.stored_baseline(tmp_path, results([], device="quill"))
 
 
