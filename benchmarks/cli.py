@@ -6,6 +6,7 @@ import typer
 
 from benchmarks.gate import compare
 from benchmarks.generate import generate
+from benchmarks.html import report
 from benchmarks.ops import ops
 from benchmarks.proxies import main as proxies
 
@@ -20,3 +21,4 @@ app.command()(generate)
 app.command()(ops)
 app.command("proxies")(proxies)
 app.command()(compare)
+app.command()(report)

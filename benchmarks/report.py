@@ -110,10 +110,12 @@ def to_rows(workload: Workload, entrant: Entrant, ours: bool) -> list[Row]:
     """Drawing, decoding and both, of the runs of this process."""
     loads = [t.busy_elsewhere for t in entrant.timings if t.busy_elsewhere is not None]
     moved = [t.unfit for t in entrant.timings if t.unfit]
+    label = f"{workload.model}, batch {workload.batch}"
+    label += f", {workload.images} images" if workload.images != workload.batch else ""
     watched = [t.clocks for t in entrant.timings if t.clocks]
     return [
         Row(
-            name=f"{workload.model}, batch {workload.batch}, {workload.images} images: {part}",
+            name=f"{label}: {part}",
             entrant=entrant.name,
             samples=(tuple(getattr(t, field) for t in entrant.timings),),
             ours=ours,
