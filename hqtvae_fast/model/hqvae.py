@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from hqtvae_fast.config import VAEConfig
 from hqtvae_fast.model.autoencoder import Decoder, Encoder, Upsample
 from hqtvae_fast.ops.ema_update import code_statistics, ema_update
-from hqtvae_fast.ops.hierarchical_quantize import hierarchical_quantize
+from hqtvae_fast.ops.hierarchical_quantize import Resampler, commitment, hierarchical_quantize, straight_through
 from hqtvae_fast.ops.nearest_code import nearest_code
-from hqtvae_fast.ops.nearest_code.reference import squared_distances
+from hqtvae_fast.ops.soft_label_cross_entropy import soft_labels
 
 RESTART_SHARE = 0.1  # of the count that each code would have if all were chosen alike
 
@@ -47,7 +47,7 @@ class Codebook(nn.Module):
     def soft_codes(self, z_BCHW: Tensor, temperature: float) -> Tensor:
         """softmax(-squared distance / temperature) over the codes: [B, H, W, K]."""
         B, _, H, W = z_BCHW.shape
-        return (-squared_distances(_rows(z_BCHW), self.embedding) / temperature).softmax(dim=1).view(B, H, W, -1)
+        return soft_labels(_rows(z_BCHW), self.embedding, temperature).view(B, H, W, -1)
 
     @torch.no_grad()
     def update(self, z_BCHW: Tensor, codes_BHW: Tensor) -> None:
@@ -148,7 +148,19 @@ class HQVAE(nn.Module):
 
     def quantize(self, z: Tensor) -> tuple[Level, ...]:
         """Top level first, each finer level codes what the coarser ones have left over (eq. 2-3)."""
-        fused = self._fused_codes(z)
+        resampler = self.config.resampler
+        if resampler == "conv":
+            return self._quantize_level_by_level(z)
+        codes, embeddings = self._quantize_at_once(z, resampler)
+        residuals, embeddings = straight_through(z, embeddings, resampler=resampler)
+        return tuple(Level(*parts) for parts in zip(residuals, codes, embeddings, strict=True))
+
+    def _quantize_at_once(self, z: Tensor, resampler: Resampler) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+        """Codes and embeddings of all levels, where resampling has no weights."""
+        return hierarchical_quantize(z, [codebook.embedding for codebook in self.codebooks], resampler=resampler)
+
+    def _quantize_level_by_level(self, z: Tensor) -> tuple[Level, ...]:
+        """With modules between the levels, which have gradients of their own."""
         pyramid = [z]
         for downsample in reversed(self.downsamples):
             pyramid.insert(0, downsample(pyramid[0]))
@@ -156,7 +168,7 @@ class HQVAE(nn.Module):
         carried: Tensor | None = None  # what the coarser levels say of this one
         for index, (codebook, target) in enumerate(zip(self.codebooks, pyramid, strict=True)):
             residual = target if carried is None else target - carried
-            codes = codebook.search(residual) if fused is None else fused[index]
+            codes = codebook.search(residual)
             embedding = codebook.lookup(codes)
             if torch.is_grad_enabled():  # straight through: the gradient of the embedding is the residual's
                 embedding = residual + (embedding - residual).detach()
@@ -164,13 +176,6 @@ class HQVAE(nn.Module):
             if index < len(self.upsamples):
                 carried = self.upsamples[index](self._join(carried, embedding))
         return tuple(levels)
-
-    def _fused_codes(self, z: Tensor) -> tuple[Tensor, ...] | None:
-        """Codes of all levels in one go; None where resampling has weights."""
-        if self.config.resampler == "conv":
-            return None
-        books = [codebook.embedding for codebook in self.codebooks]
-        return hierarchical_quantize(z, books, resampler=self.config.resampler)[0]
 
     def _join(self, carried: Tensor | None, embedding: Tensor) -> Tensor:
         return embedding if carried is None else carried + embedding
@@ -189,8 +194,10 @@ class HQVAE(nn.Module):
         """Codes of images [B, 3, R, R] in [-1, 1]: int64 [B, h, w] a level, top first."""
         with torch.no_grad(), _full_precision(images.device):
             z = self.latents(images)
-            fused = self._fused_codes(z)
-            return tuple(level.codes for level in self.quantize(z)) if fused is None else fused
+            resampler = self.config.resampler
+            if resampler == "conv":
+                return tuple(level.codes for level in self._quantize_level_by_level(z))
+            return self._quantize_at_once(z, resampler)[0]
 
     def decode(self, codes: Sequence[Tensor | None]) -> Tensor:
         """Images [B, 3, R, R], nominally in [-1, 1], of codes [B, h, w] a level, top first.
@@ -226,17 +233,15 @@ class HQVAE(nn.Module):
         z = self.latents(images)
         with torch.autocast(z.device.type, enabled=False):
             levels = self.quantize(z.to(self.quant_conv.weight.dtype))
-        weight = self.config.commitment_weight
-        commitment = tuple(
-            weight * F.mse_loss(level.residual, codebook.lookup(level.codes))
-            for codebook, level in zip(self.codebooks, levels, strict=True)
-        )
         embeddings = [level.embedding for level in levels]
+        losses = commitment([level.residual for level in levels], embeddings)
         reconstruction = self.decoder(self.combine(embeddings))
         coarse = None
         if top_only:
             coarse = self.decoder(self.combine([embeddings[0], *map(torch.zeros_like, embeddings[1:])]))
-        return HQVAEOutput(reconstruction, levels, commitment, coarse)
+        return HQVAEOutput(
+            reconstruction, levels, tuple(self.config.commitment_weight * each for each in losses), coarse
+        )
 
     def check_codes(self, codes: Sequence[Tensor | None]) -> int:
         """The batch size of codes that :meth:`decode` takes; ValueError otherwise (range: on the CPU only)."""

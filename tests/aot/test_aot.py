@@ -217,6 +217,12 @@ def test_an_unknown_op_is_refused(answers):
 
 
 @needs_triton
+def test_split_products_are_added_up_chunk_by_chunk(answers):
+    """What the search's bound rests on: Triton makes one accumulator of a sum of single products, and must not here."""
+    assert answers["chunks"] == {"fp32": 1, "bf16": 0}
+
+
+@needs_triton
 @pytest.mark.slow
 def test_every_kernel_is_within_the_committed_budgets():
     environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
@@ -282,8 +288,24 @@ def answer(request, folder: Path, toys) -> dict:
     return {"code": code, "output": output.getvalue(), "report": rows, "budgets": budgets}
 
 
+def sums_outside_tensor_cores() -> dict[str, int]:
+    """How many times the search's kernel adds a whole tile of products by itself, by the dtype of z."""
+    from hqtvae_fast.ops.nearest_code.spec import SPEC
+    from hqtvae_fast.ops.nearest_code.tensor_cores import SMALL
+
+    found = {}
+    for z in ("fp32", "bf16"):
+        name = f"score {z} {SMALL.rows}x{SMALL.codes}"
+        variant = next(variant for variant in SPEC.variants(80) if variant.name == name)
+        code = aot._compile(variant, 80).asm["ttir"]
+        tile = f"tensor<{SMALL.rows}x{SMALL.codes}xf32>"
+        found[z] = sum("arith.addf" in line and tile in line for line in code.splitlines())
+    return found
+
+
 if __name__ == "__main__":
     target = Path(sys.argv[1])
     variants_by_name = toy_variants()
     given = {name: answer(request, target, variants_by_name) for name, request in REQUESTS.items()}
+    given["chunks"] = sums_outside_tensor_cores()
     (target / "answers.json").write_text(json.dumps(given))

@@ -1,21 +1,14 @@
 """The Triton kernels of soft-label cross-entropy, interpreted on the CPU, against float64.
 
-In a process of its own: TRITON_INTERPRET is read when a kernel is defined, and other tests are not to meet it. What the
-interpreter cannot show is how a GPU multiplies (here products are exact fp32) and rounds.
+What the interpreter cannot show is how a GPU multiplies (here products are exact fp32) and rounds.
 """
 
 from __future__ import annotations
 
-import importlib.util
-import os
-import subprocess
-import sys
-
 import pytest
+from interpreted import needs_triton, outcomes
 
 PROGRAM = """
-import sys
-
 import torch
 
 from hqtvae_fast.ops.soft_label_cross_entropy import soft_label_cross_entropy, tensor_cores
@@ -57,8 +50,10 @@ def a_slice_of_rows_and_a_scaled_loss():
 
 def chunks_of_rows():
     inputs = SPEC.make_inputs(SPEC.small[1], torch.device("cpu"), 0)
-    whole, tensor_cores.CHUNK_ROWS = SPEC.run(*inputs, backend="triton"), 33
+    whole, before = SPEC.run(*inputs, backend="triton"), tensor_cores.CHUNK_ROWS
+    tensor_cores.CHUNK_ROWS = 33
     torch.testing.assert_close(SPEC.run(*inputs, backend="triton"), whole, rtol=1e-6, atol=1e-9)
+    tensor_cores.CHUNK_ROWS = before
 
 
 def far_codes_and_large_offsets():
@@ -87,12 +82,9 @@ def operators():
     loss, statistics = (x.detach() for x in operators.soft_label_cross_entropy(*inputs))
     backward = (loss, logits.detach(), z, codebook, statistics, tau, "triton")
     torch.library.opcheck(operators.soft_label_cross_entropy_backward.default, backward)
-
-
-globals()[sys.argv[1]]()
 """
 
-CHECKS = [
+CHECKS = (
     "small_cases",
     "narrow_codes",
     "a_slice_of_rows_and_a_scaled_loss",
@@ -100,15 +92,10 @@ CHECKS = [
     "far_codes_and_large_offsets",
     "infinite_logits",
     "operators",
-]
+)
 
 
-@pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed")
+@needs_triton
 @pytest.mark.parametrize("check", CHECKS)
 def test_interpreted(check):
-    environment = {key: value for key, value in os.environ.items() if key != "HQTVAE_BACKEND"}
-    environment |= {"TRITON_INTERPRET": "1"}
-    result = subprocess.run(
-        [sys.executable, "-c", PROGRAM, check], env=environment, capture_output=True, text=True, check=False
-    )
-    assert result.returncode == 0, result.stderr
+    assert outcomes(PROGRAM, CHECKS)[check] == ""

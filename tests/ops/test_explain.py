@@ -121,3 +121,14 @@ def test_a_spec_without_backends_or_description(known):
 def test_an_unknown_op_lists_the_known_ones(known):
     with pytest.raises(ValueError, match=r"op: expected one of scale; got 'scael'"):
         hqtvae_fast.explain("scael")
+
+
+@pytest.mark.parametrize("op", ["nearest_code", "hierarchical_quantize", "ema_update", "soft_label_cross_entropy"])
+def test_of_a_real_op_all_is_told(op, monkeypatch):
+    monkeypatch.delenv(VARIABLE, raising=False)
+    spec = module.all_specs()[op]
+    inputs = spec.make_inputs(spec.small[0], torch.device("cpu"), 0)
+    text = hqtvae_fast.explain(op, *inputs, peaks=PEAKS)
+    labels = [line.split("  ")[0] for line in text.splitlines()]
+    assert {"op", "backend", "passed over", "shared memory", "least work", "limited by", "time floor"} <= set(labels)
+    assert "triton: expected tensors on a CUDA device" in text

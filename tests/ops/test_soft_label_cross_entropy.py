@@ -245,6 +245,47 @@ def test_memory_of_the_reference_is_bounded(monkeypatch):
     assert gradient < peak_of(functools.partial(SPEC.run, *inputs)) < gradient + 6 * 4 * chunk + 2**17
 
 
+@pytest.mark.slow
+def test_memory_of_64_images_is_that_of_the_logits_and_5_percent():
+    """Both levels, 20,480 rows x 8192 in fp32: loss and gradient, itself as large as the logits. C does not matter."""
+    logits = 20480 * 8192 * 4
+    for rows in (4096, 16384):
+        inputs = (*draw(rows, 8192, 4, torch.float32), 1.0)
+        gradient = 4 * rows * 8192
+        assert gradient < peak_of(functools.partial(SPEC.run, *inputs)) < gradient + 0.05 * logits
+
+
+def test_the_kernels_scratch_is_within_5_percent_of_the_narrowest_logits():
+    """Of one launch's rows: five numbers a row and tile of codes, and what is made of them while they are combined."""
+    tiles = -(-8192 // tensor_cores.LARGE.codes)
+    scratch = tensor_cores.CHUNK_ROWS * tiles * 4 * (5 + 5)
+    kept = 4 * 4 * 16384
+    assert scratch + kept < 0.05 * 20480 * 8192 * 2
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_memory_on_a_gpu(dtype):
+    for case in SPEC.cases[:2]:
+        logits, *rest = SPEC.make_inputs(case, torch.device("cuda"), 0)
+        inputs = (logits.to(dtype), *rest)
+        del logits
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        SPEC.run(*inputs, backend="triton")
+        extra = torch.cuda.max_memory_allocated() - before - inputs[0].nbytes  # the gradient
+        assert extra < 0.05 * 20480 * 8192 * dtype.itemsize
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("case", [*SPEC.small, *SPEC.cases], ids=lambda case: case.name)
+def test_on_a_gpu(case):
+    inputs = SPEC.make_inputs(case, torch.device("cuda"), 0)
+    got, again = (SPEC.run(*inputs, backend="triton") for _ in range(2))
+    assert all(torch.equal(*pair) for pair in zip(got, again, strict=True))
+    SPEC.check(got, SPEC.reference(*inputs), inputs)
+
+
 # ---------------------------------------------------------------------------------------------------------------- spec
 
 

@@ -1,4 +1,4 @@
-"""The EMA codebook step in plain torch."""
+"""The EMA codebook step in plain torch: the definition that kernels are held to."""
 
 from __future__ import annotations
 
@@ -7,10 +7,11 @@ from torch import Tensor
 
 
 def code_statistics(z_NC: Tensor, codes_N: Tensor, num_codes: int) -> tuple[Tensor, Tensor]:
-    """How many rows chose each code, [K], and their sum, [K, C], in z's dtype."""
-    counts_K = torch.bincount(codes_N, minlength=num_codes).to(z_NC.dtype)
-    sums_KC = torch.zeros(num_codes, z_NC.shape[1], dtype=z_NC.dtype, device=z_NC.device)
-    return counts_K, sums_KC.index_add_(0, codes_N, z_NC)
+    """How many rows chose each code, [K], and their sum, [K, C], in fp32 or, for fp64 rows, fp64."""
+    wide = torch.promote_types(z_NC.dtype, torch.float32)
+    counts_K = torch.bincount(codes_N, minlength=num_codes).to(wide)
+    sums_KC = torch.zeros(num_codes, z_NC.shape[1], dtype=wide, device=z_NC.device)
+    return counts_K, sums_KC.index_add_(0, codes_N, z_NC.to(wide))
 
 
 def ema_update(

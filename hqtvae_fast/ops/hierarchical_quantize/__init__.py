@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from hqtvae_fast.backend import Backend, choose
@@ -28,9 +29,39 @@ def hierarchical_quantize(
     ``z`` [B, d, H, H], any strides; ``codebooks``: L of [K_l, C_l], top first, dtype and device of z. Level l has side
     H / 2^(L-1-l); C_l is d, times the pixels of its window (4^(L-1-l)) for pixel_shuffle, whose channel order is
     torch's. Each level codes what the coarser ones leave over of z resampled to it, exactly (see
-    :func:`hqtvae_fast.ops.nearest_code`). On a GPU neither the resampled maps (pixel_shuffle) nor the residuals are
-    stored. No gradient. Raises ValueError on other shapes or dtypes.
+    :func:`hqtvae_fast.ops.nearest_code`), taken in fp32 where z is narrower. On a GPU neither the resampled maps
+    (pixel_shuffle) nor the residuals are stored. No gradient: training adds :func:`straight_through`. Raises ValueError
+    on other shapes or dtypes, and BackendError where the backend asked for cannot run.
     """
+    _check(z, codebooks, resampler)
+    levels = len(codebooks)
+    choice = choose("hierarchical_quantize", BACKENDS, z, codebooks, resampler, backend=backend)
+    books = [codebook.detach() for codebook in codebooks]
+    flat = torch.ops.hqtvae_fast.hierarchical_quantize(z.detach(), books, resampler, choice.backend.name)
+    return tuple(flat[:levels]), tuple(flat[levels:])
+
+
+def straight_through(
+    z: Tensor, embeddings: Sequence[Tensor], *, resampler: Resampler = "pixel_shuffle"
+) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+    """Residuals and embeddings with gradients for training, top level first: [B, C, h, w] each.
+
+    ``z`` and ``embeddings`` as given to and by :func:`hierarchical_quantize`. The residuals are what each level coded,
+    in fp32 at least: the codebooks' statistics and :func:`commitment` are of them. The embeddings come back as they
+    are; their gradient goes straight through to their residual, and so to z, which alone gets one. No graph over the
+    pyramid is kept, and autocast is ignored.
+    """
+    flat = torch.ops.hqtvae_fast.hierarchical_straight_through(z, list(embeddings), resampler)
+    return tuple(flat[: len(embeddings)]), tuple(flat[len(embeddings) :])
+
+
+def commitment(residuals: Sequence[Tensor], embeddings: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """Each level's mean |residual - embedding|^2, whose gradient draws the residual to the embedding (eq. 4)."""
+    pairs = zip(residuals, embeddings, strict=True)
+    return tuple(F.mse_loss(residual, embedding.detach().to(residual.dtype)) for residual, embedding in pairs)
+
+
+def _check(z: Tensor, codebooks: Sequence[Tensor], resampler: str) -> None:
     if z.ndim != 4 or z.shape[2] != z.shape[3]:
         raise ValueError(f"z: expected [B, d, H, H]; got {list(z.shape)}")
     if resampler not in get_args(Resampler):
@@ -46,14 +77,12 @@ def hierarchical_quantize(
             raise ValueError(f"codebook of level {index}: expected [K, {width}]; got {list(codebook.shape)}")
         if codebook.dtype != z.dtype or not z.is_floating_point():
             raise ValueError(f"codebook of level {index}: expected z's {z.dtype}, floating; got {codebook.dtype}")
-    choice = choose("hierarchical_quantize", BACKENDS, z, codebooks, resampler, backend=backend)
-    flat = torch.ops.hqtvae_fast.hierarchical_quantize(z, list(codebooks), resampler, choice.backend.name)
-    return tuple(flat[:levels]), tuple(flat[levels:])
 
 
 @torch.library.custom_op("hqtvae_fast::hierarchical_quantize", mutates_args=())
 def _quantize(z: Tensor, codebooks: list[Tensor], resampler: str, backend: str) -> list[Tensor]:
-    codes, embeddings = _BY_NAME[backend].run(z.detach(), codebooks, resampler)
+    with torch.autocast(z.device.type, enabled=False):
+        codes, embeddings = _BY_NAME[backend].run(z, codebooks, resampler)
     return [*codes, *embeddings]
 
 
@@ -65,4 +94,34 @@ def _(z: Tensor, codebooks: list[Tensor], resampler: str, backend: str) -> list[
     return [*codes, *(z.new_empty((B, side, side, book.shape[1])).permute(0, 3, 1, 2) for side, book in pairs)]
 
 
-__all__ = ["hierarchical_quantize"]
+@torch.library.custom_op("hqtvae_fast::hierarchical_straight_through", mutates_args=())
+def _straight_through(z: Tensor, embeddings: list[Tensor], resampler: str) -> list[Tensor]:
+    with torch.autocast(z.device.type, enabled=False):
+        residuals = reference.residuals(z, embeddings, resampler)
+    # An operator may not return its inputs, nor views of them.
+    return [residual.clone() for residual in residuals] + [embedding.clone() for embedding in embeddings]
+
+
+@_straight_through.register_fake
+def _(z: Tensor, embeddings: list[Tensor], resampler: str) -> list[Tensor]:
+    residuals = reference.residuals(z, embeddings, resampler)
+    return [residual.clone() for residual in residuals] + [embedding.clone() for embedding in embeddings]
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> None:
+    z, _, ctx.resampler = inputs
+    ctx.dtype = z.dtype
+
+
+def _gradients(ctx: Any, gradients: list[Tensor]) -> tuple[Tensor, list[None], None]:
+    levels = len(gradients) // 2
+    wide = torch.promote_types(ctx.dtype, torch.float32)
+    sums = [
+        (own.to(wide) + through.to(wide)) for own, through in zip(gradients[:levels], gradients[levels:], strict=True)
+    ]
+    return reference.residual_gradient(sums, ctx.resampler).to(ctx.dtype), [None] * levels, None
+
+
+_straight_through.register_autograd(_gradients, setup_context=_setup_context)
+
+__all__ = ["Resampler", "commitment", "hierarchical_quantize", "straight_through"]

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
+from hqtvae_fast.ops import triton_launch
 from hqtvae_fast.ops.hierarchical_quantize import reference
 from hqtvae_fast.ops.nearest_code import tensor_cores
 from hqtvae_fast.ops.nearest_code.tensor_cores import Level, window_major
@@ -22,7 +23,7 @@ def why_not(z: Tensor, codebooks: Sequence[Tensor], resampler: str) -> str | Non
     """None where the kernels can take these inputs, else the reason."""
     if resampler == "pixel_shuffle" and len(codebooks) > MOST_LEVELS:
         return f"expected at most {MOST_LEVELS} levels; got {len(codebooks)}"
-    return tensor_cores.why_not(z, *codebooks)
+    return triton_launch.why_not(z, *codebooks)
 
 
 def quantize(z: Tensor, codebooks: Sequence[Tensor], resampler: str) -> tuple[list[Tensor], list[Tensor]]:

@@ -7,9 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hqtvae_fast.ops.hierarchical_quantize import hierarchical_quantize, reference
+from hqtvae_fast.ops.hierarchical_quantize import BACKENDS, Resampler, hierarchical_quantize, reference
+from hqtvae_fast.ops.nearest_code import tensor_cores
 from hqtvae_fast.ops.nearest_code.spec import compilations
-from hqtvae_fast.ops.nearest_code.tensor_cores import LARGE, SMALL
+from hqtvae_fast.ops.nearest_code.tensor_cores import SMALL, Level
 from hqtvae_fast.ops.spec import Case, Cost, Spec, Variant
 
 CASES = (
@@ -24,7 +25,7 @@ SMALL_CASES = (
 )
 
 
-def make_inputs(case: Case, device: torch.device, seed: int) -> tuple[Tensor, list[Tensor]]:
+def make_inputs(case: Case, device: torch.device, seed: int) -> tuple[Tensor, list[Tensor], str]:
     """z as sums of codes of all levels and some noise, channels-last, as a trained encoder gives it."""
     generator = torch.Generator().manual_seed(seed)
     B, d, H, K, L = (case[letter] for letter in "BdHKL")
@@ -37,7 +38,7 @@ def make_inputs(case: Case, device: torch.device, seed: int) -> tuple[Tensor, li
             said = reference.upsample(said, "pixel_shuffle")
         z = z + said
     z = z.to(case.dtype).to(device).contiguous(memory_format=torch.channels_last)
-    return z, [codebook.to(case.dtype).to(device) for codebook in codebooks]
+    return z, [codebook.to(case.dtype).to(device) for codebook in codebooks], "pixel_shuffle"
 
 
 def cost(case: Case) -> Cost:
@@ -59,21 +60,49 @@ def check(got: Levels, wanted: Levels, inputs: tuple[Any, ...]) -> None:
         assert torch.equal(found.cpu(), right.cpu())
 
 
-def define(z: Tensor, codebooks: list[Tensor]) -> Levels:
+def run(z: Tensor, codebooks: list[Tensor], resampler: Resampler, *, backend: str | None = None) -> Levels:
+    return hierarchical_quantize(z, codebooks, resampler=resampler, backend=backend)
+
+
+def define(z: Tensor, codebooks: list[Tensor], resampler: str) -> Levels:
     """Level by level; each level's search is held to float64 by its own spec."""
-    codes, embeddings = reference.quantize(z.cpu(), [codebook.cpu() for codebook in codebooks], "pixel_shuffle")
+    codes, embeddings = reference.quantize(z.cpu(), [codebook.cpu() for codebook in codebooks], resampler)
     return tuple(codes), tuple(embeddings)
 
 
+def written_out(z: Tensor, codebooks: list[Tensor], resampler: str) -> list[Tensor]:
+    """As one would write it: every map, residual and distance stored; rounding may take another code now and then."""
+    codes: list[Tensor] = []
+    said = torch.zeros((), device=z.device)
+    for target, codebook in zip(reference.pyramid(z, len(codebooks), resampler), codebooks, strict=True):
+        residual = target - said
+        rows = residual.permute(0, 2, 3, 1).reshape(-1, codebook.shape[1])
+        codes.append(torch.cdist(rows, codebook.to(rows.dtype)).argmin(dim=1).view(len(z), *residual.shape[2:]))
+        if len(codes) < len(codebooks):
+            said = reference.upsample(said + reference.lookup(codes[-1], codebook), resampler)
+    return codes
+
+
+def describe(z: Tensor, codebooks: list[Tensor], resampler: str) -> dict[str, str]:
+    """How the kernels would be launched on the finest level, which has most rows."""
+    coarser = tuple((z, codebook) for codebook in codebooks[1:])
+    return tensor_cores.describe(Level(z, 1, coarser), len(codebooks[-1]))
+
+
+SHAPES = ((2, 0), (4, 0), (1, 1), (2, 1), (1, 2))
+
+
 def variants(arch: int) -> list[Variant]:
-    """Windows of 2 and 4 without a coarser level, pixels under one, windows of 2 under one, pixels under two."""
-    made = []
-    for order, one in (("channels-last", "stride_channel"), ("NCHW", "stride_x")):
-        for window, coarser, tiles in ((2, 0, (SMALL,)), (4, 0, (SMALL,)), (1, 1, (LARGE, SMALL)), (2, 1, (SMALL,))):
-            for tile in tiles:
-                made += compilations(f"{order} window {window} under {coarser}", tile, "*fp32", window, coarser, (one,))
-        made += compilations(f"{order} window 1 under 2", SMALL, "*fp32", 1, 2, (one,))
-    return made
+    """Windows of 2 and 4 without a coarser level, pixels under one, windows of 2 under one, pixels under two; z in
+    fp32, as the model has it (narrower ones differ by a conversion)."""
+    return [
+        variant
+        for order, one in (("channels-last", "stride_channel"), ("NCHW", "stride_x"))
+        for window, coarser in SHAPES
+        for variant in compilations(
+            f"{order} {window}x{window} under {coarser}", (SMALL,), "*fp32", window, coarser, (one,)
+        )
+    ]
 
 
 SPEC = Spec(
@@ -81,10 +110,12 @@ SPEC = Spec(
     cases=CASES,
     small=SMALL_CASES,
     make_inputs=make_inputs,
-    run=hierarchical_quantize,
+    run=run,
     reference=define,
     check=check,
     cost=cost,
     variants=variants,
-    baselines={"level by level, torch": lambda z, codebooks: reference.quantize(z, codebooks, "pixel_shuffle")},
+    describe=describe,
+    backends=BACKENDS,
+    baselines={"level by level, torch.cdist": written_out},
 )

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from hqtvae_fast.backend import Backend, choose
+from hqtvae_fast.ops import triton_launch
 from hqtvae_fast.ops.nearest_code import reference, screened, tensor_cores
 
 
@@ -14,7 +15,7 @@ def _on_tensor_cores(z: Tensor, codebook: Tensor) -> Tensor:
 
 
 BACKENDS = (
-    Backend("triton", _on_tensor_cores, tensor_cores.why_not),
+    Backend("triton", _on_tensor_cores, triton_launch.why_not),
     Backend("torch", screened.nearest_code),
     Backend("reference", reference.nearest_code),
 )
@@ -27,11 +28,12 @@ def nearest_code(
     """Index of the nearest code of each row (eq. 1).
 
     ``z`` [N, C] and ``codebook`` [K, C], floating point, same dtype and device; returns int64 [N]. Exact: for finite
-    inputs, what comparing squared distances in float64 gives, ties to the lowest index. A row that is not finite gives
-    some index in [0, K), on a GPU 0; ``invalid``, a bool scalar on the device of z, is set where there is such a row,
-    without waiting for the device; ``check`` raises ValueError instead, and waits. ``backend``: "triton" (CUDA; tensor
-    cores and a proven bound), "torch" (an fp32 product and the same idea), "reference" (float64 brute force). Raises
-    ValueError on other shapes or dtypes.
+    inputs, what comparing squared distances in float64 gives, ties to the lowest index. (Distances that differ by less
+    than float64 sums resolve, about C times 1e-16 of their size, may be ordered as rounding has it.) A row that is not
+    finite gives 0; ``invalid``, a bool scalar on the device of z, is set where there is such a row, without waiting for
+    the device; ``check`` raises ValueError instead, and waits. ``backend``: "triton" (CUDA; tensor cores and a proven
+    bound), "torch" (an fp32 product and the same idea), "reference" (float64 brute force). Raises ValueError on other
+    shapes, dtypes or devices, and BackendError where the backend asked for cannot run.
     """
     if z.ndim != 2 or codebook.ndim != 2 or z.shape[1] != codebook.shape[1]:
         raise ValueError(f"nearest_code: expected [N, C] and [K, C]; got {list(z.shape)} and {list(codebook.shape)}")
@@ -39,6 +41,8 @@ def nearest_code(
         raise ValueError("nearest_code: expected at least one code; got an empty codebook")
     if z.dtype != codebook.dtype or not z.is_floating_point():
         raise ValueError(f"nearest_code: expected one floating dtype; got {z.dtype} and {codebook.dtype}")
+    if z.device != codebook.device:
+        raise ValueError(f"nearest_code: expected one device; got {z.device} and {codebook.device}")
     if check and not bool(z.isfinite().all()):
         row = int((~z.isfinite().all(dim=1)).nonzero()[0])
         raise ValueError(f"nearest_code: expected finite rows; row {row} holds NaN or infinity")
@@ -50,7 +54,8 @@ def nearest_code(
 
 @torch.library.custom_op("hqtvae_fast::nearest_code", mutates_args=())
 def _nearest_code(z: Tensor, codebook: Tensor, backend: str) -> Tensor:
-    return _BY_NAME[backend].run(z, codebook)
+    with torch.autocast(z.device.type, enabled=False):
+        return _BY_NAME[backend].run(z, codebook)
 
 
 @_nearest_code.register_fake

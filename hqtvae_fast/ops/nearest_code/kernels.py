@@ -7,19 +7,22 @@ the error bound of its score. If none does (almost always) the index is certain.
 all codes of those blocks whose best score comes that near in float64, and takes the least, ties to the lowest index.
 No N x K matrix exists; no row count reaches the host.
 
-**Bound.** With u = 2^-24, |z| and E = max |e| Euclidean norms, b = BK dimensions a chunk and n of them in all:
+**Bound.** With u = 2^-24, |z| and E = max |e| Euclidean norms, b = BK dimensions a chunk and c chunks in all:
 
 - splitting: hi is z rounded to 8 bits (2^-9), lo the rest rounded again (2^-18); what hi hi + hi lo + lo hi leaves out
-  of a product z_i e_i is below 3 * 2^-18 (1 + 2^-7) |z_i e_i|;
-- a chunk's 3b products are exact in fp32, and each one's addition inside a tensor core loses less than 2^-22 of the
-  largest magnitude there (aligned sums of up to 16 products and an accumulator, truncated below bit 23): less than
-  3b * 2^-22 (1 + 2^-7) of the chunk's sum of |z_i e_i|. A chunk has its own accumulator, so this does not grow with n;
-- adding n/b chunks in fp32, rounding to nearest: (n/b) u of the whole sum;
+  of a product z_i e_i is below 3 * 2^-18 (1 + 2^-7) |z_i e_i|. bf16 inputs are their own hi: nothing is left out;
+- products are exact in fp32, and each one's addition inside a tensor core loses less than 2^-22 of the largest
+  magnitude there (aligned sums of up to 16 products and an accumulator, truncated below bit 23, the sum truncated
+  again: 1 + 2/g truncations a product where g are added at once, g >= 4). Split, a chunk has its own accumulator: less
+  than 3b * 2^-22 of the chunk's sum of |hi hi| + |hi lo| + |lo hi|, itself below (1 + 2^-7) of its sum of |z_i e_i|,
+  however many chunks there are. Not split, one accumulator takes all: less than cb * 2^-22 of the whole sum;
+- adding c chunks in fp32, rounding to nearest: c u of the whole sum;
 - sums of |z_i e_i| over any set are at most |z| |e| (Cauchy-Schwarz), over all chunks together too;
 - |e|^2 is rounded once from float64, and the score once.
 
-So |s - exact| <= 2 (3*2^-18 + 3b*2^-22 + (n/b + 2) u) 1.01 |z| E + 4u E^2 + tiny, where tiny covers what lies below the
-normal range, even if the hardware takes it for zero. Where 2 |z| E + E^2 may overflow, all codes are compared.
+So |s - exact| <= 2 (3*2^-18 + 3b*2^-22 + (c + 2) u) 1.01 |z| E + 4u E^2 + tiny, or 2 (cb*2^-22 + 2u) 1.01 |z| E + ...
+where nothing is split. tiny covers what lies below the normal range, even if the hardware takes it for zero. Where
+2 |z| E + E^2 may overflow, all codes are compared.
 
 **Cost.** 6 N K n FLOP of bf16 for fp32 inputs (2 N K n where the inputs are bf16: their lo is zero). Memory: the rows
 K/BN times and the codes N/BM times, from the second-level cache (128 rows and 128 codes of 256: 256 KB for 25 MFLOP, 98
@@ -41,7 +44,7 @@ import triton.language as tl
 @triton.jit
 def _load_rows(
     z,  # fp32, bf16 or fp16
-    o_row,  # [M] row numbers, int64
+    o_row,  # [M] row numbers
     i_window,  # which pixel of the rows' windows
     o_channel,  # [C] channels
     m_rows,  # [M]
@@ -63,7 +66,7 @@ def _load_rows(
     y = (i_position // side) * SIDE + i_window // SIDE
     x = (i_position % side) * SIDE + i_window % SIDE
     mask = m_rows[:, None] & (o_channel < d)[None, :]
-    o_pixel = i_batch * stride_batch + y * stride_y + x * stride_x
+    o_pixel = i_batch.to(tl.int64) * stride_batch + y * stride_y + x * stride_x
     value = tl.load(z + o_pixel[:, None] + o_channel[None, :] * stride_channel, mask=mask, other=0.0).to(tl.float32)
     if COARSER >= 1:
         # The level above the top of all: windows of WINDOW_0 pixels, maps of `side * SIDE / WINDOW_0`.
@@ -128,13 +131,17 @@ def score_blocks(
     BK: tl.constexpr,
     INTERPRET: tl.constexpr,
 ):
-    # Neighbouring programs take the same rows and different codes: the rows come from the first-level caches' misses
-    # once, the codes (8 MB for 8192 of 256) stay in the second-level cache.
-    i_block, i_rows = tl.program_id(0), tl.program_id(1).to(tl.int64)
+    # Neighbouring programs take the same rows and different codes: the rows come from memory once, the codes (8 MB for
+    # 8192 of 256) stay in the second-level cache. One axis of programs: the others end at 65535.
+    blocks = tl.cdiv(K, BN)
+    i_block, i_rows = tl.program_id(0) % blocks, tl.program_id(0) // blocks
     o_row = i_rows * BM + tl.arange(0, BM)
-    o_code = i_block * BN + tl.arange(0, BN)
-    m_rows, m_codes = o_row < N, o_code < K
+    o_code = tl.arange(0, BN)  # within the block, so that what is counted per element stays within 32 bits
+    m_rows, m_codes = o_row < N, o_code < K - i_block * BN
     n = SIDE * SIDE * d
+    first = i_block.to(tl.int64) * BN * n
+    high += first
+    low += first
     chunks = tl.cdiv(d, BK)
     b_product = tl.zeros([BM, BN], tl.float32)
     b_length = tl.zeros([BM], tl.float32)
@@ -145,7 +152,7 @@ def score_blocks(
             z, o_row, i_window, o_channel, m_rows, d,
             stride_batch, stride_channel, stride_y, stride_x, codes_0, book_0, codes_1, book_1, side, SIDE, COARSER,
         )  # fmt: skip
-        o_book = o_code.to(tl.int64)[None, :] * n + (i_window * d + o_channel)[:, None]
+        o_book = o_code[None, :] * n + (i_window * d + o_channel)[:, None]
         m_book = m_codes[None, :] & (o_channel < d)[:, None]
         b_high = tl.load(high + o_book, mask=m_book, other=0.0)
         b_z_high = _bf16(b_z, INTERPRET)
@@ -159,11 +166,11 @@ def score_blocks(
             b_chunk = tl.dot(b_z_low, b_high, input_precision="ieee")  # small terms first
             b_chunk = tl.dot(b_z_high, b_low, b_chunk, input_precision="ieee")
             b_chunk = tl.dot(b_z_high, b_high, b_chunk, input_precision="ieee")
-        else:
-            b_chunk = tl.dot(b_z_high, b_high, input_precision="ieee")
-        b_product += b_chunk
+            b_product += b_chunk
+        else:  # Triton would make one accumulator of a sum of such products anyway
+            b_product = tl.dot(b_z_high, b_high, b_product, input_precision="ieee")
         b_length += tl.sum(b_z * b_z, axis=1)
-    b_square = tl.load(square + o_code, mask=m_codes, other=float("inf"))
+    b_square = tl.load(square + i_block * BN + o_code, mask=m_codes, other=float("inf"))
     b_score = b_square[None, :] - 2.0 * b_product
     b_best, b_index = tl.min(b_score, axis=1, return_indices=True, return_indices_tie_break_left=True)
     b_second = tl.min(tl.where(tl.arange(0, BN)[None, :] == b_index[:, None], float("inf"), b_score), axis=1)
@@ -208,28 +215,35 @@ def settle_rows(
     BR: tl.constexpr,
     BN: tl.constexpr,
     BK: tl.constexpr,
-    BLOCKS: tl.constexpr,
+    GROUP: tl.constexpr,
 ):
-    o_row = tl.program_id(0).to(tl.int64) * BR + tl.arange(0, BR)
+    o_row = tl.program_id(0) * BR + tl.arange(0, BR)
     m_rows = o_row < N
-    o_block = tl.arange(0, BLOCKS)
-    o_in = o_block.to(tl.int64)[:, None] * N + o_row[None, :]
-    m_in = (o_block < blocks)[:, None] & m_rows[None, :]
-    b_best = tl.load(best + o_in, mask=m_in, other=float("inf"))
-    b_second = tl.load(second + o_in, mask=m_in, other=float("inf"))
-    b_least, i_least = tl.min(b_best, axis=0, return_indices=True, return_indices_tie_break_left=True)
+    b_least = tl.full([BR], float("inf"), tl.float32)
+    i_least = tl.zeros([BR], tl.int32)
+    for i_group in range(tl.cdiv(blocks, GROUP)):
+        b_best = _load_blocks(best, i_group, o_row, m_rows, N, blocks, GROUP)
+        b_group, i_inside = tl.min(b_best, axis=0, return_indices=True, return_indices_tie_break_left=True)
+        i_least = tl.where(b_group < b_least, i_group * GROUP + i_inside, i_least)
+        b_least = tl.where(b_group < b_least, b_group, b_least)  # stays infinite where nothing compares: NaN
     b_longest = tl.load(longest)
     # Squares of very small values may have been lost, and rounding may have shortened the rest.
-    b_length = tl.sqrt(tl.load(length + o_row, mask=m_rows, other=0.0).to(tl.float64)) * 1.001 + tiny_length
+    b_length = tl.sqrt(tl.load(length + o_row, mask=m_rows, other=0.0)).to(tl.float64) * 1.001 + tiny_length
     b_bound = relative * b_length * b_longest + relative_square * b_longest * b_longest
     b_bound += tiny_length * (b_length + b_longest) + tiny
     b_limit = b_least.to(tl.float64) + 2.0 * b_bound
     overflows = 2.0 * b_length * b_longest + b_longest * b_longest > 8.5e37  # 2^126: beyond, scores may be infinite
     b_limit = tl.where(overflows, float("inf"), b_limit)
-    near = (b_best.to(tl.float64) <= b_limit[None, :]).to(tl.int32) + (b_second.to(tl.float64) <= b_limit[None, :])
-    doubtful = m_rows & ((tl.sum(near, axis=0) != 1) | ~(b_limit < float("inf")))
+    b_near = tl.zeros([BR], tl.int32)
+    for i_group in range(tl.cdiv(blocks, GROUP)):
+        b_best = _load_blocks(best, i_group, o_row, m_rows, N, blocks, GROUP)
+        b_second = _load_blocks(second, i_group, o_row, m_rows, N, blocks, GROUP)
+        b_near += tl.sum((b_best.to(tl.float64) <= b_limit[None, :]).to(tl.int32), axis=0)
+        b_near += tl.sum((b_second.to(tl.float64) <= b_limit[None, :]).to(tl.int32), axis=0)
+    doubtful = m_rows & ((b_near != 1) | ~(b_limit < float("inf")))
     i_inside = tl.load(index + i_least.to(tl.int64) * N + o_row, mask=m_rows, other=0)
-    tl.store(found + o_row, i_least.to(tl.int64) * BN + i_inside, mask=m_rows)
+    # Doubtful rows are written below, by other threads: each place has one writer.
+    tl.store(found + o_row, i_least.to(tl.int64) * BN + i_inside, mask=m_rows & ~doubtful)
     tl.store(settled + o_row, doubtful.to(tl.int8), mask=m_rows)
     if tl.sum(doubtful.to(tl.int32), axis=0) > 0:
         for i_row in range(BR):
@@ -237,9 +251,17 @@ def settle_rows(
                 limit = tl.sum(tl.where(tl.arange(0, BR) == i_row, b_limit, 0.0), axis=0)
                 _settle(
                     z, codes_0, book_0, codes_1, book_1, book, best, found,
-                    tl.program_id(0).to(tl.int64) * BR + i_row, limit, N, K, d, side,
+                    tl.program_id(0) * BR + i_row, limit, N, K, d, side,
                     stride_batch, stride_channel, stride_y, stride_x, blocks, SIDE, COARSER, BN, BK,
                 )  # fmt: skip
+
+
+@triton.jit
+def _load_blocks(values, i_group, o_row, m_rows, N, blocks, GROUP: tl.constexpr):
+    """[GROUP, rows] of what each block of codes found; infinite beyond the last."""
+    o_block = i_group * GROUP + tl.arange(0, GROUP)
+    mask = (o_block < blocks)[:, None] & m_rows[None, :]
+    return tl.load(values + o_block.to(tl.int64)[:, None] * N + o_row[None, :], mask=mask, other=float("inf"))
 
 
 @triton.jit
@@ -276,8 +298,10 @@ def _settle(
     for i_block in range(blocks):
         score = tl.load(best + (tl.zeros([], tl.int64) + i_block) * N + i_row).to(tl.float64)
         if (score <= limit) | ~(limit < float("inf")):
-            o_code = i_block * BN + tl.arange(0, BN)
-            b_distance = tl.where(o_code < K, 0.0, float("inf")).to(tl.float64)
+            o_code = tl.arange(0, BN)
+            m_codes = o_code < K - i_block * BN
+            first = book + (tl.zeros([], tl.int64) + i_block) * BN * (SIDE * SIDE * d)
+            b_distance = tl.where(m_codes, 0.0, float("inf")).to(tl.float64)
             for i_chunk in range(SIDE * SIDE * chunks):
                 i_window = i_chunk // chunks
                 o_channel = (i_chunk % chunks) * BK + tl.arange(0, BK)
@@ -286,9 +310,9 @@ def _settle(
                     stride_batch, stride_channel, stride_y, stride_x, codes_0, book_0, codes_1, book_1, side,
                     SIDE, COARSER,
                 )  # fmt: skip
-                o_book = o_code.to(tl.int64)[:, None] * (SIDE * SIDE * d) + (i_window * d + o_channel)[None, :]
-                m_book = (o_code < K)[:, None] & (o_channel < d)[None, :]
-                b_apart = b_z.to(tl.float64) - tl.load(book + o_book, mask=m_book, other=0.0).to(tl.float64)
+                o_book = o_code[:, None] * (SIDE * SIDE * d) + (i_window * d + o_channel)[None, :]
+                m_book = m_codes[:, None] & (o_channel < d)[None, :]
+                b_apart = b_z.to(tl.float64) - tl.load(first + o_book, mask=m_book, other=0.0).to(tl.float64)
                 b_apart = tl.where(m_book, b_apart, 0.0)
                 b_distance += tl.sum(b_apart * b_apart, axis=1)
             closest, i_inside = tl.min(b_distance, axis=0, return_indices=True, return_indices_tie_break_left=True)

@@ -18,9 +18,3 @@ def nearest_code(z_NC: Tensor, codebook_KC: Tensor) -> Tensor:
     rows = max(1, CHUNK_VALUES // max(1, codebook_KC.numel()))
     parts = [distances(part[:, None], codebook_KC[None]).argmin(dim=1) for part in z_NC.split(rows)]
     return torch.cat(parts) if parts else torch.empty(0, dtype=torch.int64, device=z_NC.device)
-
-
-def squared_distances(z_NC: Tensor, codebook_KC: Tensor) -> Tensor:
-    """|z - e|^2 of every pair, [N, K], as |z|^2 + |e|^2 - 2ze in the inputs' precision: for soft labels, not search."""
-    z_norm = z_NC.square().sum(dim=1, keepdim=True)
-    return torch.addmm(z_norm + codebook_KC.square().sum(dim=1), z_NC, codebook_KC.T, alpha=-2)

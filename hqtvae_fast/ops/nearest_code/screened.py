@@ -8,9 +8,12 @@ in any order, with or without fused multiply-add, each is off by at most
 where C + 8 rounded operations stand between the inputs and a score, |z_1 e_1| + ... <= |z| E (Cauchy-Schwarz), and tiny
 is what products below the normal range may lose, even where they are flushed to zero. So the nearest code scores within
 two bounds of the best score. Mostly it is alone there. Otherwise all that are there are compared in float64, as the
-reference compares them. Where the bound overflows fp32 (norms beyond 1e18), that is all codes.
+reference compares them. Where a score's terms may overflow fp32 (norms beyond 1e18), that is all codes.
 
-In plain torch, for any device; counting the near codes waits for the device once a chunk.
+Passes over the scores cost as much as a fifth of the product each, so there is one: the least score of every group of
+codes. Only in groups whose least score comes near are single scores looked at.
+
+In plain torch, for any device; counting the near groups waits for the device once a chunk.
 """
 
 from __future__ import annotations
@@ -20,44 +23,64 @@ from torch import Tensor
 
 from hqtvae_fast.ops.nearest_code import reference
 
-CHUNK_SCORES = 1 << 22  # held at once; 512 rows of 8192 codes, enough for the product's full speed
+GROUP = 128  # codes; smaller ones leave too little of a vectorised minimum, 32 take twice as long
+CHUNK_SCORES = 1 << 21  # held at once; 256 rows of 8192 codes: the product's full speed, and 8 MB stay in a CPU's cache
 CHUNK_VALUES = 1 << 22  # of float64 differences held at once
 ROUNDING = 2.0**-24
 SMALLEST_NORMAL = 2.0**-126
+SAFE = 2.0**126  # sums whose terms' magnitudes add up to less do not overflow
 
 
 def nearest_code(z_NC: Tensor, codebook_KC: Tensor) -> Tensor:
     """:func:`reference.nearest_code`: [N] int64."""
-    exact_scores = torch.get_float32_matmul_precision() == "highest"  # otherwise fp32 products may run in TF32 or bf16
-    if z_NC.dtype is torch.float64 or not exact_scores:
+    if z_NC.dtype is torch.float64 or not products_are_fp32(z_NC.device):
         return reference.nearest_code(z_NC, codebook_KC)
     z_NC, codebook_KC = z_NC.float(), codebook_KC.float()
-    square_K = codebook_KC.double().square().sum(dim=1)
-    rows = max(1, CHUNK_SCORES // len(codebook_KC))
-    parts = [_search(part, codebook_KC, square_K) for part in z_NC.split(rows)]
+    N, K = len(z_NC), len(codebook_KC)
+    square_K = torch.linalg.vector_norm(codebook_KC, dim=1).square()
+    groups = -(-K // GROUP)
+    rows = max(1, min(N, CHUNK_SCORES // (groups * GROUP)))
+    # One buffer for all chunks: fresh pages would cost as much as the minimum. Codes that only fill a group never win.
+    scores_RK = z_NC.new_full((rows, groups * GROUP), float("inf"))
+    parts = [_search(part, codebook_KC, square_K, scores_RK[: len(part)]) for part in z_NC.split(rows)] if N else []
     return torch.cat(parts) if parts else torch.empty(0, dtype=torch.int64, device=z_NC.device)
 
 
-def _search(z_NC: Tensor, codebook_KC: Tensor, square_K: Tensor) -> Tensor:
-    scores_NK = torch.addmm(square_K.float(), z_NC, codebook_KC.T, alpha=-2)
-    best_N = scores_NK.amin(dim=1)
-    limit_N = (best_N.double() + 2 * _bound(z_NC, square_K)).float()
-    limit_N += 4 * ROUNDING * limit_N.abs()  # for the rounding of these two lines
-    near_NK = scores_NK <= limit_N[:, None]
-    near_NK |= ~limit_N.isfinite()[:, None]  # nothing is known of such a row
-    rows_P, codes_P = near_NK.nonzero(as_tuple=True)
-    if len(rows_P) == len(z_NC):  # one a row
+def products_are_fp32(device: torch.device) -> bool:
+    """Whether nobody has allowed TF32 or bf16 in fp32 products there, as far as torch tells."""
+    backend = {"cpu": torch.backends.mkldnn, "cuda": torch.backends.cuda}.get(device.type)
+    return backend is not None and backend.matmul.fp32_precision in ("none", "ieee")
+
+
+def _search(z_NC: Tensor, codebook_KC: Tensor, square_K: Tensor, scores_NP: Tensor) -> Tensor:
+    """``scores_NP``: room for the rows' scores of P >= K codes, infinite beyond K."""
+    N, K = len(z_NC), len(codebook_KC)
+    torch.addmm(square_K, z_NC, codebook_KC.T, alpha=-2, out=scores_NP[:, :K])
+    least_NG = scores_NP.view(N, -1, GROUP).amin(dim=2)
+    limit_N = _limits(z_NC, square_K, least_NG.amin(dim=1))
+    unknown_N = ~limit_N.isfinite()  # nothing is known of such a row: all its codes are compared
+    rows_Q, groups_Q = (~(least_NG > limit_N[:, None]) | unknown_N[:, None]).nonzero(as_tuple=True)
+    near_QG = scores_NP.view(N, -1, GROUP)[rows_Q, groups_Q] <= limit_N[rows_Q, None]
+    inside_QG = groups_Q[:, None] * GROUP + torch.arange(GROUP, device=z_NC.device)
+    near_QG = (near_QG | unknown_N[rows_Q, None]) & (inside_QG < K)
+    pairs, inside = near_QG.nonzero(as_tuple=True)
+    rows_P, codes_P = rows_Q[pairs], groups_Q[pairs] * GROUP + inside
+    if len(rows_P) == N:  # one a row
         return codes_P
     return _closest_pair(z_NC, codebook_KC, rows_P, codes_P)
 
 
-def _bound(z_NC: Tensor, square_K: Tensor) -> Tensor:
-    """How far each row's scores may be off: float64 [N]."""
+def _limits(z_NC: Tensor, square_K: Tensor, best_N: Tensor) -> Tensor:
+    """What a row's nearest code cannot score more than: fp32 [N], not finite where nothing can be said."""
     terms = z_NC.shape[1] + 8
     relative = terms * ROUNDING / (1 - terms * ROUNDING)
-    longest = square_K.max().sqrt()
-    length_N = z_NC.double().square().sum(dim=1).sqrt()
-    return relative * (2 * length_N * longest + longest.square()) + 4 * terms * SMALLEST_NORMAL
+    lost = terms * SMALLEST_NORMAL  # by squares below the normal range
+    longest = (square_K.amax().double() * (1 + 2 * relative) + lost).sqrt()
+    length_N = torch.linalg.vector_norm(z_NC, dim=1, dtype=torch.float64)
+    size_N = 2 * length_N * longest + longest.square()
+    limit_N = best_N.double() + 2 * (relative * size_N + 4 * lost)
+    limit_N = limit_N.masked_fill(~(size_N < SAFE), float("inf")).float()
+    return limit_N + 4 * ROUNDING * limit_N.abs()  # for the rounding of these lines
 
 
 def _closest_pair(z_NC: Tensor, codebook_KC: Tensor, rows_P: Tensor, codes_P: Tensor) -> Tensor:

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hqtvae_fast.ops.nearest_code import nearest_code, reference
-from hqtvae_fast.ops.nearest_code.tensor_cores import LARGE, SMALL, Tile
+from hqtvae_fast.ops.nearest_code import BACKENDS, nearest_code, reference
+from hqtvae_fast.ops.nearest_code.tensor_cores import LARGE, SETTLE, SMALL, Tile, describe, rows
 from hqtvae_fast.ops.spec import Case, Cost, Spec, Variant
 
 BATCH = 64
@@ -62,42 +62,39 @@ BASELINES = {
 # --------------------------------------------------------------------------------------------------------- compilations
 
 POINTERS = ("*fp32", "*i64", "*fp32", "*i64", "*fp32")  # z, and codes and codebooks of two coarser levels
-SCORE = ("*bf16", "*bf16", "*fp32", "*fp32", "*fp32", "*i32", "*fp32")
-SETTLE = ("*fp32", "*fp64", "*fp32", "*fp32", "*i32", "*fp32", "*i64", "*i8")
+SCORE_TYPES = ("*bf16", "*bf16", "*fp32", "*fp32", "*fp32", "*i32", "*fp32")
+SETTLE_TYPES = ("*fp32", "*fp64", "*fp32", "*fp32", "*i32", "*fp32", "*i64", "*i8")
 COUNTS = ("i32",) * 8
+BOUND = ("fp32",) * 4
 NOT_ALIGNED = {"side", "blocks", "relative", "relative_square", "tiny_length", "tiny"}
 
 
-def compilations(prefix: str, tile: Tile, z: str, window: int, coarser: int, ones: tuple[str, ...]) -> list[Variant]:
-    """Both kernels for one tile, dtype and shape of windows; ``ones``: arguments that are 1, constants to Triton."""
+def compilations(
+    prefix: str, tiles: tuple[Tile, ...], z: str, window: int, coarser: int, ones: tuple[str, ...]
+) -> list[Variant]:
+    """Both kernels for one dtype and shape of windows, the first with each tile; ``ones``: arguments that are 1,
+    constants to Triton."""
     from hqtvae_fast.ops.nearest_code import kernels
 
     shape = {"SIDE": window, "COARSER": coarser}
     split = z != "*bf16" or coarser > 0
-    score = {**shape, "SPLIT": split, "BM": tile.rows, "BN": tile.codes, "BK": tile.channels, "INTERPRET": False}
-    settle = {**shape, "BR": tile.settled_rows, "BN": tile.codes, "BK": tile.channels, "BLOCKS": 64}
     pointers = (z, *POINTERS[1:])
-    name = f"{prefix} {tile.rows}x{tile.codes}"
-    return [
-        _variant(
-            f"score {name}", kernels.score_blocks, (*pointers, *SCORE, *COUNTS), score, ones, tile, ("mma", "async")
-        ),
-        _variant(
-            f"settle {name}",
-            kernels.settle_rows,
-            (*pointers, *SETTLE, *COUNTS, "i32", *["fp32"] * 4),
-            settle,
-            ones,
-            Tile(tile.rows, warps=4, stages=2),
-            (),
-        ),
-    ]
+    made = []
+    for tile in tiles:
+        constants = {**shape, "SPLIT": split, "BM": tile.rows, "BN": tile.codes, "BK": tile.channels}
+        constants["INTERPRET"] = False
+        name = f"score {prefix} {tile.rows}x{tile.codes}"
+        types = [*pointers, *SCORE_TYPES, *COUNTS]
+        made.append(_variant(name, kernels.score_blocks, types, constants, ones, tile, ("mma", "async")))
+    constants = {**shape, "BR": SETTLE.rows, "BN": tiles[0].codes, "BK": SETTLE.channels, "GROUP": SETTLE.codes}
+    types = [*pointers, *SETTLE_TYPES, *COUNTS, "i32", *BOUND]
+    return [*made, _variant(f"settle {prefix}", kernels.settle_rows, types, constants, ones, SETTLE, ())]
 
 
 def _variant(
     name: str,
     kernel: Any,
-    types: tuple[str, ...],
+    types: list[str],
     constants: Mapping[str, Any],
     ones: tuple[str, ...],
     tile: Tile,
@@ -113,8 +110,9 @@ ROWS = ("side", "stride_channel", "stride_y", "stride_x")
 
 
 def variants(arch: int) -> list[Variant]:
-    made = [("fp32", LARGE, "*fp32"), ("fp32", SMALL, "*fp32"), ("bf16", LARGE, "*bf16"), ("bf16", SMALL, "*bf16")]
-    return [variant for name, tile, z in made for variant in compilations(name, tile, z, 1, 0, ROWS)]
+    """Each dtype with both tiles."""
+    names = ("fp32", "bf16", "fp16")
+    return [variant for z in names for variant in compilations(z, (LARGE, SMALL), f"*{z}", 1, 0, ROWS)]
 
 
 SPEC = Spec(
@@ -128,4 +126,6 @@ SPEC = Spec(
     cost=cost,
     variants=variants,
     baselines=BASELINES,
+    describe=lambda z, codebook: describe(rows(z), len(codebook)),
+    backends=BACKENDS,
 )

@@ -2,27 +2,31 @@
 
 from __future__ import annotations
 
-import importlib.util
 import math
-import os
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
+from hqtvae_fast.ops.triton_launch import interpreted, on
+
 SMALLEST_NORMAL = 2.0**-126
+CHUNK_ROWS = (
+    1 << 17
+)  # of one launch: 12 bytes a row and block of codes are kept between the kernels, 100 MB at K = 8192
+MOST_OFFSET = 2**31 - 1  # within a row: kernels count channels in 32 bits
 
 
 @dataclass(frozen=True)
 class Tile:
-    """Rows, codes and channels of one program of ``score_blocks``; rows of one of ``settle_rows``."""
+    """Rows, codes and channels of one program of ``score_blocks``."""
 
     rows: int
     codes: int = 128
     channels: int = 32
     warps: int = 8
     stages: int = 3
-    settled_rows: int = 16
 
     def shared_memory(self, split: bool) -> int:
         """Bytes that the pipelined loads take: rows in fp32, codes in one or two bf16 parts."""
@@ -30,14 +34,17 @@ class Tile:
 
 
 # Not yet measured on a GPU. 128 x 128 gives each byte from the caches 98 FLOP, but fills the registers (255 a thread):
-# windows and a second coarser level would make it spill. The smaller one is for those, and for so few rows that with
-# the larger one there were fewer programs than an H100 has multiprocessors (132).
+# windows and coarser levels would make it spill. The smaller one is for those, and for so few rows that with the larger
+# one there were fewer programs than an H100 has multiprocessors (132).
 LARGE, SMALL = Tile(128), Tile(64)
+# A program of ``settle_rows``: rows, blocks of codes looked at together, and channels of 128 codes compared at a time
+# in float64: 8 are one sector of memory for each code, and with 16 ptxas spills on sm_90.
+SETTLE = Tile(16, codes=64, channels=8, warps=4, stages=2)
 
 
 def pick_tile(level: Level, codes: int) -> Tile:
     programs = -(-level.num_rows // LARGE.rows) * -(-codes // LARGE.codes)
-    fits = level.window == 1 and len(level.coarser) < 2
+    fits = level.window == 1 and not level.coarser
     return LARGE if fits and programs >= 132 else SMALL
 
 
@@ -61,23 +68,30 @@ class Level:
     def num_rows(self) -> int:
         return self.z.shape[0] * self.side**2
 
+    def chunks(self, rows: int) -> Iterator[Level]:
+        """Parts of the batch, of about ``rows`` rows, in order."""
+        maps = max(1, rows // max(1, self.side**2))
+        z = self.z if (self.z.shape[1] - 1) * self.z.stride(1) <= MOST_OFFSET else self.z.contiguous()
+        for start in range(0, len(z), maps):
+            part = slice(start, start + maps)
+            yield replace(self, z=z[part], coarser=tuple((codes[part], book) for codes, book in self.coarser))
+
 
 def rows(z_NC: Tensor) -> Level:
     """A matrix as maps of one pixel."""
     return Level(z_NC[:, :, None, None])
 
 
-def why_not(*tensors: Tensor) -> str | None:
-    """None where the kernels can take these tensors, else the reason."""
-    interpreted = os.environ.get("TRITON_INTERPRET") == "1"
-    if importlib.util.find_spec("triton") is None:
-        return "Triton is not installed"
-    for tensor in tensors:
-        if tensor.dtype not in (torch.float32, torch.bfloat16, torch.float16):
-            return f"expected fp32, bf16 or fp16; got {tensor.dtype}"
-        if tensor.device.type != "cuda" and not interpreted:
-            return f"expected tensors on a CUDA device (or TRITON_INTERPRET=1); got {tensor.device}"
-    return None
+def describe(level: Level, codes: int) -> dict[str, str]:
+    """How the kernels would be launched on a level's rows."""
+    tile, split = pick_tile(level, codes), level.z.dtype is not torch.bfloat16 or bool(level.coarser)
+    programs = -(-codes // tile.codes) * -(-min(level.num_rows, CHUNK_ROWS) // tile.rows)
+    parts = "three bf16 products" if split else "one bf16 product"
+    return {
+        "tile": f"{tile.rows} rows x {tile.codes} codes, {tile.channels} channels at a time, {parts}",
+        "programs": f"{programs} a launch, {tile.warps} warps, {tile.stages} stages",
+        "shared memory": f"about {tile.shared_memory(split)} bytes",
+    }
 
 
 def window_major(codebook_KC: Tensor, window: int) -> Tensor:
@@ -100,62 +114,89 @@ def search(level: Level, codebook_KWD: Tensor) -> tuple[Tensor, Tensor]:
 
     ``codebook_KWD`` [K, window^2, d] as :func:`window_major` gives it; dtype and device of z.
     """
+    book = _Book.of(codebook_KWD, split=level.z.dtype is not torch.bfloat16 or bool(level.coarser))
+    found = torch.empty(level.num_rows, dtype=torch.int64, device=level.z.device)
+    settled = torch.empty(level.num_rows, dtype=torch.int8, device=level.z.device)
+    start = 0
+    for chunk in level.chunks(CHUNK_ROWS):
+        end = start + chunk.num_rows
+        with on(level.z):
+            _launch(chunk, book, found[start:end], settled[start:end])
+        start = end
+    return found, settled.bool()
+
+
+@dataclass(frozen=True)
+class _Book:
+    """A codebook in fp32, its two bf16 parts (one, if it is bf16), squared lengths in fp32 and the greatest length."""
+
+    values: Tensor
+    high: Tensor
+    low: Tensor
+    square: Tensor
+    longest: Tensor
+    split: bool
+
+    @classmethod
+    def of(cls, codebook_KWD: Tensor, split: bool) -> _Book:
+        values = codebook_KWD.float().reshape(len(codebook_KWD), -1).contiguous()
+        high = values.bfloat16()
+        low = (values - high.float()).bfloat16() if split else high
+        norm_K = torch.linalg.vector_norm(values, dim=1, dtype=torch.float64)
+        return cls(values, high, low, norm_K.square().float(), norm_K.amax().reshape(1), split)
+
+
+def _launch(level: Level, book: _Book, found: Tensor, settled: Tensor) -> None:
     from hqtvae_fast.ops.nearest_code import kernels
 
-    N, K, d = level.num_rows, len(codebook_KWD), level.z.shape[1]
-    tile, device = pick_tile(level, K), level.z.device
-    found = torch.empty(N, dtype=torch.int64, device=device)
-    settled = torch.empty(N, dtype=torch.int8, device=device)
-    if N == 0:
-        return found, settled.bool()
-    book = codebook_KWD.float().reshape(K, -1).contiguous()
-    split = level.z.dtype is not torch.bfloat16 or bool(level.coarser)
-    high = book.bfloat16()
-    low = (book - high.float()).bfloat16() if split else high
-    norm_K = torch.linalg.vector_norm(book, dim=1, dtype=torch.float64)
+    N, K, d, device = level.num_rows, len(book.values), level.z.shape[1], level.z.device
+    tile = pick_tile(level, K)
     blocks = -(-K // tile.codes)
     best, second = (torch.empty(blocks, N, dtype=torch.float32, device=device) for _ in range(2))
     index = torch.empty(blocks, N, dtype=torch.int32, device=device)
     length = torch.empty(N, dtype=torch.float32, device=device)
     coarser = [tensor for pair in level.coarser for tensor in pair]
-    coarser += [found, book] * (2 - len(level.coarser))  # never read
+    coarser += [found, book.values] * (2 - len(level.coarser))  # never read
     source = (level.z, *coarser)
-    strides = level.z.stride()
+    sizes = (N, K, d, level.side, *level.z.stride())
     shape = {"SIDE": level.window, "COARSER": len(level.coarser)}
-    kernels.score_blocks[(blocks, -(-N // tile.rows))](
+    kernels.score_blocks[(blocks * -(-N // tile.rows),)](
         *source,
-        *(high, low, norm_K.square().float(), best, second, index, length),
-        *(N, K, d, level.side, *strides),
+        *(book.high, book.low, book.square, best, second, index, length),
+        *sizes,
         **shape,
-        SPLIT=split,
+        SPLIT=book.split,
         BM=tile.rows,
         BN=tile.codes,
         BK=tile.channels,
-        INTERPRET=os.environ.get("TRITON_INTERPRET") == "1",
+        INTERPRET=interpreted(),
         num_warps=tile.warps,
         num_stages=tile.stages,
     )
-    kernels.settle_rows[(-(-N // tile.settled_rows),)](
+    kernels.settle_rows[(-(-N // SETTLE.rows),)](
         *source,
-        *(book, norm_K.amax().reshape(1), best, second, index, length, found, settled),
-        *(N, K, d, level.side, *strides, blocks),
-        *bound(book.shape[1], tile, split),
+        *(book.values, book.longest, best, second, index, length, found, settled),
+        *sizes,
+        blocks,
+        *bound(level.window, d, tile, book.split),
         **shape,
-        BR=tile.settled_rows,
+        BR=SETTLE.rows,
         BN=tile.codes,
-        BK=tile.channels,
-        BLOCKS=1 << (blocks - 1).bit_length(),
-        num_warps=4,
-        num_stages=2,
+        BK=SETTLE.channels,
+        GROUP=SETTLE.codes,
+        num_warps=SETTLE.warps,
+        num_stages=SETTLE.stages,
     )
-    return found, settled.bool()
 
 
-def bound(width: int, tile: Tile, split: bool) -> tuple[float, float, float, float]:
-    """The bound of :mod:`.kernels` for rows of ``width`` values: factors of |z| E and of E^2, and absolute terms."""
-    products = tile.channels * (3 if split else 1)
-    parts = 3 * 2.0**-18 if split else 0.0
-    chunks = width / min(width, tile.channels) + 1
-    relative = 2 * (parts + products * 2.0**-22 + (chunks + 2) * 2.0**-24) * 1.01
-    lost = math.sqrt(width) * 2.0**-62  # of a row's length, as squares below 2^-126 may count as zero, and values too
-    return relative, 4 * 2.0**-24, lost, 4 * products * chunks * SMALLEST_NORMAL
+def bound(window: int, d: int, tile: Tile, split: bool) -> tuple[float, float, float, float]:
+    """The bound of :mod:`.kernels` for rows of window^2 d values: factors of |z| E and of E^2, and absolute terms."""
+    chunks = window**2 * -(-d // tile.channels)
+    products = chunks * tile.channels * (3 if split else 1)
+    if split:
+        relative = 3 * 2.0**-18 + 3 * tile.channels * 2.0**-22 + chunks * 2.0**-24
+    else:
+        relative = products * 2.0**-22
+    relative = 2 * (relative + 2 * 2.0**-24) * 1.01
+    lost = window * math.sqrt(d) * 2.0**-62  # of a row's length, as squares below 2^-126 may count as zero, and values
+    return relative, 4 * 2.0**-24, lost, 4 * products * SMALLEST_NORMAL

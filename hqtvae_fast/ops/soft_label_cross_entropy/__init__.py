@@ -47,6 +47,15 @@ def soft_label_cross_entropy(
     return torch.ops.hqtvae_fast.soft_label_cross_entropy(*inputs, choice.backend.name)[0]
 
 
+def soft_labels(z: Tensor, codebook: Tensor, temperature: float) -> Tensor:
+    """The labels themselves, softmax(-|z - e_k|^2 / temperature): [N, K] of z [N, C] and codebook [K, C].
+
+    One product and one softmax, in torch on any device: as large as the logits, for use where they are wanted whole.
+    """
+    with torch.autocast(z.device.type, enabled=False):
+        return reference.soft_labels(z, codebook, temperature)
+
+
 def _reference_forward(logits: Tensor, z: Tensor, codebook: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
     return reference.loss(logits, z, codebook, temperature), _statistics(logits, "reference")
 
@@ -117,4 +126,4 @@ def _wide(dtype: torch.dtype) -> torch.dtype:
 
 _forward.register_autograd(_gradients, setup_context=_setup_context)
 
-__all__ = ["soft_label_cross_entropy"]
+__all__ = ["soft_label_cross_entropy", "soft_labels"]

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
-import importlib.util
-import os
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-CHUNK_ROWS = (
-    1 << 14
-)  # of the forward pass: what it keeps of each row and tile of codes (42 MB at K = 8192) stays bounded
+from hqtvae_fast.ops import triton_launch
+from hqtvae_fast.ops.triton_launch import on
+
+# Rows of one launch of the forward pass, for which 20 bytes a row and tile of codes are kept: 5 MB at K = 8192, as much
+# again while they are combined. 2048 programs of LARGE, 8 waves on an H100.
+CHUNK_ROWS = 1 << 11
 
 
 @dataclass(frozen=True)
@@ -52,18 +51,7 @@ def precision(dtype: torch.dtype) -> str:
 
 def why_not(logits: Tensor, z: Tensor, codebook: Tensor, temperature: float) -> str | None:
     """None where the kernels can take these inputs, else the reason."""
-    for tensor in (logits, z, codebook):
-        if tensor.dtype not in DTYPES:
-            return f"expected fp32, bf16 or fp16; got {tensor.dtype}"
-        if tensor.device.type != "cuda" and not _interpreted():
-            return f"expected tensors on a CUDA device (or TRITON_INTERPRET=1); got {tensor.device}"
-    if importlib.util.find_spec("triton") is None:
-        return "Triton is not installed"
-    if logits.is_cuda:
-        major, minor = torch.cuda.get_device_capability(logits.device)
-        if major < 8:
-            return f"expected compute capability 8.0 or above, where tensor cores take TF32; got {major}.{minor}"
-    return None
+    return triton_launch.why_not(logits, z, codebook)
 
 
 def describe(logits: Tensor, z: Tensor, codebook: Tensor, temperature: float) -> dict[str, str]:
@@ -96,7 +84,7 @@ def _partials(
 
     (N, K), C = logits_NK.shape, z_NC.shape[1]
     partials_5TN = torch.empty(5, _tiles(K, tile), N, dtype=torch.float32, device=logits_NK.device)
-    with _on(logits_NK):
+    with on(logits_NK):
         kernels.forward_kernel[(-(-N // tile.rows) * _tiles(K, tile),)](
             *(logits_NK, z_NC, codebook_KC, norms_K, partials_5TN, 1 / temperature, N, K, C),
             *(logits_NK.stride(0), z_NC.stride(0), codebook_KC.stride(0)),
@@ -126,7 +114,7 @@ def backward(
     (N, K), tile = logits.shape, pick_tile(len(logits))
     logits, z, codebook = _rows(logits), _rows(z), _rows(codebook)
     out = torch.empty((N, K), dtype=logits.dtype, device=logits.device)
-    with _on(logits):
+    with on(logits):
         kernels.backward_kernel[(-(-N // tile.rows) * _tiles(K, tile),)](
             *(grad, logits, z, codebook, _norms(codebook), statistics, out, 1 / temperature, N, K, z.shape[1]),
             *(logits.stride(0), z.stride(0), codebook.stride(0)),
@@ -152,12 +140,3 @@ def _tiles(K: int, tile: Tile) -> int:
 def _rows(x: Tensor) -> Tensor:
     """With each row's values next to each other; slices of rows are taken as they are."""
     return x if x.stride(1) == 1 else x.contiguous()
-
-
-def _on(x: Tensor) -> contextlib.AbstractContextManager[object]:
-    """Triton launches on the current device, which need not be the tensor's."""
-    return torch.cuda.device(x.device) if x.is_cuda else contextlib.nullcontext()
-
-
-def _interpreted() -> bool:
-    return os.environ.get("TRITON_INTERPRET") == "1"

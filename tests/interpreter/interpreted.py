@@ -1,0 +1,44 @@
+"""Runs checks of Triton kernels under Triton's interpreter, in a process of its own for each program.
+
+TRITON_INTERPRET is read when a kernel is defined, and other tests are not to meet it. One process runs all checks of a
+program: starting one costs more than most of them.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+needs_triton = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed")
+
+RUN_ALL = """
+import json
+import sys
+import traceback
+
+outcomes = {}
+for check in sys.argv[1:]:
+    try:
+        globals()[check]()
+        outcomes[check] = ""
+    except Exception:
+        outcomes[check] = traceback.format_exc()
+print("outcomes:" + json.dumps(outcomes))
+"""
+
+
+@functools.cache
+def outcomes(program: str, checks: tuple[str, ...]) -> dict[str, str]:
+    """Calls each of the program's functions named in ``checks``: what it raised, "" if nothing."""
+    environment = {key: value for key, value in os.environ.items() if key != "HQTVAE_BACKEND"}
+    environment |= {"TRITON_INTERPRET": "1"}
+    command = [sys.executable, "-W", "ignore::RuntimeWarning", "-c", program + RUN_ALL, *checks]
+    result = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    return json.loads(result.stdout.rpartition("outcomes:")[2])
