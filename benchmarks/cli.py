@@ -22,3 +22,6 @@ app.command()(ops)
 app.command("proxies")(proxies)
 app.command()(compare)
 app.command()(report)
+
+if __name__ == "__main__":
+    app()

@@ -167,6 +167,7 @@ def bars(results: Results) -> tuple[Callable[[Axes], None], tuple[float, float]]
         axes.margins(x=0.18, y=0.02)
         axes.set_xlabel("time over that of ours; left of the line is faster than ours")
         axes.set_title("Ops: every backend and baseline")
-        axes.legend(loc="lower center", bbox_to_anchor=(0.35, 1.04), ncols=2, fontsize=8)
+        assert isinstance(axes.figure, Figure)
+        axes.figure.legend(*axes.get_legend_handles_labels(), loc="outside upper center", ncols=2, fontsize=8)
 
     return plot, (SIZE[0] + 1.6, height)
