@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import typer
 
+from benchmarks.encode import encode
 from benchmarks.gate import compare
 from benchmarks.generate import generate
 from benchmarks.html import report
 from benchmarks.ops import ops
 from benchmarks.proxies import main as proxies
+from benchmarks.train import train
 
 app = typer.Typer(
     rich_markup_mode="rich",
@@ -19,6 +21,8 @@ app = typer.Typer(
 )
 app.command()(generate)
 app.command()(ops)
+app.command()(train)
+app.command()(encode)
 app.command("proxies")(proxies)
 app.command()(compare)
 app.command()(report)

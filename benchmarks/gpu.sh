@@ -50,7 +50,7 @@ commands() {
     4) generate S 1; generate S 50; generate S 256 ;;
     5) generate S 50 "--images 1000 --released ${RELEASED:-RELEASED} --released-repeats 1" ;;
     6) for preset in M L S-text; do generate $preset 50; done; for batch in 8 128 512 1024; do generate S $batch; done ;;
-    7) for stage in 1 2; do echo "$PYTHON -m benchmarks.train --stage $stage --preset S --device cuda --json $out/train-$stage.json"; done
+    7) for stage in 1 2; do echo "$PYTHON -m benchmarks.train --stage $stage --preset S --device cuda --batch 32 --precision bf16 --json $out/train-$stage.json"; done
        echo "$PYTHON -m benchmarks.encode --preset S --device cuda --batch 64 --json $out/encode.json"
        echo "$PYTHON -m benchmarks.sanitizer --tool initcheck synccheck" ;;
   esac

@@ -62,6 +62,8 @@ def _pictures(every: Sequence[Results]) -> dict[str, bytes]:
 HEADS = {
     "generate": ["what", "by whom", "ms", "95% interval", "images/s", "runs"],
     "ops": ["op and case", "by whom", "ms", "95% interval", "GB/s", "TFLOP/s", "of the floor", "/ ours"],
+    "train": ["what", "by whom", "ms", "95% interval", "images/s", "runs"],
+    "encode": ["what", "by whom", "ms", "95% interval", "images/s", "runs"],
     "other": ["what", "by whom", "median", "95% interval", "unit", "runs"],
 }
 
@@ -82,7 +84,7 @@ def _cells(benchmark: str, row: Row) -> Cells:
     low, high = entry["interval"]["low"], entry["interval"]["high"]
     runs = f"{len(row.runs)}" + (f" in {len(row.samples)} processes" if len(row.samples) > 1 else "")
     name = row.name + (" †" if row.unfit else "")
-    if benchmark == "generate":
+    if benchmark in ("generate", "train", "encode"):
         rate = row.work["images"] / row.median
         return [name, row.entrant, _number(row.median * 1e3), _span(low, high, 1e3), _number(rate), runs]
     if benchmark == "ops":
