@@ -34,7 +34,7 @@ from hqtvae_fast.hardware import DEVICES, KIB
 from hqtvae_fast.ops.spec import Spec, Variant, all_specs
 
 BUDGETS = Path(__file__).with_name("aot_budgets.json")
-FILE_WIDTH = 200  # columns of a table that does not go to a terminal
+FILE_WIDTH = 260  # columns of a table that does not go to a terminal
 
 # The most shared memory that one block may have, by architecture: Triton compiles beyond it without a word, and the
 # launch fails.

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from hqtvae_fast import HQTVAEPipeline
 from hqtvae_fast.backend import BackendError
 from hqtvae_fast.ops import nearest_code
 from hqtvae_fast.ops.nearest_code import reference, screened, tensor_cores
@@ -299,3 +300,30 @@ def test_on_a_gpu_more_rows_than_a_grids_second_axis_has_places():
     codebook = torch.randn(200, 8, device="cuda")
     z = torch.randn(65536 * 128 + 5, 8, device="cuda")
     assert torch.equal(nearest_code(z, codebook, backend="triton"), nearest_code(z, codebook, backend="torch"))
+
+
+@pytest.mark.gpu
+def test_on_a_gpu_few_rows_are_settled_in_double_precision():
+    for case in SPEC.cases:
+        z, codebook = SPEC.make_inputs(case, torch.device("cuda"), 0)
+        _, settled = tensor_cores.search(tensor_cores.rows(z), codebook[:, None])
+        assert float(settled.float().mean()) < 0.01, case.name
+
+
+@pytest.mark.gpu
+@pytest.mark.slow
+def test_on_a_gpu_ten_million_rows_of_a_real_encoder():
+    """The embedded model's, on pictures that it decodes from random codes."""
+    vae = HQTVAEPipeline.from_pretrained("demo", device="cuda", dtype=torch.float32).vae
+    torch.manual_seed(0)
+    rows = 0
+    while rows < 10**7:
+        pairs = zip(vae.config.codebook_sizes, vae.config.level_sides, strict=True)
+        codes = [torch.randint(size, (1024, side, side), device="cuda") for size, side in pairs]
+        with torch.no_grad():
+            levels = vae.quantize(vae.latents(vae.decode(codes).clamp(-1, 1)))
+        for codebook, level in zip(vae.codebooks, levels, strict=True):
+            z = level.residual.permute(0, 2, 3, 1).flatten(0, 2)
+            wanted = reference.nearest_code(z, codebook.embedding)
+            assert torch.equal(nearest_code(z, codebook.embedding, backend="triton"), wanted)
+            rows += len(z)

@@ -119,18 +119,6 @@ def _ema_update(
     _UPDATE[backend].run(embedding, cluster_size, embedding_sum, counts, sums, decay, epsilon)
 
 
-@_ema_update.register_fake
-def _(
-    embedding: Tensor,
-    cluster_size: Tensor,
-    embedding_sum: Tensor,
-    counts: Tensor,
-    sums: Tensor,
-    decay: float,
-    epsilon: float,
-    backend: str,
-) -> None:
-    return None
-
+_ema_update.register_fake(lambda *state_and_statistics: None)  # it returns nothing
 
 __all__ = ["code_statistics", "ema_update"]

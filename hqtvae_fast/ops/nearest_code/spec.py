@@ -54,7 +54,13 @@ def _product(z: Tensor, codebook: Tensor) -> Tensor:
     return z @ codebook.T
 
 
+def _scores_argmin(z: Tensor, codebook: Tensor) -> Tensor:
+    """As one would write it: all scores in memory, in the inputs' own precision; wrong where rounding decides."""
+    return torch.addmm(codebook.square().sum(dim=1), z, codebook.T, alpha=-2).argmin(dim=1)
+
+
 BASELINES = {
+    "torch, product + argmin": _scores_argmin,
     "torch.cdist + argmin": lambda z, codebook: torch.cdist(z.float(), codebook.float()).argmin(dim=1),
     "product alone": _product,
 }
