@@ -106,6 +106,7 @@ def roofline(results: Results) -> Callable[[Axes], None] | None:
     rows = [row for row in results.rows if row.ours and row.work.get("flops") and row.work.get("bytes")]
     if not peaks or not rows:
         return None
+    measured = results.details.get("measured_peaks", peaks)
     by_op: dict[str, list[Row]] = {}
     for row in rows:
         by_op.setdefault(row.work["op"], []).append(row)
@@ -116,6 +117,11 @@ def roofline(results: Results) -> Callable[[Axes], None] | None:
         span = np.geomspace(min(*intensity, ridge) / 3, max(*intensity, ridge) * 3, 200)
         roof = np.minimum(span * peaks["bandwidth"], peaks["flops"])
         axes.plot(span, roof, color=axes.xaxis.label.get_color(), linewidth=1.2)
+        if measured["flops"] != peaks["flops"]:
+            reached = np.minimum(span * measured["bandwidth"], measured["flops"])
+            axes.plot(
+                span, reached, "--", color=axes.xaxis.label.get_color(), linewidth=1, label="measured in this run"
+            )
         axes.axvline(ridge, linestyle=":", linewidth=0.8, color=axes.xaxis.label.get_color())
         for (op, own), marker in zip(by_op.items(), "osD^vP*X<>" * 9, strict=False):
             points = [(row.work["flops"] / row.work["bytes"], row.work["flops"] / row.median) for row in own]

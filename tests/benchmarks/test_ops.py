@@ -184,7 +184,7 @@ def test_table_and_json(invoke, tmp_path):
     assert document["schema"] == 1
     assert document["environment"]["command"].startswith("python -m benchmarks.ops")
     assert {"device", "torch", "git_revision", "date"} <= set(document["environment"])
-    assert document["peaks"]["name"] == "abacus"
+    assert document["peaks"]["name"] == document["measured_peaks"]["name"] == "abacus"
     row = next(row for row in document["rows"] if row["entrant"] == "asleep")
     assert [len(process) for process in row["samples"]] == [4]
     assert row["work"]["bytes"] == 8000

@@ -35,7 +35,7 @@ def ops():
         op_row("small", "ours: triton", 2e-5, 1.0),
         op_row("small", "cuBLAS", 1e-5, 0.5),
     )
-    return Results("ops", FACTS, rows, {"peaks": PEAKS})
+    return Results("ops", FACTS, rows, {"peaks": PEAKS, "measured_peaks": {**PEAKS, "flops": 7e11}})
 
 
 def generate():
