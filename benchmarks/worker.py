@@ -6,7 +6,8 @@ parts' names; ``{"part": NAME, "calls": N, "slow": 0.0}`` is answered by ``{"sec
 process. :mod:`benchmarks.pairs` keeps one of these a side and lets them take turns.
 
 Importing torch takes seconds, which a fork saves. A fork alone would also repeat the place of everything in memory, and
-one lucky place would then count as a gain: so each process first moves its heap by random amounts.
+one lucky place would then count as a gain: so each process first moves its heap by random amounts. On a GPU each
+process starts anew instead, for CUDA does not survive a fork.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import gc
 import json
 import os
 import random
+import subprocess
 import sys
 import time
 import traceback
@@ -82,20 +84,31 @@ def timed_on_gpu(run: Callable[[], Any], calls: int, device: torch.device) -> fl
 
 def serve(options: dict[str, Any]) -> None:
     """Serve stdin, a process for each seed. SystemExit(1) where one has failed: its traceback is on stderr."""
+    # CUDA does not survive a fork, and an import may already have asked it something: on a GPU everything is new.
+    start = _fork if options["device"] == "cpu" else _start_anew
     for line in iter(sys.stdin.readline, ""):
-        child = os.fork()
-        if child == 0:
-            status = 1
-            try:
-                serve_round(dict(options), json.loads(line)["seed"])
-                status = 0
-            except BaseException:
-                traceback.print_exc()
-            finally:
-                sys.stderr.flush()
-                os._exit(status)
-        if os.waitpid(child, 0)[1] != 0:
+        if start(options, json.loads(line)["seed"]) != 0:
             raise SystemExit(1)
+
+
+def _fork(options: dict[str, Any], seed: int) -> int:
+    child = os.fork()
+    if child != 0:
+        return os.waitpid(child, 0)[1]
+    status = 1
+    try:
+        serve_round(dict(options), seed)
+        status = 0
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        sys.stderr.flush()
+        os._exit(status)
+
+
+def _start_anew(options: dict[str, Any], seed: int) -> int:
+    """The same in a process that inherits nothing but stdin and stdout."""
+    return subprocess.run([sys.executable, "-m", "benchmarks.worker", json.dumps(options), str(seed)]).returncode
 
 
 def serve_round(options: dict[str, Any], seed: int) -> None:
@@ -136,4 +149,7 @@ def _answer(**fields: Any) -> None:
 
 
 if __name__ == "__main__":
-    serve(json.loads(sys.argv[1]))
+    if len(sys.argv) == 3:
+        serve_round(json.loads(sys.argv[1]), int(sys.argv[2]))
+    else:
+        serve(json.loads(sys.argv[1]))

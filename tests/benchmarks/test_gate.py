@@ -75,6 +75,27 @@ def test_a_worker_of_another_package_is_refused(folder):
         other.say(end=True)
 
 
+def test_a_process_may_also_start_anew(folder):
+    """As on a GPU: no fork, and the same answers."""
+    code = (
+        "import json, sys; from benchmarks import worker; worker._fork = worker._start_anew;"
+        " worker.serve(json.loads(sys.argv[1]))"
+    )
+    asked = [{"seed": 1}, {"part": "tiny, batch 1: decode", "calls": 1}, {"end": True}]
+    command = [sys.executable, "-c", code, json.dumps(WORKLOAD)]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, cwd=folder, stdin=pipe, stdout=pipe, text=True) as process:
+        answers = []
+        for line in asked:
+            print(json.dumps(line), file=process.stdin, flush=True)
+            answers.append(json.loads(process.stdout.readline()))
+        process.stdin.close()
+    assert process.returncode == 0
+    assert answers[0]["parts"] == ["tiny, batch 1: decode"]
+    assert answers[1]["seconds"] > 0
+    assert answers[2] == {"ended": True}
+
+
 def test_a_planted_loss_is_as_long_as_it_says():
     clock = iter([0.0, 1.0, 1.0, 1.05, 1.2, 1.2])
     assert worker.timed(lambda: None, 1, 0.1, lambda: next(clock)) == pytest.approx(1.2)
