@@ -9,9 +9,9 @@ share), and each gets a verdict by itself. At 0 % every alarm is a false one.
 
 from __future__ import annotations
 
-import json
 import tempfile
 from collections import Counter
+from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated, Any
@@ -24,6 +24,7 @@ from benchmarks.compare import between_sides, judge
 from benchmarks.environment import describe
 from benchmarks.pairs import Paired, Plan, Side, measure
 from benchmarks.revisions import checked_out
+from benchmarks.schema import Results, Row, write
 
 PLANTED = (0.0, 0.01, 0.03, 0.10)
 STDERR = Console(stderr=True, highlight=False)
@@ -62,6 +63,16 @@ def table(runs: list[dict[str, Any]]) -> list[str]:
     return lines
 
 
+def rows_of(runs: list[dict[str, Any]]) -> Iterator[Row]:
+    """The estimated changes, a run each, by planted loss and part."""
+    for planted, first in runs[0].items():
+        for part in first["rows"]:
+            estimates = tuple(run[planted]["rows"][part]["estimate"] for run in runs)
+            alarms = sum(run[planted]["alarm"] for run in runs)
+            work = {"planted": float(planted), "alarms": alarms}
+            yield Row(f"{part}, planted loss {float(planted):.0%}: estimate", "gate", (estimates,), "share", work=work)
+
+
 def rates(
     runs: Annotated[int, typer.Option(min=1, help="Whole comparisons.")] = 20,
     rounds: Annotated[int, typer.Option(min=1, help="Pairs of processes in each.")] = 12,
@@ -82,10 +93,8 @@ def rates(
             words = {planted: next(iter(one["rows"].values()))["word"] for planted, one in done[-1].items()}
             STDERR.print(f"run {number + 1} of {runs}: {words}", style="dim", markup=False)
             if out is not None:
-                kept = {"rounds": rounds, "turns": turns, "threshold": threshold, "workload": workload}
-                environment = describe(torch.device("cpu"), "rates")
-                document = {"benchmark": "rates", "environment": environment, "plan": kept, "runs": done}
-                out.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+                details = {"plan": vars(plan), "threshold": threshold, "runs": done}
+                write(Results("rates", describe(torch.device("cpu"), "rates"), tuple(rows_of(done)), details), out)
     typer.echo("\n".join(table(done)))
 
 
