@@ -57,7 +57,7 @@ DEMO_PROMPTS := \
 
 demo: $(STAMP) ## draw a dozen prompts with the embedded model, into demo.png
 	@echo "==> demo: twelve prompts, drawn by the small model that comes with the package"
-	@$(BIN)/hqtvae sample demo $(DEMO_PROMPTS) --temperature 0.8 --seed 0 \
+	@$(BIN)/hqtvae sample demo $(DEMO_PROMPTS) --temperature 0.5 --seed 0 \
 		--columns 6 --scale 3 --captions --out $(DEMO_OUT)
 	@echo '==> next: $(BIN)/hqtvae sample demo --prompt "snowman, 3d" --num-images 8 --scale 3 --out snowmen.png'
 

@@ -3,7 +3,8 @@
     python tools/package_demo.py --data shards/ --work runs/demo --out hqtvae_fast/assets/demo
 
 The card's figures are measured here, with the packaged weights: reconstruction PSNR and code usage on the held-out
-pictures, and for eight samples the training picture nearest to each.
+pictures, and for eight samples the training picture nearest to each. Where the runs' folder holds a fine-tuning alone,
+what came before is told by the training.json of the model that it began with.
 """
 
 from __future__ import annotations
@@ -11,11 +12,11 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 import typer
-from model_card import write_card  # beside this file
+from model_card import history, write_card  # beside this file
 from PIL import Image
 from rich.console import Console
 from rich.progress import track
@@ -23,9 +24,9 @@ from torch import Tensor
 
 from hqtvae_fast import HQTVAEPipeline
 from hqtvae_fast import checkpoint as checkpoints
-from hqtvae_fast.images import grid, psnr, to_pil
+from hqtvae_fast.images import grid, psnr, to_pil, with_caption
 from hqtvae_fast.train.code_usage import perplexity
-from hqtvae_fast.train.data import CAPTIONS, PictureDataset, open_source
+from hqtvae_fast.train.data import CAPTIONS, PictureDataset, open_source, select
 
 NEAREST_PROMPTS = 8
 LIMIT_BYTES = 20_000_000
@@ -47,21 +48,28 @@ class Pictures:
 def main(data: Data, work: Work, out: Out) -> None:
     """Package a finished run."""
     console.print("packing weights")
-    store_fp16(work / "hqt" / "model", out)
+    record = history(work)
+    last = max((work / name for name in ("hqt", "fine") if (work / name / "model").is_dir()), key=_finished)
+    store_fp16(last / "model", out)
     pipe = HQTVAEPipeline.from_pretrained(out, device="cpu", dtype="fp32")
     resolution = pipe.config.vae.resolution
     train, held_out = (read_pictures(data / f"emoji-128-{part}.tar", resolution) for part in ("train", "val"))
     figures = {name: coding_figures(pipe, part) for name, part in (("train", train), ("held_out", held_out))}
     reconstructions(pipe, held_out).save(out / "reconstructions.jpg", quality=90)
-    run = json.loads((work / "hqt" / "run.json").read_text())
+    run = json.loads((last / "run.json").read_text())
     prompts = run["sample_prompts"][:NEAREST_PROMPTS]
-    neighbours = nearest(pipe, prompts, train, out / "nearest.jpg")
-    plot_losses(work, out / "losses.png")
-    write_card(out, pipe.config, work, figures, neighbours)
+    unseen(pipe, run, data, out / "unseen.jpg")
+    neighbours = nearest(pipe, prompts, run["sample_temperature"], train, out / "nearest.jpg")
+    plot_losses(work, out)
+    write_card(out, pipe.config, record, run["sample_temperature"], figures, neighbours)
     size = sum(file.stat().st_size for file in out.iterdir())
     console.print(f"{out}: {size / 1e6:.1f} MB")
     if size > LIMIT_BYTES:
         raise typer.BadParameter(f"{out}: expected at most {LIMIT_BYTES / 1e6:.0f} MB; got {size / 1e6:.1f}")
+
+
+def _finished(run: Path) -> float:
+    return (run / "model" / checkpoints.CONFIG_FILE).stat().st_mtime
 
 
 def store_fp16(trained: Path, out: Path) -> None:
@@ -75,11 +83,10 @@ def store_fp16(trained: Path, out: Path) -> None:
     checkpoints.save(made, out)
 
 
-def read_pictures(shard: Path, resolution: int) -> Pictures:
-    """Every picture of a shard with its plain caption."""
-    dataset = PictureDataset(
-        open_source(str(shard)), resolution, condition="text", caption=CAPTIONS["emoji"], training=False
-    )
+def read_pictures(shard: Path, resolution: int, wanted: dict[str, list[str]] | None = None) -> Pictures:
+    """Every picture of a shard, or of what is ``wanted`` of it, with its plain caption."""
+    source = select(open_source(str(shard)), wanted or {})
+    dataset = PictureDataset(source, resolution, condition="text", caption=CAPTIONS["emoji"], training=False)
     samples = [dataset[index] for index in track(range(len(dataset)), f"reading {shard.name}", console=console)]
     pixels = torch.stack([((sample.image + 1) * 127.5).round().to(torch.uint8) for sample in samples])
     return Pictures(pixels, [str(sample.caption) for sample in samples])
@@ -116,9 +123,23 @@ def reconstructions(pipe: HQTVAEPipeline, part: Pictures, columns: int = 12) -> 
     return grid([image for row in rows for image in row], columns=columns)
 
 
-def nearest(pipe: HQTVAEPipeline, prompts: list[str], train: Pictures, file: Path) -> list[tuple[str, str, float]]:
+def unseen(pipe: HQTVAEPipeline, run: dict[str, Any], data: Path, file: Path, columns: int = 8) -> None:
+    """Held-out pairs of a concept and a style, from the groups of the last run: what is drawn above what there is."""
+    part = read_pictures(data / "emoji-128-val.tar", pipe.config.vae.resolution, run["select"])
+    chosen = torch.linspace(0, len(part.pixels) - 1, columns).long().tolist()
+    prompts = [part.captions[index] for index in chosen]
+    drawn = pipe(prompt=prompts, temperature=run["sample_temperature"], seed=0, progress=False).images
+    shown = [*drawn, *to_pil(part.pixels[chosen].float() / 255)]
+    captions = [*prompts, *["held out"] * columns]
+    cells = [with_caption(image.resize((112, 112)), text) for image, text in zip(shown, captions, strict=True)]
+    grid(cells, columns=columns).save(file, quality=90)
+
+
+def nearest(
+    pipe: HQTVAEPipeline, prompts: list[str], temperature: float, train: Pictures, file: Path
+) -> list[tuple[str, str, float]]:
     """Samples above the training picture nearest to each in squared error: (prompt, its caption, PSNR between them)."""
-    drawn = pipe(prompt=prompts, temperature=0.8, seed=0, output_type="pt", progress=False).images
+    drawn = pipe(prompt=prompts, temperature=temperature, seed=0, output_type="pt", progress=False).images
     all_pixels = train.pixels.float().div(255).flatten(1)
     found, pictures = [], []
     for prompt, image in zip(prompts, drawn, strict=True):
@@ -130,20 +151,26 @@ def nearest(pipe: HQTVAEPipeline, prompts: list[str], train: Pictures, file: Pat
     return found
 
 
-def plot_losses(work: Path, file: Path) -> None:
-    """Both stages' curves, averaged over a fiftieth of the run."""
+PANELS = {  # run: file, curves, title
+    "vae": ("losses-vae.png", {"psnr": "PSNR"}, "HQ-VAE: training PSNR, dB"),
+    "hqt": ("losses-hqt.png", {"level_0": "top codes", "level_1": "bottom codes"}, "HQ-Transformer: nats a code"),
+    "fine": ("losses-fine.png", {"level_0": "top codes", "level_1": "bottom codes"}, "Fine-tuning: nats a code"),
+}
+
+
+def plot_losses(work: Path, out: Path) -> None:
+    """Each run's curves, averaged over a fiftieth of the run, in a file of its own."""
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    figure, axes = plt.subplots(1, 2, figsize=(10, 3.6), layout="constrained")
-    panels = (
-        (axes[0], "vae", {"psnr": "PSNR"}, "HQ-VAE: training PSNR, dB"),
-        (axes[1], "hqt", {"level_0": "top codes", "level_1": "bottom codes"}, "HQ-Transformer: nats a code"),
-    )
-    for axis, run, names, title in panels:
-        rows = [json.loads(line) for line in (work / run / "losses.jsonl").read_text().splitlines()]
+    for run, (file, names, title) in PANELS.items():
+        if not (work / run / "losses.jsonl").is_file():
+            continue
+        figure, axis = plt.subplots(figsize=(5, 3.6), layout="constrained")
+        lines = (work / run / "losses.jsonl").read_text().splitlines()
+        rows = [row for row in map(json.loads, lines) if next(iter(names)) in row]
         width = max(1, len(rows) // 50)
         for name, label in names.items():
             values = torch.tensor([row[name] for row in rows])
@@ -152,7 +179,8 @@ def plot_losses(work: Path, file: Path) -> None:
         axis.set(title=title, xlabel="update")
         axis.grid(alpha=0.3)
         axis.legend()
-    figure.savefig(file, dpi=110)
+        figure.savefig(out / file, dpi=110)
+        plt.close(figure)
 
 
 if __name__ == "__main__":

@@ -1,11 +1,13 @@
-"""Train the embedded demo model, or go on training it: both stages, in pieces of limited time if need be.
+"""Train the embedded demo model, or go on training it: all of its runs, in pieces of limited time if need be.
 
     python tools/train_demo.py --size 64 --data shards/ --work runs/demo
+    python tools/train_demo.py --size 64 --data shards/ --work runs/more --init hqtvae_fast/assets/demo
     python tools/train_demo.py --size 128 --data shards/ --work runs/demo --minutes 9 --hand-on handed/
 
-The configurations are in tools/demo/SIZE; the data is what tools/build_emoji.py makes. A run that is killed goes on
-from its last checkpoint. With --hand-on, each piece ends by writing all that the next one needs as files of at most
-16 MiB, and begins by reading them: for machines that keep nothing and hand over small files only. When both stages are
+The configurations are in tools/demo/SIZE: both stages and, where there is one, a fine-tuning of stage 2, which --init
+gives a packaged model instead. The data is what tools/build_emoji.py makes. A run that is killed goes on from its last
+checkpoint. With --hand-on, each piece ends by writing all that the next one needs as files of at most
+16 MiB, and begins by reading them: for machines that keep nothing and hand over small files only. When all runs are
 done, tools/package_demo.py makes the checkpoint that ships.
 """
 
@@ -27,18 +29,21 @@ from hqtvae_fast.train.run import train_stage1, train_stage2
 
 PART_BYTES = 15 * 2**20  # below the 16 MiB that a file handed on may have
 CONFIGS = Path(__file__).parent / "demo"
-STAGES = ("vae", "hqt")
+RUNS = {"stage1": "vae", "stage2": "hqt", "finetune": "fine"}  # folders under the work folder, by configuration
 console = Console(stderr=True)
 
 Size = Annotated[int, typer.Option("--size", help="Side of the pictures: 64 on a CPU, 128 on a GPU.")]
 Data = Annotated[Path, typer.Option("--data", help="Folder with emoji-128-train.tar and emoji-128-val.tar.")]
 Work = Annotated[Path, typer.Option("--work", help="Folder of the runs.")]
 Minutes = Annotated[float | None, typer.Option("--minutes", min=0.1, help="End this piece after so long.")]
+Init = Annotated[Path | None, typer.Option("--init", help="A packaged model: only fine-tune it.")]
 HandOn = Annotated[Path | None, typer.Option("--hand-on", help="Folder of the files that pieces hand on.")]
 
 
-def main(size: Size, data: Data, work: Work, minutes: Minutes = None, hand_on: HandOn = None) -> None:
-    """Train until both stages are done or the time is up."""
+def main(
+    size: Size, data: Data, work: Work, minutes: Minutes = None, hand_on: HandOn = None, init: Init = None
+) -> None:
+    """Train until all runs are done or the time is up."""
     if not (CONFIGS / str(size)).is_dir():
         known = ", ".join(sorted(path.name for path in CONFIGS.iterdir()))
         raise typer.BadParameter(f"expected one of {known}; got {size}", param_hint="--size")
@@ -46,18 +51,18 @@ def main(size: Size, data: Data, work: Work, minutes: Minutes = None, hand_on: H
         take_over(hand_on, work)
     end = None if minutes is None else time.monotonic() + 60 * minutes
     try:
-        done = train(size, data, work, end)
+        done = train(size, data, work, end, init)
     finally:
         if hand_on is not None:
             hand_over(work, hand_on)
-    console.print("both stages are done" if done else "time is up: run this again to go on")
+    console.print("all runs are done" if done else "time is up: run this again to go on")
 
 
-def train(size: int, data: Path, work: Path, end: float | None) -> bool:
-    """Both stages, one after the other; whether they are done by ``end``, a time of the monotonic clock."""
-    vae, hqt = (work / name for name in STAGES)
-    for stage, out in (("stage1", vae), ("stage2", hqt)):
-        if (out / "model").is_dir():
+def train(size: int, data: Path, work: Path, end: float | None, init: Path | None = None) -> bool:
+    """The runs, one after the other; whether they are done by ``end``, a time of the monotonic clock."""
+    for name, folder in RUNS.items():
+        file, out = CONFIGS / str(size) / f"{name}.yaml", work / folder
+        if not file.is_file() or (out / "model").is_dir() or (init is not None and name != "finetune"):
             continue
         left = None if end is None else (end - time.monotonic()) / 60
         if left is not None and left <= 0:
@@ -68,11 +73,12 @@ def train(size: int, data: Path, work: Path, end: float | None) -> bool:
             "out": str(out),
             "stop_after_minutes": left,
         }
-        file = CONFIGS / str(size) / f"{stage}.yaml"
-        if stage == "stage1":
+        if name == "stage1":
             train_stage1(read_run(Stage1Run, file, values))
         else:
-            more = {"vae": str(vae / "model"), "code_cache": str(work / "codes.safetensors")}
+            begin = {"vae": work / "vae" / "model"} if name == "stage2" else {"init": init or work / "hqt" / "model"}
+            more = {key: str(path) for key, path in begin.items()}
+            more["code_cache"] = str(work / f"codes-{name}.safetensors")
             train_stage2(read_run(Stage2Run, file, {**values, **more}))
         if not (out / "model").is_dir():
             return False

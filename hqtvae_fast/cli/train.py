@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+import yaml
 
 from hqtvae_fast.cli.presets import presets
 
@@ -55,6 +56,27 @@ Data = Annotated[
 Validation = Annotated[
     list[str] | None,
     typer.Option("--validation", metavar="PATH", help="Held-out pictures.", show_default=False, rich_help_panel=WHAT),
+]
+Select = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--select",
+        metavar="FIELD=VALUE",
+        help="Only pictures whose field (of a shard's .json, say) has this value. May be repeated: values of one field"
+        " stand beside each other, those of several fields must all fit.",
+        show_default=False,
+        rich_help_panel=WHAT,
+    ),
+]
+Init = Annotated[
+    Path | None,
+    typer.Option(
+        "--init",
+        metavar="DIR",
+        help="Fine-tune: begin with the weights (and tokenizer) of this checkpoint of the same sizes.",
+        show_default=False,
+        rich_help_panel=HOW,
+    ),
 ]
 Out = Annotated[
     Path | None,
@@ -128,6 +150,8 @@ def stage1(
     preset: PresetName = None,
     data: Data = None,
     validation: Validation = None,
+    select: Select = None,
+    init: Init = None,
     out: Out = None,
     steps: Steps = None,
     epochs: Epochs = None,
@@ -181,6 +205,8 @@ def stage2(
     data: Data = None,
     code_cache: CodeCache = None,
     validation: Validation = None,
+    select: Select = None,
+    init: Init = None,
     out: Out = None,
     steps: Steps = None,
     epochs: Epochs = None,
@@ -208,7 +234,20 @@ train.command(epilog="Example: hqtvae train presets, then hqtvae train stage1 --
 def _given(options: dict[str, Any]) -> dict[str, Any]:
     """The options that were given, as fields of a run."""
     given = {name: value for name, value in options.items() if name not in ("config", "preset") and value is not None}
+    if "select" in given:
+        given["select"] = _fields_and_values(given["select"])
     return {name: _plain(value) for name, value in given.items()}
+
+
+def _fields_and_values(pairs: list[str]) -> dict[str, list[Any]]:
+    """``["style=noto", "style=fluent"]`` as ``{"style": ["noto", "fluent"]}``; values as YAML reads them."""
+    found: dict[str, list[Any]] = {}
+    for pair in pairs:
+        name, equals, value = pair.partition("=")
+        if not (name and equals):
+            raise ValueError(f"--select: expected FIELD=VALUE; got {pair!r}")
+        found.setdefault(name, []).append(yaml.safe_load(value))
+    return found
 
 
 def _plain(value: Any) -> Any:

@@ -29,6 +29,10 @@ class RunConfig:
     """Held-out pictures, likewise; without them there is no validation."""
     validation_pictures: int = 2048
     """At most so many of them are used, spread evenly over the set."""
+    select: dict[str, Any] = dataclasses.field(default_factory=dict)
+    """Only pictures, held-out ones too, whose fields have one of these values: {style: [noto, fluent], group: Food}."""
+    init: str | None = None
+    """A checkpoint directory whose weights, and tokenizer, the run begins with, to fine-tune; None: random weights."""
     out: str = ""
     """The run's directory; a run that is there goes on."""
     flip: bool = False
@@ -67,6 +71,11 @@ class RunConfig:
             raise ConfigError(f"validation_pictures: expected 1 or more; got {self.validation_pictures}")
         if self.precision not in ("no", "bf16", "fp16"):
             raise ConfigError(f"precision: expected no, bf16 or fp16; got {self.precision!r}")
+
+    @property
+    def selected(self) -> dict[str, list[Any]]:
+        """``select`` with a list for every field."""
+        return {name: value if isinstance(value, list) else [value] for name, value in self.select.items()}
 
     def total_steps(self, per_epoch: int) -> int:
         return self.steps if self.steps is not None else max(1, round((self.epochs or 0) * per_epoch))
@@ -114,7 +123,7 @@ class Stage2Run(RunConfig):
     stage: ClassVar[str] = "stage2"
 
     vae: str = ""
-    """A checkpoint directory with the trained stage 1."""
+    """A checkpoint directory with the trained stage 1; without it, that of ``prior`` or ``init``."""
     prior: str | None = None
     """For a refiner (``condition: codes``): the checkpoint directory of the trained prior over top codes. The result
     then holds both and draws whole pictures; its stage 1 is taken where ``vae`` names none."""
@@ -150,7 +159,7 @@ class Stage2Run(RunConfig):
         super().check()
         if self.soft_labels is not None and not self.soft_labels >= 0:
             raise ConfigError(f"soft_labels: expected a temperature, or 0 for none; got {self.soft_labels}")
-        if not self.vae and not self.prior:
+        if not (self.vae or self.prior or self.init):
             raise ConfigError("vae: expected the checkpoint directory of a trained stage 1, got none")
 
 

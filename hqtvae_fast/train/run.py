@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 from pathlib import Path
 from typing import Any, cast
 
@@ -24,13 +25,16 @@ from hqtvae_fast.train.data import (
     ClassFolder,
     EpochSampler,
     PictureDataset,
+    Selection,
     Source,
     Stored,
     all_captions,
     caption_template,
     make_loader,
     open_source,
+    select,
 )
+from hqtvae_fast.train.initial import take_transformer, take_vae
 from hqtvae_fast.train.losses import Stage1Weights, Stage2Weights
 from hqtvae_fast.train.models import make_transformer_config, make_vae_config
 from hqtvae_fast.train.perceptual import load_perceptual
@@ -45,7 +49,7 @@ from hqtvae_fast.train.validation import HeldOut
 def train_stage1(run: Stage1Run) -> None:
     """Train HQ-VAE; the result is ``out/model``, a checkpoint without stage 2."""
     config, accelerator = make_vae_config(run.model), start(run)
-    source = open_source(run.data)
+    source = select(open_source(run.data), run.selected)
     loader, sampler = open_data(run, accelerator, source, config.resolution, {})
     torch.manual_seed(run.seed)  # the same initial weights on every rank
     perceptual = load_perceptual(_path(run.perceptual_weights), _path(run.lpips_weights))
@@ -69,14 +73,14 @@ def train_stage1(run: Stage1Run) -> None:
         seed=run.seed,
     )
     held_out = open_held_out(run, accelerator, source, config.resolution, {})
-    task = Stage1(accelerator, HQVAE(config), settings, perceptual=perceptual, held_out=held_out)
+    task = Stage1(accelerator, take_vae(HQVAE(config), run.init), settings, perceptual=perceptual, held_out=held_out)
     go(run, accelerator, task, loader, sampler, source.fingerprint(), settings.steps)
 
 
 def train_stage2(run: Stage2Run) -> None:
     """Train HQ-Transformer on a trained HQ-VAE; the result is ``out/model``, a checkpoint with both stages."""
     # It may be stored in half precision; codes are chosen in fp32.
-    accelerator, vae = start(run), checkpoints.load(run.vae or run.prior or "").vae.float()
+    accelerator, vae = start(run), checkpoints.load(run.vae or run.prior or run.init or "").vae.float()
     config = make_transformer_config(run.model, vae.config)
     prior = open_prior(run.prior, vae, config)
     if config.condition == "codes" and prior is None:
@@ -88,12 +92,13 @@ def train_stage2(run: Stage2Run) -> None:
     elif config.condition == "text":
         data["caption"] = caption_template(run.caption)
         tokenizer = make_tokenizer(run, accelerator, config)
-    source = open_source(run.data)
+    source = select(open_source(run.data), run.selected)
     cache = None if run.code_cache is None else open_cache(run, run.code_cache, accelerator, vae, source)
     loader, sampler = open_data(run, accelerator, source, vae.config.resolution, data, cache)
     torch.manual_seed(run.seed)
     settings = make_stage2_settings(run, sampler.batches_per_epoch)
-    transformer = HQTransformer(config).set_activation_checkpointing(run.activation_checkpointing)
+    transformer = take_transformer(HQTransformer(config), run.init)
+    transformer.set_activation_checkpointing(run.activation_checkpointing)
     task = Stage2(
         accelerator,
         vae,
@@ -127,11 +132,15 @@ def make_stage2_settings(run: Stage2Run, per_epoch: int) -> Stage2Settings:
 
 
 def make_tokenizer(run: Stage2Run, accelerator: Accelerator, config: TransformerConfig) -> Path:
-    """Trained on the run's captions by the main process, once; ``out/tokenizer.json``."""
+    """That of ``run.init``, or one trained on the run's captions by the main process, once; ``out/tokenizer.json``."""
     file = Path(run.out) / checkpoints.TOKENIZER_FILE
     if accelerator.is_main_process and not file.is_file():
-        captions = all_captions(open_source(run.data), caption_template(run.caption))
-        train_tokenizer(captions, file, vocab_size=min(run.vocab_size, config.prefix_vocab_size))
+        given = None if run.init is None else checkpoints.load(run.init).tokenizer_file
+        if given is not None:
+            shutil.copyfile(given, file)
+        else:
+            captions = all_captions(select(open_source(run.data), run.selected), caption_template(run.caption))
+            train_tokenizer(captions, file, vocab_size=min(run.vocab_size, config.prefix_vocab_size))
     accelerator.wait_for_everyone()
     return file
 
@@ -199,10 +208,11 @@ def open_held_out(
     if not run.validation:
         return None
     source = open_source(run.validation)
-    if isinstance(source, ClassFolder) and isinstance(training, ClassFolder):
-        source = open_source(run.validation, class_names=training.class_names)
+    whole = training.source if isinstance(training, Selection) else training
+    if isinstance(source, ClassFolder) and isinstance(whole, ClassFolder):
+        source = open_source(run.validation, class_names=whole.class_names)
     return HeldOut(
-        PictureDataset(source, resolution, training=False, **condition),
+        PictureDataset(select(source, run.selected), resolution, training=False, **condition),
         limit=run.validation_pictures,
         batch_size=run.batch_size // (accelerator.num_processes * run.accumulate),
         rank=accelerator.process_index,

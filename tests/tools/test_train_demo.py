@@ -67,9 +67,38 @@ def test_no_parts_is_a_fresh_start(script, tmp_path):
 
 @pytest.mark.parametrize("size", [64, 128])
 def test_configurations_are_whole(script, size):
-    values = {"data": "train.tar", "out": "run"}
-    for cls, name in ((script.Stage1Run, "stage1"), (script.Stage2Run, "stage2")):
-        run = script.read_run(
-            cls, script.CONFIGS / str(size) / f"{name}.yaml", {**values, "vae": "vae"} if name == "stage2" else values
-        )
-        assert run.steps is not None
+    files = sorted((script.CONFIGS / str(size)).glob("*.yaml"))
+    assert {"stage1", "stage2"} <= {file.stem for file in files} <= set(script.RUNS)
+    for file in files:
+        cls = script.Stage1Run if file.stem == "stage1" else script.Stage2Run
+        begin = {"stage1": {}, "stage2": {"vae": "vae"}, "finetune": {"init": "model"}}[file.stem]
+        assert script.read_run(cls, file, {"data": "train.tar", "out": "run", **begin}).steps is not None
+
+
+@pytest.fixture
+def runs(script, monkeypatch) -> list:
+    """The runs that are asked for, in order; each is done at once."""
+    asked = []
+
+    def done(run):
+        asked.append(run)
+        (Path(run.out) / "model").mkdir(parents=True)
+
+    monkeypatch.setattr(script, "train_stage1", done)
+    monkeypatch.setattr(script, "train_stage2", done)
+    return asked
+
+
+def test_each_run_begins_where_the_last_ended(script, runs, tmp_path):
+    assert script.train(64, tmp_path / "data", tmp_path, None)
+    assert [Path(run.out).name for run in runs] == ["vae", "hqt", "fine"]
+    assert runs[1].vae == str(tmp_path / "vae" / "model")
+    assert runs[2].init == str(tmp_path / "hqt" / "model")
+    assert runs[1].code_cache != runs[2].code_cache  # of other pictures
+    assert script.train(64, tmp_path / "data", tmp_path, None)
+    assert len(runs) == 3  # nothing is left to do
+
+
+def test_a_packaged_model_is_fine_tuned_only(script, runs, tmp_path):
+    assert script.train(64, tmp_path / "data", tmp_path, None, tmp_path / "packaged")
+    assert [(Path(run.out).name, run.init) for run in runs] == [("fine", str(tmp_path / "packaged"))]

@@ -375,10 +375,10 @@ def test_emoji_captions():
     assert EMOJI.caption({**ANCHOR, "style": "fluent"}) == "anchor, 3d"
     assert EMOJI.caption({**ANCHOR, "style": "twemoji"}) == "anchor, flat"
     assert EMOJI.caption({**ANCHOR, "style": "new"}) == "anchor, new"
-    assert EMOJI.caption(ANCHOR, variant=0.1) == "anchor"
-    assert EMOJI.caption(ANCHOR, variant=0.2, choice=0.9) == "tool, shaded"
-    assert EMOJI.caption(ANCHOR, variant=0.31) == "anchor, shaded"
-    assert EMOJI.caption({**ANCHOR, "keywords": []}, variant=0.2) == "anchor, shaded"
+    assert EMOJI.caption(ANCHOR, variant=0.05) == "anchor"
+    assert EMOJI.caption(ANCHOR, variant=0.12, choice=0.9) == "tool, shaded"
+    assert EMOJI.caption(ANCHOR, variant=0.16) == "anchor, shaded"
+    assert EMOJI.caption({**ANCHOR, "keywords": []}, variant=0.12) == "anchor, shaded"
     assert list(EMOJI.every(ANCHOR)) == ["anchor, shaded", "anchor", "ship, shaded", "tool, shaded"]
 
 
@@ -388,7 +388,7 @@ def test_emoji_shard(tmp_path):
     assert [plain[i].caption for i in range(3)] == ["thing 0, shaded", "thing 1, 3d", "thing 2, flat"]
     varied = PictureDataset(source, 8, condition="text", caption=EMOJI)
     seen = [varied[Draw(epoch, index)].caption for epoch in range(20) for index in range(9)]
-    assert 0.5 < np.mean([caption.startswith("thing") and "," in caption for caption in seen]) < 0.9
+    assert 0.7 < np.mean([caption.startswith("thing") and "," in caption for caption in seen]) < 0.95
     assert set(seen) <= set(all_captions(source, EMOJI))
     assert seen == [varied[Draw(epoch, index)].caption for epoch in range(20) for index in range(9)]
 

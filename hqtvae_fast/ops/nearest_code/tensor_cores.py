@@ -38,8 +38,9 @@ class Tile:
 # one there were fewer programs than an H100 has multiprocessors (132).
 LARGE, SMALL = Tile(128), Tile(64)
 # A program of ``settle_rows``: rows, blocks of codes looked at together, and channels of 128 codes compared at a time
-# in float64: 8 are one sector of memory for each code, and with 16 ptxas spills on sm_90.
-SETTLE = Tile(16, codes=64, channels=8, warps=4, stages=2)
+# in float64: 8 are one sector of memory for each code. With 16 channels or 64 blocks, and with 8 warps, ptxas spills a
+# few values of one shape or another, however many registers are left.
+SETTLE = Tile(16, codes=16, channels=8, warps=4, stages=2)
 
 
 def pick_tile(level: Level, codes: int) -> Tile:

@@ -89,12 +89,12 @@ PLAIN = CaptionTemplate("{caption}")
 
 EMOJI = CaptionTemplate(
     "{name}, {style}",
-    variants=(("{name}", 0.15), ("{keywords}, {style}", 0.15)),
+    variants=(("{name}", 0.1), ("{keywords}, {style}", 0.05)),
     words={"style": {"fluent": "3d", "twemoji": "flat", "noto": "shaded"}},
 )
 """Emoji pictures: "tiger face, 3d" (Fluent), "red apple, flat" (Twemoji: even colours), "anchor, shaded" (Noto: colours
-that run into each other). In training the style is left out of 15% of captions, so that a bare name works too, and in
-15% one of the keywords takes the name's place."""
+that run into each other). In training the style is left out of 10% of captions, so that a bare name works too, and in
+5% one of the keywords takes the name's place."""
 
 CAPTIONS = {"plain": PLAIN, "emoji": EMOJI}
 
