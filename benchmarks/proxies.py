@@ -33,7 +33,7 @@ CPU = torch.device("cpu")
 PRESET, BATCH = "tiny", 2
 # Bytes and memory may move by rounding to alignments; registers by a unit of eight in a hundred.
 EXACT, ALIGNMENT, REGISTERS = 0.0, 0.01, 0.08
-TURNS = 16
+TURNS = 8
 
 
 def counted_rows() -> Iterator[Row]:
@@ -116,7 +116,7 @@ def ratio_rows() -> Iterator[Row]:
 
 
 def _quotients(run: Any, other: Any) -> Iterator[float]:
-    clock, calls = CLOCKS["cpu"], 8  # of the yardstick, which is the shorter one
+    clock, calls = CLOCKS["cpu"], 4  # of the yardstick, which is the shorter one
     for each in (run, other):
         each()
     for turn in range(TURNS):
