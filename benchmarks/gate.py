@@ -31,7 +31,7 @@ from benchmarks.compare import (
     to_markdown,
 )
 from benchmarks.pairs import Paired, Plan, Side, measure
-from benchmarks.revisions import checked_out, commit_of, is_revision
+from benchmarks.revisions import checked_out, commit_of, is_revision, terminated_tidily
 from benchmarks.schema import Results, Row, read, write
 from hqtvae_fast.ops.spec import all_specs
 
@@ -101,14 +101,16 @@ def compare(
             if not is_revision(name):
                 raise ValueError(f"{name}: expected a git revision or a results file; got neither")
         if suite is Suite.proxies:
-            verdicts, text = _proxies(base, new, loss, kernels, json)
+            with terminated_tidily():
+                verdicts, text = _proxies(base, new, loss, kernels, json)
         else:
             if clock is Clock.cpu and threads > 1:
                 raise ValueError("--clock cpu: expected --threads 1, for threads that wait burn CPU time too")
             workload: dict[str, Any] = {"suite": suite.value, "device": device, "clock": clock.value}
             workload |= {"threads": threads}
             workload |= {"preset": preset, "batch": batch} if suite is Suite.generate else {"cases": cases(op, small)}
-            verdicts, text = _revisions(base, new, loss, Plan(workload, rounds, turns), json)
+            with terminated_tidily():
+                verdicts, text = _revisions(base, new, loss, Plan(workload, rounds, turns), json)
     typer.echo(text, nl=False)
     if markdown is not None:
         with markdown.open("a", encoding="utf-8") as file:

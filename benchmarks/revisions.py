@@ -6,6 +6,7 @@ revision and ``benchmarks`` of this one. Both sides of a comparison are so timed
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -16,6 +17,7 @@ from benchmarks.environment import HERE
 
 ROOT = HERE.parent
 WORKING_TREE = "."
+TERMINATED = 128 + signal.SIGTERM
 
 
 def git(*arguments: str) -> str:
@@ -39,6 +41,16 @@ def is_revision(name: str) -> bool:
     except ValueError:
         return False
     return True
+
+
+@contextmanager
+def terminated_tidily() -> Iterator[None]:
+    """SIGTERM, as of a job that is cancelled, unwinds like Ctrl-C: no worktree stays behind."""
+    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(TERMINATED))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 @contextmanager

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -109,6 +112,19 @@ def test_the_working_tree_is_a_revision_and_nonsense_is_not():
     assert revisions.is_revision("HEAD")
     assert not revisions.is_revision("no-such-branch")
     assert not revisions.is_revision("--help")
+
+
+def test_a_job_that_is_cancelled_unwinds():
+    def cancelled():
+        with revisions.terminated_tidily():
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(1)
+
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(SystemExit) as ended:
+        cancelled()
+    assert ended.value.code == 143
+    assert signal.getsignal(signal.SIGTERM) is before
 
 
 @pytest.mark.slow
