@@ -133,5 +133,5 @@ SPEC = Spec(
     variants=variants,
     baselines=BASELINES,
     describe=lambda z, codebook: describe(rows(z), len(codebook)),
-    backends=BACKENDS,
+    backends=BACKENDS[:-1],  # without float64 brute force: the definition, which takes minutes on a real case
 )
