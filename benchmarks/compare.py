@@ -167,9 +167,10 @@ def to_markdown(verdicts: Sequence[Verdict], title: str, threshold: float, notes
         outcome += f"; {unclear} unclear: noise could hide a loss of {threshold:.1%}"
     lines = [f"### {title}", "", f"{outcome} (threshold {threshold:.1%}).", ""]
     lines += ["| what | base | new | change | 98% interval | p | verdict |", "|---|--:|--:|--:|--:|--:|---|"]
-    lines += [_line(verdict) for verdict in verdicts]
+    lines += [_line(verdict) for verdict in verdicts if verdict.word != "same"]
     by_row = [f"{v.change.name}: {v.change.note}" for v in verdicts if v.change.note]
-    told = [*notes, *by_row]
+    same = sum(verdict.word == "same" for verdict in verdicts)
+    told = [*([f"{same} counts are the same"] if same else []), *notes, *by_row]
     return "\n".join([*lines, *([""] + [f"- {note}" for note in told] if told else [])]) + "\n"
 
 

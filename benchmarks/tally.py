@@ -34,6 +34,12 @@ class _Tally(TorchDispatchMode):
         self.operations = self.bytes = self.flops = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func._overloadpacket not in flop_registry:
+            # In inference, composite operations (linear, conv2d) arrive whole: what they are made of is counted.
+            with self:
+                result = func.decompose(*args, **(kwargs or {}))
+            if result is not NotImplemented:
+                return result
         result = func(*args, **(kwargs or {}))
         if not func.is_view:
             self.operations += 1

@@ -153,11 +153,12 @@ def test_the_newest_baseline_of_the_device_is_taken(tmp_path):
 def test_the_summary():
     changes = [
         Change("step", "ours", "s", 0.010, 0.011, paired_shift([math.log(1.1)] * 10), note="warm"),
-        Change("launches", "tiny", "launches", 100, 100),
+        Change("launches", "tiny", "launches", 100, 90),
+        Change("breaks", "ours", "breaks", 0, 0),
     ]
     text = to_markdown(judge(changes, THRESHOLD), "main against .", THRESHOLD, ["here"])
-    assert "**1 of 2 rows lost** (threshold 3.0%)." in text
+    assert "**1 of 3 rows lost** (threshold 3.0%)." in text
     assert "| step | 10 ms | 11 | +10.0% | +10.0% to +10.0% | 0.00098 | **slower** |" in text
-    assert "| launches / tiny | 100 launches | 100 | +0.0% |  |  | same |" in text
-    assert text.endswith("- here\n- step: warm\n")
+    assert "| launches / tiny | 100 launches | 90 | -10.0% |  |  | less |" in text
+    assert text.endswith("\n\n- 1 counts are the same\n- here\n- step: warm\n")
     assert json.dumps(text)

@@ -219,6 +219,13 @@ def test_what_is_counted_is_right():
     assert counts.bytes == 4 * (4 * 8 + 8 * 16 + 64 + 64 + 64)
 
 
+def test_what_inference_hides_is_counted_too():
+    layer = torch.nn.Linear(8, 16)
+    with torch.inference_mode():
+        counts = tally.count(lambda: layer(torch.ones(4, 8)))
+    assert counts.flops == 2 * 4 * 8 * 16
+
+
 def test_peak_memory_is_what_was_held_at_once():
     def run():
         kept = torch.empty(1000, dtype=torch.int8)
@@ -241,6 +248,7 @@ def test_counts_repeat_exactly():
     first, second = ({row.name: row.median for row in proxies.counted_rows()} for _ in range(2))
     assert first == second
     assert first["tiny, batch 2: draw: launches a step"] > 10
+    assert first["tiny, batch 2: decode: FLOPs in torch's operations"] > 1e6
     assert {row.unit for row in proxies.counted_rows()} == {"launches", "bytes", "flops", "breaks"}
 
 
