@@ -13,7 +13,8 @@ from hqtvae_fast import ops
 from hqtvae_fast.config import PRESETS, HQTVAEConfig, TransformerConfig, VAEConfig, preset
 from hqtvae_fast.model import HQVAE, HQLogits, HQTransformer
 from hqtvae_fast.ops.explain import explain
-from hqtvae_fast.pipeline import HQTVAEOutput, HQTVAEPipeline
+from hqtvae_fast.output import HQTVAEImage, HQTVAEOutput
+from hqtvae_fast.pipeline import HQTVAEPipeline
 
 __version__ = version("hqtvae_fast")
 
@@ -22,6 +23,7 @@ __all__ = [
     "PRESETS",
     "HQLogits",
     "HQTVAEConfig",
+    "HQTVAEImage",
     "HQTVAEOutput",
     "HQTVAEPipeline",
     "HQTransformer",

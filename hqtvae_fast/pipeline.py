@@ -3,27 +3,24 @@
 from __future__ import annotations
 
 import os
-import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from collections.abc import Generator, Sequence
+from contextlib import closing
+from typing import Any, Literal
 
-import numpy as np
 import torch
 from PIL import Image
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from torch import Tensor
 
 from hqtvae_fast import checkpoint as checkpoints
 from hqtvae_fast.checkpoint import Checkpoint
 from hqtvae_fast.config import HQTVAEConfig
-from hqtvae_fast.engine import decode_codes, draw_codes
+from hqtvae_fast.engine import Batch, Cutter, Executor, Finished, Job, decode_codes, generate
 from hqtvae_fast.hardware import default_dtype
-from hqtvae_fast.images import to_pil, to_tensor
+from hqtvae_fast.images import to_tensor
 from hqtvae_fast.model import HQVAE, HQTransformer
 from hqtvae_fast.ops.linear import pack_linears
+from hqtvae_fast.output import OUTPUT_TYPES, HQTVAEImage, HQTVAEOutput, OutputType, convert_images
+from hqtvae_fast.progress import drawing_bar
 from hqtvae_fast.request import (
     Request,
     check_choice,
@@ -35,34 +32,21 @@ from hqtvae_fast.request import (
 )
 from hqtvae_fast.text import PromptTokenizer
 
-OutputType = Literal["pil", "np", "pt", "codes"]
-OUTPUT_TYPES = get_args(OutputType)
 Number = int | float | None
 PerLevel = Number | Sequence[Number]
+Deterministic = Literal["batch"] | None
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 DEFAULT_BATCH = {"cuda": 50, "cpu": 8}  # the paper's protocol; enough rows on a CPU that the weights' stream is shared
 
 
-@dataclass(frozen=True)
-class HQTVAEOutput:
-    """Drawn pictures.
-
-    ``images``: a list of PIL images, a float32 array [N, R, R, 3] (``np``) or tensor [N, 3, R, R] (``pt``) in [0, 1],
-    or None (``codes``). ``codes``: int64 [N, h, w] a level on the CPU, top first. ``seeds``: one integer an image;
-    given as ``seed=[...]`` they draw the same images again.
-    """
-
-    images: Any
-    codes: tuple[Tensor, ...]
-    seeds: tuple[int, ...]
-
-
 class HQTVAEPipeline:
     """A checkpoint, ready to draw. Make one with :meth:`from_pretrained`."""
 
-    def __init__(self, checkpoint: Checkpoint, *, device: Any = None, dtype: Any = None) -> None:
-        self._checkpoint = checkpoint
+    def __init__(
+        self, checkpoint: Checkpoint, *, device: Any = None, dtype: Any = None, graphs: bool | None = None
+    ) -> None:
+        self._checkpoint, self._graphs = checkpoint, graphs
         self.tokenizer = _load_tokenizer(checkpoint)
         self.device = _pick_device(device)
         self._wanted_dtype: torch.dtype | None = None
@@ -76,20 +60,22 @@ class HQTVAEPipeline:
         device: str | torch.device | None = None,
         dtype: torch.dtype | str | None = None,
         refiner: str | os.PathLike[str] | None = None,
+        graphs: bool | None = None,
     ) -> HQTVAEPipeline:
         """Open a released directory, one of ours, or a Hub repository.
 
         ``device`` defaults to the GPU where there is one. ``dtype`` (a torch dtype, or fp32, bf16, fp16) is what the
         transformer and the decoder compute in; the default is bf16 where the processor has it, else fp32. Encoding
         always runs in fp32. ``refiner``: the second checkpoint of a globally conditioned model, which draws the
-        bottom map. Raises :class:`hqtvae_fast.checkpoint.CheckpointError`, a ValueError, naming the file.
+        bottom map. ``graphs``: capture each batch size's work as CUDA graphs and replay them; None: on a GPU. Raises
+        :class:`hqtvae_fast.checkpoint.CheckpointError`, a ValueError, naming the file.
         """
         device = _pick_device(device)  # before gigabytes are read
         dtype = None if dtype is None else _pick_dtype(dtype)
         checkpoint = checkpoints.load(path_or_hub_id)
         if refiner is not None:
             checkpoint = checkpoints.with_refiner(checkpoint, checkpoints.load(refiner))
-        return cls(checkpoint, device=device, dtype=dtype)
+        return cls(checkpoint, device=device, dtype=dtype, graphs=graphs)
 
     @property
     def config(self) -> HQTVAEConfig:
@@ -116,6 +102,7 @@ class HQTVAEPipeline:
         self.vae.fold_upsampling().set_decoder_dtype(self.dtype)
         for model in self._models():
             pack_linears(model.to(device=self.device, dtype=self.dtype).eval())
+        self._executor = Executor(self._models(), self.vae, self.device, self._graphs)
         return self
 
     def _models(self) -> list[HQTransformer]:
@@ -138,7 +125,7 @@ class HQTVAEPipeline:
                 raise ValueError(f"codes: expected integers; got {level.dtype}")
         self.vae.check_codes(codes)
         on_device = [None if level is None else level.to(self.device, torch.int64) for level in codes]
-        return _convert(decode_codes(self.vae, on_device).cpu(), output_type)
+        return convert_images(decode_codes(self.vae, on_device).cpu(), output_type)
 
     def __call__(
         self,
@@ -152,6 +139,7 @@ class HQTVAEPipeline:
         seed: int | Sequence[int] = 0,
         given_top_codes: Tensor | None = None,
         batch_size: int | None = None,
+        deterministic: Deterministic = None,
         output_type: OutputType = "pil",
         progress: bool = True,
     ) -> HQTVAEOutput:
@@ -161,77 +149,104 @@ class HQTVAEPipeline:
         for each, in condition-major order. ``top_k``, ``top_p`` and ``temperature``: a number, or one a level, top
         first. ``seed``: an integer (image i is drawn with (seed, i)), or one an image; an image depends on its own
         seed and condition alone. ``given_top_codes``: int64 [h, w], or [N, h, w]: only finer codes are drawn.
-        ``batch_size``: images drawn at once. Raises ValueError saying what was expected and what came.
+        ``batch_size``: images drawn at once. ``deterministic="batch"``: always compute that many rows, so that an image
+        has the same codes, bit for bit, alone and in any company, also in dtypes where products of another shape round
+        otherwise. Raises ValueError saying what was expected and what came.
         """
+        request = self._request(
+            class_labels, prompt, num_images, (temperature, top_k, top_p), seed, given_top_codes, output_type
+        )
+        batches = list(self._generate(request, batch_size, deterministic, output_type != "codes", progress))
+        codes = tuple(torch.cat(level) for level in zip(*(batch.codes for batch in batches), strict=True))
+        images = [batch.images for batch in batches if batch.images is not None]
+        pictures = convert_images(torch.cat(images), output_type) if images else None
+        return HQTVAEOutput(pictures, codes, tuple(request.seeds.tolist()))
+
+    def stream(
+        self,
+        class_labels: int | Sequence[int] | Tensor | None = None,
+        prompt: str | Sequence[str] | None = None,
+        *,
+        num_images: int = 1,
+        top_k: PerLevel = None,
+        top_p: PerLevel = None,
+        temperature: PerLevel = 1.0,
+        seed: int | Sequence[int] = 0,
+        given_top_codes: Tensor | None = None,
+        batch_size: int | None = None,
+        deterministic: Deterministic = None,
+        output_type: OutputType = "pil",
+        progress: bool = False,
+    ) -> Generator[HQTVAEImage, None, None]:
+        """The same pictures one by one, in order, each as soon as its batch is done.
+
+        Arguments as for a call. On a GPU the next batch's codes are drawn while the consumer has this one's pictures;
+        a consumer that stops, or fails, ends that. Bad arguments raise ValueError here, not at the first picture.
+        """
+        request = self._request(
+            class_labels, prompt, num_images, (temperature, top_k, top_p), seed, given_top_codes, output_type
+        )
+        batches = self._generate(request, batch_size, deterministic, output_type != "codes", progress)
+        seeds = request.seeds.tolist()
+
+        def one_by_one() -> Generator[HQTVAEImage, None, None]:
+            with closing(batches):
+                for finished in batches:
+                    shown = None if finished.images is None else convert_images(finished.images, output_type)
+                    for row in range(finished.batch.count):
+                        index, image = finished.batch.start + row, None if shown is None else shown[row]
+                        yield HQTVAEImage(index, image, tuple(level[row] for level in finished.codes), seeds[index])
+
+        return one_by_one()
+
+    # ----------------------------------------------------------------------------------------------------- requests
+
+    def _request(
+        self,
+        class_labels: Any,
+        prompt: Any,
+        num_images: int,
+        sampling: tuple[PerLevel, PerLevel, PerLevel],
+        seed: Any,
+        given_top_codes: Any,
+        output_type: str,
+    ) -> Request:
+        """What is asked for, checked; ``sampling``: temperature, top-k, top-p."""
         if self.transformer is None:
             raise ValueError("this checkpoint has stage 1 only: it can encode and decode, but not draw")
         check_choice("output_type", output_type, OUTPUT_TYPES)
         check_positive("num_images", num_images)
-        check_positive("batch_size", 1 if batch_size is None else batch_size)
         stage2 = self.transformer.config
         condition = read_condition(stage2, class_labels, prompt, self._tokens)
         given = None if given_top_codes is None else read_given_codes(self.config.vae, given_top_codes)
         if given is None and stage2.condition == "codes":
             raise ValueError("given_top_codes: this checkpoint draws bottom codes only; expected top codes, got none")
-        configs = [model.config for model in self._models()]
-        params = read_params(configs, self.config.vae.num_levels, temperature, top_k, top_p)
-        request = make_request(condition, given, num_images, seed, params)
-        count = len(request.seeds)
-        size = min(count, batch_size or DEFAULT_BATCH.get(self.device.type, DEFAULT_BATCH["cpu"]))
-        codes, images = [], []
-        with self._progress(count, size, progress) as on_step:
-            for start in range(0, count, size):
-                drawn = self._draw(request.rows(start, size, self.device), on_step)
-                codes.append([level.cpu() for level in drawn])
-                if output_type != "codes":
-                    images.append(decode_codes(self.vae, self._all_levels(drawn)).cpu())
-        joined = tuple(torch.cat(level) for level in zip(*codes, strict=True))
-        pictures = _convert(torch.cat(images), output_type) if images else None
-        return HQTVAEOutput(pictures, joined, tuple(request.seeds.tolist()))
+        params = read_params([model.config for model in self._models()], self.config.vae.num_levels, *sampling)
+        return make_request(condition, given, num_images, seed, params)
 
-    # ------------------------------------------------------------------------------------------------- one batch
+    def _generate(
+        self, request: Request, batch_size: int | None, deterministic: Deterministic, decode: bool, progress: bool
+    ) -> Generator[Finished, None, None]:
+        """The request's batches; arguments are checked here, work begins with the first of them."""
+        check_positive("batch_size", 1 if batch_size is None else batch_size)
+        check_choice("deterministic", deterministic or "batch", ("batch",))
+        total = len(request.seeds)
+        limit = batch_size or DEFAULT_BATCH.get(self.device.type, DEFAULT_BATCH["cpu"])
+        cutter = Cutter(total, limit, fixed=deterministic == "batch", buckets=self._executor.graphs is not None)
+        steps = sum(model.config.num_steps for model in self._models()) * -(-total // limit)
 
-    def _draw(self, request: Request, on_step: Callable[[], None]) -> tuple[Tensor, ...]:
-        """Codes of a batch, all levels that this checkpoint knows: top codes are drawn, or kept if given."""
-        given, seeds = request.given, request.seeds
-        models = list(zip(self._models(), request.params, strict=True))
-        prior, params = models[0]
-        if prior.config.decoding != "global":
-            return draw_codes(prior, request.condition, seeds, params, given_top_codes=given, on_step=on_step)
-        if given is None:
-            (given,) = draw_codes(prior, request.condition, seeds, params, on_step=on_step)
-        codes = [given]
-        for model, params in models:
-            if model.config.condition == "codes":
-                codes += draw_codes(model, given.flatten(1), seeds, params, on_step=on_step)
-        return tuple(codes)
+        def work() -> Generator[Finished, None, None]:
+            with drawing_bar(f"Drawing {total} image{'s' if total > 1 else ''}", steps, shown=progress) as on_step:
 
-    def _all_levels(self, codes: Sequence[Tensor]) -> list[Tensor | None]:
-        missing = self.config.vae.num_levels - len(codes)
-        if missing:
-            warnings.warn(
-                "the checkpoint draws top codes only (give a refiner for the rest): pictures are coarse", stacklevel=3
-            )
-        return [*codes, *[None] * missing]
+                def draw(batch: Batch, invalid: Tensor) -> tuple[Tensor, ...]:
+                    rows = request.rows(batch.start, batch.count, self.device, padded=batch.size)
+                    given = rows.given
+                    return self._executor.draw(rows.condition, rows.seeds, rows.params, given, invalid, on_step)
 
-    @contextmanager
-    def _progress(self, count: int, size: int, shown: bool) -> Iterator[Callable[[], None]]:
-        console = Console(stderr=True)
-        if not (shown and (console.is_terminal or console.is_jupyter)):
-            yield lambda: None
-            return
-        steps = sum(model.config.num_steps for model in self._models()) * -(-count // size)
-        columns = (
-            TextColumn("[progress.description]{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("steps"),
-            TimeElapsedColumn(),
-            TimeRemainingColumn(),
-        )
-        with Progress(*columns, console=console) as bar:
-            task = bar.add_task(f"Drawing {count} image{'s' if count > 1 else ''}", total=steps)
-            yield lambda: bar.advance(task)
+                job = Job(draw, self._executor.decode if decode else None, request.describe)
+                yield from generate(job, cutter, self.device)
+
+        return work()
 
     def _tokens(self, prompts: Sequence[str]) -> Tensor:
         if self.tokenizer is None:
@@ -244,14 +259,6 @@ def _load_tokenizer(checkpoint: Checkpoint) -> PromptTokenizer | None:
     if stage2 is None or stage2.condition != "text" or checkpoint.tokenizer_file is None:
         return None
     return PromptTokenizer(checkpoint.tokenizer_file, stage2.prefix_length, stage2.prefix_vocab_size)
-
-
-def _convert(images: Tensor, output_type: str) -> Any:
-    if output_type == "pil":
-        return to_pil(images)
-    if output_type == "np":
-        return np.ascontiguousarray(images.permute(0, 2, 3, 1).numpy())
-    return images
 
 
 def _pick_device(device: Any) -> torch.device:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from hqtvae_fast.config import TransformerConfig, VAEConfig, first_level
-from hqtvae_fast.engine import SamplingParams, image_seeds
+from hqtvae_fast.engine import Batch, SamplingParams, image_seeds
 
 
 @dataclass(frozen=True)
@@ -23,15 +23,33 @@ class Request:
     seeds: Tensor
     params: list[SamplingParams]
 
-    def rows(self, start: int, size: int, device: torch.device) -> Request:
-        """Images ``start`` to ``start + size``, on a device."""
+    def rows(self, start: int, count: int, device: torch.device, padded: int = 0) -> Request:
+        """Images ``start`` to ``start + count``, on a device; the last one again and again up to ``padded`` rows."""
 
         def cut(part: Tensor) -> Tensor:
-            return part[start : start + size].to(device)
+            own = part[start : start + count]
+            more = max(0, padded - len(own))
+            return torch.cat([own, own[-1:].expand(more, *own.shape[1:])]).to(device) if more else own.to(device)
 
         condition = None if self.condition is None else cut(self.condition)
         given = None if self.given is None else cut(self.given)
         return Request(condition, given, cut(self.seeds), self.params)
+
+    def describe(self, batch: Batch) -> str:
+        """Names a batch in an error message: its images, and what draws them again."""
+        own = slice(batch.start, batch.stop)
+        named = f"images {batch.start} to {batch.stop - 1}" if batch.count > 1 else f"image {batch.start}"
+        facts = [f"seeds {_some(self.seeds[own].tolist())}"]
+        if self.condition is not None:
+            kind = "classes" if self.condition.ndim == 1 else "tokens"
+            facts.insert(0, f"{kind} {_some(self.condition[own].tolist())}")
+        return f"{named} ({'; '.join(facts)})"
+
+
+def _some(values: list[Any], shown: int = 4) -> str:
+    """The different ones among the first of them."""
+    different = list(dict.fromkeys(map(str, values)))
+    return ", ".join(different[:shown]) + (", ..." if len(different) > shown else "")
 
 
 def make_request(condition: Tensor | None, given: Tensor | None, num_images: int, seed: Any, params: Any) -> Request:

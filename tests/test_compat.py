@@ -135,12 +135,13 @@ def test_converted_once_and_again_after_a_change():
     model = stand_in("class_parallel")
     first = compat.convert(model, side=4)
     assert compat.convert(model, side=4) is first
+    mean = float(first.norm.weight.mean())  # in fp32 the two share their weights
     with torch.no_grad():
         model.ln_f.weight.mul_(2)
     second = compat.convert(model, side=4)
     assert second is not first
     assert len(compat._converted[model]) == 1
-    assert bool(second.norm.weight.mean() > first.norm.weight.mean())
+    assert float(second.norm.weight.mean()) > mean
 
 
 def test_forgotten_with_the_module():

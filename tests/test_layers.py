@@ -16,7 +16,7 @@ LAYERS = [  # a module may import from its own layer and those above it in this 
     {"model"},
     {"engine", "released"},
     {"checkpoint"},
-    {"images", "text", "request", "pipeline", "compat", "__init__"},
+    {"images", "text", "progress", "output", "request", "pipeline", "compat", "__init__"},
     {"train"},
     {"cli"},
 ]
@@ -63,7 +63,8 @@ def test_the_check_sees_a_wrong_import(tmp_path):
 
 
 def test_importing_everything_needs_no_gpu_package():
-    modules = [".".join(("hqtvae_fast", *file.relative_to(PACKAGE).with_suffix("").parts)) for file in FILES]
+    files = [file for file in FILES if file.name != "kernels.py"]  # launchers import those when they launch
+    modules = [".".join(("hqtvae_fast", *file.relative_to(PACKAGE).with_suffix("").parts)) for file in files]
     names = [name.removesuffix(".__init__") for name in modules if not name.endswith("__main__")]
     code = (
         "import sys, importlib\n"

@@ -12,6 +12,7 @@ from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
 
 from hqtvae_fast import HQTVAEPipeline
+from hqtvae_fast.engine import Executor, GenerationError
 from hqtvae_fast.text import PromptTokenizer
 
 QUIET = {"progress": False}
@@ -221,3 +222,70 @@ def test_codes_out_of_range(class_pipeline):
 def test_device_and_dtype_are_checked_before_the_checkpoint_is_read():
     with pytest.raises(ValueError, match="device: expected"):
         HQTVAEPipeline.from_pretrained("no/such/directory/at/all", device="cudda")
+
+
+# ----------------------------------------------------------------------------------------------------------- streams
+
+
+@pytest.mark.parametrize("output_type", ["pil", "np", "pt", "codes"])
+def test_a_stream_gives_what_a_call_gives(class_pipeline, output_type):
+    asked = {"num_images": 3, "seed": 4, "batch_size": 4, "output_type": output_type}
+    whole = class_pipeline([1, 2], **asked, **QUIET)
+    images = list(class_pipeline.stream([1, 2], **asked))
+    assert [image.index for image in images] == list(range(6))
+    assert tuple(image.seed for image in images) == whole.seeds
+    for image in images:
+        assert all(torch.equal(own, level[image.index]) for own, level in zip(image.codes, whole.codes, strict=True))
+        if output_type == "codes":
+            assert image.image is None
+        else:
+            np.testing.assert_array_equal(np.asarray(image.image), np.asarray(whole.images[image.index]))
+
+
+def test_a_stream_refuses_at_once(class_pipeline):
+    for wrong in ({"class_labels": 99}, {"class_labels": 1, "batch_size": 0}, {"class_labels": 1, "top_k": 0}):
+        with pytest.raises(ValueError, match="expected"):
+            class_pipeline.stream(**wrong)
+    with pytest.raises(ValueError, match="deterministic: expected one of batch; got 'always'"):
+        class_pipeline(1, deterministic="always", **QUIET)
+
+
+def test_a_stream_that_is_left_draws_no_more(class_pipeline, monkeypatch):
+    original, batches = Executor.draw, []
+
+    def counted(self, *rows):
+        batches.append(len(rows[1]))
+        return original(self, *rows)
+
+    monkeypatch.setattr(Executor, "draw", counted)
+    for image in class_pipeline.stream(1, num_images=50, batch_size=2):
+        if image.index == 3:
+            break
+    assert batches == [2, 2]
+
+
+def test_errors_name_the_images(class_pipeline, monkeypatch):
+    def broken(*_, **__):
+        raise RuntimeError("device-side assert triggered")
+
+    monkeypatch.setattr("hqtvae_fast.engine.executor.draw_codes", broken)
+    with pytest.raises(GenerationError, match=r"images 0 to 2 \(classes 1, 2, 3; seeds 7, 8, 9\): device-side assert"):
+        class_pipeline([1, 2, 3], seed=[7, 8, 9], **QUIET)
+
+
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+def test_fixed_batches_give_the_same_bits_in_any_company(dtype):
+    """One at a time, seven, all at once, shuffled."""
+    pipe = HQTVAEPipeline.from_pretrained(GOLDEN / "class_parallel", device="cpu", dtype=dtype)
+    fixed = {"batch_size": 8, "deterministic": "batch", "output_type": "codes", **QUIET}
+    seeds = list(range(20, 28))
+    whole = pipe(3, num_images=8, seed=seeds, **fixed).codes
+    seven = pipe(3, num_images=7, seed=seeds[:7], **fixed).codes
+    order = [5, 2, 7, 0, 6, 1, 4, 3]
+    shuffled = pipe(3, num_images=8, seed=[seeds[index] for index in order], **fixed).codes
+    for level, (all_at_once, part, mixed) in enumerate(zip(whole, seven, shuffled, strict=True)):
+        assert torch.equal(part, all_at_once[:7])
+        assert torch.equal(mixed, all_at_once[order])
+        for index in (0, 6):
+            alone = pipe(3, seed=[seeds[index]], **fixed).codes[level]
+            assert torch.equal(alone[0], all_at_once[index])

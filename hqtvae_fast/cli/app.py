@@ -18,12 +18,10 @@ from hqtvae_fast.cli.images import decode, encode, reconstruct
 from hqtvae_fast.cli.info import info
 from hqtvae_fast.cli.sample import sample
 from hqtvae_fast.cli.train import train
+from hqtvae_fast.engine import is_out_of_memory
 
 PROGRAM = "hqtvae"
 BAD_INPUT, INTERRUPTED = 2, 130  # exit codes; 0 when all went well
-
-# What torch's CPU allocators say in a plain RuntimeError.
-_OUT_OF_MEMORY = ("can't allocate memory", "not enough memory", "CUDA out of memory")
 
 app = typer.Typer(
     name=PROGRAM,
@@ -105,7 +103,7 @@ def describe(error: Exception) -> str:
         context = getattr(error, "ctx", None)
         hint = f" (see {context.command_path} --help)" if context is not None else ""
         text = f"{error.format_message()}{hint}"
-    elif isinstance(error, (MemoryError, torch.OutOfMemoryError)) or any(sign in str(error) for sign in _OUT_OF_MEMORY):
+    elif is_out_of_memory(error):
         text = f"not enough memory; a smaller --batch-size needs less ({_first_line(error)})"
     elif isinstance(error, OSError) and error.strerror is not None:
         text = error.strerror if error.filename is None else f"{error.filename}: {error.strerror}"

@@ -5,7 +5,9 @@ from __future__ import annotations
 import io
 import os
 import sys
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -20,6 +22,7 @@ from rich.text import Text
 
 from hqtvae_fast.images import enlarge, grid, with_caption
 
+WRITERS = min(4, os.cpu_count() or 1)
 FILE_WIDTH = 120  # columns of a table that does not go to a terminal
 
 
@@ -80,9 +83,11 @@ def png(image: Image.Image, about: str | None = None) -> bytes:
 
 
 class PictureWriter:
-    """Takes pictures as they come: those in files of their own are written at once, the sheet at the end.
+    """Takes pictures as they come: those in files of their own are written meanwhile, the sheet at the end.
 
-    On the sheet they are ``scale`` times as large, each above its caption if ``captions``.
+    Files are compressed in threads beside the drawing (zlib lets go of Python's lock), a few at a time: pictures that
+    come faster wait. What fails there is raised by a later :meth:`add`, or by :meth:`finish`. On the sheet pictures are
+    ``scale`` times as large, each above its caption if ``captions``.
     """
 
     def __init__(
@@ -94,6 +99,8 @@ class PictureWriter:
         self.scale, self.captions = scale, captions
         self._kept: list[Image.Image] = []
         self._written = 0
+        self._writers = ThreadPoolExecutor(WRITERS, thread_name_prefix="png")
+        self._pending: deque[Future[None]] = deque()
 
     @property
     def wants_pictures(self) -> bool:
@@ -104,11 +111,22 @@ class PictureWriter:
             shown = enlarge(image, self.scale)
             self._kept.append(with_caption(shown, caption) if self.captions else shown)
         if self.folder is not None:
-            write_file(self.folder / f"{name}.png", png(image, about))
-            self._written += 1
+            if len(self._pending) >= 2 * WRITERS:
+                self._one_done()
+            path = self.folder / f"{name}.png"
+            self._pending.append(self._writers.submit(lambda: write_file(path, png(image, about))))
+
+    def _one_done(self) -> None:
+        self._pending.popleft().result()
+        self._written += 1
 
     def finish(self) -> None:
         """Write the sheet and say what was written."""
+        try:
+            while self._pending:
+                self._one_done()
+        finally:
+            self._writers.shutdown(cancel_futures=True)
         if self.folder is not None:
             typer.echo(f"wrote {count(self._written, 'picture')} into {self.folder}")
         if self.sheet is not None:

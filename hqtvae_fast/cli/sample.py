@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -32,12 +32,11 @@ from hqtvae_fast.cli.options import (
 )
 from hqtvae_fast.cli.output import PictureWriter, check_file, count, rate
 from hqtvae_fast.cli.plan import Drawing, arguments, plan
-from hqtvae_fast.pipeline import HQTVAEPipeline, OutputType
+from hqtvae_fast.output import OutputType
+from hqtvae_fast.pipeline import HQTVAEPipeline
 
 DEFAULT_OUT = Path("sample.png")
 WHAT, SAMPLING = "What to draw", "Sampling"  # panels of --help
-# Images are drawn, written and forgotten in rounds of about so many, so that a long run needs no more memory.
-ROUND = 1000
 MAX_ROW = 16  # of a condition's pictures, by default
 
 # What the pipeline's messages call these options.
@@ -222,11 +221,9 @@ def sample(
         drawings = plan(labels, prompt, given, num_images, seed)
         if columns is None and 1 < num_images <= MAX_ROW and num_images < len(drawings):
             writer.columns = num_images  # a row for each subject
-        codes = _draw_all(pipe, drawings, sampling, keep, writer, batch_of(pipe, batch_size))
+        codes = _draw_all(pipe, drawings, sampling, keep, writer, batch_of(pipe, batch_size), save_codes)
     writer.finish()
-    if save_codes is not None:
-        write_codes(save_codes, codes, [drawing.name for drawing in drawings])
-        typer.echo(f"wrote {save_codes} (codes of {count(len(drawings), 'picture')}, {len(codes)} levels)")
+    _save_codes(save_codes, drawings, codes)
 
 
 def _draw_all(
@@ -236,30 +233,50 @@ def _draw_all(
     keep: int | None,
     writer: PictureWriter,
     batch: int,
-) -> tuple[Tensor, ...]:
-    """Draw round after round, hand the pictures to the writer and return the codes of all."""
-    size, seconds, codes = batch * max(1, ROUND // batch), 0.0, []
-    for start in range(0, len(drawings), size):
-        part = drawings[start : start + size]
-        started = time.perf_counter()
-        images, drawn = _draw(pipe, part, sampling, keep, batch, writer.wants_pictures)
-        seconds += time.perf_counter() - started
-        codes.append(drawn)
-        if images is not None:
-            for drawing, image in zip(part, images, strict=True):
-                writer.add(image, drawing.name, drawing.about(), drawing.caption())
-    typer.echo(rate(len(drawings), "image", seconds))
-    return tuple(torch.cat(level) for level in zip(*codes, strict=True))
+    save_codes: Path | None,
+) -> list[tuple[Tensor, ...]]:
+    """Hand each picture to the writer as soon as it is there; returns the codes of all. Stopped by the user, it writes
+    what is there."""
+    started, codes = time.perf_counter(), []
+    try:
+        with closing(_drawn(pipe, drawings, sampling, keep, batch, writer.wants_pictures)) as images:
+            for drawing, (image, own) in zip(drawings, images, strict=True):
+                codes.append(own)
+                if image is not None:
+                    writer.add(image, drawing.name, drawing.about(), drawing.caption())
+    except KeyboardInterrupt:
+        if codes:
+            writer.finish()
+            _save_codes(save_codes, drawings[: len(codes)], codes)
+        raise
+    typer.echo(rate(len(drawings), "image", time.perf_counter() - started))
+    return codes
 
 
-def _draw(
-    pipe: HQTVAEPipeline, part: Sequence[Drawing], sampling: dict[str, Any], keep: int | None, batch: int, decode: bool
-) -> tuple[list[Image.Image] | None, tuple[Tensor, ...]]:
-    """Pictures, if they are wanted, and the codes of all levels drawn."""
-    output_type: OutputType = "pil" if decode and keep is None else "codes"
-    output = pipe(**arguments(part), **sampling, batch_size=batch, output_type=output_type)  # type: ignore[arg-type]
-    if not decode:
-        return None, output.codes
-    if keep is None:
-        return output.images, output.codes
-    return pipe.decode(leave_out(output.codes, pipe.config.vae.num_levels, keep)), output.codes
+def _drawn(
+    pipe: HQTVAEPipeline,
+    drawings: Sequence[Drawing],
+    sampling: dict[str, Any],
+    keep: int | None,
+    batch: int,
+    wanted: bool,
+) -> Generator[tuple[Image.Image | None, tuple[Tensor, ...]], None, None]:
+    """Each picture, if it is wanted, and its codes, all levels."""
+    output_type: OutputType = "pil" if wanted and keep is None else "codes"
+    stream = pipe.stream(**arguments(drawings), **sampling, batch_size=batch, output_type=output_type, progress=True)  # type: ignore[arg-type]
+    levels = pipe.config.vae.num_levels
+    with closing(stream):
+        for drawn in stream:
+            if not wanted or keep is None:
+                yield drawn.image, drawn.codes
+            else:
+                alone = leave_out(tuple(level[None] for level in drawn.codes), levels, keep)
+                yield pipe.decode(alone)[0], drawn.codes
+
+
+def _save_codes(file: Path | None, drawings: Sequence[Drawing], codes: Sequence[tuple[Tensor, ...]]) -> None:
+    if file is None:
+        return
+    levels = tuple(torch.stack(level) for level in zip(*codes, strict=True))
+    write_codes(file, levels, [drawing.name for drawing in drawings])
+    typer.echo(f"wrote {file} (codes of {count(len(drawings), 'picture')}, {len(levels)} levels)")

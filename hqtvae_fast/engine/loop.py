@@ -13,13 +13,14 @@ import torch
 from torch import Tensor
 
 from hqtvae_fast.config import TransformerConfig
-from hqtvae_fast.engine.cache import KVCache
+from hqtvae_fast.engine.fused_step import FusedStep
+from hqtvae_fast.engine.step import ENGINES, Engine, LevelLogits, ReferenceStep, Step
 from hqtvae_fast.model import HQTransformer
-from hqtvae_fast.model.layers import Blocks
 from hqtvae_fast.model.pyramid import to_local, to_maps
 from hqtvae_fast.ops.sample_logits import check_sampling, sample_logits
 
 OnStep = Callable[[], None]
+NAN_LOGITS = "the model gave NaN logits: expected finite weights in a dtype that holds its activations"
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,8 @@ def draw_codes(
     *,
     given_top_codes: Tensor | None = None,
     on_step: OnStep | None = None,
+    engine: Engine | None = None,
+    invalid: Tensor | None = None,
 ) -> tuple[Tensor, ...]:
     """Draw code maps, int64 [B, h, w] a predicted level, top first.
 
@@ -55,66 +58,136 @@ def draw_codes(
     :func:`hqtvae_fast.engine.rng.image_seeds`; ``given_top_codes`` [B, h, w] are kept and only finer codes are drawn
     (the paper's figure 4b). ``on_step`` is called after each of the T steps has been issued. The same seed gives the
     same codes in any batch, as far as matrix products give the same logits there. Raises ValueError on parameters out
-    of range and, at the end on a GPU and at once on a CPU, on logits that are NaN.
+    of range and, at the end on a GPU and at once on a CPU, on logits that are NaN. ``invalid``, a bool scalar on a GPU,
+    is set there instead, and nothing waits for it.
     """
     config, batch = model.config, len(seeds)
-    if config.scrambled_middle:
-        raise ValueError("scrambled_middle: this model needs codes that are not drawn yet; it can only be evaluated")
     params.check(config)
-    body_cache, head_cache = _make_caches(model, batch)
-    local_BTN = torch.zeros(batch, config.num_steps, config.num_local, dtype=torch.int64, device=seeds.device)
-    if given_top_codes is not None:
-        local_BTN[:, :, :1] = _check_given(given_top_codes, config, batch)
-    invalid = torch.zeros((), dtype=torch.bool, device=seeds.device)
-    x_BSD = model.prefix(condition, batch)
-    for step in range(config.num_steps):
-        h_BD = model.run_body(x_BSD, body_cache)[:, -1]
-        head_cache.reset()
-        for group in config.groups:
-            if given_top_codes is not None and group == range(1):
-                model.head.skip(h_BD, head_cache)
+    given = None if given_top_codes is None else check_given(given_top_codes, config, batch)
+    run = StepRunner.make(model, condition, seeds, params, given=given, engine=engine)
+    run.all_steps(on_step)
+    if invalid is not None:
+        invalid |= run.draw.invalid
+    elif bool(run.draw.invalid):
+        raise ValueError(NAN_LOGITS)
+    return run.maps()
+
+
+@dataclass(frozen=True)
+class StepRunner:
+    """The loop's step over named static buffers: called with 0, 1, ..., T - 1 it fills ``local_BTN``. Inside, nothing
+    is sent to the device and nothing waits for it."""
+
+    config: TransformerConfig
+    step: Step
+    draw: _Draw
+    condition: Tensor | None
+    local_BTN: Tensor
+    keep_top: bool
+    """Whether the top codes were given."""
+
+    @classmethod
+    def make(
+        cls,
+        model: HQTransformer,
+        condition: Tensor | None,
+        seeds: Tensor,
+        params: SamplingParams,
+        *,
+        given: Tensor | None = None,
+        engine: Engine | None = None,
+    ) -> StepRunner:
+        """Allocates everything. ``given``: top codes [B, T, 1]."""
+        config, batch = model.config, len(seeds)
+        if config.scrambled_middle:
+            raise ValueError("scrambled_middle: this model needs codes not drawn yet; it can only be evaluated")
+        local_BTN = torch.zeros(batch, config.num_steps, config.num_local, dtype=torch.int64, device=seeds.device)
+        if given is not None:
+            local_BTN[:, :, :1] = given
+        draw = _Draw.on_device(params, seeds, _noise_offset(config), config)
+        return cls(config, make_step(model, batch, engine), draw, condition, local_BTN, given is not None)
+
+    def all_steps(self, on_step: OnStep | None = None) -> None:
+        """Draw everything, from the first step on; may be called again."""
+        for cache in self.step.caches:
+            cache.reset()
+        for index in range(self.config.num_steps):
+            self(index)
+            if on_step is not None:
+                on_step()
+
+    def maps(self) -> tuple[Tensor, ...]:
+        """The codes drawn, int64 [B, h, w] a level."""
+        return to_maps(self.local_BTN, self.config.side, self.config.level_widths)
+
+    def __call__(self, index: int) -> None:
+        """The body at one position, then the head's groups in order, each drawn."""
+        h_BD, local_BN = self.step.body(index, self.condition, self.local_BTN), self.local_BTN[:, index]
+        for group in self.config.groups:
+            if self.keep_top and group == range(1):
+                self.step.skip(h_BD)
                 continue
-            logits = model.head.draw(h_BD, local_BTN[:, step], group, head_cache)
-            keep_top = given_top_codes is not None and group.start == 0
-            _draw_group(logits, local_BTN[:, step], group, step, config, params, seeds, keep_top)
-            if seeds.device.type != "cpu":  # there, sample_logits has looked
-                invalid |= torch.stack([level.isnan().any() for level in logits]).any()
-        if step + 1 < config.num_steps:
-            x_BSD = model.embedding(local_BTN[:, step : step + 1], range(step, step + 1))
-        if on_step is not None:
-            on_step()
-    if bool(invalid):
-        raise ValueError("the model gave NaN logits: expected finite weights in a dtype that holds its activations")
-    return to_maps(local_BTN, config.side, config.level_widths)
+            for part in self.step.head(h_BD, local_BN, group):
+                if not self.keep_top or part.first > 0:
+                    self.draw(part, local_BN, index)
 
 
-def _draw_group(
-    logits: list[Tensor],
-    local_BN: Tensor,
-    group: range,
-    step: int,
-    config: TransformerConfig,
-    params: SamplingParams,
-    seeds: Tensor,
-    keep_top: bool,
-) -> None:
-    """Draw a group's codes into ``local_BN``, one call for all positions of a level."""
-    for level in sorted({config.local_levels[q] for q in group}):
-        positions = [q for q in group if config.local_levels[q] == level and not (keep_top and q == 0)]
-        if not positions:
-            continue
-        count = len(positions)
-        rows_MK = torch.cat([logits[q - group.start] for q in positions])  # position-major rows
-        drawn_M = sample_logits(
-            rows_MK,
-            temperature=params.temperature[level],
-            top_k=params.top_k[level],
-            top_p=params.top_p[level],
-            seeds=seeds.repeat(count),
-            step=step + _noise_offset(config),
-            position=torch.tensor(positions, device=seeds.device).repeat_interleave(len(seeds)),
+def make_step(model: HQTransformer, batch: int, engine: Engine | None = None) -> Step:
+    """Who runs the steps: "fused", the kernels of :mod:`hqtvae_fast.ops`, or "reference", the model's own modules.
+    None: the kernels on a GPU, the modules on a CPU, where they have packed weights. Raises ValueError on another."""
+    if engine is None:
+        engine = "fused" if model.norm.weight.is_cuda else "reference"
+    if engine not in ENGINES:
+        raise ValueError(f"engine: expected one of {', '.join(ENGINES)}; got {engine!r}")
+    return FusedStep(model, batch) if engine == "fused" else ReferenceStep(model, batch)
+
+
+@dataclass(frozen=True)
+class _Draw:
+    """Draws codes with everything that it needs on the device, so that inside the loop nothing is sent there."""
+
+    seeds: Tensor
+    numbers: Tensor
+    """0, 1, 2, ...: steps and positions."""
+    first_step: int
+    temperature: Tensor
+    top_k: Tensor
+    top_p: Tensor
+    invalid: Tensor
+
+    @classmethod
+    def on_device(cls, params: SamplingParams, seeds: Tensor, first_step: int, config: TransformerConfig) -> _Draw:
+        device = seeds.device
+        numbers = torch.arange(first_step + config.num_steps + config.num_local, device=device)
+        temperature, top_k, top_p = (value.to(device) for value in _numbers(params, config))
+        invalid = torch.zeros((), dtype=torch.bool, device=device)
+        return cls(seeds, numbers, first_step, temperature, top_k, top_p, invalid)
+
+    def load(self, params: SamplingParams, config: TransformerConfig) -> None:
+        """Other parameters from now on, in the same memory."""
+        for own, value in zip((self.temperature, self.top_k, self.top_p), _numbers(params, config), strict=True):
+            own.copy_(value)
+
+    def __call__(self, part: LevelLogits, local_BN: Tensor, index: int) -> None:
+        """Draw the codes of a group that are of one level, into ``local_BN``."""
+        sample_logits(
+            part.logits,
+            temperature=self.temperature[part.level],
+            top_k=self.top_k[part.level],
+            top_p=self.top_p[part.level],
+            seeds=self.seeds,
+            step=self.numbers[self.first_step + index],
+            position=self.numbers[part.first],
+            out=local_BN[:, part.first : part.first + part.logits.shape[1]],
+            invalid=self.invalid,
         )
-        local_BN[:, positions[0] : positions[-1] + 1] = drawn_M.view(count, -1).T
+
+
+def _numbers(params: SamplingParams, config: TransformerConfig) -> tuple[Tensor, Tensor, Tensor]:
+    """Temperature fp32, top-k int64 and top-p fp32, [levels]; what is off keeps everything."""
+    top_k = [k or size for k, size in zip(params.top_k, config.codebook_sizes, strict=True)]
+    top_p = [1.0 if p is None else p for p in params.top_p]
+    return torch.tensor(params.temperature), torch.tensor(top_k), torch.tensor(top_p)
 
 
 def _noise_offset(config: TransformerConfig) -> int:
@@ -122,26 +195,7 @@ def _noise_offset(config: TransformerConfig) -> int:
     return config.prefix_length if config.condition == "codes" else 0
 
 
-def _make_caches(model: HQTransformer, batch: int) -> tuple[KVCache, KVCache]:
-    config, weight = model.config, model.norm.weight
-
-    def make(blocks: Blocks | None, heads: int, capacity: int) -> KVCache:
-        return KVCache(
-            layers=0 if blocks is None else len(blocks.layers),
-            batch=batch,
-            heads=heads,
-            capacity=capacity,
-            width=config.dim // heads,
-            dtype=weight.dtype,
-            device=weight.device,
-        )
-
-    head_blocks = getattr(model.head, "blocks", None)
-    body = make(model.body, config.body.num_heads, config.prefix_positions + config.num_steps - 1)
-    return body, make(head_blocks, config.head.num_heads, config.num_local)
-
-
-def _check_given(given: Tensor, config: TransformerConfig, batch: int) -> Tensor:
+def check_given(given: Tensor, config: TransformerConfig, batch: int) -> Tensor:
     if config.decoding == "global":
         raise ValueError("given_top_codes: this transformer draws one level; there is nothing left to draw")
     if len(given) != batch:

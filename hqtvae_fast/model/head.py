@@ -23,8 +23,8 @@ class CodeHead(nn.Module):
         return [self.logits(h_MD)[:, None]]
 
     def draw(self, h_MD: Tensor, local_MN: Tensor, group: range, cache: StackCache) -> list[Tensor]:
-        """Logits [M, K] of each position of the group."""
-        return [self.logits(h_MD)]
+        """Logits [M, 1, K] of the group's one level."""
+        return [self.logits(h_MD)[:, None]]
 
     def skip(self, h_MD: Tensor, cache: StackCache) -> None:
         """Nothing later reads what drawing would have cached."""
@@ -72,14 +72,13 @@ class PyramidHead(nn.Module):
         return [self.logits[level](self.norms[level](part)) for level, part in enumerate(parts)]
 
     def draw(self, h_MD: Tensor, local_MN: Tensor, group: range, cache: StackCache) -> list[Tensor]:
-        """One pass over a group, keys and values of the earlier ones cached: logits [M, K] of each position."""
+        """One pass over a group, keys and values of the earlier ones cached: logits [M, positions, K] of each level."""
         x_MGD = self.blocks(self.inputs(h_MD, local_MN, group), cache=cache)
         levels = [self.config.local_levels[q] for q in group]
         logits: list[Tensor] = []
         for level in sorted(set(levels)):
             first, count = levels.index(level), levels.count(level)
-            logits_MGK = self.logits[level](self.norms[level](x_MGD[:, first : first + count]))
-            logits.extend(logits_MGK.unbind(1))
+            logits.append(self.logits[level](self.norms[level](x_MGD[:, first : first + count])))
         return logits
 
     def skip(self, h_MD: Tensor, cache: StackCache) -> None:

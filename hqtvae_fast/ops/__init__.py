@@ -1,18 +1,30 @@
 """The operations that the model stands on, each with its contract, its reference and, where there are any, kernels."""
 
+from hqtvae_fast.ops.add_layer_norm import add_layer_norm
+from hqtvae_fast.ops.bias_gelu import bias_gelu
 from hqtvae_fast.ops.decode_attention import decode_attention
 from hqtvae_fast.ops.ema_update import code_statistics, ema_update
+from hqtvae_fast.ops.embed_codes import embed_codes
 from hqtvae_fast.ops.hierarchical_quantize import hierarchical_quantize
+from hqtvae_fast.ops.linear.few_rows import linear
+from hqtvae_fast.ops.local_attention import local_attention
 from hqtvae_fast.ops.nearest_code import nearest_code
+from hqtvae_fast.ops.prefill_attention import prefill_attention
 from hqtvae_fast.ops.sample_logits import sample_logits
 from hqtvae_fast.ops.soft_label_cross_entropy import soft_label_cross_entropy
 
 __all__ = [
+    "add_layer_norm",
+    "bias_gelu",
     "code_statistics",
     "decode_attention",
     "ema_update",
+    "embed_codes",
     "hierarchical_quantize",
+    "linear",
+    "local_attention",
     "nearest_code",
+    "prefill_attention",
     "sample_logits",
     "soft_label_cross_entropy",
 ]

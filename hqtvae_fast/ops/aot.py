@@ -97,7 +97,8 @@ def compile_variant(variant: Variant, arch: int) -> Resources:
         # The cubin does not tell spills from other uses of the stack: ptxas does, given Triton's own options.
         # sm_90a, as in Triton: plain sm_90 has no wgmma.
         gpu = f"--gpu-name=sm_{arch}{'a' if arch >= 90 else ''}"
-        log = _tool("ptxas", "-v", "--regAllocOptLevel=2", gpu, str(ptx), "-o", str(Path(folder, "again.cubin")))
+        again_file, fusion = str(Path(folder, "again.cubin")), ([] if variant.fp_fusion else ["--fmad=false"])
+        log = _tool("ptxas", "-v", "--regAllocOptLevel=2", *fusion, gpu, str(ptx), "-o", again_file)
     registers, again = max(_numbers(r"REG:(\d+)", usage)), max(_numbers(r"Used (\d+) registers", log))
     if registers != again:
         raise RuntimeError(f"Triton's machine code has {registers} registers, ptxas by itself {again}: options differ")
@@ -131,7 +132,8 @@ def _compile(variant: Variant, arch: int) -> Any:
         # Without these Triton may not load 16 bytes at once, and the asynchronous copies vanish.
         attrs={(names.index(name),): [["tt.divisibility", 16]] for name in variant.aligned},
     )
-    options = {"num_warps": variant.num_warps, "num_stages": variant.num_stages}
+    options: dict[str, Any] = {"num_warps": variant.num_warps, "num_stages": variant.num_stages}
+    options |= {"enable_fp_fusion": variant.fp_fusion}
     with contextlib.redirect_stdout(io.StringIO()):  # where ptxas fails, Triton prints the whole PTX
         return triton.compile(source, target=GPUTarget("cuda", arch, 32), options=options)
 

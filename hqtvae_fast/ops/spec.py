@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from torch import Tensor
 
 import hqtvae_fast.ops
 from hqtvae_fast.backend import Backend
@@ -55,6 +56,8 @@ class Variant:
     num_stages: int
     needs: tuple[str, ...] = ()
     """What the machine code must contain: "mma" (wgmma or mma.sync), "async" (cp.async or bulk copies)."""
+    fp_fusion: bool = True
+    """Whether a product and a sum may become one fused multiply-add, rounded once."""
 
 
 @dataclass(frozen=True)
@@ -91,3 +94,16 @@ def all_specs() -> dict[str, Spec]:
             spec = importlib.import_module(f"hqtvae_fast.ops.{module.name}.spec").SPEC
             found[spec.op] = spec
     return found
+
+
+def check_errors(name: str, got: Tensor, exact: Tensor, plain: Tensor, absolute: float) -> None:
+    """AssertionError unless the errors against float64 are at most twice those of torch in the same dtype, plus
+    ``absolute`` times the largest value. ``plain`` is torch's result; a rounding to its dtype is always allowed."""
+    assert got.shape == exact.shape, f"{name}: expected {list(exact.shape)}; got {list(got.shape)}"
+    assert got.dtype == plain.dtype, f"{name}: expected {plain.dtype}; got {got.dtype}"
+    got, exact, wide = got.cpu().double(), exact.cpu().double(), plain.cpu().double()
+    assert bool(got.isfinite().all()), f"{name}: not finite"
+    rounding = torch.finfo(plain.dtype).eps * exact.abs() + torch.finfo(plain.dtype).tiny
+    limit = rounding + 2 * (wide - exact).abs().max() + absolute * exact.abs().max()
+    over = (got - exact).abs() - limit
+    assert bool((over <= 0).all()), f"{name}: off by {float(over.max()):.2e} more than the limit"

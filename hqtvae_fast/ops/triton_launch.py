@@ -10,18 +10,22 @@ import torch
 from torch import Tensor
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+TRITON_NAMES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
 
 
-def why_not(*tensors: Tensor) -> str | None:
-    """None where kernels can take these floating tensors, else the reason."""
+def why_not(*inputs: Tensor | None) -> str | None:
+    """None where kernels can take these tensors, else the reason. None among them: one that is absent."""
+    tensors = [tensor for tensor in inputs if tensor is not None]
     for tensor in tensors:
-        if tensor.dtype not in DTYPES:
+        if tensor.is_floating_point() and tensor.dtype not in DTYPES:
             return f"expected fp32, bf16 or fp16; got {tensor.dtype}"
         if tensor.device.type != "cuda" and not interpreted():
             return f"expected tensors on a CUDA device (or TRITON_INTERPRET=1); got {tensor.device}"
     if importlib.util.find_spec("triton") is None:
         return "Triton is not installed"
     device = next((tensor.device for tensor in tensors if tensor.is_cuda), None)
+    if not torch.cuda.is_available():  # fake tensors, which say how a GPU would be used
+        return None
     if device is not None and torch.cuda.get_device_capability(device) < (8, 0):
         major, minor = torch.cuda.get_device_capability(device)
         return f"expected compute capability 8.0 or above, where tensor cores take bf16 and TF32; got {major}.{minor}"
@@ -36,3 +40,19 @@ def interpreted() -> bool:
 def on(x: Tensor) -> contextlib.AbstractContextManager[object]:
     """Triton launches on the current device, which need not be the tensor's."""
     return torch.cuda.device(x.device) if x.is_cuda else contextlib.nullcontext()
+
+
+def power_of_2(number: int) -> int:
+    """The least power of 2 that is not below ``number``."""
+    return 1 << (number - 1).bit_length()
+
+
+def rows(x: Tensor) -> Tensor:
+    """[..., D] as [M, D] with each row's values next to each other; a slice of one token's positions is not copied."""
+    x_MD = x.reshape(-1, x.shape[-1])
+    return x_MD if x_MD.stride(1) == 1 else x_MD.contiguous()
+
+
+def row_warps(width: int) -> int:
+    """Warps for a program that holds a row in registers: at most 16 values a thread. Not yet measured on a GPU."""
+    return min(16, max(1, power_of_2(width) // 512))

@@ -62,7 +62,7 @@ def _raise_in_pipeline(monkeypatch: pytest.MonkeyPatch, error: BaseException) ->
     def fail(*_: Any, **__: Any) -> None:
         raise error
 
-    monkeypatch.setattr(HQTVAEPipeline, "__call__", fail)
+    monkeypatch.setattr(HQTVAEPipeline, "stream", fail)
 
 
 @pytest.mark.parametrize(

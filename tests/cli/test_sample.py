@@ -13,8 +13,8 @@ from conftest import GOLDEN, golden_values
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from hqtvae_fast.cli import sample as sample_module
 from hqtvae_fast.cli.codes import write_codes
+from hqtvae_fast.engine import Executor
 
 from .conftest import RESOLUTION, Result, Run, assert_one_line_error, pixels, sheet_size
 
@@ -78,14 +78,39 @@ def test_separate_files_carry_what_draws_them_again(sample: Any, tmp_path: Path)
     assert np.abs(first - second).max() <= 2  # the codes are the same; a batch of another size may round otherwise
 
 
-def test_rounds_change_nothing(sample: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    arguments = ("--classes", "0-4", "--num-images", "2", "--batch-size", "2", "--save-codes")
-    assert sample(CLASSES, *arguments, "whole.safetensors", "--out", "whole.png").code == 0
-    monkeypatch.setattr(sample_module, "ROUND", 4)
-    assert sample(CLASSES, *arguments, "rounds.safetensors", "--out", "rounds.png").code == 0
-    whole, rounds = load_file("whole.safetensors"), load_file("rounds.safetensors")
-    assert all(bool((whole[key] == rounds[key]).all()) for key in whole)
-    assert np.array_equal(pixels(Path("whole.png")), pixels(Path("rounds.png")))
+def test_an_interruption_leaves_what_is_finished(sample: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first two batches of two are whole: their files, the sheet of them and their codes."""
+    arguments = ("--classes", "0-4", "--batch-size", "2", "--out-dir", "files", "--out", "sheet.png", "--save-codes")
+    assert sample(CLASSES, *arguments, "whole.safetensors").code == 0
+    whole = {file.name: pixels(file) for file in (tmp_path / "files").iterdir()}
+    original, batches = Executor.draw, []
+
+    def stopped(self: Executor, *rows: Any) -> Any:
+        batches.append(rows)
+        if len(batches) > 2:
+            raise KeyboardInterrupt
+        return original(self, *rows)
+
+    monkeypatch.setattr(Executor, "draw", stopped)
+    result = sample(CLASSES, *arguments, "part.safetensors", "--out-dir", "part")
+    assert result.code == 130
+    assert "wrote 4 pictures into part" in result.out
+    part = {file.name: pixels(file) for file in (tmp_path / "part").iterdir()}
+    assert len(part) == 4
+    assert all(np.array_equal(picture, whole[name]) for name, picture in part.items())
+    codes, all_codes = load_file("part.safetensors"), load_file("whole.safetensors")
+    assert all(bool((codes[key] == all_codes[key][:4]).all()) for key in all_codes)
+    pixels(tmp_path / "sheet.png", sheet_size(2, 2))
+
+
+def test_a_full_disk_ends_the_drawing(sample: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Files are written in threads: what fails there reaches the user all the same."""
+
+    def full(path: Path, data: bytes) -> None:
+        raise OSError(28, "No space left on device", str(path))
+
+    monkeypatch.setattr("hqtvae_fast.cli.output.write_file", full)
+    assert_one_line_error(sample(CLASSES, "--classes", "1", "--out-dir", "files"), "No space left on device")
 
 
 def test_prompts(sample: Any, text_checkpoint: Path, tmp_path: Path) -> None:

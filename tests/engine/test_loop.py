@@ -11,7 +11,7 @@ from conftest import GOLDEN, golden_pipeline
 from hqtvae_fast import HQTVAEPipeline
 from hqtvae_fast.checkpoint import build
 from hqtvae_fast.config import BlocksConfig, TransformerConfig
-from hqtvae_fast.engine import SamplingParams, decode_codes, draw_codes, image_seeds
+from hqtvae_fast.engine import SamplingParams, decode_codes, draw_codes, image_seeds, loop
 from hqtvae_fast.model import HQTransformer
 from hqtvae_fast.model.pyramid import to_local, to_maps
 
@@ -178,26 +178,20 @@ def test_wrong_number_of_levels():
         draw_codes(tiny(), torch.tensor([1]), image_seeds(0, 1), params)
 
 
-def test_nothing_is_allocated_for_the_sequence_inside_the_loop():
+def test_nothing_is_allocated_for_the_sequence_inside_the_loop(monkeypatch):
     """The caches' memory at the end is the memory they had at the start: written in place, never concatenated."""
-    from hqtvae_fast.engine import loop
+    model, made, make = tiny(codebook_sizes=(16, 16)), [], loop.make_step
+    monkeypatch.setattr(loop, "make_step", lambda *args: made.append(make(*args)) or made[-1])
+    pointers = []
+    params = SamplingParams((1.0,) * 2, (None,) * 2, (None,) * 2)
 
-    model, made = tiny(codebook_sizes=(16, 16)), []
-    original = loop._make_caches
-    try:
-        loop._make_caches = lambda *args: made.append(original(*args)) or made[-1]
-        pointers = []
-        params = SamplingParams((1.0,) * 2, (None,) * 2, (None,) * 2)
+    def on_step():
+        pointers.append([cache.keys.data_ptr() for cache in made[-1].caches])
 
-        def on_step():
-            pointers.append([cache.keys.data_ptr() for cache in made[-1]])
-
-        draw_codes(model, torch.tensor([1]), image_seeds(0, 1), params, on_step=on_step)
-    finally:
-        loop._make_caches = original
+    draw_codes(model, torch.tensor([1]), image_seeds(0, 1), params, on_step=on_step)
     assert len(pointers) == 4
     assert all(step == pointers[0] for step in pointers)
-    assert made[-1][0].length == 4
+    assert made[-1].caches[0].length == 4
 
 
 def test_decoding_in_chunks_changes_nothing():

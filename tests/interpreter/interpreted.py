@@ -12,8 +12,12 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
 
 import pytest
+
+ROOT = Path(__file__).parents[2]
 
 needs_triton = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed")
 
@@ -36,9 +40,24 @@ print("outcomes:" + json.dumps(outcomes))
 @functools.cache
 def outcomes(program: str, checks: tuple[str, ...]) -> dict[str, str]:
     """Calls each of the program's functions named in ``checks``: what it raised, "" if nothing."""
+    return _interpret("-c", program + RUN_ALL, *checks)
+
+
+@functools.cache
+def file_outcomes(file: str, checks: tuple[str, ...]) -> dict[str, str]:
+    """The same with a test file as the program, which calls :func:`main` where it is run and not imported."""
+    return _interpret(file, *checks)
+
+
+def main(checks: Mapping[str, Callable[[], None]]) -> None:
+    """Runs those of ``checks`` that the command line names, as a program of :func:`file_outcomes` must."""
+    exec(RUN_ALL, dict(checks))
+
+
+def _interpret(*arguments: str) -> dict[str, str]:
     environment = {key: value for key, value in os.environ.items() if key != "HQTVAE_BACKEND"}
-    environment |= {"TRITON_INTERPRET": "1"}
-    command = [sys.executable, "-W", "ignore::RuntimeWarning", "-c", program + RUN_ALL, *checks]
+    environment |= {"TRITON_INTERPRET": "1", "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-W", "ignore::RuntimeWarning", *arguments]
     result = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
     return json.loads(result.stdout.rpartition("outcomes:")[2])

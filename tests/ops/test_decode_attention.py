@@ -62,7 +62,7 @@ def test_native_kernel_is_right(batch, steps, heads, width, start, spare, scale,
 def test_reference(dtype, steps, start):
     qkv, keys, values = case(2, steps, 3, 20, 16, dtype=dtype)
     wanted, k, v = exact(qkv, keys, values, start)
-    y = reference.decode_attention(qkv, keys, values, start).view(wanted.shape)
+    y = reference.decode_attention(qkv, None, keys, values, start).view(wanted.shape)
     tolerance = 1e-5 if dtype is torch.float32 else 3e-2
     torch.testing.assert_close(y.double(), wanted, rtol=tolerance, atol=tolerance)
     assert torch.equal(keys[:, :, : start + steps].double(), k)

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
+import torch
 from torch import Tensor
 
-from hqtvae_fast.ops.sample_logits import cpu, reference
+from hqtvae_fast.backend import Backend, choose
+from hqtvae_fast.ops.sample_logits import cpu, fused, reference
 
 
 def check_sampling(temperature: float, top_k: int | None, top_p: float | None, num_codes: int) -> None:
@@ -22,33 +25,143 @@ def check_sampling(temperature: float, top_k: int | None, top_p: float | None, n
 def sample_logits(
     logits: Tensor,
     *,
-    temperature: float = 1.0,
-    top_k: int | None = None,
-    top_p: float | None = None,
+    temperature: Tensor | float = 1.0,
+    top_k: Tensor | int | None = None,
+    top_p: Tensor | float | None = None,
     seeds: Tensor,
     step: Tensor | int,
     position: Tensor | int,
+    out: Tensor | None = None,
+    invalid: Tensor | None = None,
+    backend: str | None = None,
 ) -> Tensor:
     """Draw one index from each row of logits.
 
-    ``logits`` [B, K], floating point; ``seeds`` int64 [B]; ``step`` and ``position`` integers or int64 [B]. Returns
-    int64 [B]. Logits over temperature, then top-k (ties at the k-th value stay), softmax, top-p (up to and including
-    the entry at which the cumulative sum reaches p), then a draw with noise that depends on (seed, step, position,
-    index) alone. ``top_k=1`` is argmax, ties to the lowest index. Raises ValueError on parameters out of range, and on
-    NaN logits on the CPU; on other devices a row with NaN gives an unspecified index within [0, K), without a
-    synchronisation.
+    ``logits`` [B, K], or [B, G, K] for the positions ``position``, ``position`` + 1, ... of each of B images, floating
+    point; ``seeds`` int64 [B]; ``step`` and ``position`` integers or int64 [] or [B]. Returns int64 [B] or [B, G], in
+    ``out`` if that is given (any strides). Logits over temperature, then top-k (ties at the k-th value stay), softmax,
+    top-p (up to and including the entry at which the cumulative sum reaches p; 1 drops nothing), then a draw with noise
+    that depends on (seed, step, position, index) alone. ``top_k=1`` is argmax, ties to the lowest index.
+
+    ``temperature`` (fp32), ``top_k`` (int64) and ``top_p`` (fp32) may be scalars on the device of the logits, as may
+    ``step``: then they are read there, when the draw is made, and are the caller's to check.
+
+    ``backend``: "triton" (CUDA; one kernel), "cpu" or "reference" (anywhere; waits for a GPU). Raises ValueError on
+    parameters out of range, and on NaN logits on the CPU; on other devices a row with NaN gives an unspecified index
+    within [0, K), and sets ``invalid``, a bool scalar there, without a synchronisation.
     """
-    if logits.ndim != 2:
-        raise ValueError(f"logits: expected [B, K]; got {list(logits.shape)}")
+    if logits.ndim not in (2, 3):
+        raise ValueError(f"logits: expected [B, K] or [B, G, K]; got {list(logits.shape)}")
     if tuple(seeds.shape) != (logits.shape[0],):
         raise ValueError(f"seeds: expected [{logits.shape[0]}]; got {list(seeds.shape)}")
-    check_sampling(temperature, top_k, top_p, logits.shape[1])
+    _check_numbers(temperature, top_k, top_p, logits.shape[-1])
     if logits.device.type == "cpu":
-        wrong = logits.amax(dim=1).isnan()  # a maximum carries NaN on
-        if bool(wrong.any()):
-            raise ValueError(f"logits: expected numbers, got NaN in row {int(wrong.nonzero()[0])}")
-        return cpu.sample_logits(logits, temperature, top_k, top_p, seeds, step, position)
-    return reference.sample_logits(logits, temperature, top_k, top_p, seeds, step, position)
+        _refuse_nan(logits)
+    out = logits.new_empty(logits.shape[:-1], dtype=torch.int64) if out is None else out
+    if out.shape != logits.shape[:-1] or out.dtype != torch.int64:
+        raise ValueError(f"out: expected int64 {list(logits.shape[:-1])}; got {out.dtype} {list(out.shape)}")
+    grouped_BG, logits_BGK = (out, logits) if logits.ndim == 3 else (out[:, None], logits[:, None])
+    device = logits.device
+    inputs = (
+        logits_BGK,
+        grouped_BG,
+        torch.zeros((), dtype=torch.bool, device=device) if invalid is None else invalid,
+        seeds,
+        _scalar(step, torch.int64, device),
+        _scalar(position, torch.int64, device),
+        _scalar(temperature, torch.float32, device),
+        _scalar(logits.shape[-1] if top_k is None else top_k, torch.int64, device),
+        _scalar(1.0 if top_p is None else top_p, torch.float32, device),
+    )
+    choice = choose("sample_logits", BACKENDS, *inputs, backend=backend)
+    torch.ops.hqtvae_fast.sample_logits(*inputs, choice.backend.name)
+    return out
+
+
+def _check_numbers(
+    temperature: Tensor | float, top_k: Tensor | int | None, top_p: Tensor | float | None, num_codes: int
+) -> None:
+    check_sampling(
+        1.0 if isinstance(temperature, Tensor) else temperature,
+        None if isinstance(top_k, Tensor) else top_k,
+        None if isinstance(top_p, Tensor) else top_p,
+        num_codes,
+    )
+
+
+def _refuse_nan(logits: Tensor) -> None:
+    wrong = logits.amax(dim=-1).isnan().flatten()  # a maximum carries NaN on
+    if bool(wrong.any()):
+        raise ValueError(f"logits: expected numbers, got NaN in row {int(wrong.nonzero()[0])}")
+
+
+def _scalar(value: Tensor | float, dtype: torch.dtype, device: torch.device) -> Tensor:
+    return value if isinstance(value, Tensor) else torch.full((), value, dtype=dtype, device=device)
+
+
+def _by_rows(draw: Callable[..., Tensor]) -> Callable[..., None]:
+    """A draw of rows [M, K] with plain numbers, as the operator is called. On a GPU reading them waits for it."""
+
+    def run(
+        logits_BGK: Tensor,
+        out_BG: Tensor,
+        invalid: Tensor,
+        seeds_B: Tensor,
+        step: Tensor,
+        position: Tensor,
+        temperature: Tensor,
+        top_k: Tensor,
+        top_p: Tensor,
+    ) -> None:
+        B, G, K = logits_BGK.shape
+        invalid |= logits_BGK.amax(dim=2).isnan().any()
+        positions_BG = position.expand(B)[:, None] + torch.arange(G, device=seeds_B.device)
+        rows = (seeds_B.repeat_interleave(G), step.expand(B).repeat_interleave(G), positions_BG.flatten())
+        k, p = int(top_k), float(top_p)
+        filters = (temperature, k if k < K else None, p if p < 1 else None)
+        out_BG.copy_(draw(logits_BGK.reshape(B * G, K), *filters, *rows).view(B, G))
+
+    return run
+
+
+BACKENDS = (
+    Backend("triton", fused.sample_logits, fused.why_not),
+    Backend("cpu", _by_rows(cpu.sample_logits), cpu.why_not),
+    Backend("reference", _by_rows(reference.sample_logits)),
+)
+_BY_NAME = {backend.name: backend for backend in BACKENDS}
+
+
+@torch.library.custom_op("hqtvae_fast::sample_logits", mutates_args=("out", "invalid"))
+def _draw(
+    logits: Tensor,
+    out: Tensor,
+    invalid: Tensor,
+    seeds: Tensor,
+    step: Tensor,
+    position: Tensor,
+    temperature: Tensor,
+    top_k: Tensor,
+    top_p: Tensor,
+    backend: str,
+) -> None:
+    _BY_NAME[backend].run(logits, out, invalid, seeds, step, position, temperature, top_k, top_p)
+
+
+@_draw.register_fake
+def _(
+    logits: Tensor,
+    out: Tensor,
+    invalid: Tensor,
+    seeds: Tensor,
+    step: Tensor,
+    position: Tensor,
+    temperature: Tensor,
+    top_k: Tensor,
+    top_p: Tensor,
+    backend: str,
+) -> None:
+    return None
 
 
 __all__ = ["check_sampling", "sample_logits"]

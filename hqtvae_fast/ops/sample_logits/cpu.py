@@ -22,9 +22,14 @@ MARGIN, RELATIVE_MARGIN = 4e-5, 2.0**-21
 FLT_MAX = torch.finfo(torch.float32).max  # keeps the margin of an infinite logit a number
 
 
+def why_not(logits: Tensor, *others: Tensor) -> str | None:
+    """None where this way is the faster one, else the reason."""
+    return None if logits.device.type == "cpu" else f"expected logits on the CPU; got {logits.device}"
+
+
 def sample_logits(
     logits_BK: Tensor,
-    temperature: float,
+    temperature: Tensor | float,
     top_k: int | None,
     top_p: float | None,
     seeds_B: Tensor,

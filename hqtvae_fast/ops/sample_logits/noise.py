@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 _MASK = 0xFFFFFFFF
-_MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)  # Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", 2011
-_WEYL = (0x9E3779B9, 0xBB67AE85)
-_ROUNDS = 10
+MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)  # Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", 2011
+WEYL = (0x9E3779B9, 0xBB67AE85)
+ROUNDS = 10
 
 
 def philox(counter: tuple[Tensor, Tensor, Tensor, Tensor], key: tuple[Tensor, Tensor]) -> tuple[Tensor, ...]:
@@ -22,15 +22,15 @@ def philox(counter: tuple[Tensor, Tensor, Tensor, Tensor], key: tuple[Tensor, Te
     k0, k1 = key
     shape = torch.broadcast_shapes(*(word.shape for word in (*counter, *key)))
     c0, c1, c2, c3 = (word.expand(shape) for word in counter)
-    for _ in range(_ROUNDS):
+    for _ in range(ROUNDS):
         # int64 products wrap modulo 2^64, which leaves both 32-bit halves right. A word is cut to 32 bits just before
         # it is multiplied or returned; until then its upper half may hold anything. In place, since the CPU's time
         # here is the time to write temporaries.
-        p0, p1 = c0 * _MULTIPLIERS[0], c2 * _MULTIPLIERS[1]
+        p0, p1 = c0 * MULTIPLIERS[0], c2 * MULTIPLIERS[1]
         c0 = (p1 >> 32).bitwise_xor_(c1).bitwise_xor_(k0).bitwise_and_(_MASK)
         c2 = (p0 >> 32).bitwise_xor_(c3).bitwise_xor_(k1).bitwise_and_(_MASK)
         c1, c3 = p1, p0
-        k0, k1 = (k0 + _WEYL[0]) & _MASK, (k1 + _WEYL[1]) & _MASK
+        k0, k1 = (k0 + WEYL[0]) & _MASK, (k1 + WEYL[1]) & _MASK
     return c0, c1 & _MASK, c2, c3 & _MASK
 
 
@@ -67,7 +67,7 @@ def gumbel(words: Tensor) -> Tensor:
 
 
 # ln(1 + f) = f - f^2/2 + f^3 * P(f) on sqrt(1/2) - 1 <= f < sqrt(2) - 1: Cephes' single-precision polynomial.
-_LN_POLYNOMIAL = (
+LN_POLYNOMIAL = (
     7.0376836292e-2,
     -1.1514610310e-1,
     1.1676998740e-1,
@@ -78,19 +78,19 @@ _LN_POLYNOMIAL = (
     -2.4999993993e-1,
     3.3333331174e-1,
 )
-_LN2_HIGH = 0.693359375  # 355/512: its product with an exponent is exact
-_LN2_LOW = -2.12194440e-4
-_SQRT_HALF_BITS = 0x3F3504F3
+LN2_HIGH = 0.693359375  # 355/512: its product with an exponent is exact
+LN2_LOW = -2.12194440e-4
+SQRT_HALF_BITS = 0x3F3504F3
 
 
 def _ln(x: Tensor) -> Tensor:
     """Natural logarithm of positive normal float32, within 2 units in the last place; fixed sequence of operations."""
-    bits = x.view(torch.int32) - _SQRT_HALF_BITS  # so that the mantissa falls in [sqrt(1/2), sqrt(2))
+    bits = x.view(torch.int32) - SQRT_HALF_BITS  # so that the mantissa falls in [sqrt(1/2), sqrt(2))
     exponent = (bits >> 23).to(torch.float32)
-    f = bits.bitwise_and_(0x7FFFFF).add_(_SQRT_HALF_BITS).view(torch.float32) - 1.0
+    f = bits.bitwise_and_(0x7FFFFF).add_(SQRT_HALF_BITS).view(torch.float32) - 1.0
     square = f * f
-    p = (f * _LN_POLYNOMIAL[0]).add_(_LN_POLYNOMIAL[1])
-    for coefficient in _LN_POLYNOMIAL[2:]:
+    p = (f * LN_POLYNOMIAL[0]).add_(LN_POLYNOMIAL[1])
+    for coefficient in LN_POLYNOMIAL[2:]:
         p.mul_(f).add_(coefficient)
-    tail = p.mul_(f).mul_(square).add_(exponent * _LN2_LOW).sub_(square.mul_(0.5))
-    return tail.add_(f).add_(exponent.mul_(_LN2_HIGH))
+    tail = p.mul_(f).mul_(square).add_(exponent * LN2_LOW).sub_(square.mul_(0.5))
+    return tail.add_(f).add_(exponent.mul_(LN2_HIGH))

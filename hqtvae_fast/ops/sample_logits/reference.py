@@ -10,7 +10,7 @@ from hqtvae_fast.ops.sample_logits.noise import gumbel, random_words
 NEG_INF = float("-inf")
 
 
-def filter_logits(logits_BK: Tensor, temperature: float, top_k: int | None, top_p: float | None) -> Tensor:
+def filter_logits(logits_BK: Tensor, temperature: Tensor | float, top_k: int | None, top_p: float | None) -> Tensor:
     """Scaled logits [B, K] in float32, -inf where an entry may not be drawn.
 
     logits / temperature; keep entries >= the k-th largest (ties with it stay); of their softmax, sorted by
@@ -32,7 +32,7 @@ def filter_logits(logits_BK: Tensor, temperature: float, top_k: int | None, top_
 
 def sample_logits(
     logits_BK: Tensor,
-    temperature: float,
+    temperature: Tensor | float,
     top_k: int | None,
     top_p: float | None,
     seeds_B: Tensor,

@@ -1,0 +1,105 @@
+"""Draws and decodes batches with a checkpoint's models: by captured graphs on a GPU, step by step elsewhere."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hqtvae_fast.engine.decoding import decode_codes
+from hqtvae_fast.engine.graph import CaptureError, DecodeReplay, DrawReplay
+from hqtvae_fast.engine.graph_cache import GraphCache
+from hqtvae_fast.engine.loop import OnStep, SamplingParams, draw_codes
+from hqtvae_fast.model import HQVAE, HQTransformer
+
+Codes = tuple[Tensor, ...]
+
+
+class Executor:
+    """``models``: the transformers in drawing order, a second one the refiner of the first one's top codes.
+
+    ``graphs``: capture what is done, once a batch size, and replay it; None: on a GPU. On a CPU a replay is a plain
+    call over the same static buffers. What cannot be captured is run step by step from then on, and a warning says so.
+    """
+
+    def __init__(
+        self, models: Sequence[HQTransformer], vae: HQVAE, device: torch.device, graphs: bool | None = None
+    ) -> None:
+        self.models, self.vae, self.device = list(models), vae, device
+        wanted = device.type == "cuda" if graphs is None else graphs
+        self.graphs = GraphCache(device) if wanted else None
+
+    def draw(
+        self,
+        condition: Tensor | None,
+        seeds: Tensor,
+        params: Sequence[SamplingParams],
+        given: Tensor | None,
+        invalid: Tensor,
+        on_step: OnStep,
+    ) -> Codes:
+        """Codes int64 [B, h, w] of all levels that the models know: top codes are drawn, or kept if ``given``.
+
+        One entry of ``params`` a model; ``invalid``, a bool scalar, is set where logits were NaN.
+        """
+        prior = self.models[0].config
+        if prior.decoding != "global":
+            return self._draw_with(0, condition, seeds, params[0], given, invalid, on_step)
+        codes: Codes | None = None if given is None else (given,)
+        for index, model in enumerate(self.models):
+            if model.config.condition == "codes":
+                assert codes is not None
+                codes += self._draw_with(index, codes[0].flatten(1), seeds, params[index], None, invalid, on_step)
+            elif codes is None:
+                codes = self._draw_with(index, condition, seeds, params[index], None, invalid, on_step)
+        assert codes is not None
+        return codes
+
+    def _draw_with(
+        self,
+        index: int,
+        condition: Tensor | None,
+        seeds: Tensor,
+        params: SamplingParams,
+        given: Tensor | None,
+        invalid: Tensor,
+        on_step: OnStep,
+    ) -> Codes:
+        model, batch = self.models[index], len(seeds)
+        replay = self._captured(
+            ("draw", index, batch, "top codes given" if given is not None else "all codes"),
+            lambda: DrawReplay(model, batch, given=given is not None),
+        )
+        if replay is None:
+            return draw_codes(model, condition, seeds, params, given_top_codes=given, on_step=on_step, invalid=invalid)
+        codes = replay(condition, seeds, params, given, invalid)
+        for _ in range(model.config.num_steps):  # issued all at once
+            on_step()
+        return codes
+
+    def decode(self, codes: Sequence[Tensor], count: int) -> Tensor:
+        """Images float32 [count, 3, R, R] in [0, 1] of the first ``count`` rows; finer levels may be missing."""
+        missing = self.vae.config.num_levels - len(codes)
+        if missing:
+            warnings.warn(
+                "the checkpoint draws top codes only (give a refiner for the rest): pictures are coarse", stacklevel=3
+            )
+        batch = len(codes[0])
+        replay = self._captured(("decode", batch, len(codes)), lambda: DecodeReplay(self.vae, batch, levels=len(codes)))
+        if replay is not None:
+            return replay(codes)[:count]
+        return decode_codes(self.vae, [*(level[:count] for level in codes), *[None] * missing])
+
+    def _captured(self, key: tuple[str | int, ...], make: Callable[[], DrawReplay | DecodeReplay]) -> Any:
+        if self.graphs is None:
+            return None
+        try:
+            return self.graphs.get(key, make)
+        except CaptureError as error:
+            warnings.warn(f"{error}: running step by step from now on, which is slower", stacklevel=4)
+            self.graphs.clear()
+            self.graphs = None
+            return None

@@ -1,0 +1,152 @@
+"""A step on the fused operations of :mod:`hqtvae_fast.ops`: at most eight kernels a transformer block.
+
+A block is four products with what lies between them fused: the projection's bias, the cache and the softmax in one
+attention kernel; residual, bias and the LayerNorm that the next product reads in one; bias and GELU in one, or, for up
+to 16 rows on a GPU, in the product itself, which is then our own kernel and not the library's. So a stack
+is entered with a LayerNorm and each block hands the next one its input already normalised; the last one takes the
+LayerNorm that follows the stack. Positions and steps are read from the device, where a captured graph finds them.
+
+The numbers are those of :class:`hqtvae_fast.engine.step.ReferenceStep` but for rounding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from hqtvae_fast.engine.embed import BodyEmbedding, HeadEmbedding
+from hqtvae_fast.engine.step import LevelLogits, make_caches, split_group
+from hqtvae_fast.model import HQTransformer
+from hqtvae_fast.model.head import CodeHead, PyramidHead
+from hqtvae_fast.model.layers import MLP, Block, Blocks
+from hqtvae_fast.ops import add_layer_norm, bias_gelu, decode_attention, linear, local_attention, prefill_attention
+from hqtvae_fast.ops.linear.fused import MOST_ROWS, Workspace
+
+Attend = Callable[[Tensor, "Tensor | None", int], Tensor]
+"""(q/k/v [B, T, 3, H, E] without their bias, the bias, the layer's number) -> [B, T, D]."""
+
+
+class FusedStep:
+    """See :class:`hqtvae_fast.engine.step.Step`. The model's parameters are read in place, none is copied but the
+    positions' few rows; changing them afterwards is noticed, except for those."""
+
+    def __init__(self, model: HQTransformer, batch: int) -> None:
+        config, device = model.config, model.norm.weight.device
+        self.model, self.batch = model, batch
+        self.caches = make_caches(model, batch)
+        self.numbers = torch.arange(config.prefix_positions + config.num_steps, device=device)
+        self.embedding = BodyEmbedding(model)
+        self.workspace = Workspace.on(device)
+        self.head_embedding = HeadEmbedding(model.head) if isinstance(model.head, PyramidHead) else None
+
+    def body(self, step: int, condition: Tensor | None, local_BTN: Tensor) -> Tensor:
+        model, (cache, _) = self.model, self.caches
+        cached = model.config.prefix_positions - 1 + step
+        if step == 0:
+            x_BSD = model.prefix(condition, self.batch)
+        else:
+            x_BSD = self._embed(local_BTN[:, step - 1], self.numbers[step - 1])
+
+        def attend(qkv: Tensor, bias: Tensor | None, layer: int) -> Tensor:
+            if qkv.shape[1] > 1:  # a whole prefix
+                return prefill_attention(qkv, cache.keys[layer], cache.values[layer], bias=bias)
+            start = self.numbers[cached]
+            return decode_attention(qkv, cache.keys[layer], cache.values[layer], start, bias=bias)
+
+        return self._run(model.body, x_BSD, None, attend, model.norm)[1][:, -1]
+
+    def head(self, h_BD: Tensor, local_BN: Tensor, group: range) -> Sequence[LevelLogits]:
+        head, parts = self.model.head, split_group(self.model, group)
+        if isinstance(head, CodeHead):
+            return [LevelLogits(0, 0, self._multiply(h_BD[:, None], head.logits))]
+        norms = [cast(nn.LayerNorm, head.norms[part.level]) for part in parts]
+        x_BGD, normal_BGD = self._run_head(h_BD, local_BN, group, norms[0])
+        found = []
+        for part, norm in zip(parts, norms, strict=True):
+            own = slice(part.positions.start - group.start, part.positions.stop - group.start)
+            if norm is not norms[0]:  # a group of several levels, each with a LayerNorm of its own
+                normal_BGD[:, own] = _normalise(x_BGD[:, own], norm)
+            logits = self._multiply(normal_BGD[:, own], head.logits[part.level])
+            found.append(LevelLogits(part.level, part.positions.start, logits))
+        return found
+
+    def skip(self, h_BD: Tensor) -> None:
+        head = self.model.head
+        if isinstance(head, PyramidHead):
+            self._run_head(h_BD, None, range(1), cast(nn.LayerNorm, head.norms[0]))
+
+    def _run_head(
+        self, h_BD: Tensor, local_BN: Tensor | None, group: range, norm: nn.LayerNorm
+    ) -> tuple[Tensor, Tensor]:
+        head, (_, cache) = cast(PyramidHead, self.model.head), self.caches
+        start_vector: Tensor | None = None
+        if group == range(1):
+            x_BGD, start_vector = h_BD[:, None], head.start
+        else:
+            assert self.head_embedding is not None
+            assert local_BN is not None
+            x_BGD = self.head_embedding(h_BD, local_BN, group)
+
+        def attend(qkv: Tensor, bias: Tensor | None, layer: int) -> Tensor:
+            return local_attention(qkv, bias, cache.keys[layer], cache.values[layer], group.start)
+
+        return self._run(head.blocks, x_BGD, start_vector, attend, norm)
+
+    def _embed(self, local_BN: Tensor, step: Tensor) -> Tensor:
+        """The body's token [B, 1, D] of the codes drawn at ``step``."""
+        x_BGD = self.embedding(local_BN, step)
+        blocks = self.embedding.blocks
+        if blocks is None:
+            return x_BGD
+
+        def attend(qkv: Tensor, bias: Tensor | None, layer: int) -> Tensor:
+            return local_attention(qkv, bias)
+
+        return self._run(blocks, x_BGD, None, attend, None)[0].mean(dim=1, keepdim=True)
+
+    def _up(self, x: Tensor, mlp: MLP) -> Tensor:
+        """The wide inside of an MLP, [B, T, 4 D]."""
+        if self._few(x):
+            return linear(x, mlp.up.weight, mlp.up.bias, gelu=mlp.gelu, workspace=self.workspace)
+        return bias_gelu(F.linear(x, mlp.up.weight), mlp.up.bias, mlp.gelu)
+
+    def _multiply(self, x: Tensor, layer: nn.Module) -> Tensor:
+        """The product alone; whatever reads it adds the bias."""
+        weight = cast(nn.Linear, layer).weight
+        return linear(x, weight, workspace=self.workspace) if self._few(x) else F.linear(x, weight)
+
+    def _few(self, x: Tensor) -> bool:
+        """Whether a product with these rows is the time to read its weight, which our kernel does alone."""
+        return x.is_cuda and x.shape[0] * x.shape[1] <= MOST_ROWS
+
+    def _run(
+        self, blocks: Blocks, x_BTD: Tensor, added: Tensor | None, attend: Attend, last: nn.LayerNorm | None
+    ) -> tuple[Tensor, Tensor]:
+        """A stack over x + ``added`` (a vector [D]), and the LayerNorm that follows it; None: none that counts."""
+        layers = [cast(Block, layer) for layer in blocks.layers]
+        if not layers:
+            assert last is not None
+            return _add(x_BTD, None, added, last)
+        x_BTD, normal_BTD = _add(x_BTD, None, added, layers[0].norm1)
+        for index, (block, after) in enumerate(zip(layers, [*layers[1:], None], strict=True)):
+            attention, mlp = block.attention, block.mlp
+            qkv_BTD = self._multiply(normal_BTD, attention.qkv)
+            qkv_BT3HE = qkv_BTD.view(*qkv_BTD.shape[:2], 3, attention.num_heads, -1)
+            y_BTD = self._multiply(attend(qkv_BT3HE, attention.qkv.bias, index), attention.out)
+            x_BTD, normal_BTD = _add(x_BTD, y_BTD, attention.out.bias, block.norm2)
+            y_BTD = self._multiply(self._up(normal_BTD, mlp), mlp.down)
+            following = after.norm1 if after is not None else last or block.norm1
+            x_BTD, normal_BTD = _add(x_BTD, y_BTD, mlp.down.bias, following)
+        return x_BTD, normal_BTD
+
+
+def _add(x: Tensor, added: Tensor | None, bias: Tensor | None, norm: nn.LayerNorm) -> tuple[Tensor, Tensor]:
+    return add_layer_norm(x, added, bias, norm.weight, norm.bias, norm.eps)
+
+
+def _normalise(x: Tensor, norm: nn.LayerNorm) -> Tensor:
+    return _add(x, None, None, norm)[1]

@@ -1,0 +1,114 @@
+"""Kernels that one step launches on a GPU, counted without one: the step runs on fake tensors, which only have shapes.
+
+Every operator of torch that computes or copies counts as one kernel, views and allocations as none, each of our own
+operators as the one kernel that it is (:mod:`hqtvae_fast.ops`). What a library adds inside one product, such as a
+second kernel that sums its parts, is not seen; nor are the several that one of our operators takes where its backend
+is not our kernel (attention of the reference engine over more than one new position).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections import Counter
+from typing import Any
+from unittest import mock
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from hqtvae_fast.backend import VARIABLE
+from hqtvae_fast.config import TransformerConfig
+from hqtvae_fast.engine.loop import SamplingParams, StepRunner
+from hqtvae_fast.engine.step import Engine
+from hqtvae_fast.model import HQTransformer
+
+ALLOCATIONS = {"empty", "new_empty", "empty_like", "empty_strided"}
+NO_KERNEL = ALLOCATIONS | {"_unsafe_view", "detach", "alias", "lift_fresh", "dropout"}  # dropout: in evaluation
+
+
+class _Launches(TorchDispatchMode):
+    def __init__(self) -> None:
+        super().__init__()
+        self.kernels: Counter[str] = Counter()
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        packet = function.overloadpacket.__name__
+        if not function.is_view and function.namespace != "prim" and packet not in NO_KERNEL:
+            self.kernels[packet] += 1
+        return function(*args, **(kwargs or {}))
+
+
+class _Indexing(TorchFunctionMode):
+    """Python's indexing in terms of select and narrow. Torch's own asks the device's driver first, and a build of torch
+    without CUDA has none, fake tensors or not."""
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if function is Tensor.__getitem__:
+            return _index(*args)
+        return function(*args, **(kwargs or {}))
+
+
+def _index(x: Tensor, where: Any) -> Tensor:
+    """x[where] for numbers, slices without a step, and None."""
+    dim = 0
+    for item in where if isinstance(where, tuple) else (where,):
+        if item is None:
+            x = x.unsqueeze(dim)
+        elif isinstance(item, int):
+            x, dim = x.select(dim, item), dim - 1
+        elif isinstance(item, slice):
+            start, stop, step = item.indices(x.shape[dim])
+            if step != 1:
+                raise NotImplementedError(f"counting kernels: expected a slice without a step; got {item}")
+            x = x if (start, stop) == (0, x.shape[dim]) else x.narrow(dim, start, stop - start)
+        else:
+            raise NotImplementedError(f"counting kernels: expected numbers, slices and None as indices; got {item!r}")
+        dim += 1
+    return x
+
+
+def count_launches(
+    config: TransformerConfig, engine: Engine, *, batch: int = 64, dtype: torch.dtype = torch.bfloat16
+) -> Counter[str]:
+    """Kernels of one step after the first one, by operator: the token's embedding, the body, all groups of the head and
+    the draws. Only shapes and the device's kind matter: nothing is computed or allocated."""
+    # The device is fake and the kernels are those of a GPU: what the environment asks for on this machine is not meant.
+    with mock.patch.dict(os.environ), torch.inference_mode():
+        os.environ.pop(VARIABLE, None)
+        with torch.device("meta"):
+            model = HQTransformer(config).eval()
+        with FakeTensorMode(), torch.device("cuda"), _Indexing():
+            _to_device(model, dtype)
+            seeds, condition = torch.zeros(batch, dtype=torch.int64), None
+            if config.condition != "none":
+                shape = (batch,) if config.condition == "class" else (batch, config.prefix_length)
+                condition = torch.zeros(shape, dtype=torch.int64)
+            levels = config.num_levels
+            params = SamplingParams((1.0,) * levels, (min(2048, *config.codebook_sizes),) * levels, (None,) * levels)
+            runner = StepRunner.make(model, condition, seeds, params, engine=engine)
+            with _Launches() as launches:
+                runner(1)
+    return launches.kernels
+
+
+def _to_device(model: nn.Module, dtype: torch.dtype) -> None:
+    """Empty parameters on the default device in place of the model's."""
+    for module in model.modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            empty = torch.empty(parameter.shape, dtype=dtype)
+            setattr(module, name, nn.Parameter(empty, requires_grad=False))
+
+
+def launches_a_block(config: TransformerConfig, engine: Engine, *, batch: int = 64) -> dict[str, int]:
+    """Kernels of one transformer block of the body and, over all passes of the head, of one of its blocks."""
+    base = sum(count_launches(config, engine, batch=batch).values())
+    found = {}
+    for name in ("body", "head"):
+        blocks = getattr(config, name)
+        more = dataclasses.replace(config, **{name: dataclasses.replace(blocks, num_layers=blocks.num_layers + 1)})
+        found[name] = sum(count_launches(more, engine, batch=batch).values()) - base
+    return found

@@ -1,0 +1,146 @@
+"""Real cases, inputs, cost, tolerance and compilations of local attention."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from hqtvae_fast.ops.local_attention import BACKENDS, fused, local_attention, reference
+from hqtvae_fast.ops.spec import Case, Cost, Spec, Variant, check_errors
+from hqtvae_fast.ops.triton_launch import TRITON_NAMES
+
+# start and T: the passes of the head over two and three levels, and IET's or a teacher-forced pass (C = 0: no cache).
+PASSES = {"pass 1": (0, 1, 5), "pass 2": (1, 4, 5), "IET": (0, 5, 0), "pass 3": (5, 16, 21)}
+
+
+def _case(name: str, B: int, passing: str, sizes: tuple[int, int], levels: int, dtype: torch.dtype) -> Case:
+    (start, T, C), (H, E) = PASSES[passing], sizes
+    return Case(name, {"B": B, "T": T, "H": H, "E": E, "start": start, "C": C, "levels": levels, "bias": 1}, dtype)
+
+
+CASES = tuple(
+    _case(f"S, {passing}, batch {B}", B, passing, (24, 64), 0, torch.bfloat16)
+    for B in (1, 8, 50, 256)
+    for passing in PASSES
+)
+SMALL_CASES = (
+    _case("pass 1", 2, "pass 1", (2, 16), 0, torch.float32),
+    _case("pass 2, bf16", 2, "pass 2", (2, 16), 0, torch.bfloat16),
+    _case("IET, heads of 20", 2, "IET", (3, 20), 0, torch.float32),
+    _case("all positions by level", 1, "IET", (2, 16), 1, torch.float16),
+    _case("pass 3", 1, "pass 3", (2, 16), 0, torch.float32),
+    Case("21 positions by level", {"B": 1, "T": 21, "H": 1, "E": 8, "start": 0, "C": 0, "levels": 1, "bias": 0}),
+)
+
+Inputs = tuple[Tensor, "Tensor | None", "Tensor | None", "Tensor | None", int, str]
+
+
+def make_inputs(case: Case, device: torch.device, seed: int) -> Inputs:
+    """Scores spread over a few units; what a cache holds beyond the positions that count is random."""
+    B, T, H, E, C = (case[letter] for letter in "BTHEC")
+    generator = torch.Generator().manual_seed(seed)
+    qkv = 1.5 * torch.randn(B, T, 3, H, E, generator=generator)
+    bias = 0.5 * torch.randn(3 * H * E, generator=generator)
+    cache = torch.randn(2, B, H, max(C, 1), E, generator=generator)
+    qkv, bias, cache = (tensor.to(case.dtype).to(device) for tensor in (qkv, bias, cache))
+    keys, values = (cache[0], cache[1]) if C else (None, None)
+    return qkv, bias if case["bias"] else None, keys, values, case["start"], "levels" if case["levels"] else "full"
+
+
+Result = tuple[Tensor, "Tensor | None", "Tensor | None"]
+
+
+def run(
+    qkv: Tensor,
+    bias: Tensor | None,
+    keys: Tensor | None,
+    values: Tensor | None,
+    start: int,
+    mask: Any,
+    *,
+    backend: str | None = None,
+) -> tuple[Tensor, ...]:
+    """The output, then the caches that were written, if any."""
+    y = local_attention(qkv, bias, keys, values, start, mask=mask, backend=backend)
+    return (y,) if keys is None or values is None else (y, keys, values)
+
+
+def _definition(dtype: torch.dtype | None, *inputs: Any) -> tuple[Tensor, ...]:
+    copies: list[Any] = [x.cpu().clone().to(dtype or x.dtype) if isinstance(x, Tensor) else x for x in inputs]
+    qkv, bias, keys, values, start, mask = copies
+    y = reference.local_attention(qkv, bias, keys, values, start, mask)
+    return (y,) if keys is None else (y, keys, values)
+
+
+def define(*inputs: Any) -> tuple[Tensor, ...]:
+    """In float64, without the roundings of new queries, keys and values."""
+    return _definition(torch.float64, *inputs)
+
+
+def check(got: tuple[Tensor, ...], wanted: tuple[Tensor, ...], inputs: tuple[Any, ...]) -> None:
+    """Errors against float64, of the output and of what is cached, at most twice the reference's in the same dtype,
+    plus 1e-6 of the largest value. ``inputs`` are as before the op wrote to the caches."""
+    plain = _definition(None, *inputs)
+    for name, ours, exact, same in zip(("output", "keys", "values"), got, wanted, plain, strict=False):
+        check_errors(name, ours, exact, same, absolute=1e-6)
+    start, T = inputs[4], inputs[0].shape[1]
+    for ours, before in zip(got[1:], inputs[2:4], strict=False):
+        assert torch.equal(ours[:, :, :start], before[:, :, :start]), "a cached position was changed"
+        assert torch.equal(ours[:, :, start + T :], before[:, :, start + T :]), "the cache was written beyond the end"
+
+
+def sdpa(qkv: Tensor, bias: Tensor | None, keys: Tensor | None, values: Tensor | None, start: int, mask: str) -> Tensor:
+    """Torch's own kernel, with what it takes to bring bias and cache to it."""
+    B, T, _, H, E = qkv.shape
+    if bias is not None:
+        qkv = qkv + bias.view(3, H, E)
+    q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)
+    if keys is not None and values is not None:
+        keys[:, :, start : start + T].copy_(k)
+        values[:, :, start : start + T].copy_(v)
+        k, v = keys[:, :, : start + T], values[:, :, : start + T]
+    attn_mask = reference.level_mask(start, T).to(qkv.device) if mask == "levels" else None
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=attn_mask).transpose(1, 2).reshape(B, T, H * E)
+
+
+def cost(case: Case) -> Cost:
+    """Two products of every query with every position; the projection is read, output and new cache are written."""
+    B, T, H, E, start = (case[letter] for letter in ("B", "T", "H", "E", "start"))
+    cached = 2 * (T + start) if case["C"] else 0
+    return Cost(4 * B * H * T * (T + start) * E, case.dtype.itemsize * (B * H * E * (4 * T + cached) + 3 * H * E))
+
+
+def variants(arch: int) -> list[Variant]:
+    """The passes of S, M, L (heads of 64; FFHQ's are as wide)."""
+    from hqtvae_fast.ops.local_attention import kernels
+
+    made = []
+    for dtype in (torch.float32, torch.bfloat16):
+        for passing, (start, T, C) in PASSES.items():
+            pointers = ("qkv", "bias", "keys", "values", "out") if C else ("qkv", "bias", "out")
+            signature = dict.fromkeys(pointers, f"*{TRITON_NAMES[dtype]}") | {"scale": "fp32"}
+            signature |= dict.fromkeys(("H", "E", "C"), "i32")
+            constants: dict[str, Any] = {} if C else {"keys": None, "values": None}
+            constants |= fused.constants(T, 64, start, "full")
+            name = f"local attention {passing} {TRITON_NAMES[dtype]}"
+            launch = ((*pointers, "E"), fused.warps(start + T), 1)
+            made.append(Variant(name, kernels.local_attention_kernel, signature, constants, *launch))
+    return made
+
+
+SPEC = Spec(
+    op="local_attention",
+    cases=CASES,
+    small=SMALL_CASES,
+    make_inputs=make_inputs,
+    run=run,
+    reference=define,
+    check=check,
+    cost=cost,
+    variants=variants,
+    backends=BACKENDS,
+    baselines={"torch, scaled_dot_product_attention": sdpa},
+)

@@ -1,0 +1,126 @@
+"""The step on fused operations: the same codes as the model's own modules give, and its budget of kernels."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+from conftest import CASES, golden_pipeline, golden_values
+
+from hqtvae_fast.config import preset
+from hqtvae_fast.engine import SamplingParams, draw_codes, image_seeds
+from hqtvae_fast.engine.launches import count_launches, launches_a_block
+from hqtvae_fast.engine.loop import make_step
+from hqtvae_fast.engine.step import ReferenceStep
+
+DRAWN = [
+    case
+    for case in CASES
+    if golden_pipeline(case).transformer is not None and not golden_pipeline(case).transformer.config.scrambled_middle
+]
+
+
+def condition_of(config, batch):
+    """Any labels or tokens, the same every time."""
+    if config.condition == "none":
+        return None
+    generator = torch.Generator().manual_seed(0)
+    if config.condition == "class":
+        return torch.randint(config.num_classes, (batch,), generator=generator)
+    return torch.randint(config.prefix_vocab_size, (batch, config.prefix_length), generator=generator)
+
+
+def draw(model, engine, k=40, seed=7, batch=3, **options):
+    levels = model.config.num_levels
+    params = SamplingParams((0.9,) * levels, (k,) * levels, (0.95,) * levels)
+    condition = condition_of(model.config, batch)
+    return draw_codes(model, condition, image_seeds(seed, batch), params, engine=engine, **options)
+
+
+def same(left, right):
+    return len(left) == len(right) and all(torch.equal(a, b) for a, b in zip(left, right, strict=True))
+
+
+@pytest.mark.parametrize("case", DRAWN)
+def test_the_fused_step_draws_the_codes_of_the_reference(case):
+    model = golden_pipeline(case).transformer
+    assert same(draw(model, "fused"), draw(model, "reference"))
+    assert same(draw(model, "fused", k=1), draw(model, "reference", k=1))
+    assert not same(draw(model, "fused"), draw(model, "fused", seed=8))
+
+
+@pytest.mark.parametrize("case", ["class_parallel", "class_parallel_iet1", "uncond_reduce"])
+def test_greedy_codes_of_the_released_implementation(case):
+    """As they are in the golden file, through the fused step."""
+    golden, model = golden_values(case), golden_pipeline(case).transformer
+    labels = golden.get("greedy_label")
+    batch = len(golden["greedy_top"])
+    condition = None if model.config.condition == "none" else labels.long().view(-1).expand(batch)
+    params = SamplingParams((1.0,) * 2, (1,) * 2, (None,) * 2)
+    top, bottom = draw_codes(model, condition, image_seeds(0, batch), params, engine="fused")
+    assert torch.equal(top.flatten(1), golden["greedy_top"].view(batch, -1))
+    side = model.config.side
+    windows = bottom.view(batch, side, 2, side, 2).transpose(2, 3).reshape(batch, side * side, 4)
+    assert torch.equal(windows, golden["greedy_bottom"].view(batch, side * side, 4))
+
+
+def test_given_top_codes():
+    model = golden_pipeline("class_parallel").transformer
+    top = draw(model, "reference")[0]
+    fused, plain = (draw(model, engine, seed=9, given_top_codes=top) for engine in ("fused", "reference"))
+    assert torch.equal(fused[0], top)
+    assert same(fused, plain)
+
+
+def test_sigmoid_gelu_and_no_biases():
+    from test_loop import tiny
+
+    from hqtvae_fast.config import BlocksConfig
+
+    blocks = BlocksConfig(num_layers=2, num_heads=2, attention_bias=False, mlp_bias=False, gelu="sigmoid")
+    model = tiny(codebook_sizes=(16, 16), body=blocks, head=blocks, iet_layers=1, position="2d")
+    assert same(draw(model, "fused", k=3), draw(model, "reference", k=3))
+
+
+def test_the_engine_is_chosen_by_name():
+    model = golden_pipeline("class_parallel").transformer
+    assert isinstance(make_step(model, 1), ReferenceStep)  # on a CPU
+    with pytest.raises(ValueError, match="engine: expected one of fused, reference; got 'quick'"):
+        make_step(model, 1, "quick")
+
+
+# ------------------------------------------------------------------------------------------------------------- launches
+
+
+def test_kernels_of_a_step_are_within_their_budget():
+    """Preset S: at most 8 kernels a block and pass, 7 for few rows, and 190 in all; the modules take more."""
+    config = preset("S").transformer
+    assert launches_a_block(config, "fused", batch=64) == {"body": 8, "head": 16}  # the head runs twice
+    assert launches_a_block(config, "fused", batch=1) == {"body": 7, "head": 14}
+    many, one, plain = (
+        sum(count_launches(config, engine, batch=batch).values())
+        for engine, batch in (("fused", 64), ("fused", 1), ("reference", 64))
+    )
+    assert many <= 190
+    assert one == many - 20
+    assert plain >= many + 50
+
+
+def test_the_count_sees_one_more_kernel(monkeypatch):
+    from hqtvae_fast.engine import fused_step
+
+    config = preset("S").transformer
+    config = dataclasses.replace(config, dim=192, side=2, codebook_sizes=(64, 64))
+    before = count_launches(config, "fused", batch=64)
+    gelu = fused_step.bias_gelu
+    monkeypatch.setattr(fused_step, "bias_gelu", lambda x, bias, form: gelu(x, bias, form) * 1.0)
+    after = count_launches(config, "fused", batch=64)
+    assert sum(after.values()) == sum(before.values()) + config.body.num_layers + 2 * config.head.num_layers
+    assert before["bias_gelu"] == config.body.num_layers + 2 * config.head.num_layers
+
+
+@pytest.mark.parametrize("name", ["M", "S-text", "FFHQ", "S-3level"])
+def test_every_preset_stays_at_eight_kernels_a_block(name):
+    config = preset(name).transformer
+    assert launches_a_block(config, "fused", batch=64) == {"body": 8, "head": 8 * len(config.groups)}

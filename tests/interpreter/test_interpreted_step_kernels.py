@@ -1,0 +1,74 @@
+"""The Triton kernels of a sampling step, interpreted on the CPU, against each op's definition.
+
+What the interpreter cannot show is how a GPU multiplies (here products are exact fp32) and rounds.
+"""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from interpreted import file_outcomes, main, needs_triton
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from hqtvae_fast.ops.spec import all_specs
+
+CPU = torch.device("cpu")
+OPS = ["sample_logits", "add_layer_norm", "bias_gelu", "local_attention", "decode_attention", "embed_codes", "linear"]
+
+
+def same(left, right):
+    if isinstance(left, torch.Tensor):
+        return torch.equal(left, right)
+    return all(map(same, left, right))
+
+
+def small_cases(op):
+    """Within the tolerance, and the same every time."""
+    spec = all_specs()[op]
+    for case in spec.small:
+        got, again = (spec.run(*spec.make_inputs(case, CPU, 0), backend="triton") for _ in range(2))
+        assert same(got, again), f"{case.name}: not deterministic"
+        try:
+            spec.check(got, spec.reference(*spec.make_inputs(case, CPU, 0)), spec.make_inputs(case, CPU, 0))
+        except AssertionError as error:
+            raise AssertionError(f"{case.name}: {error}") from error
+
+
+class Calls(TorchDispatchMode):
+    """Records the calls of our operators."""
+
+    def __init__(self):
+        super().__init__()
+        self.calls = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        if function.namespace == "hqtvae_fast":
+            self.calls.append((function, args, kwargs or {}))
+        return function(*args, **(kwargs or {}))
+
+
+def operator(op):
+    """What ``torch.library.opcheck`` finds in the operator as the op calls it."""
+    spec = all_specs()[op]
+    with Calls() as record:
+        for case in spec.small[:2]:
+            spec.run(*spec.make_inputs(case, CPU, 0), backend="triton")
+    assert record.calls
+    for function, args, kwargs in record.calls:
+        assert "triton" in (*args, *kwargs.values())
+        torch.library.opcheck(function, args, kwargs)
+
+
+CHECKS = {
+    f"{check.__name__} {op}": (lambda check=check, op=op: check(op)) for op in OPS for check in (small_cases, operator)
+}
+
+
+@needs_triton
+@pytest.mark.parametrize("check", CHECKS)
+def test_interpreted(check):
+    assert file_outcomes(__file__, tuple(CHECKS))[check] == ""
+
+
+if __name__ == "__main__":
+    main(CHECKS)
