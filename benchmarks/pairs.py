@@ -20,6 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+WARM_UP = 8  # calls of each side and part that do not count; CPython itself adapts code within the first few
 Samples = dict[str, list[list[float]]]  # by part: seconds a call, [process][turn]
 
 
@@ -140,9 +141,9 @@ def _round(sides: Sequence[Side], workers: dict[Path, Worker], plan: Plan, paire
 def _take_turns(
     part: str, sides: Sequence[Side], workers: dict[Path, Worker], plan: Plan, paired: Paired, number: int
 ) -> None:
-    for worker in workers.values():
-        worker.ask(part, 1)
-    once = min(workers[sides[0].folder].ask(part, 1) for _ in range(3))
+    # As many for each: with fewer calls behind it, the new side would look slower than it is.
+    warm_up = {folder: min(worker.ask(part, 1) for _ in range(WARM_UP)) for folder, worker in workers.items()}
+    once = warm_up[sides[0].folder]
     calls = max(1, math.ceil(plan.least_seconds / once))
     for samples in paired.samples:
         samples.setdefault(part, []).append([])

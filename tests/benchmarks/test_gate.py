@@ -59,7 +59,7 @@ def test_the_order_turns_round(monkeypatch):
     a, b = Path("a"), Path("b")
     paired = pairs.Paired([{}, {}])
     pairs._take_turns("x", [Side("a", a), Side("b", b)], {a: Fake("a"), b: Fake("b")}, Plan({}, turns=4), paired, 0)
-    assert "".join(asked) == "ab" + "aaa" + "abbaabba"
+    assert "".join(asked) == "a" * pairs.WARM_UP + "b" * pairs.WARM_UP + "abbaabba"
 
 
 def test_a_worker_that_dies_says_why(folder):
