@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import os
 import platform
 import resource
@@ -15,10 +16,14 @@ from typing import Any
 
 import torch
 
+from benchmarks import clocks
+
 HERE = Path(__file__).parent
+# What a figure may depend on, as their distributions are called; those that are not installed are left out.
+PACKAGES = ("hqtvae_fast", "numpy", "triton", "flash-attn", "xformers", "nvidia-ml-py", "cupy-cuda12x", "cupy-cuda13x")
 
 
-def describe(device: torch.device) -> dict[str, Any]:
+def describe(device: torch.device, suite: str = "generate") -> dict[str, Any]:
     """Facts about the machine, the software and the command that runs, for the JSON file and the table's caption.
 
     ``load_average`` is that of the minute before: on an idle machine it is near 0, and figures taken beside other
@@ -26,6 +31,7 @@ def describe(device: torch.device) -> dict[str, Any]:
     """
     return {
         "device": device_name(device),
+        "driver": clocks.driver(device),
         "cpu": cpu_name(),
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
         "cpus": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
@@ -34,12 +40,24 @@ def describe(device: torch.device) -> dict[str, Any]:
         "platform": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
         "torch": str(torch.__version__),
+        "versions": versions(),
         "cuda": torch.version.cuda,
         "cudnn": torch.backends.cudnn.version() if device.type == "cuda" else None,
         "git_revision": git_revision(),
+        "clocks": clocks.describe(device),
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "command": f"python -m benchmarks.generate {shlex.join(sys.argv[1:])}",
+        "command": f"python -m benchmarks.{suite} {shlex.join(sys.argv[1:])}",
     }
+
+
+def versions() -> dict[str, str]:
+    found = {}
+    for name in PACKAGES:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
 
 
 def device_name(device: torch.device) -> str:

@@ -20,7 +20,8 @@ from benchmarks.decode import decode_only as time_decoding
 from benchmarks.environment import PeakMemory, describe
 from benchmarks.ours import BENCHMARK_PRESETS, Ours, open_model, same_for_all
 from benchmarks.released import Released, check_supported, import_released
-from benchmarks.report import Entrant, Workload, to_document, to_table, warning, write_json
+from benchmarks.report import Entrant, Workload, to_results, to_table, warning
+from benchmarks.schema import write
 from benchmarks.timing import Sampler, Timing, batch_sizes, time_in_turns, time_run
 
 STDERR = Console(stderr=True, highlight=False)
@@ -117,7 +118,7 @@ def generate(
         STDERR.print(f"warning: {note}", style="yellow")
     if json is not None:
         sampling = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
-        write_json(to_document(workload, sampling, entrants, facts), json)
+        write(to_results(workload, sampling, entrants, facts), json)
 
 
 def _pick_device(name: str) -> torch.device:

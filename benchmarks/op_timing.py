@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from benchmarks.clocks import Watch
 from benchmarks.environment import cpu_seconds_elsewhere
 from benchmarks.memory import TooLarge, guarded, require
 from benchmarks.timing import Marks, take_turns
@@ -71,6 +72,8 @@ class Outcome:
     unchecked: list[str] = field(default_factory=list)
     failures: list[str] = field(default_factory=list)
     busy_elsewhere: dict[str, float] = field(default_factory=dict)
+    clocks: dict[str, dict[str, Any]] = field(default_factory=dict)
+    unfit: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -200,9 +203,14 @@ def _time(
     if not ready:
         return seconds
     started, elsewhere = time.perf_counter(), cpu_seconds_elsewhere()
-    for turn in take_turns([count for _, count in ready]):
-        entrant, _ = ready[turn]
-        seconds[entrant.name].append(time_once(entrant.run, next(copies), plan.device))
+    with Watch(plan.device) as watch:
+        for turn in take_turns([count for _, count in ready]):
+            entrant, _ = ready[turn]
+            seconds[entrant.name].append(time_once(entrant.run, next(copies), plan.device))
+    if (summary := watch.summary()) is not None:
+        outcome.clocks[where] = summary
+    if (unfit := watch.unfit()) is not None:
+        outcome.unfit[where] = unfit
     wall, after = time.perf_counter() - started, cpu_seconds_elsewhere()
     if elsewhere is not None and after is not None:
         outcome.busy_elsewhere[where] = max(0.0, after - elsewhere) / wall

@@ -6,8 +6,6 @@ python -m benchmarks.ops --op nearest_code --case "S, bottom, 1 image"
 
 from __future__ import annotations
 
-import shlex
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
@@ -19,11 +17,13 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from benchmarks.clocks import unfit_by_load
 from benchmarks.environment import describe
 from benchmarks.generate import _pick_device
 from benchmarks.op_timing import Outcome, Plan, Row, first_line, measure
-from benchmarks.report import SUMMARIES, write_json
-from hqtvae_fast.hardware import Device
+from benchmarks.schema import Results, write
+from benchmarks.schema import Row as ResultRow
+from hqtvae_fast.hardware import Device, measure_this_machine
 from hqtvae_fast.ops.explain import peaks_of
 from hqtvae_fast.ops.spec import Case, Spec, all_specs
 
@@ -64,7 +64,7 @@ def ops(
     except ValueError as error:
         STDERR.print(f"error: {error}", style="red", markup=False)
         raise typer.Exit(2) from None
-    facts = {**describe(target), "command": f"python -m benchmarks.ops {shlex.join(sys.argv[1:])}"}
+    facts = describe(target, "ops")
     plan = Plan(target, peaks_of(target), repeats, tuple(backend or ()), check)
     outcome = run_all(chosen, plan)
     console = Console()
@@ -72,7 +72,7 @@ def ops(
     console.print(to_table(outcome, plan.peaks, facts))
     _say_what_is_missing(outcome)
     if json is not None:
-        write_json(to_document(outcome, plan, facts), json)
+        write(to_results(outcome, plan, facts), json)
     if outcome.failures:
         raise typer.Exit(1)
 
@@ -157,37 +157,44 @@ def _say_what_is_missing(outcome: Outcome) -> None:
         STDERR.print(f"failed: {line}", style="red", markup=False, soft_wrap=True)
 
 
-def to_document(outcome: Outcome, plan: Plan, facts: dict[str, Any]) -> Any:
+def to_results(outcome: Outcome, plan: Plan, facts: dict[str, Any]) -> Results:
     """Everything measured and everything it depends on; times in seconds, rates per second."""
     peaks = plan.peaks
-    return {
-        "benchmark": "ops",
-        "environment": facts,
-        "peaks": {**vars(peaks), "dtype": str(peaks.dtype).removeprefix("torch.")},
-        "rows": [_row(row) for row in ordered(outcome.rows)],
+    # A known GPU's floors are those of its published peaks; what this one reaches today stands beside them.
+    measured = measure_this_machine(plan.device) if plan.device.type == "cuda" else peaks
+    details = {
+        "peaks": _as_json(peaks),
+        "measured_peaks": _as_json(measured),
         "notes": outcome.notes,
         "not_checked": outcome.unchecked,
         "failures": outcome.failures,
         "cpus_busy_elsewhere": outcome.busy_elsewhere,
     }
+    return Results("ops", facts, tuple(_row(row, outcome) for row in ordered(outcome.rows)), details)
 
 
-def _row(row: Row) -> dict[str, Any]:
-    return {
-        "op": row.op,
-        "case": row.case,
-        "what": row.what,
-        "ours": row.ours,
-        "seconds": row.seconds,
-        **{f"{name}_seconds": pick(row.seconds) for name, pick in SUMMARIES.items()},
-        "least_flops": row.cost.flops,
-        "least_bytes": row.cost.bytes,
-        "bytes_per_second": row.cost.bytes / row.median,
-        "flops_per_second": row.cost.flops / row.median,
-        "floor_seconds": row.floor,
-        "share_of_floor": row.floor / row.median,
-        "times_longer_than_ours": row.ratio,
-    }
+def _as_json(peaks: Device) -> dict[str, Any]:
+    return {**vars(peaks), "dtype": str(peaks.dtype).removeprefix("torch.")}
+
+
+def _row(row: Row, outcome: Outcome) -> ResultRow:
+    name = f"{row.op}, {row.case}"
+    return ResultRow(
+        name=name,
+        entrant=row.what,
+        samples=(tuple(row.seconds),),
+        ours=row.ours,
+        work={
+            "op": row.op,
+            "case": row.case,
+            "flops": row.cost.flops,
+            "bytes": row.cost.bytes,
+            "floor_seconds": row.floor,
+            "times_longer_than_ours": row.ratio,
+        },
+        clocks=outcome.clocks.get(name),
+        unfit=outcome.unfit.get(name) or unfit_by_load(outcome.busy_elsewhere.get(name)),
+    )
 
 
 if __name__ == "__main__":

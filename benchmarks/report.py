@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from rich.table import Table
 
+from benchmarks import clocks
+from benchmarks.schema import Results, Row
 from benchmarks.timing import Sampler, Timing
 
 Pick = Callable[[Sequence[float]], float]
@@ -92,19 +92,40 @@ def ratios(ours: Entrant, other: Entrant) -> dict[str, dict[str, float]]:
     }
 
 
-def to_document(workload: Workload, sampling: dict[str, Any], entrants: list[Entrant], facts: dict[str, Any]) -> Any:
+def to_results(workload: Workload, sampling: dict[str, Any], entrants: list[Entrant], facts: dict[str, Any]) -> Results:
     """Everything measured and everything it depends on; times in seconds, memory in bytes."""
-    return {
-        "benchmark": "generate",
-        "environment": facts,
+    details = {
         "workload": {**vars(workload), "sampling": sampling},
         "entrants": {entrant.name: entrant.to_dict(workload) for entrant in entrants},
         "times_longer_than_ours": {other.name: ratios(entrants[0], other) for other in entrants[1:]},
     }
+    rows = [row for entrant in entrants for row in to_rows(workload, entrant, ours=entrant is entrants[0])]
+    return Results("generate", facts, tuple(rows), details)
 
 
-def write_json(document: Any, file: Path) -> None:
-    file.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
+PARTS = {"draw": "ar", "decode": "decode", "total": "total"}
+
+
+def to_rows(workload: Workload, entrant: Entrant, ours: bool) -> list[Row]:
+    """Drawing, decoding and both, of the runs of this process."""
+    loads = [t.busy_elsewhere for t in entrant.timings if t.busy_elsewhere is not None]
+    moved = [t.unfit for t in entrant.timings if t.unfit]
+    label = f"{workload.model}, batch {workload.batch}"
+    label += f", {workload.images} images" if workload.images != workload.batch else ""
+    watched = [t.clocks for t in entrant.timings if t.clocks]
+    return [
+        Row(
+            name=f"{label}: {part}",
+            entrant=entrant.name,
+            samples=(tuple(getattr(t, field) for t in entrant.timings),),
+            ours=ours,
+            work={**vars(workload), "part": part, "precision": entrant.precision, "peak_memory": entrant.peak_memory},
+            clocks=watched[-1] if watched else None,
+            unfit=moved[0] if moved else clocks.unfit_by_load(max(loads, default=None)),
+        )
+        for part, field in PARTS.items()
+        if all(getattr(t, field) > 0 for t in entrant.timings)
+    ]
 
 
 def to_table(workload: Workload, entrants: list[Entrant], facts: dict[str, Any]) -> Table:

@@ -10,6 +10,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from benchmarks.clocks import Watch
 from benchmarks.environment import cpu_seconds_elsewhere
 
 
@@ -68,6 +69,10 @@ class Timing:
     decode: float
     busy_elsewhere: float | None = None
     """CPUs that other work kept busy meanwhile, on average; None where the system does not tell."""
+    clocks: dict[str, Any] | None = None
+    """What :class:`benchmarks.clocks.Watch` saw; None on a CPU."""
+    unfit: str | None = None
+    """Why the run must not be quoted, as far as clocks tell."""
 
     @property
     def total(self) -> float:
@@ -81,16 +86,17 @@ def batch_sizes(images: int, batch: int) -> list[int]:
 
 def time_run(sampler: Sampler, sizes: Sequence[int]) -> Timing:
     """Make batches of the given sizes, one after the other."""
-    marks, started, elsewhere = Marks(sampler.device), time.perf_counter(), cpu_seconds_elsewhere()
-    marks.mark()
-    for count in sizes:
-        codes = sampler.draw(count)
+    with Watch(sampler.device) as watch:
+        marks, started, elsewhere = Marks(sampler.device), time.perf_counter(), cpu_seconds_elsewhere()
         marks.mark()
-        sampler.decode(codes)
-        marks.mark()
-    seconds, wall, after = marks.intervals(), time.perf_counter() - started, cpu_seconds_elsewhere()
+        for count in sizes:
+            codes = sampler.draw(count)
+            marks.mark()
+            sampler.decode(codes)
+            marks.mark()
+        seconds, wall, after = marks.intervals(), time.perf_counter() - started, cpu_seconds_elsewhere()
     busy = None if elsewhere is None or after is None else max(0.0, after - elsewhere) / wall
-    return Timing(ar=sum(seconds[0::2]), decode=sum(seconds[1::2]), busy_elsewhere=busy)
+    return Timing(sum(seconds[0::2]), sum(seconds[1::2]), busy, watch.summary(), watch.unfit())
 
 
 def take_turns(counts: Sequence[int]) -> Iterator[int]:

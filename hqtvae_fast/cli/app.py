@@ -12,6 +12,7 @@ from typing import Annotated, Any
 import torch
 import typer
 
+from hqtvae_fast.cli.bench import SETTINGS, bench
 from hqtvae_fast.cli.convert import convert
 from hqtvae_fast.cli.images import decode, encode, reconstruct
 from hqtvae_fast.cli.info import info
@@ -64,6 +65,7 @@ _EXAMPLES: dict[Callable[..., None], str] = {
 for _command, _example in _EXAMPLES.items():
     app.command(epilog=f"Example: {_example}")(_command)
 app.add_typer(train, name="train")
+app.command(context_settings=SETTINGS, add_help_option=False)(bench)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

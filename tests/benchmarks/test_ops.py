@@ -6,14 +6,11 @@ import json
 import sys
 import time
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
 import typer
 from typer.testing import CliRunner
-
-sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from benchmarks import memory, op_timing, ops
 from benchmarks.op_timing import Outcome, Plan, measure
@@ -184,13 +181,14 @@ def test_table_and_json(invoke, tmp_path):
     assert "ours: torch" in result.output
     document = json.loads(file.read_text())
     assert document["benchmark"] == "ops"
+    assert document["schema"] == 1
     assert document["environment"]["command"].startswith("python -m benchmarks.ops")
     assert {"device", "torch", "git_revision", "date"} <= set(document["environment"])
-    assert document["peaks"]["name"] == "abacus"
-    row = next(row for row in document["rows"] if row["what"] == "asleep")
-    assert len(row["seconds"]) == 4
-    assert row["bytes_per_second"] == pytest.approx(8000 / row["median_seconds"])
-    assert row["share_of_floor"] == pytest.approx(8e-6 / row["median_seconds"])
+    assert document["peaks"]["name"] == document["measured_peaks"]["name"] == "abacus"
+    row = next(row for row in document["rows"] if row["entrant"] == "asleep")
+    assert [len(process) for process in row["samples"]] == [4]
+    assert row["work"]["bytes"] == 8000
+    assert row["work"]["floor_seconds"] == pytest.approx(8e-6)
 
 
 def test_one_that_fails_does_not_cost_the_others_their_rows(invoke):

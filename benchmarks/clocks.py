@@ -1,0 +1,145 @@
+"""A GPU's clocks, power, temperature and memory while something is timed, through nvidia-ml-py.
+
+A figure taken while the clock fell is a figure of the cooling. :class:`Watch` samples in a thread of its own; the calls
+release the interpreter's lock and take microseconds. On a CPU, or without nvidia-ml-py, there is nothing to watch.
+"""
+
+from __future__ import annotations
+
+import functools
+import operator
+import threading
+from dataclasses import dataclass, field
+from types import ModuleType, TracebackType
+from typing import Any
+
+import torch
+
+PERIOD = 0.05  # seconds between two samples
+MOST_MOVED = 0.03  # the share by which the clock may move during one measurement
+# Reasons that make a figure unfit. A power cap is not among them: at full load it is a GPU's normal state, and where it
+# moves the clock, the clock says so.
+SLOWED = ("HwSlowdown", "HwThermalSlowdown", "HwPowerBrakeSlowdown", "SwThermalSlowdown")
+IDLE = "GpuIdle"
+BUSY_ELSEWHERE = 0.25  # CPUs that other processes may keep busy, on average
+
+
+def library() -> ModuleType | None:
+    """nvidia-ml-py, initialised; None where it, or the driver, is absent."""
+    try:
+        import pynvml
+    except ImportError:
+        return None
+    try:
+        pynvml.nvmlInit()
+    except pynvml.NVMLError:
+        return None
+    return pynvml
+
+
+def handle_of(nvml: ModuleType, device: torch.device) -> Any:
+    """The device's handle, by its UUID: CUDA_VISIBLE_DEVICES renumbers what torch sees, and NVML does not follow."""
+    uuid = str(torch.cuda.get_device_properties(device).uuid)
+    return nvml.nvmlDeviceGetHandleByUUID(uuid if uuid.startswith("GPU-") else f"GPU-{uuid}")
+
+
+def describe(device: torch.device) -> dict[str, Any] | None:
+    """The GPU's limits and present state; None where they cannot be had."""
+    nvml = library() if device.type == "cuda" else None
+    if nvml is None:
+        return None
+    handle = handle_of(nvml, device)
+    return {
+        "most_sm_mhz": nvml.nvmlDeviceGetMaxClockInfo(handle, nvml.NVML_CLOCK_SM),
+        "most_memory_mhz": nvml.nvmlDeviceGetMaxClockInfo(handle, nvml.NVML_CLOCK_MEM),
+        "power_limit_watts": nvml.nvmlDeviceGetEnforcedPowerLimit(handle) / 1000,
+        **_sample(nvml, handle),
+    }
+
+
+def driver(device: torch.device) -> str | None:
+    nvml = library() if device.type == "cuda" else None
+    return None if nvml is None else str(nvml.nvmlSystemGetDriverVersion())
+
+
+def _sample(nvml: ModuleType, handle: Any) -> dict[str, float]:
+    return {
+        "sm_mhz": nvml.nvmlDeviceGetClockInfo(handle, nvml.NVML_CLOCK_SM),
+        "memory_mhz": nvml.nvmlDeviceGetClockInfo(handle, nvml.NVML_CLOCK_MEM),
+        "watts": nvml.nvmlDeviceGetPowerUsage(handle) / 1000,
+        "celsius": nvml.nvmlDeviceGetTemperature(handle, nvml.NVML_TEMPERATURE_GPU),
+        "memory_used": nvml.nvmlDeviceGetMemoryInfo(handle).used,
+        "throttle_reasons": nvml.nvmlDeviceGetCurrentClocksThrottleReasons(handle),
+    }
+
+
+@dataclass
+class Watch:
+    """``with Watch(device) as watch: ...``; then :meth:`summary` and :meth:`unfit` tell of that time.
+
+    ``nvml`` and ``handle`` are found from the device unless given.
+    """
+
+    device: torch.device
+    nvml: Any = None
+    handle: Any = None
+    samples: list[dict[str, float]] = field(default_factory=list)
+
+    def __enter__(self) -> Watch:
+        if self.nvml is None and self.device.type == "cuda":
+            self.nvml = library()
+        if self.nvml is not None:
+            self.handle = self.handle if self.handle is not None else handle_of(self.nvml, self.device)
+            self._stop = threading.Event()
+            self._thread = threading.Thread(target=self._run, daemon=True)
+            self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self.nvml is not None:
+            self._stop.set()
+            self._thread.join()
+
+    def _run(self) -> None:
+        while True:
+            self.samples.append(_sample(self.nvml, self.handle))
+            if self._stop.wait(PERIOD):
+                return
+
+    def summary(self) -> dict[str, Any] | None:
+        """Least and most of each reading, and all reasons for throttling that were seen; None without samples of a
+        busy GPU."""
+        # Between two kernels an idle GPU may lower its clock: that is no time of the measurement.
+        busy = [sample for sample in self.samples if IDLE not in self._names(int(sample["throttle_reasons"]))]
+        if not busy:
+            return None
+        reasons = functools.reduce(operator.or_, (int(sample["throttle_reasons"]) for sample in busy))
+        names = [name for name in busy[0] if name != "throttle_reasons"]
+        spans = {name: [min(s[name] for s in busy), max(s[name] for s in busy)] for name in names}
+        return {"samples": len(busy), **spans, "throttle_reasons": self._names(reasons)}
+
+    def _names(self, reasons: int) -> list[str]:
+        prefix = "nvmlClocksThrottleReason"
+        named = {name: getattr(self.nvml, name) for name in dir(self.nvml) if name.startswith(prefix)}
+        single = {name: value for name, value in named.items() if isinstance(value, int) and value.bit_count() == 1}
+        return sorted(name.removeprefix(prefix) for name, value in single.items() if reasons & value)
+
+    def unfit(self) -> str | None:
+        """Why figures of that time must not be quoted; None if nothing speaks against them."""
+        summary = self.summary()
+        if summary is None:
+            return None
+        low, high = summary["sm_mhz"]
+        if high > 0 and (high - low) / high > MOST_MOVED:
+            return f"the clock moved from {low:g} to {high:g} MHz, {(high - low) / high:.1%}; at most {MOST_MOVED:.0%}"
+        slowed = [name for name in summary["throttle_reasons"] if name in SLOWED]
+        return f"throttled: {', '.join(slowed)}" if slowed else None
+
+
+def unfit_by_load(busy_elsewhere: float | None) -> str | None:
+    """Why a CPU's figures must not be quoted, from the CPUs that other processes kept busy meanwhile."""
+    if busy_elsewhere is None or busy_elsewhere <= BUSY_ELSEWHERE:
+        return None
+    return f"other processes kept {busy_elsewhere:.2f} CPUs busy; at most {BUSY_ELSEWHERE:g}"

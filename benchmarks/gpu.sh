@@ -1,0 +1,103 @@
+#!/usr/bin/env bash
+# Everything that needs a GPU. Without --part: parts 1 to 4, which stay under 10 minutes by their limits.
+#
+#   bash benchmarks/gpu.sh --dry-run            what would run, and how long each part may take
+#   bash benchmarks/gpu.sh --out results/       all of 1 to 4
+#   bash benchmarks/gpu.sh --part 5 --out DIR   one part; 5 and up are the longer lists
+#
+# PYTHON: the interpreter (default: .venv/bin/python, else python3). RELEASED: a checkout of the released implementation,
+# for part 5. A part that fails or runs over its limit does not stop the others; the exit code is 1 then.
+set -uo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+default_python=python3
+[ -x .venv/bin/python ] && default_python=.venv/bin/python
+PYTHON="${PYTHON:-$default_python}"
+RELEASED="${RELEASED:-}"
+out="" dry=0 only=""
+
+usage() { sed -n '2,9p' "${BASH_SOURCE[0]}" | sed 's/^# \{0,1\}//'; }
+
+while [ $# -gt 0 ]; do
+  case "$1" in
+    --dry-run) dry=1; shift ;;
+    --part) only="${2:?--part: expected a number}"; shift 2 ;;
+    --out) out="${2:?--out: expected a folder}"; shift 2 ;;
+    -h|--help) usage; exit 0 ;;
+    *) echo "gpu.sh: expected --dry-run, --part N or --out DIR; got $1" >&2; exit 2 ;;
+  esac
+done
+case "$only" in ""|[1-7]) ;; *) echo "gpu.sh: --part: expected 1 to 7; got $only" >&2; exit 2 ;; esac
+out="${out:-gpu-results}"
+
+# part | limit in seconds | what
+PARTS="1|150|GPU tests
+2|130|compute-sanitizer: planted faults, then every op's small cases (memcheck, racecheck)
+3|170|ops: every spec's cases against baselines and floor
+4|140|generate: S at batch 1, 50 and 256
+5|600|baselines: S at batch 50 in turns with the released implementation (needs RELEASED)
+6|900|generate: M, L and S-text at batch 50; S at 8, 128, 512 and 1024
+7|900|train and encode: both stages, images/s and memory; compute-sanitizer's other tools"
+
+generate() { echo "$PYTHON -m benchmarks.generate --device cuda --preset $1 --batch $2 --repeats 3 --json $out/generate-$1-$2.json ${3:-}"; }
+
+# The commands of a part, one a line.
+commands() {
+  case "$1" in
+    1) echo "$PYTHON -m pytest -q -m gpu tests" ;;
+    2) echo "$PYTHON -m benchmarks.sanitizer --tool memcheck racecheck" ;;
+    3) echo "$PYTHON -m benchmarks.ops --all --device cuda --repeats 20 --json $out/ops.json" ;;
+    4) generate S 1; generate S 50; generate S 256 ;;
+    5) generate S 50 "--images 1000 --released ${RELEASED:-RELEASED} --released-repeats 1" ;;
+    6) for preset in M L S-text; do generate $preset 50; done; for batch in 8 128 512 1024; do generate S $batch; done ;;
+    7) for stage in 1 2; do echo "$PYTHON -m benchmarks.train --stage $stage --preset S --device cuda --batch 32 --precision bf16 --json $out/train-$stage.json"; done
+       echo "$PYTHON -m benchmarks.encode --preset S --device cuda --batch 64 --json $out/encode.json"
+       echo "$PYTHON -m benchmarks.sanitizer --tool initcheck synccheck" ;;
+  esac
+}
+
+chosen="${only:-1 2 3 4}"
+limit_of() { echo "$PARTS" | awk -F'|' -v part="$1" '$1 == part { print $2 }'; }
+what_of() { echo "$PARTS" | awk -F'|' -v part="$1" '$1 == part { print $3 }'; }
+
+if [ "$dry" = 1 ]; then
+  total=0
+  for part in ${only:-1 2 3 4 5 6 7}; do
+    [ -z "$only" ] && [ "$part" = 5 ] && echo "--- with --part only:"
+    echo "part $part, at most $(limit_of "$part") s: $(what_of "$part")"
+    commands "$part" | sed 's/^/    /'
+    case " $chosen " in *" $part "*) total=$((total + $(limit_of "$part"))) ;; esac
+  done
+  echo "at most $total s for part(s) $chosen. These are limits, not measurements: no part has run on a GPU yet."
+  exit 0
+fi
+
+if [ "$only" = 5 ] && [ -z "$RELEASED" ]; then
+  echo "gpu.sh: part 5 needs RELEASED=path/to/hqtransformer" >&2; exit 2
+fi
+"$PYTHON" -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' \
+  || { echo "gpu.sh: torch sees no GPU here; --dry-run shows what would run" >&2; exit 2; }
+mkdir -p "$out"
+summary="" failed=0
+for part in $chosen; do
+  echo "==> part $part: $(what_of "$part")"
+  start=$SECONDS end=$((SECONDS + $(limit_of "$part"))) worst=0
+  while read -r line; do
+    left=$((end - SECONDS))
+    echo "$line"
+    # shellcheck disable=SC2086  # the lines are ours and split where they should
+    if [ "$left" -le 0 ]; then code=124; else timeout "$left" $line </dev/null; code=$?; fi
+    [ "$code" -ne 0 ] && worst=$code
+  done < <(commands "$part")
+  case "$worst" in 0) word="ok" ;; 124) word="over its limit" ;; 3) word="NOT RUN: a program is absent" ;; *) word="FAILED ($worst)" ;; esac
+  [ "$worst" -ne 0 ] && failed=1
+  summary="$summary$part|$((SECONDS - start))|$word|$(what_of "$part")
+"
+done
+files=$(ls "$out"/*.json 2>/dev/null)
+# shellcheck disable=SC2086
+[ -n "$files" ] && "$PYTHON" -m benchmarks.cli report $files --out "$out/report"
+printf '%s' "$summary" >"$out/summary.txt"
+echo; echo "part | seconds | outcome | what"
+printf '%s' "$summary" | sed 's/|/ | /g'
+exit "$failed"

@@ -1,0 +1,154 @@
+"""Two sides timed in turn: A B, B A, A B, ... part by part, in several pairs of processes.
+
+Whatever slows the machine down for longer than one turn slows both down, and the quotient keeps still. A pair of
+processes is one unit of the statistics: its quotients are summed up by their median, so that what belongs to the
+processes (where their memory lies, which core they got) counts once and not once a turn.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+WARM_UP = 8  # calls of each side and part that do not count; CPython itself adapts code within the first few
+Samples = dict[str, list[list[float]]]  # by part: seconds a call, [process][turn]
+
+
+@dataclass(frozen=True)
+class Side:
+    """Who is timed: ``folder`` is what its worker runs in (see :mod:`benchmarks.revisions`), ``slow`` a planted loss.
+    Sides of one folder share a process."""
+
+    name: str
+    folder: Path
+    slow: float = 0.0
+
+
+@dataclass(frozen=True)
+class Plan:
+    """``rounds`` pairs of processes, ``turns`` of each side in each, each turn ``least_seconds`` long or one call."""
+
+    workload: dict[str, Any]
+    rounds: int = 12
+    turns: int = 16
+    least_seconds: float = 0.02
+
+
+class Worker:
+    """A running :mod:`benchmarks.worker` of one folder. Use as a context manager: it ends with it."""
+
+    def __init__(self, folder: Path, workload: dict[str, Any]) -> None:
+        self._errors = tempfile.TemporaryFile("w+")  # noqa: SIM115 (closed by __exit__)
+        environment = {**os.environ, "OMP_NUM_THREADS": str(workload.get("threads", 1))}
+        environment.pop("PYTHONPATH", None)  # what is timed is what lies in the folder
+        command = [sys.executable, "-m", "benchmarks.worker", json.dumps(workload)]
+        pipe = subprocess.PIPE
+        self._process = subprocess.Popen(
+            command, cwd=folder, env=environment, stdin=pipe, stdout=pipe, stderr=self._errors, text=True
+        )
+        self._folder = folder
+
+    def __enter__(self) -> Worker:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.stdin.close()
+        self._process.stdout.close()
+        self._process.wait()
+        self._errors.close()
+
+    def listen(self) -> dict[str, Any]:
+        """The next answer; RuntimeError with the end of its errors if it has died."""
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
+        if not line:
+            self._process.wait()
+            self._errors.seek(0)
+            tail = (self._errors.read().strip().splitlines() or ["without a word"])[-1]
+            raise RuntimeError(f"the worker in {self._folder} ended with {self._process.returncode}: {tail}")
+        return json.loads(line)
+
+    def say(self, **fields: Any) -> None:
+        assert self._process.stdin is not None
+        with contextlib.suppress(BrokenPipeError):  # listening says why
+            print(json.dumps(fields), file=self._process.stdin, flush=True)
+
+    def ask(self, part: str, calls: int, slow: float = 0.0) -> float:
+        """Seconds a call."""
+        self.say(part=part, calls=calls, slow=slow)
+        return self.listen()["seconds"] / calls
+
+    def ready(self) -> dict[str, Any]:
+        """What a fresh process says of itself; RuntimeError if it has imported another package than its folder's."""
+        said = self.listen()
+        expected = (self._folder / "hqtvae_fast").resolve()
+        if Path(said["package"]).resolve().parent != expected:
+            raise RuntimeError(f"the worker in {self._folder}: expected {expected}; got {said['package']}")
+        return said
+
+
+@dataclass
+class Paired:
+    """Samples by side, in the sides' order, and what the workers said of their surroundings."""
+
+    samples: list[Samples] = field(default_factory=list)
+    environments: list[dict[str, Any]] = field(default_factory=list)
+
+    def log_ratios(self, part: str, side: int) -> list[float]:
+        """log(side / first side) of each pair of processes: the median over its turns."""
+        rounds = zip(self.samples[0][part], self.samples[side][part], strict=True)
+        return [statistics.median(math.log(new / base) for base, new in zip(*turns, strict=True)) for turns in rounds]
+
+
+def measure(sides: Sequence[Side], plan: Plan, say: Callable[[str], None] = lambda line: None) -> Paired:
+    """Time all sides. The first is what the others are compared with; the order turns round from turn to turn."""
+    paired = Paired([{} for _ in sides])
+    with contextlib.ExitStack() as stack:
+        folders = dict.fromkeys(side.folder for side in sides)
+        workers = {folder: stack.enter_context(Worker(folder, plan.workload)) for folder in folders}
+        for number in range(plan.rounds):
+            _round(sides, workers, plan, paired, number)
+            say(f"round {number + 1} of {plan.rounds}")
+    return paired
+
+
+def _round(sides: Sequence[Side], workers: dict[Path, Worker], plan: Plan, paired: Paired, number: int) -> None:
+    """A fresh process for each folder, all turns of all parts, and the end of the processes."""
+    for index, worker in enumerate(workers.values()):
+        worker.say(seed=number * len(workers) + index)
+    said = {folder: worker.ready() for folder, worker in workers.items()}
+    if not paired.environments:
+        paired.environments = [said[side.folder]["environment"] for side in sides]
+    for part in said[sides[0].folder]["parts"]:
+        _take_turns(part, sides, workers, plan, paired, number)
+    for worker in workers.values():
+        worker.say(end=True)
+        worker.listen()
+
+
+def _take_turns(
+    part: str, sides: Sequence[Side], workers: dict[Path, Worker], plan: Plan, paired: Paired, number: int
+) -> None:
+    # As many for each: with fewer calls behind it, the new side would look slower than it is.
+    warm_up = {folder: min(worker.ask(part, 1) for _ in range(WARM_UP)) for folder, worker in workers.items()}
+    once = warm_up[sides[0].folder]
+    calls = max(1, math.ceil(plan.least_seconds / once))
+    for samples in paired.samples:
+        samples.setdefault(part, []).append([])
+    for turn in range(plan.turns):
+        order = range(len(sides)) if (turn + number) % 2 == 0 else range(len(sides) - 1, -1, -1)
+        for index in order:
+            side = sides[index]
+            paired.samples[index][part][-1].append(workers[side.folder].ask(part, calls, side.slow))

@@ -1,0 +1,102 @@
+"""How often the gate finds a planted loss, and how often it cries wolf: measured, on this machine as it is now.
+
+python -m benchmarks.rates --runs 20 --out benchmarks/results/gate-rates-cpu.json
+
+A run is a whole comparison of the same revision with itself, with processes of its own; the side that is compared
+takes turns with planted losses of 0, 1, 3 and 10 % (:func:`benchmarks.worker.timed` makes each call longer by that
+share), and each gets a verdict by itself. At 0 % every alarm is a false one.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+from rich.console import Console
+
+from benchmarks.compare import between_sides, judge
+from benchmarks.environment import describe
+from benchmarks.pairs import Paired, Plan, Side, measure
+from benchmarks.revisions import checked_out
+from benchmarks.schema import Results, Row, write
+
+PLANTED = (0.0, 0.01, 0.03, 0.10)
+STDERR = Console(stderr=True, highlight=False)
+
+
+def one_run(sides: list[Side], plan: Plan, threshold: float) -> dict[str, Any]:
+    """By planted loss: the verdict over all parts (a loss in any is an alarm) and each part's estimate."""
+    paired = measure(sides, plan)
+    found = {}
+    for index, side in enumerate(sides[1:], 1):
+        pair = Paired([paired.samples[0], paired.samples[index]], paired.environments)
+        verdicts = judge(between_sides(pair), threshold)
+        found[f"{side.slow:g}"] = {
+            "alarm": any(verdict.is_loss for verdict in verdicts),
+            "rows": {v.change.name: {"word": v.word, "p": v.p, **vars(v.change.shift)} for v in verdicts},
+        }
+    return found
+
+
+def table(runs: list[dict[str, Any]]) -> list[str]:
+    """Markdown: alarms by planted loss, with all verdicts' words and the estimates' spread."""
+    lines = [
+        "| planted loss | runs | alarms | rate | verdicts | estimates: least, median, most |",
+        "|--:|--:|--:|--:|---|---|",
+    ]
+    for planted in runs[0]:
+        each = [run[planted] for run in runs]
+        alarms = sum(one["alarm"] for one in each)
+        words = Counter(row["word"] for one in each for row in one["rows"].values())
+        estimates = sorted(row["estimate"] for one in each for row in one["rows"].values())
+        spread = ", ".join(f"{x:+.1%}" for x in (estimates[0], estimates[len(estimates) // 2], estimates[-1]))
+        told = ", ".join(f"{word} {number}" for word, number in words.most_common())
+        lines.append(
+            f"| {float(planted):.0%} | {len(each)} | {alarms} | {alarms / len(each):.0%} | {told} | {spread} |"
+        )
+    return lines
+
+
+def rows_of(runs: list[dict[str, Any]]) -> Iterator[Row]:
+    """The estimated changes, a run each, by planted loss and part."""
+    for planted, first in runs[0].items():
+        for part in first["rows"]:
+            estimates = tuple(run[planted]["rows"][part]["estimate"] for run in runs)
+            alarms = sum(run[planted]["alarm"] for run in runs)
+            work = {"planted": float(planted), "alarms": alarms}
+            yield Row(f"{part}, planted loss {float(planted):.0%}: estimate", "gate", (estimates,), "share", work=work)
+
+
+def rates(
+    runs: Annotated[int, typer.Option(min=1, help="Whole comparisons.")] = 20,
+    rounds: Annotated[int, typer.Option(min=1, help="Pairs of processes in each.")] = 12,
+    turns: Annotated[int, typer.Option(min=1, help="Turns of each side in a pair of processes.")] = 16,
+    part: Annotated[str, typer.Option(help="Only parts of tiny's generation that end so: draw, decode.")] = "decode",
+    threshold: Annotated[float, typer.Option(help="As a share.")] = 0.03,
+    revision: Annotated[str, typer.Option(help="What is compared with itself.")] = "HEAD",
+    out: Annotated[Path | None, typer.Option(help="Write every verdict there, after each run.")] = None,
+) -> None:
+    """Compare a revision with itself, with planted losses, and print how many were found."""
+    workload = {"suite": "generate", "preset": "tiny", "batch": 2, "device": "cpu", "part": part}
+    plan, done = Plan(workload, rounds, turns, least_seconds=0.01), []
+    with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
+        base, new = (stack.enter_context(checked_out(revision, name, Path(folder))) for name in ("base", "new"))
+        sides = [Side("base", base), *(Side(f"new, {slow:.0%} slower", new, slow) for slow in PLANTED)]
+        for number in range(runs):
+            done.append(one_run(sides, plan, threshold))
+            words = {planted: next(iter(one["rows"].values()))["word"] for planted, one in done[-1].items()}
+            STDERR.print(f"run {number + 1} of {runs}: {words}", style="dim", markup=False)
+            if out is not None:
+                details = {"plan": vars(plan), "threshold": threshold, "runs": done}
+                write(Results("rates", describe(torch.device("cpu"), "rates"), tuple(rows_of(done)), details), out)
+    typer.echo("\n".join(table(done)))
+
+
+if __name__ == "__main__":
+    typer.run(rates)

@@ -1,0 +1,41 @@
+"""``hqtvae bench``: handed on to ``benchmarks/``, which is in the repository but no part of an installed package."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from pathlib import Path
+
+import typer
+
+import hqtvae_fast
+
+ROOT = Path(hqtvae_fast.__file__).parents[1]
+PACKAGE = "benchmarks"
+SETTINGS = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
+
+
+def bench(context: typer.Context) -> None:
+    """Measure speed, report it, and compare revisions: hqtvae bench --help lists the commands. Needs a checkout."""
+    group = load()
+    # Errors and exit codes are this program's, so the inner group must not end the process by itself.
+    code = group(args=context.args, prog_name=context.command_path, standalone_mode=False)
+    if isinstance(code, int) and code:
+        raise typer.Exit(code)
+
+
+def load() -> typer.Typer:
+    """The group of commands. ValueError where the package does not lie in a checkout, or an extra is missing."""
+    if not (ROOT / PACKAGE / "cli.py").is_file():
+        raise ValueError(
+            f"bench: expected a checkout of the repository with {PACKAGE}/; {ROOT} has none, for an installed package"
+            " comes without it. Clone the repository, `pip install -e '.[bench]'` there, and run hqtvae again"
+        )
+    if str(ROOT) not in sys.path:
+        sys.path.insert(0, str(ROOT))
+    try:
+        return importlib.import_module(f"{PACKAGE}.cli").app
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.partition(".")[0] == PACKAGE:
+            raise
+        raise ValueError(f"bench: {error.name} is not installed; `pip install -e '.[bench]'` installs it") from None

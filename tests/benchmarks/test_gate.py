@@ -1,0 +1,286 @@
+"""``hqtvae bench``, and its comparison of revisions from checkout to verdict."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from benchmarks import gate, pairs, proxies, revisions, schema, tally, worker
+from benchmarks.environment import describe
+from benchmarks.pairs import Plan, Side, Worker, measure
+from benchmarks.schema import Results, Row
+from hqtvae_fast import cli
+from hqtvae_fast.cli import bench
+
+ROOT = Path(__file__).parents[2]
+WORKLOAD = {"suite": "generate", "preset": "tiny", "batch": 1, "device": "cpu", "part": "decode"}
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A side's folder, as :func:`benchmarks.revisions.checked_out` makes it, of this checkout itself."""
+    for name in ("hqtvae_fast", "benchmarks"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    return tmp_path
+
+
+# ----------------------------------------------------------------------------------------------------------- the pairs
+
+
+def test_two_sides_take_turns(folder):
+    plan = Plan(WORKLOAD, rounds=2, turns=3, least_seconds=0.001)
+    paired = measure([Side("base", folder), Side("new, slower", folder, slow=1.0)], plan)
+    (part,) = paired.samples[0]
+    assert part == "tiny, batch 1: decode"
+    assert [[len(turns) for turns in samples[part]] for samples in paired.samples] == [[3, 3], [3, 3]]
+    assert all(0.3 < ratio < 1.2 for ratio in paired.log_ratios(part, 1))  # log 2 is 0.69
+    assert paired.environments[0]["threads"] == 1
+
+
+def test_the_order_turns_round(monkeypatch):
+    asked = []
+
+    class Fake:
+        def __init__(self, name):
+            self.name = name
+
+        def ask(self, part, calls, slow=0.0):
+            asked.append(self.name)
+            return 1.0
+
+    a, b = Path("a"), Path("b")
+    paired = pairs.Paired([{}, {}])
+    pairs._take_turns("x", [Side("a", a), Side("b", b)], {a: Fake("a"), b: Fake("b")}, Plan({}, turns=4), paired, 0)
+    assert "".join(asked) == "a" * pairs.WARM_UP + "b" * pairs.WARM_UP + "abbaabba"
+
+
+def test_a_worker_that_dies_says_why(folder):
+    with Worker(folder, {**WORKLOAD, "preset": "huge"}) as dying:
+        dying.say(seed=0)
+        with pytest.raises(RuntimeError, match=r"ended with 1: .*expected one of S, .* got 'huge'"):
+            dying.listen()
+
+
+def test_a_worker_of_another_package_is_refused(folder):
+    with Worker(folder, WORKLOAD) as other:
+        other._folder = folder / "elsewhere"
+        other.say(seed=0)
+        with pytest.raises(RuntimeError, match=r"elsewhere: expected .*elsewhere/hqtvae_fast; got"):
+            other.ready()
+        other.say(end=True)
+
+
+def test_a_process_may_also_start_anew(folder):
+    """As on a GPU: no fork, and the same answers."""
+    code = (
+        "import json, sys; from benchmarks import worker; worker._fork = worker._start_anew;"
+        " worker.serve(json.loads(sys.argv[1]))"
+    )
+    asked = [{"seed": 1}, {"part": "tiny, batch 1: decode", "calls": 1}, {"end": True}]
+    command = [sys.executable, "-c", code, json.dumps(WORKLOAD)]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, cwd=folder, stdin=pipe, stdout=pipe, text=True) as process:
+        answers = []
+        for line in asked:
+            print(json.dumps(line), file=process.stdin, flush=True)
+            answers.append(json.loads(process.stdout.readline()))
+        process.stdin.close()
+    assert process.returncode == 0
+    assert answers[0]["parts"] == ["tiny, batch 1: decode"]
+    assert answers[1]["seconds"] > 0
+    assert answers[2] == {"ended": True}
+
+
+def test_a_planted_loss_is_as_long_as_it_says():
+    clock = iter([0.0, 1.0, 1.0, 1.05, 1.2, 1.2])
+    assert worker.timed(lambda: None, 1, 0.1, lambda: next(clock)) == pytest.approx(1.2)
+
+
+# ------------------------------------------------------------------------------------------------------- the revisions
+
+
+def test_the_working_tree_is_a_revision_and_nonsense_is_not():
+    assert len(revisions.commit_of(".")) == 40
+    assert revisions.is_revision("HEAD")
+    assert not revisions.is_revision("no-such-branch")
+    assert not revisions.is_revision("--help")
+
+
+def test_a_job_that_is_cancelled_unwinds():
+    def cancelled():
+        with revisions.terminated_tidily():
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(1)
+
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(SystemExit) as ended:
+        cancelled()
+    assert ended.value.code == 143
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+@pytest.mark.slow
+def test_from_revisions_to_a_verdict(tmp_path, monkeypatch):
+    before = revisions.git("worktree", "list")
+    said = tmp_path / "said.md"
+    options = ("--rounds", "2", "--turns", "2", "--markdown", str(said), "--json", str(tmp_path / "times.json"))
+    monkeypatch.setenv("BUILD_CPU", "0")
+    assert cli.main(["bench", "compare", "HEAD", ".", "--batch", "1", *options]) == 0
+    assert "| tiny, batch 1: draw |" in said.read_text()
+    assert "| unclear |" in said.read_text()  # two pairs cannot tell
+    assert {row.entrant for row in schema.read(tmp_path / "times.json").rows} == {"base", "new"}
+    assert revisions.git("worktree", "list") == before
+
+
+# --------------------------------------------------------------------------------------------------------- the command
+
+
+def stored(file, scale, **environment):
+    samples = tuple(tuple(scale * (1 + 0.001 * ((7 * p + r) % 5)) for r in range(9)) for p in range(6))
+    facts = {**describe(torch.device("cpu"), "ops"), **environment}
+    schema.write(Results("ops", facts, (Row("op, case", "ours", samples),)), file)
+    return str(file)
+
+
+def test_files_are_compared_and_a_loss_is_exit_code_1(tmp_path, capsys):
+    base, same, slow = (stored(tmp_path / f"{s}.json", s) for s in (1.0, 1.001, 1.05))
+    assert cli.main(["bench", "compare", base, same]) == 0
+    assert "No loss in 1 rows (threshold 3.0%)." in capsys.readouterr().out
+    assert cli.main(["bench", "compare", base, slow]) == 1
+    assert "**1 of 1 rows lost**" in capsys.readouterr().out
+    assert cli.main(["bench", "compare", base, slow, "--threshold", "0.2"]) == 0
+    assert "unchanged" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "arguments,message",
+    [
+        (("HEAD", "nowhere"), "nowhere: expected a git revision or a results file; got neither"),
+        (("HEAD", ".", "--threshold", "3"), "--threshold: expected a share such as 3% or 0.03; got '3'"),
+        (("HEAD", ".", "--threads", "2"), "--clock cpu: expected --threads 1"),
+        (("HEAD", ".", "--suite", "ops", "--op", "halve"), "--op: expected some of"),
+    ],
+)
+def test_what_cannot_be_compared_is_said_in_a_line(arguments, message, capsys):
+    assert cli.main(["bench", "compare", *arguments]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_shares():
+    assert gate.parse_share("3%") == gate.parse_share("0.03") == 0.03
+
+
+def test_all_cases_of_an_op_can_be_asked_for():
+    assert {op for op, _ in gate.cases(["nearest_code"], small=True)} == {"nearest_code"}
+    assert len(gate.cases(None, small=False)) > len(gate.cases(["nearest_code"], small=False)) > 0
+
+
+def test_without_a_checkout_the_command_says_what_is_missing(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(bench, "ROOT", tmp_path)
+    assert cli.main(["bench", "compare", "a", "b"]) == 2
+    assert "expected a checkout of the repository with benchmarks/" in capsys.readouterr().err
+
+
+def test_an_extra_that_is_missing_is_named(monkeypatch, capsys):
+    def fail(name):
+        raise ModuleNotFoundError(name="matplotlib")
+
+    monkeypatch.setattr(bench.importlib, "import_module", fail)
+    assert cli.main(["bench", "report"]) == 2
+    assert "matplotlib is not installed; `pip install -e '.[bench]'`" in capsys.readouterr().err
+
+
+def test_the_group_has_help(capsys):
+    assert cli.main(["bench", "--help"]) == 0
+    assert "compare" in capsys.readouterr().out
+
+
+def test_importing_the_command_line_does_not_import_benchmarks():
+    code = "import sys, hqtvae_fast.cli; print(any(name.startswith('benchmarks') for name in sys.modules))"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "False"
+
+
+# --------------------------------------------------------------------------------------------------------- the proxies
+
+
+def test_what_is_counted_is_right():
+    x, y = torch.ones(4, 8), torch.ones(8, 16)
+    counts = tally.count(lambda: (x.T.T @ y).view(-1) + 1)
+    assert counts.operations == 2  # the transposes and the view are none
+    assert counts.flops == 2 * 4 * 8 * 16
+    assert counts.bytes == 4 * (4 * 8 + 8 * 16 + 64 + 64 + 64)
+
+
+def test_what_inference_hides_is_counted_too():
+    layer = torch.nn.Linear(8, 16)
+    with torch.inference_mode():
+        counts = tally.count(lambda: layer(torch.ones(4, 8)))
+    assert counts.flops == 2 * 4 * 8 * 16
+
+
+def test_peak_memory_is_what_was_held_at_once():
+    def run():
+        kept = torch.empty(1000, dtype=torch.int8)
+        for _ in range(3):
+            torch.empty(500, dtype=torch.int8)
+        return kept
+
+    assert 1500 <= tally.peak_bytes(run) <= 1500 + 2 * 64
+
+
+def test_graph_breaks_are_counted():
+    def broken(x):
+        return x + 1 if bool(x.sum() > 0) else x - 1
+
+    assert tally.graph_breaks(lambda x: x + 1, torch.ones(2)) == 0
+    assert tally.graph_breaks(broken, torch.ones(2)) == 1
+
+
+def test_counts_repeat_exactly():
+    first, second = ({row.name: row.median for row in proxies.counted_rows()} for _ in range(2))
+    assert first == second
+    assert first["tiny, batch 2: draw: launches a step"] > 10
+    assert first["tiny, batch 2: decode: FLOPs in torch's operations"] > 1e6
+    assert {row.unit for row in proxies.counted_rows()} == {"launches", "bytes", "flops", "breaks"}
+
+
+def test_quotients_and_least_work():
+    (draw, decode) = proxies.ratio_rows()
+    assert draw.unit == decode.unit == "ratio"
+    assert len(draw.samples[0]) == proxies.TURNS
+    assert all(value > 0 for value in draw.runs + decode.runs)
+    names = [row.name for row in proxies.least_work_rows()]
+    assert "S: FLOPs of drawing an image" in names
+    assert len(names) == len(set(names))
+
+
+def test_proxies_without_kernels_say_so(monkeypatch):
+    monkeypatch.setattr(proxies, "counted_rows", lambda: iter(()))
+    results = proxies.measure(kernels=False)
+    assert results.details["notes"] == ["no kernels were compiled ahead of time: --no-kernels"]
+    assert json.dumps(results.to_document())
+
+
+def test_kernels_become_rows(monkeypatch):
+    found = [
+        {"arch": "sm_90", "variant": "v", "resources": {"registers": 128, "spills": 0, "shared": 1024}, "problems": []},
+        {"arch": "sm_90", "variant": "w", "resources": None, "problems": ["does not compile"]},
+    ]
+
+    def compiled(command, **_):
+        Path(command[command.index("--json") + 1]).write_text(json.dumps(found))
+        return subprocess.CompletedProcess(command, 0, "", "")
+
+    monkeypatch.setattr(proxies.subprocess, "run", compiled)
+    notes = []
+    rows = {row.name: row.median for row in proxies.kernel_rows(notes)}
+    assert rows == {"sm_90 v: registers": 128, "sm_90 v: spills": 0, "sm_90 v: shared memory": 1024}
+    assert notes == ["sm_90 w: does not compile"]

@@ -1,0 +1,129 @@
+"""``benchmarks/gpu.sh`` and what it runs, as far as that goes without a GPU; and the workflows that run the gate."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from benchmarks.sanitizer import __main__ as sanitizer
+from benchmarks.sanitizer import cases
+
+ROOT = Path(__file__).parents[2]
+SCRIPT = ROOT / "benchmarks/gpu.sh"
+
+
+def gpu(*arguments):
+    return subprocess.run(
+        ["bash", str(SCRIPT), *arguments],
+        capture_output=True,
+        text=True,
+        env={"PATH": "/usr/bin:/bin", "PYTHON": sys.executable},
+    )
+
+
+def test_a_dry_run_lists_the_parts_and_their_time():
+    result = gpu("--dry-run", "--out", "here")
+    assert result.returncode == 0, result.stderr
+    limits = {int(part): int(limit) for part, limit in re.findall(r"^part (\d), at most (\d+) s:", result.stdout, re.M)}
+    assert sorted(limits) == [1, 2, 3, 4, 5, 6, 7]
+    total = sum(limits[part] for part in (1, 2, 3, 4))
+    assert total < 600
+    assert f"at most {total} s for part(s) 1 2 3 4." in result.stdout
+    assert "--json here/ops.json" in result.stdout
+
+
+def test_every_program_that_it_names_exists():
+    modules = set(re.findall(r"-m (benchmarks[.\w]*)", gpu("--dry-run").stdout))
+    assert {"benchmarks.ops", "benchmarks.generate", "benchmarks.sanitizer"} <= modules
+    for module in modules:
+        path = ROOT / module.replace(".", "/")
+        assert path.with_suffix(".py").is_file() or (path / "__main__.py").is_file(), module
+
+
+def test_one_part():
+    result = gpu("--dry-run", "--part", "3")
+    assert result.stdout.startswith("part 3,")
+    assert "part 4" not in result.stdout
+
+
+@pytest.mark.parametrize("arguments", [("--part", "9"), ("--part", "x"), ("--fast",)])
+def test_wrong_arguments_are_refused(arguments):
+    assert gpu(*arguments).returncode == 2
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU, so the script would run")
+def test_without_a_gpu_it_says_so():
+    result = gpu()
+    assert result.returncode == 2
+    assert "torch sees no GPU here" in result.stderr
+
+
+# ----------------------------------------------------------------------------------------------------- the sanitizer
+
+
+def checked(codes):
+    """What :func:`check_tool` says when its three commands end with these codes, and the commands."""
+    left, ran = list(codes), []
+    found = sanitizer.check_tool("racecheck", "faults", [], lambda command: (ran.append(command), left.pop(0))[1])
+    return found, ran
+
+
+def test_a_tool_must_find_its_fault_before_ours_are_believed():
+    found, ran = checked([9, 0, 0])
+    assert found == []
+    assert [command[-1] for command in ran] == ["racecheck", "nothing", "benchmarks.sanitizer.cases"]
+    assert "was not found" in checked([0])[0][0]
+    assert "a faultless kernel failed" in checked([9, 9])[0][0]
+    assert checked([9, 0, 9])[0] == ["racecheck: faults in our kernels"]
+    assert checked([9, 0, 2])[0] == ["racecheck: exit code 2"]
+
+
+def test_programs_that_are_absent_are_named(monkeypatch, capsys):
+    monkeypatch.setattr(sanitizer.shutil, "which", lambda name: None)
+    assert sanitizer.main([]) == sanitizer.ABSENT
+    assert "compute-sanitizer, nvcc not on PATH" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU, so the cases would run")
+def test_the_cases_need_a_gpu(capsys):
+    assert cases.main([]) == 2
+    assert "expected a GPU" in capsys.readouterr().err
+
+
+def test_the_planted_faults_compile(tmp_path):
+    if shutil.which("nvcc") is None:
+        pytest.skip("nvcc is not installed")
+    subprocess.run(["nvcc", "-arch=sm_90", "-o", str(tmp_path / "faults"), str(sanitizer.SOURCE)], check=True)
+    source = sanitizer.SOURCE.read_text()
+    assert all(f'"{name}"' in source for name in (*sanitizer.TOOLS, "nothing"))
+    result = subprocess.run([str(tmp_path / "faults"), "bogus"], capture_output=True, text=True)
+    assert result.returncode == 2
+
+
+# -------------------------------------------------------------------------------------------------------- workflows
+
+
+@pytest.mark.parametrize("file", sorted((ROOT / ".github/workflows").glob("*.yml")), ids=lambda file: file.name)
+def test_workflows_are_well_formed_and_pin_their_tools(file):
+    workflow = yaml.safe_load(file.read_text())
+    assert workflow["permissions"]["contents"] == "read"
+    for job in workflow["jobs"].values():
+        assert job["timeout-minutes"] <= 60
+        for step in job["steps"]:
+            assert ("uses" in step) != ("run" in step)
+            if "pip install" in step.get("run", ""):
+                assert "-c constraints.txt" in step["run"]
+
+
+def test_the_workflows_run_what_exists():
+    text = "".join(file.read_text() for file in (ROOT / ".github/workflows").glob("*.yml"))
+    commands = set(re.findall(r"hqtvae bench (\w+)", text))
+    assert commands == {"compare", "report"}
+    assert "pytest benchmarks -q --benchmark-disable" in text

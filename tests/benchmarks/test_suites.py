@@ -1,0 +1,60 @@
+"""The suites that time whole calls, on the tiny model: that they run, check their arguments and write the one form."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from benchmarks import calls, schema, train
+from benchmarks.calls import Entrant
+from hqtvae_fast import cli
+
+CPU = torch.device("cpu")
+
+
+def run(suite, *arguments):
+    return cli.main(["bench", suite, "--preset", "tiny", "--device", "cpu", *arguments])
+
+
+@pytest.mark.parametrize(
+    "suite,options,names",
+    [
+        ("generate", (), ["tiny, batch 2: draw", "tiny, batch 2: decode", "tiny, batch 2: total"]),
+        ("train", ("--stage", "1"), ["tiny, stage 1, batch 2, fp32: update"]),
+        ("train", ("--stage", "2"), ["tiny, stage 2, batch 2, fp32: update"]),
+        ("encode", (), ["tiny, batch 2: encode"]),
+    ],
+)
+def test_a_suite_writes_what_it_measured(suite, options, names, tmp_path, capsys):
+    file = tmp_path / "r.json"
+    assert run(suite, "--batch", "2", "--repeats", "2", "--json", str(file), *options) == 0, capsys.readouterr().err
+    results = schema.read(file)
+    assert results.benchmark == suite
+    assert results.environment["command"].startswith(f"python -m benchmarks.{suite}")
+    assert [row.name for row in results.rows] == names
+    assert all(len(row.runs) == 2 and row.work["images"] == 2 and row.work["peak_memory"] > 0 for row in results.rows)
+    assert "images/s" in capsys.readouterr().out
+
+
+def test_an_update_trains():
+    """What is timed is the real thing: weights move, and the loss falls on the same pictures."""
+    task = train.make_task(2, "tiny", CPU, "no", checkpointing=False)
+    batch = train.make_batch("tiny", 4, CPU)
+    before = {name: value.clone() for name, value in task.transformer.named_parameters()}
+    losses = [float(task.update([batch], step)["loss"]) for step in range(8)]
+    assert losses[-1] < losses[0]
+    assert any(not torch.equal(value, before[name]) for name, value in task.transformer.named_parameters())
+
+
+def test_what_cannot_be_trained_is_said(capsys):
+    assert cli.main(["bench", "train", "--preset", "S-text", "--precision", "int8"]) == 2
+    assert "expected one of no, bf16, fp16; got 'int8'" in " ".join(capsys.readouterr().err.split())
+
+
+def test_entrants_take_turns():
+    said = []
+    entrants = [Entrant("a", lambda: said.append("a")), Entrant("b", lambda: said.append("b"), ours=False)]
+    rows = calls.measure("x", entrants, 1, CPU, 3, {"batch": 1})
+    assert "".join(said) == "aabb" + "ababab"
+    assert [(row.entrant, row.ours, len(row.runs)) for row in rows] == [("a", True, 3), ("b", False, 3)]
+    assert rows[0].work["batch"] == 1
