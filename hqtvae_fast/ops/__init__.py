@@ -3,6 +3,7 @@
 from hqtvae_fast.ops.add_layer_norm import add_layer_norm
 from hqtvae_fast.ops.bias_gelu import bias_gelu
 from hqtvae_fast.ops.decode_attention import decode_attention
+from hqtvae_fast.ops.draw_from_head import draw_from_head
 from hqtvae_fast.ops.ema_update import code_statistics, ema_update
 from hqtvae_fast.ops.embed_codes import embed_codes
 from hqtvae_fast.ops.hierarchical_quantize import hierarchical_quantize
@@ -18,6 +19,7 @@ __all__ = [
     "bias_gelu",
     "code_statistics",
     "decode_attention",
+    "draw_from_head",
     "ema_update",
     "embed_codes",
     "hierarchical_quantize",
