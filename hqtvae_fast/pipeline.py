@@ -44,9 +44,15 @@ class HQTVAEPipeline:
     """A checkpoint, ready to draw. Make one with :meth:`from_pretrained`."""
 
     def __init__(
-        self, checkpoint: Checkpoint, *, device: Any = None, dtype: Any = None, graphs: bool | None = None
+        self,
+        checkpoint: Checkpoint,
+        *,
+        device: Any = None,
+        dtype: Any = None,
+        graphs: bool | None = None,
+        tables: bool = False,
     ) -> None:
-        self._checkpoint, self._graphs = checkpoint, graphs
+        self._checkpoint, self._graphs, self._tables = checkpoint, graphs, tables
         self.tokenizer = _load_tokenizer(checkpoint)
         self.device = _pick_device(device)
         self._wanted_dtype: torch.dtype | None = None
@@ -61,13 +67,16 @@ class HQTVAEPipeline:
         dtype: torch.dtype | str | None = None,
         refiner: str | os.PathLike[str] | None = None,
         graphs: bool | None = None,
+        tables: bool = False,
     ) -> HQTVAEPipeline:
         """Open a released directory, one of ours, or a Hub repository.
 
         ``device`` defaults to the GPU where there is one. ``dtype`` (a torch dtype, or fp32, bf16, fp16) is what the
         transformer and the decoder compute in; the default is bf16 where the processor has it, else fp32. Encoding
         always runs in fp32. ``refiner``: the second checkpoint of a globally conditioned model, which draws the
-        bottom map. ``graphs``: capture each batch size's work as CUDA graphs and replay them; None: on a GPU. Raises
+        bottom map. ``graphs``: capture each batch size's work as CUDA graphs and replay them; None: on a GPU.
+        ``tables``: compute what depends on a code or a class alone once and keep it (379 MB for preset S in bf16, see
+        :func:`hqtvae_fast.engine.tables.table_bytes`); the codes are those without, but for rounding. Raises
         :class:`hqtvae_fast.checkpoint.CheckpointError`, a ValueError, naming the file.
         """
         device = _pick_device(device)  # before gigabytes are read
@@ -75,7 +84,7 @@ class HQTVAEPipeline:
         checkpoint = checkpoints.load(path_or_hub_id)
         if refiner is not None:
             checkpoint = checkpoints.with_refiner(checkpoint, checkpoints.load(refiner))
-        return cls(checkpoint, device=device, dtype=dtype, graphs=graphs)
+        return cls(checkpoint, device=device, dtype=dtype, graphs=graphs, tables=tables)
 
     @property
     def config(self) -> HQTVAEConfig:
@@ -102,7 +111,7 @@ class HQTVAEPipeline:
         self.vae.fold_upsampling().set_decoder_dtype(self.dtype)
         for model in self._models():
             pack_linears(model.to(device=self.device, dtype=self.dtype).eval())
-        self._executor = Executor(self._models(), self.vae, self.device, self._graphs)
+        self._executor = Executor(self._models(), self.vae, self.device, self._graphs, self._tables)
         return self
 
     def _models(self) -> list[HQTransformer]:
