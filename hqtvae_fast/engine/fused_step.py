@@ -25,6 +25,7 @@ from hqtvae_fast.model import HQTransformer
 from hqtvae_fast.model.head import CodeHead, PyramidHead
 from hqtvae_fast.model.layers import MLP, Block, Blocks
 from hqtvae_fast.ops import add_layer_norm, bias_gelu, decode_attention, linear, local_attention, prefill_attention
+from hqtvae_fast.ops.linear import Linear
 from hqtvae_fast.ops.linear.fused import MOST_ROWS, Workspace
 
 Attend = Callable[[Tensor, "Tensor | None", int], Tensor]
@@ -117,13 +118,17 @@ class FusedStep:
     def _up(self, x: Tensor, mlp: MLP) -> Tensor:
         """The wide inside of an MLP, [B, T, 4 D]."""
         if self._few(x):
-            return linear(x, mlp.up.weight, mlp.up.bias, gelu=mlp.gelu, workspace=self.workspace)
+            weight, scale = mlp.up.streamed
+            return linear(x, weight, mlp.up.bias, scale=scale, gelu=mlp.gelu, workspace=self.workspace)
         return bias_gelu(F.linear(x, mlp.up.weight), mlp.up.bias, mlp.gelu)
 
     def _multiply(self, x: Tensor, layer: nn.Module) -> Tensor:
         """The product alone; whatever reads it adds the bias."""
-        weight = cast(nn.Linear, layer).weight
-        return linear(x, weight, workspace=self.workspace) if self._few(x) else F.linear(x, weight)
+        layer = cast(Linear, layer)
+        if not self._few(x):
+            return F.linear(x, layer.weight)
+        weight, scale = layer.streamed
+        return linear(x, weight, scale=scale, workspace=self.workspace)
 
     def _few(self, x: Tensor) -> bool:
         """Whether a product with these rows is the time to read its weight, which our kernel does alone."""
