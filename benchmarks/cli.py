@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import typer
 
 from benchmarks.encode import encode
 from benchmarks.gate import compare
 from benchmarks.generate import generate
 from benchmarks.html import report
+from benchmarks.launches import launches
 from benchmarks.ops import ops
+from benchmarks.precision import main as precision
 from benchmarks.proxies import main as proxies
+from benchmarks.tables import main as tables
 from benchmarks.train import train
 
 app = typer.Typer(
@@ -17,8 +22,37 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
     no_args_is_help=True,
+    invoke_without_command=True,
     help="Measure, report and compare. Needs a checkout of the repository, in which benchmarks/ lies.",
 )
+# Commands that read their arguments themselves, --help too.
+THEIR_OWN = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
+
+
+@app.callback()
+def _shorthands(
+    count: Annotated[bool, typer.Option("--launches", help="The same as the command launches, for preset S.")] = False,
+    narrow: Annotated[bool, typer.Option("--precision", help="The same as the command precision demo.")] = False,
+) -> None:
+    if count:
+        launches()
+    if narrow:
+        precision(["demo"])
+
+
+@app.command("precision", context_settings=THEIR_OWN)
+def _precision(context: typer.Context) -> None:
+    """What narrower numbers do to a checkpoint's predictions."""
+    precision(context.args)
+
+
+@app.command("tables", context_settings=THEIR_OWN)
+def _tables(context: typer.Context) -> None:
+    """Steps with and without tables of what depends on a code or a class alone."""
+    tables(context.args)
+
+
+app.command()(launches)
 app.command()(generate)
 app.command()(ops)
 app.command()(train)

@@ -23,7 +23,7 @@ def launches(
     preset_name: Annotated[str, typer.Option("--preset", help=f"One of {', '.join(PRESETS)}.")] = "S",
     batch: Annotated[int, typer.Option(min=1, help="Images drawn at once; up to 16 rows, products are our own.")] = 64,
 ) -> None:
-    """Print the table."""
+    """Count the kernels that a decode step launches on a GPU, before and after fusion."""
     config = preset(preset_name).transformer
     assert config is not None
     before, after = (count_launches(config, engine, batch=batch) for engine in ("reference", "fused"))

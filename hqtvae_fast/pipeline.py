@@ -19,7 +19,7 @@ from hqtvae_fast.engine import Batch, Cutter, Executor, Finished, Job, decode_co
 from hqtvae_fast.hardware import default_dtype
 from hqtvae_fast.images import to_tensor
 from hqtvae_fast.model import HQVAE, HQTransformer
-from hqtvae_fast.ops.linear import pack_linears
+from hqtvae_fast.ops.linear import pack_linears, quantize_linears
 from hqtvae_fast.output import OUTPUT_TYPES, HQTVAEImage, HQTVAEOutput, OutputType, convert_images
 from hqtvae_fast.progress import drawing_bar
 from hqtvae_fast.request import (
@@ -36,6 +36,7 @@ from hqtvae_fast.text import PromptTokenizer
 Number = int | float | None
 PerLevel = Number | Sequence[Number]
 Deterministic = Literal["batch"] | None
+Quantization = Literal["int8"] | None
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 DEFAULT_BATCH = {"cuda": 50, "cpu": 8}  # the paper's protocol; enough rows on a CPU that the weights' stream is shared
@@ -45,9 +46,21 @@ class HQTVAEPipeline:
     """A checkpoint, ready to draw. Make one with :meth:`from_pretrained`."""
 
     def __init__(
-        self, checkpoint: Checkpoint, *, device: Any = None, dtype: Any = None, graphs: bool | None = None
+        self,
+        checkpoint: Checkpoint,
+        *,
+        device: Any = None,
+        dtype: Any = None,
+        graphs: bool | None = None,
+        tables: bool = False,
+        quantization: Quantization = None,
     ) -> None:
-        self._checkpoint, self._graphs = checkpoint, graphs
+        self._checkpoint, self._graphs, self._tables = checkpoint, graphs, tables
+        if quantization not in (None, "int8"):
+            raise ValueError(f"quantization: expected 'int8' or None; got {quantization!r}")
+        if quantization == "int8":
+            for model in self._models():
+                quantize_linears(model)
         self.tokenizer = _load_tokenizer(checkpoint)
         self.device = _pick_device(device)
         self._wanted_dtype: torch.dtype | None = None
@@ -62,13 +75,20 @@ class HQTVAEPipeline:
         dtype: torch.dtype | str | None = None,
         refiner: str | os.PathLike[str] | None = None,
         graphs: bool | None = None,
+        tables: bool = False,
+        quantization: Quantization = None,
     ) -> HQTVAEPipeline:
         """Open a released directory, one of ours, or a Hub repository.
 
         ``device`` defaults to the GPU where there is one. ``dtype`` (a torch dtype, or fp32, bf16, fp16) is what the
         transformer and the decoder compute in; the default is bf16 where the processor has it, else fp32. Encoding
         always runs in fp32. ``refiner``: the second checkpoint of a globally conditioned model, which draws the
-        bottom map. ``graphs``: capture each batch size's work as CUDA graphs and replay them; None: on a GPU. Raises
+        bottom map. ``graphs``: capture each batch size's work as CUDA graphs and replay them; None: on a GPU.
+        ``tables``: compute what depends on a code or a class alone once and keep it (379 MB for preset S in bf16, see
+        :func:`hqtvae_fast.engine.tables.table_bytes`); the codes are those without, but for rounding.
+        ``quantization``: "int8" rounds the transformer's matrices to 255 levels, one scale an output; products of up to
+        16 rows on a GPU then read half the bytes, all others the same numbers in ``dtype`` (so nothing is faster on a
+        CPU), and both are kept in memory; ``save_pretrained`` writes rounded weights. Raises
         :class:`hqtvae_fast.checkpoint.CheckpointError`, a ValueError, naming the file.
         """
         device = _pick_device(device)  # before gigabytes are read
@@ -76,7 +96,7 @@ class HQTVAEPipeline:
         checkpoint = checkpoints.load(path_or_hub_id)
         if refiner is not None:
             checkpoint = checkpoints.with_refiner(checkpoint, checkpoints.load(refiner))
-        return cls(checkpoint, device=device, dtype=dtype, graphs=graphs)
+        return cls(checkpoint, device=device, dtype=dtype, graphs=graphs, tables=tables, quantization=quantization)
 
     @property
     def config(self) -> HQTVAEConfig:
@@ -103,7 +123,7 @@ class HQTVAEPipeline:
         self.vae.fold().set_decoder_dtype(self.dtype)
         for model in self._models():
             pack_linears(model.to(device=self.device, dtype=self.dtype).eval())
-        self._executor = Executor(self._models(), self.vae, self.device, self._graphs)
+        self._executor = Executor(self._models(), self.vae, self.device, self._graphs, self._tables)
         return self
 
     def _models(self) -> list[HQTransformer]:

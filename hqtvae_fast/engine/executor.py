@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from hqtvae_fast.engine.decoding import decode_codes
+from hqtvae_fast.engine.fused_step import make_tables
 from hqtvae_fast.engine.graph import CaptureError, DecodeReplay, DrawReplay
 from hqtvae_fast.engine.graph_cache import GraphCache
 from hqtvae_fast.engine.loop import OnStep, SamplingParams, draw_codes
@@ -22,13 +23,21 @@ class Executor:
     """``models``: the transformers in drawing order, a second one the refiner of the first one's top codes.
 
     ``graphs``: capture what is done, once a batch size, and replay it; None: on a GPU. On a CPU a replay is a plain
-    call over the same static buffers. What cannot be captured is run step by step from then on, and a warning says so.
+    call over the same static buffers. ``tables``: keep what depends on codes alone in memory, see
+    :class:`hqtvae_fast.engine.tables.StepTables`. What cannot be captured is run step by step from then on, and a
+    warning says so.
     """
 
     def __init__(
-        self, models: Sequence[HQTransformer], vae: HQVAE, device: torch.device, graphs: bool | None = None
+        self,
+        models: Sequence[HQTransformer],
+        vae: HQVAE,
+        device: torch.device,
+        graphs: bool | None = None,
+        tables: bool = False,
     ) -> None:
         self.models, self.vae, self.device = list(models), vae, device
+        self.tables = [make_tables(model) if tables else None for model in self.models]
         wanted = device.type == "cuda" if graphs is None else graphs
         self.graphs = GraphCache(device) if wanted else None
 
@@ -68,13 +77,14 @@ class Executor:
         invalid: Tensor,
         on_step: OnStep,
     ) -> Codes:
-        model, batch = self.models[index], len(seeds)
+        model, tables, batch = self.models[index], self.tables[index], len(seeds)
         replay = self._captured(
             ("draw", index, batch, "top codes given" if given is not None else "all codes"),
-            lambda: DrawReplay(model, batch, given=given is not None),
+            lambda: DrawReplay(model, batch, given=given is not None, tables=tables),
         )
         if replay is None:
-            return draw_codes(model, condition, seeds, params, given_top_codes=given, on_step=on_step, invalid=invalid)
+            options: dict[str, Any] = {"given_top_codes": given, "on_step": on_step, "invalid": invalid}
+            return draw_codes(model, condition, seeds, params, tables=tables, **options)
         codes = replay(condition, seeds, params, given, invalid)
         for _ in range(model.config.num_steps):  # issued all at once
             on_step()

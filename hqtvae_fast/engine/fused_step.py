@@ -20,10 +20,12 @@ from torch import Tensor, nn
 
 from hqtvae_fast.engine.embed import BodyEmbedding, HeadEmbedding
 from hqtvae_fast.engine.step import LevelLogits, make_caches, split_group
+from hqtvae_fast.engine.tables import CLASSES, StepTables, num_starts
 from hqtvae_fast.model import HQTransformer
 from hqtvae_fast.model.head import CodeHead, PyramidHead
 from hqtvae_fast.model.layers import MLP, Block, Blocks
 from hqtvae_fast.ops import add_layer_norm, bias_gelu, decode_attention, linear, local_attention, prefill_attention
+from hqtvae_fast.ops.linear import Linear
 from hqtvae_fast.ops.linear.fused import MOST_ROWS, Workspace
 
 Attend = Callable[[Tensor, "Tensor | None", int], Tensor]
@@ -32,11 +34,12 @@ Attend = Callable[[Tensor, "Tensor | None", int], Tensor]
 
 class FusedStep:
     """See :class:`hqtvae_fast.engine.step.Step`. The model's parameters are read in place, none is copied but the
-    positions' few rows; changing them afterwards is noticed, except for those."""
+    positions' few rows; changing them afterwards is noticed, except for those. ``tables``: what depends on codes alone
+    is read from them and not computed; None: all is computed."""
 
-    def __init__(self, model: HQTransformer, batch: int) -> None:
+    def __init__(self, model: HQTransformer, batch: int, tables: StepTables | None = None) -> None:
         config, device = model.config, model.norm.weight.device
-        self.model, self.batch = model, batch
+        self.model, self.batch, self.tables = model, batch, tables
         self.caches = make_caches(model, batch)
         self.numbers = torch.arange(config.prefix_positions + config.num_steps, device=device)
         self.embedding = BodyEmbedding(model)
@@ -46,6 +49,8 @@ class FusedStep:
     def body(self, step: int, condition: Tensor | None, local_BTN: Tensor) -> Tensor:
         model, (cache, _) = self.model, self.caches
         cached = model.config.prefix_positions - 1 + step
+        if step == 0 and self.tables is not None and self.tables.start is not None:
+            return self.tables.start.read(condition, cache, self.batch)
         if step == 0:
             x_BSD = model.prefix(condition, self.batch)
         else:
@@ -84,17 +89,19 @@ class FusedStep:
     ) -> tuple[Tensor, Tensor]:
         head, (_, cache) = cast(PyramidHead, self.model.head), self.caches
         start_vector: Tensor | None = None
+        first_qkv: Tensor | None = None
         if group == range(1):
             x_BGD, start_vector = h_BD[:, None], head.start
         else:
             assert self.head_embedding is not None
             assert local_BN is not None
             x_BGD = self.head_embedding(h_BD, local_BN, group)
+            first_qkv = None if self.tables is None else self.tables.first_qkv(local_BN, group)
 
         def attend(qkv: Tensor, bias: Tensor | None, layer: int) -> Tensor:
             return local_attention(qkv, bias, cache.keys[layer], cache.values[layer], group.start)
 
-        return self._run(head.blocks, x_BGD, start_vector, attend, norm)
+        return self._run(head.blocks, x_BGD, start_vector, attend, norm, first_qkv)
 
     def _embed(self, local_BN: Tensor, step: Tensor) -> Tensor:
         """The body's token [B, 1, D] of the codes drawn at ``step``."""
@@ -111,37 +118,58 @@ class FusedStep:
     def _up(self, x: Tensor, mlp: MLP) -> Tensor:
         """The wide inside of an MLP, [B, T, 4 D]."""
         if self._few(x):
-            return linear(x, mlp.up.weight, mlp.up.bias, gelu=mlp.gelu, workspace=self.workspace)
+            weight, scale = mlp.up.streamed
+            return linear(x, weight, mlp.up.bias, scale=scale, gelu=mlp.gelu, workspace=self.workspace)
         return bias_gelu(F.linear(x, mlp.up.weight), mlp.up.bias, mlp.gelu)
 
     def _multiply(self, x: Tensor, layer: nn.Module) -> Tensor:
         """The product alone; whatever reads it adds the bias."""
-        weight = cast(nn.Linear, layer).weight
-        return linear(x, weight, workspace=self.workspace) if self._few(x) else F.linear(x, weight)
+        layer = cast(Linear, layer)
+        if not self._few(x):
+            return F.linear(x, layer.weight)
+        weight, scale = layer.streamed
+        return linear(x, weight, scale=scale, workspace=self.workspace)
 
     def _few(self, x: Tensor) -> bool:
         """Whether a product with these rows is the time to read its weight, which our kernel does alone."""
         return x.is_cuda and x.shape[0] * x.shape[1] <= MOST_ROWS
 
     def _run(
-        self, blocks: Blocks, x_BTD: Tensor, added: Tensor | None, attend: Attend, last: nn.LayerNorm | None
+        self,
+        blocks: Blocks,
+        x_BTD: Tensor,
+        added: Tensor | None,
+        attend: Attend,
+        last: nn.LayerNorm | None,
+        qkv_BTD: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """A stack over x + ``added`` (a vector [D]), and the LayerNorm that follows it; None: none that counts."""
+        """A stack over x + ``added`` (a vector [D]), and the LayerNorm that follows it; None: none that counts.
+        ``qkv_BTD``: the first block's product, where it is known."""
         layers = [cast(Block, layer) for layer in blocks.layers]
         if not layers:
             assert last is not None
             return _add(x_BTD, None, added, last)
-        x_BTD, normal_BTD = _add(x_BTD, None, added, layers[0].norm1)
+        if qkv_BTD is None:
+            x_BTD, normal_BTD = _add(x_BTD, None, added, layers[0].norm1)
+            qkv_BTD = self._multiply(normal_BTD, layers[0].attention.qkv)
         for index, (block, after) in enumerate(zip(layers, [*layers[1:], None], strict=True)):
             attention, mlp = block.attention, block.mlp
-            qkv_BTD = self._multiply(normal_BTD, attention.qkv)
             qkv_BT3HE = qkv_BTD.view(*qkv_BTD.shape[:2], 3, attention.num_heads, -1)
             y_BTD = self._multiply(attend(qkv_BT3HE, attention.qkv.bias, index), attention.out)
             x_BTD, normal_BTD = _add(x_BTD, y_BTD, attention.out.bias, block.norm2)
             y_BTD = self._multiply(self._up(normal_BTD, mlp), mlp.down)
             following = after.norm1 if after is not None else last or block.norm1
             x_BTD, normal_BTD = _add(x_BTD, y_BTD, mlp.down.bias, following)
+            if after is not None:
+                qkv_BTD = self._multiply(normal_BTD, after.attention.qkv)
         return x_BTD, normal_BTD
+
+
+def make_tables(model: HQTransformer) -> StepTables:
+    """Tables of whatever a step of this model can read from them, as large as
+    :func:`hqtvae_fast.engine.tables.table_bytes` says."""
+    count = num_starts(model.config)
+    return StepTables.make(model, FusedStep(model, min(CLASSES, count)) if count > 0 else None)
 
 
 def _add(x: Tensor, added: Tensor | None, bias: Tensor | None, norm: nn.LayerNorm) -> tuple[Tensor, Tensor]:

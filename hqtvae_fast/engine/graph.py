@@ -20,6 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from hqtvae_fast.engine.decoding import chunk_size, decode_codes
 from hqtvae_fast.engine.loop import SamplingParams, StepRunner, check_given
 from hqtvae_fast.engine.step import Engine
+from hqtvae_fast.engine.tables import StepTables
 from hqtvae_fast.model import HQVAE, HQTransformer
 
 WARM_UPS = 3
@@ -82,7 +83,15 @@ class _LastOperator(TorchDispatchMode):
 class DrawReplay:
     """:func:`hqtvae_fast.engine.draw_codes` for one batch size; ``given``: whether top codes are given."""
 
-    def __init__(self, model: HQTransformer, batch: int, *, given: bool = False, engine: Engine | None = None) -> None:
+    def __init__(
+        self,
+        model: HQTransformer,
+        batch: int,
+        *,
+        given: bool = False,
+        engine: Engine | None = None,
+        tables: StepTables | None = None,
+    ) -> None:
         config, device = model.config, model.norm.weight.device
         self.config, self.batch = config, batch
         self.seeds = torch.zeros(batch, dtype=torch.int64, device=device)
@@ -91,7 +100,8 @@ class DrawReplay:
         everything = SamplingParams((1.0,) * levels, (None,) * levels, (None,) * levels)
         top = torch.zeros(batch, config.num_steps, 1, dtype=torch.int64, device=device) if given else None
         with torch.inference_mode():
-            self.run = StepRunner.make(model, self.condition, self.seeds, everything, given=top, engine=engine)
+            options: dict[str, Any] = {"given": top, "engine": engine, "tables": tables}
+            self.run = StepRunner.make(model, self.condition, self.seeds, everything, **options)
             self.replay = Replay(self._work, device)
 
     @property

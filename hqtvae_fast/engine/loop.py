@@ -15,6 +15,7 @@ from torch import Tensor
 from hqtvae_fast.config import TransformerConfig
 from hqtvae_fast.engine.fused_step import FusedStep
 from hqtvae_fast.engine.step import ENGINES, Engine, LevelLogits, ReferenceStep, Step
+from hqtvae_fast.engine.tables import StepTables
 from hqtvae_fast.model import HQTransformer
 from hqtvae_fast.model.pyramid import to_local, to_maps
 from hqtvae_fast.ops.sample_logits import check_sampling, sample_logits
@@ -50,6 +51,7 @@ def draw_codes(
     given_top_codes: Tensor | None = None,
     on_step: OnStep | None = None,
     engine: Engine | None = None,
+    tables: StepTables | None = None,
     invalid: Tensor | None = None,
 ) -> tuple[Tensor, ...]:
     """Draw code maps, int64 [B, h, w] a predicted level, top first.
@@ -57,14 +59,15 @@ def draw_codes(
     ``condition``: labels [B], tokens [B, P], top codes [B, P] (a refiner) or None; ``seeds`` int64 [B], see
     :func:`hqtvae_fast.engine.rng.image_seeds`; ``given_top_codes`` [B, h, w] are kept and only finer codes are drawn
     (the paper's figure 4b). ``on_step`` is called after each of the T steps has been issued. The same seed gives the
-    same codes in any batch, as far as matrix products give the same logits there. Raises ValueError on parameters out
+    same codes in any batch, as far as matrix products give the same logits there. ``tables``: of this model, from
+    :func:`hqtvae_fast.engine.fused_step.make_tables`. Raises ValueError on parameters out
     of range and, at the end on a GPU and at once on a CPU, on logits that are NaN. ``invalid``, a bool scalar on a GPU,
     is set there instead, and nothing waits for it.
     """
     config, batch = model.config, len(seeds)
     params.check(config)
     given = None if given_top_codes is None else check_given(given_top_codes, config, batch)
-    run = StepRunner.make(model, condition, seeds, params, given=given, engine=engine)
+    run = StepRunner.make(model, condition, seeds, params, given=given, engine=engine, tables=tables)
     run.all_steps(on_step)
     if invalid is not None:
         invalid |= run.draw.invalid
@@ -96,6 +99,7 @@ class StepRunner:
         *,
         given: Tensor | None = None,
         engine: Engine | None = None,
+        tables: StepTables | None = None,
     ) -> StepRunner:
         """Allocates everything. ``given``: top codes [B, T, 1]."""
         config, batch = model.config, len(seeds)
@@ -105,7 +109,7 @@ class StepRunner:
         if given is not None:
             local_BTN[:, :, :1] = given
         draw = _Draw.on_device(params, seeds, _noise_offset(config), config)
-        return cls(config, make_step(model, batch, engine), draw, condition, local_BTN, given is not None)
+        return cls(config, make_step(model, batch, engine, tables), draw, condition, local_BTN, given is not None)
 
     def all_steps(self, on_step: OnStep | None = None) -> None:
         """Draw everything, from the first step on; may be called again."""
@@ -132,14 +136,17 @@ class StepRunner:
                     self.draw(part, local_BN, index)
 
 
-def make_step(model: HQTransformer, batch: int, engine: Engine | None = None) -> Step:
+def make_step(model: HQTransformer, batch: int, engine: Engine | None = None, tables: StepTables | None = None) -> Step:
     """Who runs the steps: "fused", the kernels of :mod:`hqtvae_fast.ops`, or "reference", the model's own modules.
-    None: the kernels on a GPU, the modules on a CPU, where they have packed weights. Raises ValueError on another."""
+    None: the kernels on a GPU or with ``tables``, which only they read; else the modules, which on a CPU have packed
+    weights. Raises ValueError on another, and on "reference" with tables."""
     if engine is None:
-        engine = "fused" if model.norm.weight.is_cuda else "reference"
+        engine = "fused" if model.norm.weight.is_cuda or tables is not None else "reference"
     if engine not in ENGINES:
         raise ValueError(f"engine: expected one of {', '.join(ENGINES)}; got {engine!r}")
-    return FusedStep(model, batch) if engine == "fused" else ReferenceStep(model, batch)
+    if engine == "reference" and tables is not None:
+        raise ValueError("tables: expected engine 'fused', which reads them; got 'reference'")
+    return FusedStep(model, batch, tables) if engine == "fused" else ReferenceStep(model, batch)
 
 
 @dataclass(frozen=True)

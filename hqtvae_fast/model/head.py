@@ -95,6 +95,13 @@ def _sources(config: TransformerConfig, position: int) -> tuple[int, ...]:
     return _ancestors(config, position)
 
 
+def tabled_groups(config: TransformerConfig) -> list[range]:
+    """Groups after the first pass whose positions read the top code and nothing else: their inputs can be tabled."""
+    if config.decoding == "global" or config.head.num_layers == 0:
+        return []
+    return [g for g in config.groups if g.start > 0 and all(_sources(config, q) == (0,) for q in g)]
+
+
 def _ancestors(config: TransformerConfig, position: int) -> tuple[int, ...]:
     """Parent, grandparent, ... of a local position, as local positions."""
     found = []

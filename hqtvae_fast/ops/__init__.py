@@ -5,6 +5,7 @@ from hqtvae_fast.ops.bias_gelu import bias_gelu
 from hqtvae_fast.ops.code_features import code_features
 from hqtvae_fast.ops.conv_bytes import conv_bytes
 from hqtvae_fast.ops.decode_attention import decode_attention
+from hqtvae_fast.ops.draw_from_head import draw_from_head
 from hqtvae_fast.ops.ema_update import code_statistics, ema_update
 from hqtvae_fast.ops.embed_codes import embed_codes
 from hqtvae_fast.ops.group_norm_silu import add_group_norm_silu, group_norm_silu
@@ -25,6 +26,7 @@ __all__ = [
     "code_statistics",
     "conv_bytes",
     "decode_attention",
+    "draw_from_head",
     "ema_update",
     "embed_codes",
     "group_norm_silu",

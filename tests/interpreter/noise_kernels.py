@@ -3,6 +3,7 @@
 import triton
 import triton.language as tl
 
+from hqtvae_fast.ops.draw_from_head.kernels import random_words
 from hqtvae_fast.ops.sample_logits import kernels
 
 
@@ -19,3 +20,13 @@ def gumbel_kernel(words, noises, roughs, N: tl.constexpr):
     b_words = tl.load(words + o_n).to(tl.uint32)
     tl.store(noises + o_n, kernels.gumbel(b_words))
     tl.store(roughs + o_n, kernels.rough_gumbel(b_words, True))
+
+
+@triton.jit
+def tile_noise_kernel(seeds, steps, positions, words, noises, first, ROWS: tl.constexpr, CODES: tl.constexpr):
+    o_row = tl.arange(0, ROWS)
+    o_n = o_row[:, None] * CODES + tl.arange(0, CODES)[None, :]
+    coordinates = (tl.load(seeds + o_row), tl.load(steps + o_row), tl.load(positions + o_row))
+    drawn = random_words(coordinates[0], coordinates[1], coordinates[2], first, ROWS, CODES)
+    tl.store(words + o_n, drawn.to(tl.int64))
+    tl.store(noises + o_n, kernels.gumbel(drawn))

@@ -13,7 +13,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from hqtvae_fast.ops.spec import all_specs
 
 CPU = torch.device("cpu")
-OPS = ["sample_logits", "add_layer_norm", "bias_gelu", "local_attention", "decode_attention", "embed_codes", "linear"]
+OPS = ["sample_logits", "draw_from_head", "add_layer_norm", "bias_gelu", "local_attention", "decode_attention"]
+OPS += ["embed_codes", "linear"]
 
 
 def same(left, right):

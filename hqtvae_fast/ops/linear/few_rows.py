@@ -29,12 +29,12 @@ def linear(
     """gelu(x @ (weight * scale)^T + bias) + residual, [..., N] in x's dtype.
 
     ``x`` [..., K], floating point; ``weight`` [N, K] of the same dtype, or int8 with ``scale`` fp32 [N], one factor an
-    output (:func:`reference.quantize_int8`; in all layers of the demo model it moves the logits by a KL of 2e-4 nats at
-    most, where bf16 weights move them by 1e-5); ``bias`` [N] and ``residual`` [..., N] as x, or None; ``gelu``: "none",
-    "exact" or "sigmoid". No gradient. The same every time, bit for bit: sums are added in an order that depends on N
-    and K alone, not on the rows beside one nor on what runs when. Sums are fp32; fp32 inputs are multiplied as three
-    TF32 products (an error of 2^-21 of a product). ``workspace`` (None: one is made, which costs a launch) may serve
-    all products that follow each other on one stream.
+    output (:func:`reference.quantize_int8`; in all layers of the demo model it moves the logits by a KL of 1.1e-3 nats
+    at most, where computing in bf16 moves them by 4e-4); ``bias`` [N] and ``residual`` [..., N] as x, or None;
+    ``gelu``: "none", "exact" or "sigmoid". No gradient. The same every time, bit for bit: sums are added in an order
+    that depends on N and K alone, not on the rows beside one nor on what runs when. Sums are fp32; fp32 inputs are
+    multiplied as three TF32 products (an error of 2^-21 of a product). ``workspace`` (None: one is made, which costs a
+    launch) may serve all products that follow each other on one stream.
 
     ``backend``: "triton" (CUDA, 1 to 16 rows) or "reference" (anywhere, any number of rows; torch's product). Raises
     ValueError on other shapes or dtypes.

@@ -105,22 +105,27 @@ def _argmax_of_exact_scores(b_scaled, words, INTERPRET: tl.constexpr):
 
 
 @triton.jit
-def random_words(seed, step, position, CODES: tl.constexpr):
-    """Words of indices 0..CODES-1, uint32 [CODES]; int64 scalars."""
-    c0 = tl.arange(0, CODES // 4).to(tl.uint32)
-    c1 = tl.zeros((CODES // 4,), tl.uint32) + position.to(tl.uint32)
-    c2 = tl.zeros((CODES // 4,), tl.uint32) + step.to(tl.uint32)
-    c3 = tl.zeros((CODES // 4,), tl.uint32)
-    k0 = tl.zeros((CODES // 4,), tl.uint32) + seed.to(tl.uint32)
-    k1 = tl.zeros((CODES // 4,), tl.uint32) + (seed >> 32).to(tl.uint32)
-    first = tl.full((CODES // 4,), _MULTIPLIER_0, tl.uint32)
-    second = tl.full((CODES // 4,), _MULTIPLIER_1, tl.uint32)
+def philox(c0, c1, c2, c3, k0, k1):
+    """As :func:`noise.philox`, on uint32 of one shape."""
+    first = tl.full(c0.shape, _MULTIPLIER_0, tl.uint32)
+    second = tl.full(c0.shape, _MULTIPLIER_1, tl.uint32)
     for _ in tl.static_range(_ROUNDS):
         high_0, low_0 = tl.umulhi(c0, first), c0 * first
         high_1, low_1 = tl.umulhi(c2, second), c2 * second
         c0, c1, c2, c3 = high_1 ^ c1 ^ k0, low_1, high_0 ^ c3 ^ k1, low_0
-        k0 += tl.full((CODES // 4,), _WEYL_0, tl.uint32)
-        k1 += tl.full((CODES // 4,), _WEYL_1, tl.uint32)
+        k0 += tl.full(c0.shape, _WEYL_0, tl.uint32)
+        k1 += tl.full(c0.shape, _WEYL_1, tl.uint32)
+    return c0, c1, c2, c3
+
+
+@triton.jit
+def random_words(seed, step, position, CODES: tl.constexpr):
+    """Words of indices 0..CODES-1, uint32 [CODES]; int64 scalars."""
+    c0 = tl.arange(0, CODES // 4).to(tl.uint32)
+    zero = tl.zeros((CODES // 4,), tl.uint32)
+    c1, c2 = zero + position.to(tl.uint32), zero + step.to(tl.uint32)
+    k0, k1 = zero + seed.to(tl.uint32), zero + (seed >> 32).to(tl.uint32)
+    c0, c1, c2, c3 = philox(c0, c1, c2, zero, k0, k1)
     # [.., 2, 2] with index 2 i + j from (c0 c1; c2 c3)
     return tl.reshape(tl.join(tl.join(c0, c2), tl.join(c1, c3)), (CODES,))
 
