@@ -59,7 +59,7 @@ demo: $(STAMP) ## draw a dozen prompts with the embedded model, into demo.png
 	@echo "==> demo: twelve prompts, drawn by the small model that comes with the package"
 	@$(BIN)/hqtvae sample demo $(DEMO_PROMPTS) --temperature 0.5 --seed 0 \
 		--columns 6 --scale 3 --captions --out $(DEMO_OUT)
-	@echo '==> next: $(BIN)/hqtvae sample demo --prompt "snowman, 3d" --num-images 8 --scale 3 --out snowmen.png'
+	@echo '==> next: $(BIN)/hqtvae sample demo --prompt "snowman, 3d" --prompt "house, shaded" --prompt strawberry --temperature 0.5 --captions --scale 3 --out next.png'
 
 test: lint ## lint, then the tests that need neither a GPU nor much time
 	@echo "==> pytest (without slow and gpu)"
