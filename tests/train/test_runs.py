@@ -244,5 +244,6 @@ def test_two_processes_equal_one(pictures, trained_vae, tmp_path, stage):
     one, two = weights(tmp_path / "1"), weights(tmp_path / "2")
     apart = {key: (two[key] - value).abs() > 1e-5 for key, value in one.items()}
     assert not any(bool(far.any()) for key, far in apart.items() if "codebooks" in key)
-    # A weight whose gradient is nothing but rounding goes a whole step either way: one in a thousand is seen to.
+    # A weight whose gradient is nothing but rounding may go a whole update either way, 2e-4 apart: 0.1% were seen to.
+    assert all(float((two[key] - value).abs().max()) < 2e-4 for key, value in one.items())
     assert float(torch.cat([far.flatten() for far in apart.values()]).float().mean()) < 5e-3
