@@ -6,6 +6,8 @@ read without a transposition, and it makes the attention's [B, H*W, C] a view.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -14,6 +16,7 @@ from hqtvae_fast.config import VAEConfig
 from hqtvae_fast.ops.conv_bytes import conv_bytes
 from hqtvae_fast.ops.group_norm_silu import add_group_norm_silu, group_norm_silu
 from hqtvae_fast.ops.upsample_conv import fold_upsampling, upsample_conv
+from hqtvae_fast.ops.winograd_conv import Transformed, pays, winograd_conv
 
 GROUPS = 32
 GROUP_NORM_EPS = 1e-6
@@ -48,6 +51,25 @@ def normalise(norm: nn.GroupNorm, trunk: Trunk, *, silu: bool) -> tuple[Tensor, 
     return add_group_norm_silu(x, branch, *rest, silu=silu)
 
 
+class Conv3x3(nn.Conv2d):
+    """3x3 convolution, padded by 1. For inference in fp32 on a CPU a kernel with a quarter of the multiplications takes
+    it, whose weights, four times as many, are made when they are first needed and never saved."""
+
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        super().__init__(in_channels, out_channels, 3, padding=1)
+        self._transformed = Transformed()
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not pays(x, self.out_channels):
+            return super().forward(x)
+        assert self.bias is not None
+        return winograd_conv(x, self._transformed.of(self.weight), self.bias)
+
+    def _apply(self, *arguments: Any, **options: Any) -> Conv3x3:
+        self._transformed = Transformed()  # to another device or dtype
+        return super()._apply(*arguments, **options)
+
+
 class NormSwish(nn.Module):
     """GroupNorm(32), then x*sigmoid(x), of a trunk's sum; the sum is returned first."""
 
@@ -65,10 +87,10 @@ class ResBlock(nn.Module):
     def __init__(self, in_channels: int, out_channels: int, dropout: float) -> None:
         super().__init__()
         self.norm1 = NormSwish(in_channels)
-        self.conv1 = nn.Conv2d(in_channels, out_channels, 3, padding=1)
+        self.conv1 = Conv3x3(in_channels, out_channels)
         self.norm2 = NormSwish(out_channels)
         self.dropout = nn.Dropout(dropout)
-        self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
+        self.conv2 = Conv3x3(out_channels, out_channels)
         same = in_channels == out_channels
         self.shortcut = nn.Identity() if same else nn.Conv2d(in_channels, out_channels, 1)
 
@@ -133,11 +155,17 @@ class Upsample(nn.Module):
         super().__init__()
         self.conv = nn.Conv2d(channels, channels, 3, padding=1)
         self.register_buffer("folded", None, persistent=False)
+        self._transformed = Transformed()
 
     @torch.no_grad()
     def fold(self) -> None:
         """Fold the weights, to be called in fp32 before any cast; kept until training starts."""
         self.folded = fold_upsampling(self.conv.weight).contiguous(memory_format=torch.channels_last)
+        self._transformed = Transformed()
+
+    def _apply(self, *arguments: Any, **options: Any) -> Upsample:
+        self._transformed = Transformed()
+        return super()._apply(*arguments, **options)
 
     def train(self, mode: bool = True) -> Upsample:
         if mode:
@@ -148,6 +176,8 @@ class Upsample(nn.Module):
         if self.folded is None or torch.is_grad_enabled():
             return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
         assert self.conv.bias is not None
+        if pays(x, self.conv.out_channels, doubled=True):
+            return winograd_conv(x, self._transformed.of(self.folded), self.conv.bias, doubled=True)
         return upsample_conv(x, self.folded, self.conv.bias)
 
 
@@ -193,7 +223,7 @@ class Encoder(nn.Module):
             self.down.append(layers)
         self.middle = _middle(widths[-1], config)
         self.norm_out = NormSwish(widths[-1])
-        self.conv_out = nn.Conv2d(widths[-1], config.latent_channels, 3, padding=1)
+        self.conv_out = Conv3x3(widths[-1], config.latent_channels)
 
     def forward(self, images: Tensor) -> Tensor:
         trunk = Trunk(self.conv_in(images.contiguous(memory_format=torch.channels_last)))
@@ -208,7 +238,7 @@ class Decoder(nn.Module):
     def __init__(self, config: VAEConfig) -> None:
         super().__init__()
         widths = [config.channels * m for m in config.channel_multipliers]
-        self.conv_in = nn.Conv2d(config.latent_channels, widths[-1], 3, padding=1)
+        self.conv_in = Conv3x3(config.latent_channels, widths[-1])
         self.middle = _middle(widths[-1], config)
         self.up = nn.ModuleList()  # in the order of running: smallest map first
         side, before = config.resolution // config.downsampling, widths[-1]

@@ -17,6 +17,7 @@ from hqtvae_fast.ops.prefill_attention import prefill_attention
 from hqtvae_fast.ops.sample_logits import sample_logits
 from hqtvae_fast.ops.soft_label_cross_entropy import soft_label_cross_entropy
 from hqtvae_fast.ops.upsample_conv import upsample_conv
+from hqtvae_fast.ops.winograd_conv import winograd_conv
 
 __all__ = [
     "add_group_norm_silu",
@@ -38,4 +39,5 @@ __all__ = [
     "sample_logits",
     "soft_label_cross_entropy",
     "upsample_conv",
+    "winograd_conv",
 ]

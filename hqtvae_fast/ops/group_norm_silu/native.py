@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from hqtvae_fast.ops.cpu_library import library, load
+from hqtvae_fast.ops.cpu_maps import in_large_pages
 
 SUFFIXES = {torch.float32: "fp32", torch.bfloat16: "bf16"}
 CHANNELS = 2048  # at most
@@ -31,7 +32,8 @@ def forward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """As :func:`reference.forward`."""
     B, C, HW, splits = _sizes(x)
-    y, total = torch.empty_like(x), x.new_empty(0) if residual is None else torch.empty_like(x)
+    y = in_large_pages(torch.empty_like(x))
+    total = x.new_empty(0) if residual is None else in_large_pages(torch.empty_like(x))
     mean, rstd = (x.new_empty(B, num_groups, dtype=torch.float32) for _ in range(2))
     runs = torch.empty(B, splits, 2, num_groups, dtype=torch.float64)
     weight, bias = weight.float().contiguous(), bias.float().contiguous()
