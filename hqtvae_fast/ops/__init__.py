@@ -14,6 +14,7 @@ from hqtvae_fast.ops.linear.few_rows import linear
 from hqtvae_fast.ops.local_attention import local_attention
 from hqtvae_fast.ops.nearest_code import nearest_code
 from hqtvae_fast.ops.prefill_attention import prefill_attention
+from hqtvae_fast.ops.quantized_conv import quantized_conv
 from hqtvae_fast.ops.sample_logits import sample_logits
 from hqtvae_fast.ops.soft_label_cross_entropy import soft_label_cross_entropy
 from hqtvae_fast.ops.upsample_conv import upsample_conv
@@ -36,6 +37,7 @@ __all__ = [
     "local_attention",
     "nearest_code",
     "prefill_attention",
+    "quantized_conv",
     "sample_logits",
     "soft_label_cross_entropy",
     "upsample_conv",

@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from hqtvae_fast.ops.upsample_conv.reference import interleave
 from hqtvae_fast.ops.winograd_conv.transforms import TILE, matrices, tile_side
 
 
@@ -22,10 +23,7 @@ def winograd_conv(x: Tensor, transformed: Tensor, bias: Tensor, doubled: bool) -
     out = empty_output(x, bias, doubled)
     if not doubled:
         return out.copy_(y[:, :, :H, :W] + bias[:, None, None])
-    for phase, part in enumerate(y.chunk(4, dim=1)):
-        p, q = divmod(phase, 2)
-        out[:, :, p::2, q::2] = part[:, :, p : p + H, q : q + W] + bias[:, None, None]
-    return out
+    return interleave(y + bias.repeat(4)[:, None, None], out)
 
 
 def empty_output(x: Tensor, bias: Tensor, doubled: bool) -> Tensor:
