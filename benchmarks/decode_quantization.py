@@ -121,9 +121,11 @@ def with_convolutions(vae: HQVAE, kind: str, scale: str, largest: Largest) -> HQ
 
 
 def measure(vae: HQVAE, pictures: Tensor, calibration: Tensor) -> list[Row]:
-    """A row for fp32 and one for each of ROWS, on ``pictures`` [B, 3, R, R] in [-1, 1]; ``calibration``: others, for the
-    scales. Samples are mean squared differences from fp32's pictures in [0, 1]; PSNR in dB is in ``work``: of those (mean
-    and lowest; None for fp32), and against the originals."""
+    """A row for fp32 and one for each of ROWS, on ``pictures`` [B, 3, R, R] in [-1, 1].
+
+    ``calibration``: others, for the scales. Samples are mean squared differences from fp32's pictures in [0, 1]; PSNR
+    in dB is in ``work``: of those (mean and lowest; None for fp32), and against the originals.
+    """
     codes = vae.encode(pictures)
     largest = calibrate(vae, vae.encode(calibration))
     originals, exact = pictures * 0.5 + 0.5, decode_codes(vae, codes)
