@@ -177,7 +177,7 @@ def test_a_top_model_says_that_its_pictures_are_coarse():
     "options,message",
     [
         ({"device": "cudda"}, "device: expected cpu, cuda or cuda:N that is present here; got 'cudda'"),
-        ({"dtype": "int3"}, "dtype: expected one of fp32, bf16, fp16"),
+        ({"dtype": "int3"}, "dtype: expected one of fp32, tf32, bf16, fp16"),
         ({"dtype": torch.int64}, "dtype: expected one of"),
     ],
 )
