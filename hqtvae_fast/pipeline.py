@@ -60,10 +60,11 @@ class HQTVAEPipeline:
         graphs: bool | None = None,
         tables: bool = False,
         fused_draw: bool = False,
+        overlap: bool | None = None,
         quantization: Quantization = None,
     ) -> None:
         self._checkpoint, self._quantization = checkpoint, quantization
-        self._options = EngineOptions(graphs, tables, fused_draw)
+        self._options = EngineOptions(graphs, tables, fused_draw, overlap)
         self.device = _pick_device(device)
         self._wanted = None if dtype is None else read_precision(dtype)
         check_precision(self.precision, quantization, self.device)
@@ -84,6 +85,7 @@ class HQTVAEPipeline:
         graphs: bool | None = None,
         tables: bool = False,
         fused_draw: bool = False,
+        overlap: bool | None = None,
         quantization: Quantization = None,
     ) -> HQTVAEPipeline:
         """Open a released directory, one of ours, or a Hub repository.
@@ -97,6 +99,7 @@ class HQTVAEPipeline:
         CUDA graphs and replay them; None: on a GPU. ``tables``: compute what depends on a code or a class alone once
         and keep it (379 MB for preset S in bf16, see :func:`hqtvae_fast.engine.tables.table_bytes`). ``fused_draw``:
         where a request has neither top-k nor top-p, draw inside the head's product, its logits never stored.
+        ``overlap``: draw a batch's codes while the one before it is decoded; None: on a GPU.
 
         ``quantization``: "int8" or "fp8" (e4m3) rounds the transformer's matrices, one scale an output; products of up
         to 16 rows on a GPU then read half the bytes, all others the same numbers in ``dtype`` (so nothing is faster on
@@ -110,6 +113,7 @@ class HQTVAEPipeline:
         if refiner is not None:
             checkpoint = checkpoints.with_refiner(checkpoint, checkpoints.load(refiner))
         options: dict[str, Any] = {"graphs": graphs, "tables": tables, "fused_draw": fused_draw}
+        options["overlap"] = overlap
         return cls(checkpoint, device=device, dtype=dtype, quantization=quantization, **options)
 
     @property
@@ -292,7 +296,7 @@ class HQTVAEPipeline:
 
                 decode = partial(self._executor.decode, as_bytes=output_type == "pil")
                 job = Job(draw, None if output_type == "codes" else decode, request.describe)
-                yield from generate(job, cutter, self.device)
+                yield from generate(job, cutter, self.device, overlap=self._options.overlap)
 
         return work()
 

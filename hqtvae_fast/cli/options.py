@@ -125,6 +125,15 @@ FusedDraw = Annotated[
         rich_help_panel=MACHINE,
     ),
 ]
+Overlap = Annotated[
+    bool | None,
+    typer.Option(
+        "--overlap/--no-overlap",
+        help="Draw a batch's codes while the batch before it is decoded: on two streams, or on a CPU in two threads.",
+        show_default="on a GPU",
+        rich_help_panel=MACHINE,
+    ),
+]
 OutDir = Annotated[
     Path | None,
     typer.Option(

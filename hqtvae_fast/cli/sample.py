@@ -26,6 +26,7 @@ from hqtvae_fast.cli.options import (
     FusedDraw,
     Graphs,
     OutDir,
+    Overlap,
     Quantize,
     Tables,
     TopOnly,
@@ -210,6 +211,7 @@ def sample(
     graphs: Graphs = None,
     tables: Tables = False,
     fused_draw: FusedDraw = False,
+    overlap: Overlap = None,
 ) -> None:
     """Draw pictures from classes, from prompts or from nothing, as the model was trained."""
     if classes and prompt:
@@ -226,7 +228,7 @@ def sample(
     check_file(save_codes)
     engine = {"quantization": None if quantize is None else quantize.value, "graphs": graphs, "tables": tables}
     with _options_named():
-        pipe = open_pipeline(checkpoint, device, dtype, refiner, fused_draw=fused_draw, **engine)
+        pipe = open_pipeline(checkpoint, device, dtype, refiner, fused_draw=fused_draw, overlap=overlap, **engine)
     given = None if given_top is None else read_codes(given_top, pipe.config.vae)
     with _options_named():
         drawings = plan(labels, prompt, given, num_images, seed)
