@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Generator, Sequence
+import warnings
+from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
 from functools import partial
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -17,6 +19,8 @@ from hqtvae_fast import checkpoint as checkpoints
 from hqtvae_fast.checkpoint import Checkpoint
 from hqtvae_fast.config import HQTVAEConfig
 from hqtvae_fast.engine import Batch, Cutter, Executor, Finished, Job, decode_codes, generate
+from hqtvae_fast.engine.batch_tuning import BatchTuning, Facts, default_file, load, measure, save
+from hqtvae_fast.engine.batches import BUCKETS
 from hqtvae_fast.engine.options import EngineOptions
 from hqtvae_fast.engine.precision import (
     Precision,
@@ -40,6 +44,7 @@ from hqtvae_fast.request import (
     read_params,
 )
 from hqtvae_fast.text import PromptTokenizer
+from hqtvae_fast.tuning import any_request, tuning_facts
 
 Number = int | float | None
 PerLevel = Number | Sequence[Number]
@@ -144,6 +149,7 @@ class HQTVAEPipeline:
             pack_linears(model.to(device=self.device, dtype=self.dtype).eval())
         options = dataclasses.replace(self._options, tf32=self.precision.tf32)
         self._executor = Executor(self._models(), self.vae, self.device, options)
+        self._tuning = self._read_tuning()
         return self
 
     @property
@@ -250,6 +256,59 @@ class HQTVAEPipeline:
 
         return one_by_one()
 
+    # --------------------------------------------------------------------------------------------------- batch sizes
+
+    @property
+    def best_batch_size(self) -> int:
+        """The fastest one that :meth:`tune_batches` found here, else the device's default (50, or 8 on a CPU)."""
+        return self._default_batch if self._tuning is None else self._tuning.best
+
+    @property
+    def _default_batch(self) -> int:
+        """One that no measurement changes: ``deterministic="batch"`` goes by it."""
+        return DEFAULT_BATCH.get(self.device.type, DEFAULT_BATCH["cpu"])
+
+    def tune_batches(
+        self,
+        sizes: Sequence[int] = BUCKETS,
+        *,
+        file: str | os.PathLike[str] | None = None,
+        on_size: Callable[[int, float], None] | None = None,
+    ) -> BatchTuning:
+        """Time drawing and decoding at each of ``sizes``, and use those worth having from now on.
+
+        The times are kept in ``file`` (None: :func:`hqtvae_fast.engine.batch_tuning.default_file`), where the next
+        pipeline of this model, device, dtype and options finds them if that is the default one. ``on_size`` is told
+        each size and its seconds. Where batches overlap, a size's time is a third of three batches'.
+        """
+        if self.transformer is None:
+            raise ValueError("this checkpoint has stage 1 only: there is nothing to draw in batches")
+        for size in sizes:
+            check_positive("sizes", size)
+        where = default_file() if file is None else Path(file)
+        load(self._facts, where)  # a file that cannot be kept is told of before the minutes are spent
+        overlapping = self._options.overlap or (self._options.overlap is None and self.device.type == "cuda")
+        configs, batches = [model.config for model in self._models()], 3 if overlapping else 1
+
+        def run(size: int) -> None:
+            for _ in self._generate(any_request(configs, batches * size), size, "batch", "pil", False):
+                pass
+
+        self._tuning = measure(run, sizes, batches=batches, on_size=on_size)
+        save(self._tuning, self._facts, where)
+        return self._tuning
+
+    @property
+    def _facts(self) -> Facts:
+        return tuning_facts(self.config, self.device, self.precision, self._quantization, self._options)
+
+    def _read_tuning(self) -> BatchTuning | None:
+        try:
+            return load(self._facts, default_file())
+        except (ValueError, OSError) as error:
+            warnings.warn(f"{error}: batch sizes are the default ones", stacklevel=3)
+            return None
+
     # ----------------------------------------------------------------------------------------------------- requests
 
     def _request(
@@ -282,8 +341,10 @@ class HQTVAEPipeline:
         check_positive("batch_size", 1 if batch_size is None else batch_size)
         check_choice("deterministic", deterministic or "batch", ("batch",))
         total = len(request.seeds)
-        limit = batch_size or DEFAULT_BATCH.get(self.device.type, DEFAULT_BATCH["cpu"])
-        cutter = Cutter(total, limit, fixed=deterministic == "batch", buckets=self._executor.graphs is not None)
+        fixed = deterministic == "batch"
+        limit = batch_size or (self._default_batch if fixed else self.best_batch_size)
+        sizes = BUCKETS if self._tuning is None else self._tuning.buckets
+        cutter = Cutter(total, limit, fixed=fixed, buckets=self._executor.graphs is not None, sizes=sizes)
         steps = sum(model.config.num_steps for model in self._models()) * -(-total // limit)
 
         def work() -> Generator[Finished, None, None]:
