@@ -139,7 +139,7 @@ OutDir = Annotated[
     typer.Option(
         "--out-dir",
         metavar="DIR",
-        help="Write each picture to a PNG file of its own in this folder, made if absent.",
+        help="Write each picture to a file of its own in this folder, made if absent.",
         show_default=False,
         rich_help_panel=OUTPUT,
     ),

@@ -6,6 +6,7 @@ import re
 import time
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing, contextmanager
+from enum import Enum
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -153,6 +154,21 @@ Captions = Annotated[
     bool,
     typer.Option("--captions", help="Write under each picture of the sheet what it shows.", rich_help_panel=OUTPUT),
 ]
+
+
+class PictureFormat(str, Enum):
+    """What the files of --out-dir are."""
+
+    png = "png"
+    webp = "webp"
+
+
+Format = Annotated[
+    PictureFormat,
+    typer.Option(
+        "--format", help="Of the files in --out-dir; webp is lossless too, and smaller.", rich_help_panel=OUTPUT
+    ),
+]
 SaveCodes = Annotated[
     Path | None,
     typer.Option(
@@ -198,6 +214,7 @@ def sample(
     seed: Seed = 0,
     out: Out = None,
     out_dir: OutDir = None,
+    picture_format: Format = PictureFormat.png,
     columns: Columns = None,
     scale: Scale = 1,
     captions: Captions = False,
@@ -224,7 +241,7 @@ def sample(
     }
     if out is None and out_dir is None and save_codes is None:
         out = DEFAULT_OUT
-    writer = PictureWriter(out, out_dir, columns, scale=scale, captions=captions)
+    writer = PictureWriter(out, out_dir, columns, scale=scale, captions=captions, kind=picture_format.value)
     check_file(save_codes)
     engine = {"quantization": None if quantize is None else quantize.value, "graphs": graphs, "tables": tables}
     with _options_named():
