@@ -98,7 +98,7 @@ class PictureWriter:
     """Takes pictures as they come: those in files of their own are written meanwhile, the sheet at the end.
 
     Files are compressed in threads beside the drawing (the encoders let go of Python's lock), a few at a time: pictures
-    that come faster wait. What fails there is raised by a later :meth:`add`, or by :meth:`finish`. On the sheet they are
+    that come faster wait. What fails there is raised by a later :meth:`add`, or :meth:`finish`. On the sheet they are
     ``scale`` times as large, each above its caption if ``captions``. ``kind``, of :data:`ENCODERS`: what the files of
     their own are; the sheet is a PNG.
     """
