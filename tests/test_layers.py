@@ -16,7 +16,7 @@ LAYERS = [  # a module may import from its own layer and those above it in this 
     {"model"},
     {"engine", "released"},
     {"checkpoint"},
-    {"images", "text", "progress", "output", "request", "pipeline", "compat", "__init__"},
+    {"images", "text", "progress", "output", "request", "tuning", "pipeline", "compat", "__init__"},
     {"train"},
     {"cli"},
 ]

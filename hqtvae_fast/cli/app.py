@@ -18,6 +18,7 @@ from hqtvae_fast.cli.images import decode, encode, reconstruct
 from hqtvae_fast.cli.info import info
 from hqtvae_fast.cli.sample import sample
 from hqtvae_fast.cli.train import train
+from hqtvae_fast.cli.tune import tune
 from hqtvae_fast.engine import is_out_of_memory
 
 PROGRAM = "hqtvae"
@@ -61,6 +62,7 @@ _EXAMPLES: dict[Callable[..., None], str] = {
     decode: "hqtvae decode path/to/checkpoint codes.safetensors --out-dir decoded/",
     convert: "hqtvae convert path/to/released path/to/converted --dtype bf16",
     info: "hqtvae info --preset S --batch 1 --batch 50",
+    tune: "hqtvae tune path/to/checkpoint --sizes 1,8,50,128,256,512",
 }
 for _command, _example in _EXAMPLES.items():
     app.command(epilog=f"Example: {_example}")(_command)

@@ -6,6 +6,7 @@ import re
 import time
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing, contextmanager
+from enum import Enum
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -23,7 +24,12 @@ from hqtvae_fast.cli.options import (
     Columns,
     Device,
     DType,
+    FusedDraw,
+    Graphs,
     OutDir,
+    Overlap,
+    Quantize,
+    Tables,
     TopOnly,
     batch_of,
     open_pipeline,
@@ -49,6 +55,7 @@ _OPTIONS = {
     "top_p": "--top-p",
     "temperature": "--temperature",
     "seed": "--seed",
+    "quantization": "--quantize",
 }
 
 Classes = Annotated[
@@ -147,6 +154,21 @@ Captions = Annotated[
     bool,
     typer.Option("--captions", help="Write under each picture of the sheet what it shows.", rich_help_panel=OUTPUT),
 ]
+
+
+class PictureFormat(str, Enum):
+    """What the files of --out-dir are."""
+
+    png = "png"
+    webp = "webp"
+
+
+Format = Annotated[
+    PictureFormat,
+    typer.Option(
+        "--format", help="Of the files in --out-dir; webp is lossless too, and smaller.", rich_help_panel=OUTPUT
+    ),
+]
 SaveCodes = Annotated[
     Path | None,
     typer.Option(
@@ -192,6 +214,7 @@ def sample(
     seed: Seed = 0,
     out: Out = None,
     out_dir: OutDir = None,
+    picture_format: Format = PictureFormat.png,
     columns: Columns = None,
     scale: Scale = 1,
     captions: Captions = False,
@@ -201,6 +224,11 @@ def sample(
     batch_size: BatchSize = None,
     device: Device = None,
     dtype: DType = None,
+    quantize: Quantize = None,
+    graphs: Graphs = None,
+    tables: Tables = False,
+    fused_draw: FusedDraw = False,
+    overlap: Overlap = None,
 ) -> None:
     """Draw pictures from classes, from prompts or from nothing, as the model was trained."""
     if classes and prompt:
@@ -213,9 +241,11 @@ def sample(
     }
     if out is None and out_dir is None and save_codes is None:
         out = DEFAULT_OUT
-    writer = PictureWriter(out, out_dir, columns, scale=scale, captions=captions)
+    writer = PictureWriter(out, out_dir, columns, scale=scale, captions=captions, kind=picture_format.value)
     check_file(save_codes)
-    pipe = open_pipeline(checkpoint, device, dtype, refiner)
+    engine = {"quantization": None if quantize is None else quantize.value, "graphs": graphs, "tables": tables}
+    with _options_named():
+        pipe = open_pipeline(checkpoint, device, dtype, refiner, fused_draw=fused_draw, overlap=overlap, **engine)
     given = None if given_top is None else read_codes(given_top, pipe.config.vae)
     with _options_named():
         drawings = plan(labels, prompt, given, num_images, seed)
