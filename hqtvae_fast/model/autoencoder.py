@@ -37,6 +37,11 @@ class Trunk:
         maps, self._maps = self._maps, None
         return maps
 
+    @property
+    def shape(self) -> torch.Size:
+        assert self._maps is not None, "expected a trunk whose maps are still there"
+        return self._maps[0].shape
+
     def sum(self) -> Tensor:
         x, branch = self.take()
         return x if branch is None else x + branch

@@ -100,10 +100,10 @@ def _variant(form: torch.dtype, taps: int, block: int) -> Variant:
     number = "*i8" if form is torch.int8 else "*fp8e4nv"
     signature = {"x": number, "weight": number, "x_scales": "*fp32", "weight_scales": "*fp32", "bias": "*fp32"}
     signature |= {"out": "*bf16"} | dict.fromkeys(("pixels", "H", "W", "C", "N", "block"), "i32")
-    return Variant(
-        *(f"8-bit convolution, {taps}x{taps}, {block} channels a scale, {name}", kernels.quantized_kernel, signature),
-        *(constants(form, taps, block), tuple(signature), TILE.warps, TILE.stages, ("mma", "async")),
-    )
+    title = f"8-bit convolution, {taps}x{taps}, {block} channels a scale, {name}"
+    shape, needs = constants(form, taps, block), ("mma", "async")
+    kernel, warps, stages = kernels.quantized_kernel, TILE.warps, TILE.stages
+    return Variant(title, kernel, signature, shape, tuple(signature), warps, stages, needs)
 
 
 SPEC = Spec(
