@@ -14,8 +14,19 @@ SPLITS = 64
 """Runs of rows that an image is cut into: threads are given runs, so that one image keeps a few dozen busy."""
 
 
-def why_not(x: Tensor, residual: Tensor | None, weight: Tensor, *rest: object) -> str | None:
+def why_not(
+    x: Tensor,
+    residual: Tensor | None,
+    weight: Tensor,
+    bias: Tensor,
+    num_groups: int,
+    eps: float,
+    silu: bool,
+    shift: Tensor | None = None,
+) -> str | None:
     """None where the kernels can take this map, else the reason."""
+    if shift is not None:
+        return "expected no shift: convolutions on a CPU add their bias themselves"
     if x.device.type != "cpu" or x.dtype not in SUFFIXES:
         return f"expected fp32 or bf16 on the CPU; got {x.dtype} on {x.device}"
     if weight.dtype is torch.float64:
@@ -28,9 +39,16 @@ def why_not(x: Tensor, residual: Tensor | None, weight: Tensor, *rest: object) -
 
 
 def forward(
-    x: Tensor, residual: Tensor | None, weight: Tensor, bias: Tensor, num_groups: int, eps: float, silu: bool
+    x: Tensor,
+    residual: Tensor | None,
+    weight: Tensor,
+    bias: Tensor,
+    num_groups: int,
+    eps: float,
+    silu: bool,
+    shift: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """As :func:`reference.forward`."""
+    """As :func:`reference.forward`; there is no ``shift``."""
     B, C, HW, splits = _sizes(x)
     y = in_large_pages(torch.empty_like(x))
     total = x.new_empty(0) if residual is None else in_large_pages(torch.empty_like(x))
