@@ -60,6 +60,13 @@ def test_the_check_sees_a_forgotten_scale():
         SPEC.check(SPEC.run(x, weight, x_scales.flip(0), *rest), SPEC.reference(*inputs), inputs)
 
 
+@pytest.mark.parametrize("case", SPEC.small, ids=lambda case: case.name)
+def test_the_baseline_has_the_same_shape(case):
+    inputs = make_inputs(case, CPU, 0)
+    (baseline,) = SPEC.baselines.values()
+    assert baseline(*inputs).shape == SPEC.run(*inputs).shape
+
+
 @pytest.mark.parametrize("case", [SPEC.small[0], SPEC.small[3]], ids=lambda case: case.name)
 def test_opcheck(case):
     """Of int8 alone: opcheck multiplies its inputs, and torch has no product of fp8 numbers."""

@@ -7,6 +7,7 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
+from conftest import golden_pipeline, golden_values
 
 from hqtvae_fast.backend import BackendError
 from hqtvae_fast.model.autoencoder import Conv3x3, Upsample
@@ -175,6 +176,22 @@ def test_a_cast_or_a_copy_forgets_them():
     assert copy.deepcopy(conv)._transformed._value is None
     assert conv._transformed._value is made
     assert conv.double().float()._transformed._value is None
+
+
+@pytest.mark.skipif(load()[0] is None, reason=f"no compiled kernels: {load()[1]}")
+@pytest.mark.parametrize("name", ["class_parallel", "class_level3"])
+def test_golden_reconstructions_with_it_and_without(name, calls, monkeypatch):
+    vae, golden = golden_pipeline(name).vae, golden_values(name)
+    keys = ["codes_top", "codes_bottom"] if "codes_top" in golden else ["codes_0", "codes_1", "codes_2"]
+    codes = [golden[key] for key in keys]
+    with torch.no_grad():
+        torch.testing.assert_close(vae.decode(codes), golden["recon"], rtol=0, atol=1e-4)
+        assert True in calls
+        assert False in calls
+        count = len(calls)
+        monkeypatch.setenv("HQTVAE_BACKEND", "reference")
+        torch.testing.assert_close(vae.decode(codes), golden["recon"], rtol=0, atol=1e-4)
+    assert len(calls) == count
 
 
 def test_small_maps_are_not_worth_their_tiles(x):

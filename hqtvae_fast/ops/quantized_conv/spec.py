@@ -11,7 +11,7 @@ from torch import Tensor
 from hqtvae_fast.ops.quantized_conv import BACKENDS, LARGEST, quantize, quantize_weights, quantized_conv
 from hqtvae_fast.ops.quantized_conv.tensor_cores import TILE, constants, describe
 from hqtvae_fast.ops.spec import Case, Cost, Spec, Variant
-from hqtvae_fast.ops.upsample_conv import fold_upsampling
+from hqtvae_fast.ops.upsample_conv import fold_upsampling, upsample_conv
 from hqtvae_fast.ops.upsample_conv.reference import interleave
 
 FORMATS = {0: torch.int8, 1: torch.float8_e4m3fn}
@@ -86,6 +86,16 @@ def check(got: Tensor, wanted: Tensor, inputs: tuple[Any, ...]) -> None:
     assert bool((over <= 0).all()), f"off by {float(over.max()):.2e} more than the limit"
 
 
+def in_bf16(
+    x: Tensor, weight: Tensor, x_scales: Tensor, weight_scales: Tensor, bias: Tensor, dtype: torch.dtype
+) -> Tensor:
+    """What 8 bits have to beat: bf16 convolutions of the same shapes; what the numbers are is of no matter for time."""
+    wide, weights = (torch.empty_like(numbers, dtype=torch.bfloat16) for numbers in (x, weight))
+    if len(weight) == len(bias):
+        return F.conv2d(wide, weights, bias.bfloat16(), padding=1)
+    return upsample_conv(wide, weights, bias.bfloat16())
+
+
 def variants(arch: int) -> list[Variant]:
     """Both widths of a step of int8, and of fp8 where there is such an instruction; both kinds of weights."""
     formats = (torch.int8, torch.float8_e4m3fn) if arch >= 90 else (torch.int8,)
@@ -118,4 +128,5 @@ SPEC = Spec(
     variants=variants,
     describe=describe,
     backends=BACKENDS,
+    baselines={"bf16 convolution": in_bf16},
 )

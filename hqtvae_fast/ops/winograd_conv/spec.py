@@ -75,10 +75,9 @@ def check(got: Tensor, wanted: Tensor, inputs: tuple[Any, ...]) -> None:
 
 
 def plain(x: Tensor, transformed: Tensor, bias: Tensor, doubled: bool) -> Tensor:
-    """torch's convolutions of the same shapes (folded, where doubled); weights are of no matter for time."""
-    N, C = len(bias), x.shape[1]
-    taps = 2 if doubled else 3
-    weight = torch.ones(N * (4 if doubled else 1), C, taps, taps).contiguous(memory_format=torch.channels_last)
+    """torch's convolution of the same shape, folded where doubled; what the weights are is of no matter for time."""
+    N, C, taps = len(bias) * (4 if doubled else 1), x.shape[1], 2 if doubled else 3
+    weight = transformed.flatten()[: N * C * taps * taps].view(N, taps, taps, C).permute(0, 3, 1, 2)
     if not doubled:
         return F.conv2d(x, weight, bias, padding=1)
     return torch.ops.hqtvae_fast.upsample_conv(x, weight, bias, "reference")
