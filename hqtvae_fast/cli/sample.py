@@ -22,6 +22,7 @@ from hqtvae_fast.cli.options import (
     BottomOnly,
     Checkpoint,
     Columns,
+    DependentLaunch,
     Device,
     DType,
     FusedDraw,
@@ -56,6 +57,7 @@ _OPTIONS = {
     "temperature": "--temperature",
     "seed": "--seed",
     "quantization": "--quantize",
+    "dependent_launch": "--dependent-launch",
 }
 
 Classes = Annotated[
@@ -229,6 +231,7 @@ def sample(
     tables: Tables = False,
     fused_draw: FusedDraw = False,
     overlap: Overlap = None,
+    dependent_launch: DependentLaunch = False,
 ) -> None:
     """Draw pictures from classes, from prompts or from nothing, as the model was trained."""
     if classes and prompt:
@@ -243,9 +246,10 @@ def sample(
         out = DEFAULT_OUT
     writer = PictureWriter(out, out_dir, columns, scale=scale, captions=captions, kind=picture_format.value)
     check_file(save_codes)
-    engine = {"quantization": None if quantize is None else quantize.value, "graphs": graphs, "tables": tables}
+    engine: dict[str, Any] = {"graphs": graphs, "tables": tables, "fused_draw": fused_draw, "overlap": overlap}
+    engine |= {"dependent_launch": dependent_launch, "quantization": None if quantize is None else quantize.value}
     with _options_named():
-        pipe = open_pipeline(checkpoint, device, dtype, refiner, fused_draw=fused_draw, overlap=overlap, **engine)
+        pipe = open_pipeline(checkpoint, device, dtype, refiner, **engine)
     given = None if given_top is None else read_codes(given_top, pipe.config.vae)
     with _options_named():
         drawings = plan(labels, prompt, given, num_images, seed)
