@@ -5,7 +5,10 @@ request may change without changing a shape (conditions, seeds, temperature, top
 buffer that a replay reads. Drawing and decoding are two graphs, so that they can run on two streams.
 
 A capture keeps its activations in a memory pool of its own for as long as it lives. Three runs come before it, on a
-side stream: in the first, libraries choose their algorithms and take their workspaces, and Triton compiles.
+side stream: in the first, libraries choose their algorithms and take their workspaces, and Triton compiles. No setting
+of the allocator is needed or changed; where captures of many sizes leave too little in one piece, torch's own
+``PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True`` is for that, and the cap on all captures together is
+:class:`hqtvae_fast.engine.graph_cache.GraphCache`'s.
 """
 
 from __future__ import annotations
