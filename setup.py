@@ -19,10 +19,12 @@ if BUILD_CPU not in ("auto", "0", "1"):
 # own intrinsics draw the two warnings.
 FLAGS = ["-O3", "-std=c++17", "-fopenmp", "-fno-exceptions", "-fno-trapping-math"]
 FLAGS += ["-Wno-maybe-uninitialized", "-Wno-uninitialized"]
+FLAGS += ["-Wno-psabi"]  # vectors are handed to nothing but what is compiled into the caller
+SOURCES = ("attention_bf16", "group_norm_silu", "linear_bf16", "philox", "winograd")
 
 cpu = Extension(
     "hqtvae_fast._cpu",
-    sources=[f"csrc/cpu/{name}.cpp" for name in ("attention_bf16", "group_norm_silu", "linear_bf16", "philox")],
+    sources=[f"csrc/cpu/{name}.cpp" for name in SOURCES],
     depends=["csrc/cpu/avx512.h"],
     extra_compile_args=FLAGS,
     language="c++",

@@ -37,7 +37,7 @@ PARTS="1|150|GPU tests
 4|140|generate: S at batch 1, 50 and 256
 5|600|baselines: S at batch 50 in turns with the released implementation (needs RELEASED)
 6|900|generate: M, L and S-text at batch 50; S at 8, 128, 512 and 1024
-7|900|train and encode: both stages, images/s and memory; compute-sanitizer's other tools"
+7|1200|train, encode and decode alone: images/s, memory, layers; compute-sanitizer's other tools"
 
 generate() { echo "$PYTHON -m benchmarks.generate --device cuda --preset $1 --batch $2 --repeats 3 --json $out/generate-$1-$2.json ${3:-}"; }
 
@@ -52,6 +52,7 @@ commands() {
     6) for preset in M L S-text; do generate $preset 50; done; for batch in 8 128 512 1024; do generate S $batch; done ;;
     7) for stage in 1 2; do echo "$PYTHON -m benchmarks.train --stage $stage --preset S --device cuda --batch 32 --precision bf16 --json $out/train-$stage.json"; done
        echo "$PYTHON -m benchmarks.encode --preset S --device cuda --batch 64 --json $out/encode.json"
+       echo "$PYTHON -m benchmarks.generate --decode-only --device cuda --preset S --batch 50 --repeats 5 --json $out/decode-S-50.json"
        echo "$PYTHON -m benchmarks.sanitizer --tool initcheck synccheck" ;;
   esac
 }
