@@ -20,6 +20,10 @@ class PlainDecoder:
 
     @torch.inference_mode()
     def __call__(self, codes: Sequence[Tensor]) -> Tensor:
+        return self.pixels(codes)
+
+    def pixels(self, codes: Sequence[Tensor]) -> Tensor:
+        """The same, in whatever mode the caller is."""
         vae, decoder = self.vae, self.vae.decoder
         pairs = zip(vae.codebooks, codes, strict=True)
         embeddings = [F.embedding(level, book.embedding).permute(0, 3, 1, 2).contiguous() for book, level in pairs]

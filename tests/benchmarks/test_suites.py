@@ -19,7 +19,7 @@ def run(suite, *arguments):
 @pytest.mark.parametrize(
     "suite,options,names",
     [
-        ("generate", (), ["tiny, batch 2: draw", "tiny, batch 2: decode", "tiny, batch 2: total"]),
+        ("generate", ("--baselines", "none"), ["tiny, batch 2: draw", "tiny, batch 2: decode", "tiny, batch 2: total"]),
         ("train", ("--stage", "1"), ["tiny, stage 1, batch 2, fp32: update"]),
         ("train", ("--stage", "2"), ["tiny, stage 2, batch 2, fp32: update"]),
         ("encode", (), ["tiny, batch 2: encode"]),
