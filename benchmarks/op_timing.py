@@ -182,6 +182,11 @@ def _warm_up(
             outcome.notes.append(f"left out: {error}")
         except BackendError as error:
             outcome.notes.append(f"left out: {where}: {error}")
+        except Exception as error:
+            if entrant.ours:
+                raise
+            # Another's library failed on this case, not ours: it costs no row but its own.
+            outcome.notes.append(f"left out: {where}: {entrant.name}: {type(error).__name__}: {first_line(error)}")
         else:
             fit = int(SECONDS_EACH / max(seconds, 1e-9))
             ready.append((entrant, min(plan.repeats, max(FEWEST_RUNS, fit))))

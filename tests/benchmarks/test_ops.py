@@ -145,6 +145,12 @@ def test_what_allocates_too_much_is_left_out_and_the_rest_timed():
     assert "\n" not in note
 
 
+def test_a_baseline_that_fails_costs_its_own_row_only():
+    outcome = measured(replace(SPEC, baselines={"broken": lambda x: 1 / 0, "asleep": lambda x: time.sleep(0.001)}))
+    assert [row.what for row in outcome.rows] == ["ours: torch", "ours: slow", "asleep"]
+    assert outcome.notes[-1] == "left out: double, large: broken: ZeroDivisionError: division by zero"
+
+
 def test_errors_that_are_not_about_memory_pass_the_guard():
     with pytest.raises(RuntimeError, match="shapes"), memory.guarded("x", CPU):
         raise RuntimeError("shapes differ")
