@@ -23,7 +23,12 @@ from hqtvae_fast.cli.options import (
     Columns,
     Device,
     DType,
+    FusedDraw,
+    Graphs,
     OutDir,
+    Overlap,
+    Quantize,
+    Tables,
     TopOnly,
     batch_of,
     open_pipeline,
@@ -49,6 +54,7 @@ _OPTIONS = {
     "top_p": "--top-p",
     "temperature": "--temperature",
     "seed": "--seed",
+    "quantization": "--quantize",
 }
 
 Classes = Annotated[
@@ -201,6 +207,11 @@ def sample(
     batch_size: BatchSize = None,
     device: Device = None,
     dtype: DType = None,
+    quantize: Quantize = None,
+    graphs: Graphs = None,
+    tables: Tables = False,
+    fused_draw: FusedDraw = False,
+    overlap: Overlap = None,
 ) -> None:
     """Draw pictures from classes, from prompts or from nothing, as the model was trained."""
     if classes and prompt:
@@ -215,7 +226,9 @@ def sample(
         out = DEFAULT_OUT
     writer = PictureWriter(out, out_dir, columns, scale=scale, captions=captions)
     check_file(save_codes)
-    pipe = open_pipeline(checkpoint, device, dtype, refiner)
+    engine = {"quantization": None if quantize is None else quantize.value, "graphs": graphs, "tables": tables}
+    with _options_named():
+        pipe = open_pipeline(checkpoint, device, dtype, refiner, fused_draw=fused_draw, overlap=overlap, **engine)
     given = None if given_top is None else read_codes(given_top, pipe.config.vae)
     with _options_named():
         drawings = plan(labels, prompt, given, num_images, seed)

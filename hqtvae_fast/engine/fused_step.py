@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hqtvae_fast.engine.embed import BodyEmbedding, HeadEmbedding
-from hqtvae_fast.engine.step import LevelLogits, make_caches, split_group
+from hqtvae_fast.engine.step import LevelFeatures, LevelLogits, make_caches, split_group
 from hqtvae_fast.engine.tables import CLASSES, StepTables, num_starts
 from hqtvae_fast.model import HQTransformer
 from hqtvae_fast.model.head import CodeHead, PyramidHead
@@ -35,11 +35,14 @@ Attend = Callable[[Tensor, "Tensor | None", int], Tensor]
 class FusedStep:
     """See :class:`hqtvae_fast.engine.step.Step`. The model's parameters are read in place, none is copied but the
     positions' few rows; changing them afterwards is noticed, except for those. ``tables``: what depends on codes alone
-    is read from them and not computed; None: all is computed."""
+    is read from them and not computed; None: all is computed. ``fused_draw``: the head's last product is left to the
+    draw, unless its weight is narrow."""
 
-    def __init__(self, model: HQTransformer, batch: int, tables: StepTables | None = None) -> None:
+    def __init__(
+        self, model: HQTransformer, batch: int, tables: StepTables | None = None, fused_draw: bool = False
+    ) -> None:
         config, device = model.config, model.norm.weight.device
-        self.model, self.batch, self.tables = model, batch, tables
+        self.model, self.batch, self.tables, self.fused_draw = model, batch, tables, fused_draw
         self.caches = make_caches(model, batch)
         self.numbers = torch.arange(config.prefix_positions + config.num_steps, device=device)
         self.embedding = BodyEmbedding(model)
@@ -64,10 +67,10 @@ class FusedStep:
 
         return self._run(model.body, x_BSD, None, attend, model.norm)[1][:, -1]
 
-    def head(self, h_BD: Tensor, local_BN: Tensor, group: range) -> Sequence[LevelLogits]:
+    def head(self, h_BD: Tensor, local_BN: Tensor, group: range) -> Sequence[LevelLogits | LevelFeatures]:
         head, parts = self.model.head, split_group(self.model, group)
         if isinstance(head, CodeHead):
-            return [LevelLogits(0, 0, self._multiply(h_BD[:, None], head.logits))]
+            return [self._predict(0, 0, h_BD[:, None], head.logits)]
         norms = [cast(nn.LayerNorm, head.norms[part.level]) for part in parts]
         x_BGD, normal_BGD = self._run_head(h_BD, local_BN, group, norms[0])
         found = []
@@ -75,9 +78,14 @@ class FusedStep:
             own = slice(part.positions.start - group.start, part.positions.stop - group.start)
             if norm is not norms[0]:  # a group of several levels, each with a LayerNorm of its own
                 normal_BGD[:, own] = _normalise(x_BGD[:, own], norm)
-            logits = self._multiply(normal_BGD[:, own], head.logits[part.level])
-            found.append(LevelLogits(part.level, part.positions.start, logits))
+            found.append(self._predict(part.level, part.positions.start, normal_BGD[:, own], head.logits[part.level]))
         return found
+
+    def _predict(self, level: int, first: int, x_BGD: Tensor, layer: nn.Module) -> LevelLogits | LevelFeatures:
+        layer = cast(Linear, layer)
+        if self.fused_draw and layer.streamed[1] is None:
+            return LevelFeatures(level, first, x_BGD, layer.weight)
+        return LevelLogits(level, first, self._multiply(x_BGD, layer))
 
     def skip(self, h_BD: Tensor) -> None:
         head = self.model.head

@@ -81,7 +81,8 @@ class _LastOperator(TorchDispatchMode):
 
 
 class DrawReplay:
-    """:func:`hqtvae_fast.engine.draw_codes` for one batch size; ``given``: whether top codes are given."""
+    """:func:`hqtvae_fast.engine.draw_codes` for one batch size; ``given``: whether top codes are given.
+    ``fused_draw``: a draw inside the head's product, which can have no top-k and no top-p, neither now nor later."""
 
     def __init__(
         self,
@@ -91,9 +92,10 @@ class DrawReplay:
         given: bool = False,
         engine: Engine | None = None,
         tables: StepTables | None = None,
+        fused_draw: bool = False,
     ) -> None:
         config, device = model.config, model.norm.weight.device
-        self.config, self.batch = config, batch
+        self.config, self.batch, self.fused_draw = config, batch, fused_draw
         self.seeds = torch.zeros(batch, dtype=torch.int64, device=device)
         self.condition = self._condition_buffer(device)
         levels = config.num_levels
@@ -101,6 +103,7 @@ class DrawReplay:
         top = torch.zeros(batch, config.num_steps, 1, dtype=torch.int64, device=device) if given else None
         with torch.inference_mode():
             options: dict[str, Any] = {"given": top, "engine": engine, "tables": tables}
+            options["fused_draw"] = fused_draw
             self.run = StepRunner.make(model, self.condition, self.seeds, everything, **options)
             self.replay = Replay(self._work, device)
 
@@ -129,6 +132,8 @@ class DrawReplay:
         """Codes int64 [B, h, w] a level, the caller's own. Arguments and errors as for ``draw_codes``; ``invalid`` is a
         bool scalar that is set where logits were NaN."""
         params.check(self.config)
+        if self.fused_draw and params.filtered:
+            raise ValueError("this capture draws inside the head's product: expected neither top_k nor top_p; got some")
         if len(seeds) != self.batch or (given_top_codes is not None) != self.run.keep_top:
             wanted = f"{self.batch} seeds, top codes {'given' if self.run.keep_top else 'drawn'}"
             got = f"{len(seeds)}, top codes {'drawn' if given_top_codes is None else 'given'}"

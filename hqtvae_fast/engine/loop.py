@@ -8,16 +8,18 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from hqtvae_fast.config import TransformerConfig
 from hqtvae_fast.engine.fused_step import FusedStep
-from hqtvae_fast.engine.step import ENGINES, Engine, LevelLogits, ReferenceStep, Step
+from hqtvae_fast.engine.step import ENGINES, Engine, LevelFeatures, LevelLogits, ReferenceStep, Step
 from hqtvae_fast.engine.tables import StepTables
 from hqtvae_fast.model import HQTransformer
 from hqtvae_fast.model.pyramid import to_local, to_maps
+from hqtvae_fast.ops.draw_from_head import draw_from_head
 from hqtvae_fast.ops.sample_logits import check_sampling, sample_logits
 
 OnStep = Callable[[], None]
@@ -40,6 +42,11 @@ class SamplingParams:
         for values in zip(self.temperature, self.top_k, self.top_p, config.codebook_sizes, strict=True):
             check_sampling(*values)
 
+    @property
+    def filtered(self) -> bool:
+        """Whether any level has a top-k or a top-p."""
+        return any(value is not None for value in (*self.top_k, *self.top_p))
+
 
 @torch.inference_mode()
 def draw_codes(
@@ -52,6 +59,7 @@ def draw_codes(
     on_step: OnStep | None = None,
     engine: Engine | None = None,
     tables: StepTables | None = None,
+    fused_draw: bool = False,
     invalid: Tensor | None = None,
 ) -> tuple[Tensor, ...]:
     """Draw code maps, int64 [B, h, w] a predicted level, top first.
@@ -60,14 +68,16 @@ def draw_codes(
     :func:`hqtvae_fast.engine.rng.image_seeds`; ``given_top_codes`` [B, h, w] are kept and only finer codes are drawn
     (the paper's figure 4b). ``on_step`` is called after each of the T steps has been issued. The same seed gives the
     same codes in any batch, as far as matrix products give the same logits there. ``tables``: of this model, from
-    :func:`hqtvae_fast.engine.fused_step.make_tables`. Raises ValueError on parameters out
-    of range and, at the end on a GPU and at once on a CPU, on logits that are NaN. ``invalid``, a bool scalar on a GPU,
-    is set there instead, and nothing waits for it.
+    :func:`hqtvae_fast.engine.fused_step.make_tables`; ``fused_draw``: without top-k and top-p, draw inside the head's
+    product. Raises ValueError on parameters out of range and, at the end on a GPU and at once on a CPU, on logits that
+    are NaN. ``invalid``, a bool scalar on a GPU, is set there instead, and nothing waits for it.
     """
     config, batch = model.config, len(seeds)
     params.check(config)
     given = None if given_top_codes is None else check_given(given_top_codes, config, batch)
-    run = StepRunner.make(model, condition, seeds, params, given=given, engine=engine, tables=tables)
+    fused_draw = fused_draw and not params.filtered
+    options: dict[str, Any] = {"given": given, "engine": engine, "tables": tables, "fused_draw": fused_draw}
+    run = StepRunner.make(model, condition, seeds, params, **options)
     run.all_steps(on_step)
     if invalid is not None:
         invalid |= run.draw.invalid
@@ -100,8 +110,9 @@ class StepRunner:
         given: Tensor | None = None,
         engine: Engine | None = None,
         tables: StepTables | None = None,
+        fused_draw: bool = False,
     ) -> StepRunner:
-        """Allocates everything. ``given``: top codes [B, T, 1]."""
+        """Allocates everything. ``given``: top codes [B, T, 1]. ``fused_draw``: never with top-k or top-p."""
         config, batch = model.config, len(seeds)
         if config.scrambled_middle:
             raise ValueError("scrambled_middle: this model needs codes not drawn yet; it can only be evaluated")
@@ -109,7 +120,8 @@ class StepRunner:
         if given is not None:
             local_BTN[:, :, :1] = given
         draw = _Draw.on_device(params, seeds, _noise_offset(config), config)
-        return cls(config, make_step(model, batch, engine, tables), draw, condition, local_BTN, given is not None)
+        step = make_step(model, batch, engine, tables, fused_draw)
+        return cls(config, step, draw, condition, local_BTN, given is not None)
 
     def all_steps(self, on_step: OnStep | None = None) -> None:
         """Draw everything, from the first step on; may be called again."""
@@ -136,17 +148,23 @@ class StepRunner:
                     self.draw(part, local_BN, index)
 
 
-def make_step(model: HQTransformer, batch: int, engine: Engine | None = None, tables: StepTables | None = None) -> Step:
+def make_step(
+    model: HQTransformer,
+    batch: int,
+    engine: Engine | None = None,
+    tables: StepTables | None = None,
+    fused_draw: bool = False,
+) -> Step:
     """Who runs the steps: "fused", the kernels of :mod:`hqtvae_fast.ops`, or "reference", the model's own modules.
-    None: the kernels on a GPU or with ``tables``, which only they read; else the modules, which on a CPU have packed
-    weights. Raises ValueError on another, and on "reference" with tables."""
+    None: the kernels on a GPU or with ``tables`` or ``fused_draw``, which only they have; else the modules, which on a
+    CPU have packed weights. Raises ValueError on another, and on "reference" with either."""
     if engine is None:
-        engine = "fused" if model.norm.weight.is_cuda or tables is not None else "reference"
+        engine = "fused" if model.norm.weight.is_cuda or tables is not None or fused_draw else "reference"
     if engine not in ENGINES:
         raise ValueError(f"engine: expected one of {', '.join(ENGINES)}; got {engine!r}")
-    if engine == "reference" and tables is not None:
-        raise ValueError("tables: expected engine 'fused', which reads them; got 'reference'")
-    return FusedStep(model, batch, tables) if engine == "fused" else ReferenceStep(model, batch)
+    if engine == "reference" and (tables is not None or fused_draw):
+        raise ValueError("tables and fused_draw: expected engine 'fused', which has them; got 'reference'")
+    return FusedStep(model, batch, tables, fused_draw) if engine == "fused" else ReferenceStep(model, batch)
 
 
 @dataclass(frozen=True)
@@ -175,19 +193,21 @@ class _Draw:
         for own, value in zip((self.temperature, self.top_k, self.top_p), _numbers(params, config), strict=True):
             own.copy_(value)
 
-    def __call__(self, part: LevelLogits, local_BN: Tensor, index: int) -> None:
+    def __call__(self, part: LevelLogits | LevelFeatures, local_BN: Tensor, index: int) -> None:
         """Draw the codes of a group that are of one level, into ``local_BN``."""
-        sample_logits(
-            part.logits,
-            temperature=self.temperature[part.level],
-            top_k=self.top_k[part.level],
-            top_p=self.top_p[part.level],
-            seeds=self.seeds,
-            step=self.numbers[self.first_step + index],
-            position=self.numbers[part.first],
-            out=local_BN[:, part.first : part.first + part.logits.shape[1]],
-            invalid=self.invalid,
-        )
+        positions = (part.x if isinstance(part, LevelFeatures) else part.logits).shape[1]
+        options: dict[str, Any] = {
+            "temperature": self.temperature[part.level],
+            "seeds": self.seeds,
+            "step": self.numbers[self.first_step + index],
+            "position": self.numbers[part.first],
+            "out": local_BN[:, part.first : part.first + positions],
+            "invalid": self.invalid,
+        }
+        if isinstance(part, LevelFeatures):
+            draw_from_head(part.x, part.weight, **options)
+        else:
+            sample_logits(part.logits, top_k=self.top_k[part.level], top_p=self.top_p[part.level], **options)
 
 
 def _numbers(params: SamplingParams, config: TransformerConfig) -> tuple[Tensor, Tensor, Tensor]:

@@ -28,6 +28,16 @@ class LevelLogits:
     logits: Tensor
 
 
+@dataclass(frozen=True)
+class LevelFeatures:
+    """What the head reads in their place, x [B, G, D] and its weight [K, D], for a draw that makes the product."""
+
+    level: int
+    first: int
+    x: Tensor
+    weight: Tensor
+
+
 class Step(Protocol):
     """Runs a model step by step for one batch; its caches are allocated when it is made."""
 
@@ -36,7 +46,7 @@ class Step(Protocol):
     def body(self, step: int, condition: Tensor | None, local_BTN: Tensor) -> Tensor:
         """MT at ``step`` (called for 0, 1, ...), which reads the codes drawn at the one before: h [B, D]."""
 
-    def head(self, h_BD: Tensor, local_BN: Tensor, group: range) -> Sequence[LevelLogits]:
+    def head(self, h_BD: Tensor, local_BN: Tensor, group: range) -> Sequence[LevelLogits | LevelFeatures]:
         """PHT over a group, called in drawing order; reads the codes of earlier groups."""
 
     def skip(self, h_BD: Tensor) -> None:

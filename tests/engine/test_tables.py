@@ -83,6 +83,6 @@ def test_memory_of_presets():
 
 def test_the_reference_reads_none():
     model = golden_pipeline("class_parallel").transformer
-    with pytest.raises(ValueError, match="tables: expected engine 'fused', which reads them; got 'reference'"):
+    with pytest.raises(ValueError, match="tables and fused_draw: expected engine 'fused', which has them"):
         make_step(model, 1, "reference", make_tables(model))
     assert isinstance(make_step(model, 1, None, make_tables(model)), FusedStep)

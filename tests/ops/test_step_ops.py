@@ -15,7 +15,7 @@ from hqtvae_fast.ops import (
     local_attention,
     sample_logits,
 )
-from hqtvae_fast.ops.linear.reference import quantize_int8
+from hqtvae_fast.ops.linear.reference import quantize
 from hqtvae_fast.ops.local_attention.reference import level_mask
 from hqtvae_fast.ops.spec import all_specs
 
@@ -215,12 +215,24 @@ def test_a_start_on_the_device_is_the_start():
 def test_int8_weights_are_within_half_a_step():
     weight = torch.randn(20, 64) * torch.logspace(-6, 2, 20)[:, None]
     weight[3] = 0
-    stored, scale = quantize_int8(weight)
+    stored, scale = quantize(weight, "int8")
     assert stored.abs().max() == 127
     assert ((stored * scale[:, None] - weight).abs() <= 0.501 * scale[:, None]).all()
     x = torch.randn(5, 64)
     exact = x @ weight.T
     torch.testing.assert_close(linear(x, stored, scale=scale), exact, rtol=0, atol=0.05 * float(exact.abs().max()))
+
+
+def test_fp8_weights_are_within_half_of_their_last_bit():
+    """Three bits after the leading one; below 2^-6 of the dtype's own scale, steps of 2^-9."""
+    weight = torch.randn(20, 64) * torch.logspace(-6, 2, 20)[:, None]
+    weight[3] = 0
+    stored, scale = quantize(weight, "fp8")
+    assert stored.float().abs().max() == 448
+    error = (stored.float() * scale[:, None] - weight).abs()
+    assert (error <= torch.maximum(2.0**-4 * weight.abs(), 2.0**-10 * scale[:, None]) * 1.001).all()
+    with pytest.raises(ValueError, match="quantization: expected one of int8, fp8; got 'int4'"):
+        quantize(weight, "int4")
 
 
 # ------------------------------------------------------------------------------------------------------------ on a GPU

@@ -17,6 +17,7 @@ WARPS, STAGES = 4, 4
 PROGRAMS = 264  # wanted: two for each of an H100's multiprocessors. None of these is measured on a GPU yet.
 MOST_PARTS = 16
 MOST_TILES = 4096
+FP8_CAPABILITY = (8, 9)
 
 
 @dataclass(frozen=True)
@@ -59,6 +60,10 @@ def why_not(
         return f"expected at most {OUT * MOST_TILES} outputs; got {weight.shape[0]}"
     if not weight.is_contiguous():
         return "expected a contiguous weight"
+    if weight.dtype is torch.float8_e4m3fn:
+        if not triton_launch.capability_at_least(x, FP8_CAPABILITY):
+            return "expected compute capability 8.9 or above for fp8, which has the instruction that widens it"
+        weight = weight.view(torch.int8)
     return triton_launch.why_not(x, weight, scale, bias, residual)
 
 

@@ -7,10 +7,11 @@ sums to memory; the program that comes last to a tile adds the parts up, in the 
 so that the result is the same every time, and takes bias, GELU and residual along. Who is last, a counter tells, which
 that program sets back to zero. With one part there is neither.
 
-**Cost.** Bytes: the weight once (2 bytes an element, 1 as int8), ROWS x K values of x a program from the caches, and
-8 bytes for each part and output. FLOP: 2 M N K, of which the tensor cores do 2 ROWS N K: 16 FLOP a byte of bf16.
+**Cost.** Bytes: the weight once (2 bytes an element, 1 as int8 or fp8), ROWS x K values of x a program from the caches,
+and 8 bytes for each part and output. FLOP: 2 M N K, of which the tensor cores do 2 ROWS N K: 16 FLOP a byte of bf16.
 
-int8 weights are widened as they are loaded, which is exact in bf16; the output's scale is multiplied in at the end.
+int8 and fp8 weights are widened as they are loaded, which is exact in bf16 and in fp16; the output's scale is
+multiplied in at the end.
 """
 
 # mypy: ignore-errors
@@ -54,7 +55,7 @@ def _finish(
 @triton.jit
 def few_rows_kernel(
     x,  # [M, K] fp32, bf16 or fp16, contiguous
-    weight,  # [N, K] as x, or int8, contiguous
+    weight,  # [N, K] as x, int8 or fp8, contiguous
     scale,  # [N] fp32, or None
     bias,  # [N] as x, or None
     residual,  # [M, N] as x, or None
