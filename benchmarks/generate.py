@@ -35,8 +35,16 @@ class Dtype(str, Enum):
 
     auto = "auto"
     fp32 = "fp32"
+    tf32 = "tf32"
     bf16 = "bf16"
     fp16 = "fp16"
+
+
+class Narrow(str, Enum):
+    """What to round our transformer's matrices to."""
+
+    int8 = "int8"
+    fp8 = "fp8"
 
 
 Presets = Annotated[
@@ -65,8 +73,9 @@ Threads = Annotated[int | None, typer.Option(min=1, help="CPU threads; default: 
 TopK = Annotated[int | None, typer.Option(help="Keep the k likeliest codes of each draw; default, as the paper: all.")]
 TopP = Annotated[float | None, typer.Option(help="Keep the likeliest codes that sum to p; default: all.")]
 Temperature = Annotated[float, typer.Option(help="Divides the logits.")]
-Quantization = Annotated[str | None, typer.Option(help="Of ours, as the pipeline takes it: int8.")]
+Quantize = Annotated[Narrow | None, typer.Option("--quantize", help="Of ours: the transformer's matrices.")]
 Tables = Annotated[bool, typer.Option("--tables", help="Of ours: keep what depends on a code or a class in memory.")]
+FusedDraw = Annotated[bool, typer.Option("--fused-draw", help="Of ours: draw inside the head's product.")]
 Baselines = Annotated[
     list[str] | None,
     typer.Option("--baselines", help=f"Some of {', '.join(KINDS)}, or none. Default: all; on a CPU not compile."),
@@ -100,8 +109,9 @@ def generate(
     top_k: TopK = None,
     top_p: TopP = None,
     temperature: Temperature = 1.0,
-    quantization: Quantization = None,
+    quantize: Quantize = None,
     tables: Tables = False,
+    fused_draw: FusedDraw = False,
     baselines: Baselines = None,
     released: ReleasedDir = None,
     released_repeats: ReleasedRepeats = 2,
@@ -115,14 +125,15 @@ def generate(
     """
     if threads is not None:
         torch.set_num_threads(threads)
+    options = {"quantization": quantize and quantize.value, "tables": tables, "fused_draw": fused_draw}
     models = [str(checkpoint)] if checkpoint is not None else preset
     try:
         if json is not None and not json.absolute().parent.is_dir():
             raise ValueError(f"--json: no directory {json.parent}")
         target = _pick_device(device)
         if decode_only:
-            if len(models) > 1 or len(batch) > 1:
-                raise ValueError("--decode-only: expected one preset and one batch")
+            if len(models) > 1 or len(batch) > 1 or dtype is Dtype.tf32:
+                raise ValueError("--decode-only: expected one preset, one batch, and no TF32")
             time_decoding(models[0], checkpoint, target, batch[0], repeats, dtype.value, json)
             return
         setting = Setting(
@@ -133,8 +144,7 @@ def generate(
             repeats=(repeats, released_repeats),
             baselines=_pick_baselines(baselines, target),
             released=released,
-            quantization=quantization,
-            tables=tables,
+            options=options,
         )
         for model in models:
             check(setting, model, checkpoint, batch)

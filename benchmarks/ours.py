@@ -63,30 +63,25 @@ def open_model(preset: str, directory: Path | None) -> Checkpoint:
 class Ours:
     """The pipeline, taken apart into drawing and decoding, and as a user has it: batch by batch, and as a stream.
 
-    Both halves are the executor's, so that a GPU replays the graphs that the pipeline would. ``quantization`` and
-    ``tables``: see :meth:`hqtvae_fast.HQTVAEPipeline.from_pretrained`.
+    Both halves are the executor's, so that a GPU replays the graphs that the pipeline would. ``options``: the
+    pipeline's own (``quantization``, ``tables``, ``fused_draw``); it overlaps drawing and decoding where it streams, on
+    a CPU too.
     """
 
     name = "hqtvae_fast"
     warm_ups = 1
 
     def __init__(
-        self,
-        checkpoint: Checkpoint,
-        device: torch.device,
-        dtype: str,
-        params: SamplingParams,
-        *,
-        quantization: Any = None,
-        tables: bool = False,
+        self, checkpoint: Checkpoint, device: torch.device, dtype: str, params: SamplingParams, **options: Any
     ) -> None:
-        options = {"dtype": None if dtype == "auto" else dtype, "quantization": quantization, "tables": tables}
-        self.pipeline = HQTVAEPipeline(checkpoint, device=device, **options)
+        wanted = None if dtype == "auto" else dtype
+        self.pipeline = HQTVAEPipeline(checkpoint, device=device, dtype=wanted, overlap=True, **options)
         assert self.pipeline.transformer is not None  # open_model has seen to it
         self._executor = self.pipeline._executor  # a second one would capture everything twice
         self.device, self.dtype, self.params = self.pipeline.device, self.pipeline.dtype, params
-        self.precision = str(self.dtype).removeprefix("torch.")
-        self.precision += f", {quantization} weights" if quantization else ""
+        chosen = [str(self.dtype).removeprefix("torch."), *(["TF32"] if self.pipeline.precision.tf32 else [])]
+        chosen += [value if isinstance(value, str) else name for name, value in options.items() if value]
+        self.precision = ", ".join(chosen)
         self._models = self._executor.models
         self.config = self._models[0].config
         self.steps = sum(model.config.num_steps for model in self._models)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import copy
 import gc
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -22,6 +22,7 @@ from benchmarks.timing import Sampler, Timing, batch_sizes, time_in_turns, time_
 from hqtvae_fast.checkpoint import Checkpoint
 from hqtvae_fast.config import HQTVAEConfig
 from hqtvae_fast.engine import SamplingParams
+from hqtvae_fast.engine.precision import check_precision, default_precision, read_precision
 from hqtvae_fast.hardware import Device
 from hqtvae_fast.model.cost import image_cost
 
@@ -34,7 +35,8 @@ Maker = tuple[str, Callable[[], Sampler]]
 class Setting:
     """What is asked of every model and batch. ``images``: in all, None: one batch on a CPU and
     :data:`BATCHES_ON_GPU` on a GPU; ``sampling``: temperature, top-k, top-p; ``repeats``: of ours and the plain
-    baselines, and of the released implementation; ``baselines``: of :data:`benchmarks.baselines.KINDS`."""
+    baselines, and of the released implementation; ``baselines``: of :data:`benchmarks.baselines.KINDS`; ``options``:
+    the pipeline's, of ours."""
 
     device: torch.device
     images: int | None
@@ -43,8 +45,7 @@ class Setting:
     repeats: tuple[int, int]
     baselines: tuple[str, ...] = ()
     released: Path | None = None
-    quantization: Any = None
-    tables: bool = False
+    options: Mapping[str, Any] = field(default_factory=dict)
 
     def sizes(self, batch: int) -> list[int]:
         """Of a run's batches."""
@@ -60,8 +61,8 @@ def check(setting: Setting, model: str, directory: Path | None, batches: Sequenc
         open_model(model, None)  # says which there are
     config = BENCHMARK_PRESETS[model] if directory is None else open_model(model, directory).config
     setting.params(config)
-    if setting.quantization not in (None, "int8"):
-        raise ValueError(f"--quantization: expected int8; got {setting.quantization!r}")
+    precision = default_precision(setting.device) if setting.dtype == "auto" else read_precision(setting.dtype)
+    check_precision(precision, setting.options.get("quantization"), setting.device)
     if setting.released is not None:
         import_released(setting.released)
         for batch in batches:
@@ -116,8 +117,8 @@ def _make_ours(setting: Setting, source: _Source, sizes: Sequence[int]) -> tuple
     """Ours, warm, with its peak memory: the first that a process makes, since a CPU can tell no other apart."""
     meter = PeakMemory(setting.device)
     checkpoint = source.take()
-    options: dict[str, Any] = {"quantization": setting.quantization, "tables": setting.tables}
-    ours = Ours(checkpoint, setting.device, setting.dtype, setting.params(checkpoint.config), **options)
+    params = setting.params(checkpoint.config)
+    ours = Ours(checkpoint, setting.device, setting.dtype, params, **setting.options)
     _warm_up(ours, sizes)
     return ours, meter.read(), checkpoint.config
 

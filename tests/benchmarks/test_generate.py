@@ -129,8 +129,8 @@ def test_a_baseline_that_fails_costs_its_own_column_only(monkeypatch, capsys):
     [
         (("--preset", "tiny", "huge"), "got 'huge'"),
         (("--preset", "tiny", "--baselines", "jax"), "--baselines: expected some of paper, eager, compile, or none"),
-        (("--preset", "tiny", "--decode-only", "--batches", "1", "2"), "expected one preset and one batch"),
-        (("--preset", "tiny", "--quantization", "int3"), "--quantization: expected int8; got 'int3'"),
+        (("--preset", "tiny", "--decode-only", "--batches", "1", "2"), "expected one preset, one batch"),
+        (("--preset", "tiny", "--dtype", "tf32"), "expected a CUDA device, got cpu"),
         (("--preset", "tiny", "--released", "/no/such/place"), "expected a checkout of"),
         (("--preset", "tiny", "--json", "/no/such/place/x.json"), "--json: no directory"),
     ],
@@ -138,6 +138,13 @@ def test_a_baseline_that_fails_costs_its_own_column_only(monkeypatch, capsys):
 def test_what_cannot_be_run_is_said_before_anything_is(arguments, message, capsys):
     assert cli.main(["bench", "generate", *arguments]) == 2
     assert message in " ".join(capsys.readouterr().err.split())
+
+
+def test_options_are_the_pipelines():
+    params = same_for_all(TINY.vae, 1.0, None, None)
+    ours = Ours(open_model("tiny", None), CPU, "fp32", params, quantization="int8", tables=True, fused_draw=False)
+    assert ours.precision == "float32, int8, tables"
+    ours.stream([1, 1])
 
 
 def test_text_and_no_condition_stream_too():
