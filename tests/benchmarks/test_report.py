@@ -11,8 +11,6 @@ import pytest
 import torch
 from PIL import Image
 
-pytest.importorskip("matplotlib", reason="pictures need the extra `bench`")
-
 from benchmarks import html, plots, schema
 from benchmarks.environment import HERE, describe
 from benchmarks.schema import Results, Row
