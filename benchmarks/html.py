@@ -60,7 +60,7 @@ def _pictures(every: Sequence[Results]) -> dict[str, bytes]:
 # ------------------------------------------------------------------------------------------------------------- tables
 
 HEADS = {
-    "generate": ["what", "by whom", "ms", "95% interval", "images/s", "runs"],
+    "generate": ["what", "by whom", "ms", "95% interval", "images/s", "of its floor", "images/J", "runs"],
     "ops": ["op and case", "by whom", "ms", "95% interval", "GB/s", "TFLOP/s", "of the floor", "/ ours"],
     "train": ["what", "by whom", "ms", "95% interval", "images/s", "runs"],
     "encode": ["what", "by whom", "ms", "95% interval", "images/s", "runs"],
@@ -85,8 +85,12 @@ def _cells(benchmark: str, row: Row) -> Cells:
     runs = f"{len(row.runs)}" + (f" in {len(row.samples)} processes" if len(row.samples) > 1 else "")
     name = row.name + (" †" if row.unfit else "")
     if benchmark in ("generate", "train", "encode"):
-        rate = row.work["images"] / row.median
-        return [name, row.entrant, _number(row.median * 1e3), _span(low, high, 1e3), _number(rate), runs]
+        images = row.work["images"]
+        cells = [name, row.entrant, _number(row.median * 1e3), _span(low, high, 1e3), _number(images / row.median)]
+        if benchmark == "generate":  # files from before these were measured have neither
+            floor, joules = row.work.get("floor_seconds"), row.work.get("joules")
+            cells += [f"{floor / row.median:.1%}" if floor else "-", _number(images / joules) if joules else "-"]
+        return [*cells, runs]
     if benchmark == "ops":
         cells = [name, row.entrant, _number(row.median * 1e3), _span(low, high, 1e3)]
         cells += [_number(row.work["bytes"] / row.median / 1e9), f"{row.work['flops'] / row.median / 1e12:,.3g}"]

@@ -9,13 +9,14 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from benchmarks import gate, pairs, proxies, revisions, schema, tally, worker
 from benchmarks.environment import describe
-from benchmarks.pairs import Plan, Side, Worker, measure
+from benchmarks.pairs import Paired, Plan, Side, Worker, measure
 from benchmarks.schema import Results, Row
 from hqtvae_fast import cli
 from hqtvae_fast.cli import bench
@@ -37,29 +38,50 @@ def folder(tmp_path):
 
 def test_two_sides_take_turns(folder):
     plan = Plan(WORKLOAD, rounds=2, turns=3, least_seconds=0.001)
-    paired = measure([Side("base", folder), Side("new, slower", folder, slow=1.0)], plan)
+    (paired,) = measure([Side("base", folder), Side("new, slower", folder, slow=1.0)], plan)
     (part,) = paired.samples[0]
     assert part == "tiny, batch 1: decode"
     assert [[len(turns) for turns in samples[part]] for samples in paired.samples] == [[3, 3], [3, 3]]
-    assert all(0.3 < ratio < 1.2 for ratio in paired.log_ratios(part, 1))  # log 2 is 0.69
+    assert all(0.3 < ratio < 1.2 for ratio in paired.log_ratios(part))  # log 2 is 0.69
     assert paired.environments[0]["threads"] == 1
 
 
-def test_the_order_turns_round(monkeypatch):
-    asked = []
+class Caches:
+    """Workers on one core: a call is quicker where the one before it was of the same process, whose data are cached."""
 
-    class Fake:
-        def __init__(self, name):
-            self.name = name
+    def __init__(self, cold=1.0, warm=0.97):
+        self.asked, self.cold, self.warm = [], cold, warm
 
-        def ask(self, part, calls, slow=0.0):
-            asked.append(self.name)
-            return 1.0
+    def worker(self, name):
+        def ask(part, calls, slow=0.0):
+            self.asked.append(name)
+            return self.warm if self.asked[-2:-1] == [name] else self.cold
 
-    a, b = Path("a"), Path("b")
-    paired = pairs.Paired([{}, {}])
-    pairs._take_turns("x", [Side("a", a), Side("b", b)], {a: Fake("a"), b: Fake("b")}, Plan({}, turns=4), paired, 0)
-    assert "".join(asked) == "a" * pairs.WARM_UP + "b" * pairs.WARM_UP + "abbaabba"
+        return SimpleNamespace(ask=ask)
+
+
+def turns_of(names, turns, number=0):
+    """What is asked for, in order, and the pairs that come of it."""
+    caches, sides = Caches(), [Side(name, Path(name[0])) for name in names]
+    workers = {folder: caches.worker(str(folder)) for folder in dict.fromkeys(side.folder for side in sides)}
+    pairs_of = [Paired([{}, {}]) for _ in names[1:]]
+    pairs._take_turns("x", sides, workers, Plan({}, turns=turns), pairs_of, number)
+    return "".join(caches.asked)[len(workers) * pairs.WARM_UP :], pairs_of
+
+
+def test_sides_alternate_and_the_first_one_changes_with_the_round():
+    assert turns_of("ab", 3)[0] == "ababab"
+    assert turns_of("ab", 3, number=1)[0] == "bababa"
+    assert turns_of(("a", "b1", "b2"), 2)[0] == "abababab"
+
+
+@pytest.mark.parametrize("turns", [1, 2, 3, 4, 16])
+@pytest.mark.parametrize("number", [0, 1])
+def test_no_side_gains_by_following_itself(turns, number):
+    """Two equal sides are equal to the last bit, with however few turns."""
+    for names in ("ab", ("a", "b1", "b2", "b3")):
+        for pair in turns_of(names, turns, number)[1]:
+            assert pair.log_ratios("x") == [0.0]
 
 
 def test_a_worker_that_dies_says_why(folder):
