@@ -9,6 +9,7 @@ all: it loads nothing, so that it can be mailed or kept as an artifact. Rows in 
 from __future__ import annotations
 
 import base64
+import re
 from collections.abc import Sequence
 from html import escape
 from pathlib import Path
@@ -40,14 +41,11 @@ def _pictures(every: Sequence[Results]) -> dict[str, bytes]:
     """PNGs by file name: ``<what>-<theme>.png``."""
     from benchmarks import plots  # matplotlib is not needed for what else this module does
 
-    wanted = {}
-    whole = plots.throughput(every)
-    if whole is not None:
-        wanted["throughput"] = (whole, plots.SIZE)
+    wanted = {f"throughput-{Path(model).name}": (plot, plots.SIZE) for model, plot in plots.throughput(every).items()}
     for number, results in enumerate(r for r in every if r.benchmark == "ops"):
         suffix = f"-{number + 1}" if number else ""
         if (roof := plots.roofline(results)) is not None:
-            wanted[f"roofline{suffix}"] = (roof, plots.SIZE)
+            wanted[f"roofline{suffix}"] = (roof, plots.WIDE)
         if (bars := plots.bars(results)) is not None:
             wanted[f"ops{suffix}"] = bars
     return {
@@ -117,8 +115,12 @@ def caption(results: Results) -> str:
 
 
 def unfit(results: Results) -> list[str]:
-    """Why rows are marked, each reason once."""
-    return list(dict.fromkeys(row.unfit for row in results.rows if row.unfit))
+    """Why rows are marked: of reasons that differ in figures only the first, and how many rows have one like it."""
+    kinds: dict[str, list[str]] = {}
+    for row in results.rows:
+        if row.unfit:
+            kinds.setdefault(re.sub(r"\d+(\.\d+)?", "#", row.unfit), []).append(row.unfit)
+    return [f"{found[0]} (and so in {len(found)} rows)" if len(found) > 1 else found[0] for found in kinds.values()]
 
 
 def markdown(every: Sequence[Results]) -> str:
@@ -139,7 +141,7 @@ def markdown(every: Sequence[Results]) -> str:
 
 STYLE = """
 :root { color-scheme: light dark; }
-body { font: 15px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem;
+body { font: 15px/1.5 system-ui, sans-serif; max-width: 70rem; margin: 2rem auto; padding: 0 1rem;
        color: #24292f; background: #ffffff; }
 h1 { font-size: 1.5rem; } h2 { font-size: 1.15rem; margin-top: 2.2rem; }
 p.facts { color: #57606a; font-size: 0.85rem; overflow-wrap: anywhere; }
