@@ -58,7 +58,7 @@ def _pictures(every: Sequence[Results]) -> dict[str, bytes]:
 # ------------------------------------------------------------------------------------------------------------- tables
 
 HEADS = {
-    "generate": ["what", "by whom", "ms", "95% interval", "images/s", "of its floor", "images/J", "runs"],
+    "generate": ["what", "by whom", "ms", "95% interval", "images/s", "of its floor", "images/J", "/ ours", "runs"],
     "ops": ["op and case", "by whom", "ms", "95% interval", "GB/s", "TFLOP/s", "of the floor", "/ ours"],
     "train": ["what", "by whom", "ms", "95% interval", "images/s", "runs"],
     "encode": ["what", "by whom", "ms", "95% interval", "images/s", "runs"],
@@ -87,14 +87,22 @@ def _cells(benchmark: str, row: Row) -> Cells:
         cells = [name, row.entrant, _number(row.median * 1e3), _span(low, high, 1e3), _number(images / row.median)]
         if benchmark == "generate":  # files from before these were measured have neither
             floor, joules = row.work.get("floor_seconds"), row.work.get("joules")
-            cells += [f"{floor / row.median:.1%}" if floor else "-", _number(images / joules) if joules else "-"]
+            cells += [
+                f"{floor / row.median:.1%}" if floor else "-",
+                _number(images / joules) if joules else "-",
+                _ratio(row),
+            ]
         return [*cells, runs]
     if benchmark == "ops":
         cells = [name, row.entrant, _number(row.median * 1e3), _span(low, high, 1e3)]
         cells += [_number(row.work["bytes"] / row.median / 1e9), f"{row.work['flops'] / row.median / 1e12:,.3g}"]
-        share, ratio = row.work["floor_seconds"] / row.median, row.work["times_longer_than_ours"]
-        return [*cells, f"{share:.1%}", f"**{ratio:.2f}x**" if _beats_ours(row) else f"{ratio:.2f}x"]
+        return [*cells, f"{row.work['floor_seconds'] / row.median:.1%}", _ratio(row)]
     return [name, row.entrant, _number(row.median), _span(low, high, 1), row.unit, runs]
+
+
+def _ratio(row: Row) -> str:
+    ratio = row.work.get("times_longer_than_ours")
+    return "-" if ratio is None else f"**{ratio:.2f}x**" if _beats_ours(row) else f"{ratio:.2f}x"
 
 
 def _number(value: float) -> str:

@@ -145,6 +145,8 @@ def _row(outcome: Outcome, part: str, name: str, entrant: Entrant, timings: Sequ
     work |= {"parameters": entrant.parameters, "peak_memory": entrant.peak_memory}
     work |= {"floor_seconds": outcome.roof.seconds(part, outcome.workload.images)}
     work |= {"joules": None if part in ("draw", "decode") else median_joules(timings)}
+    if part in PARTS:
+        work["times_longer_than_ours"] = entrant.seconds(part) / outcome.entrants[0].seconds(part)
     return Row(
         name=f"{outcome.workload.label}: {part}",
         entrant=name,

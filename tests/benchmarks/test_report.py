@@ -87,12 +87,12 @@ def test_reasons_that_differ_in_figures_are_one():
 
 
 def test_energy_and_floor_are_told_where_they_were_measured():
-    images = {**_images(8), "floor_seconds": 0.25, "joules": 2.0}
+    images = {**_images(8), "floor_seconds": 0.25, "joules": 2.0, "times_longer_than_ours": 0.5}
     row = Row("tiny, batch 8: total", "hqtvae_fast", ((0.5,),), work=images)
     head, (cells,) = html.table(Results("generate", FACTS, (row,)))
     told = dict(zip(head, cells, strict=True))
-    assert (told["of its floor"], told["images/J"]) == ("50.0%", "4")
-    assert html.table(generate())[1][0][5:7] == ["-", "-"]
+    assert (told["of its floor"], told["images/J"], told["/ ours"]) == ("50.0%", "4", "**0.50x**")
+    assert html.table(generate())[1][0][5:8] == ["-", "-", "-"]
 
 
 def test_the_newest_of_two_points_is_drawn(monkeypatch):
