@@ -47,13 +47,18 @@ class Plan:
 
 
 class Worker:
-    """A running :mod:`benchmarks.worker` of one folder. Use as a context manager: it ends with it."""
+    """A running :mod:`benchmarks.worker` of one folder. Use as a context manager: it ends with it.
 
-    def __init__(self, folder: Path, workload: dict[str, Any]) -> None:
+    ``hashes``: what Python's hashes are seeded with. It decides how dictionaries lie, so both sides of a pair get the
+    same, and every pair another. ``seed``: of what else is left to luck; different everywhere.
+    """
+
+    def __init__(self, folder: Path, workload: dict[str, Any], hashes: int = 0, seed: int = 0) -> None:
         self._errors = tempfile.TemporaryFile("w+")  # noqa: SIM115 (closed by __exit__)
         environment = {**os.environ, "OMP_NUM_THREADS": str(workload.get("threads", 1))}
+        environment["PYTHONHASHSEED"] = str(hashes)
         environment.pop("PYTHONPATH", None)  # what is timed is what lies in the folder
-        command = [sys.executable, "-m", "benchmarks.worker", json.dumps(workload)]
+        command = [sys.executable, "-m", "benchmarks.worker", json.dumps(workload), str(seed)]
         pipe = subprocess.PIPE
         self._process = subprocess.Popen(
             command, cwd=folder, env=environment, stdin=pipe, stdout=pipe, stderr=self._errors, text=True
@@ -117,27 +122,25 @@ class Paired:
 def measure(sides: Sequence[Side], plan: Plan, say: Callable[[str], None] = lambda line: None) -> list[Paired]:
     """Time all sides: each one after the first, paired with turns of the first one."""
     paired = [Paired() for _ in sides[1:]]
-    with contextlib.ExitStack() as stack:
-        folders = dict.fromkeys(side.folder for side in sides)
-        workers = {folder: stack.enter_context(Worker(folder, plan.workload)) for folder in folders}
-        for number in range(plan.rounds):
-            _round(sides, workers, plan, paired, number)
-            say(f"round {number + 1} of {plan.rounds}")
+    for number in range(plan.rounds):
+        _round(sides, plan, paired, number)
+        say(f"round {number + 1} of {plan.rounds}")
     return paired
 
 
-def _round(sides: Sequence[Side], workers: dict[Path, Worker], plan: Plan, paired: list[Paired], number: int) -> None:
-    """A fresh process for each folder, all turns of all parts, and the end of the processes."""
-    for index, worker in enumerate(workers.values()):
-        worker.say(seed=number * len(workers) + index)
-    said = {folder: worker.ready() for folder, worker in workers.items()}
-    for pair, side in zip(paired, sides[1:], strict=True):
-        pair.environments = pair.environments or [said[one.folder]["environment"] for one in (sides[0], side)]
-    for part in said[sides[0].folder]["parts"]:
-        _take_turns(part, sides, workers, plan, paired, number)
-    for worker in workers.values():
-        worker.say(end=True)
-        worker.listen()
+def _round(sides: Sequence[Side], plan: Plan, paired: list[Paired], number: int) -> None:
+    """A fresh process for each folder, and all turns of all parts."""
+    folders = list(dict.fromkeys(side.folder for side in sides))
+    with contextlib.ExitStack() as stack:
+        workers = {
+            folder: stack.enter_context(Worker(folder, plan.workload, number + 1, number * len(folders) + index))
+            for index, folder in enumerate(folders)
+        }
+        said = {folder: worker.ready() for folder, worker in workers.items()}
+        for pair, side in zip(paired, sides[1:], strict=True):
+            pair.environments = pair.environments or [said[one.folder]["environment"] for one in (sides[0], side)]
+        for part in said[sides[0].folder]["parts"]:
+            _take_turns(part, sides, workers, plan, paired, number)
 
 
 def _take_turns(

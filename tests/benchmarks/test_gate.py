@@ -85,40 +85,32 @@ def test_no_side_gains_by_following_itself(turns, number):
 
 
 def test_a_worker_that_dies_says_why(folder):
-    with Worker(folder, {**WORKLOAD, "preset": "huge"}) as dying:
-        dying.say(seed=0)
-        with pytest.raises(RuntimeError, match=r"ended with 1: .*expected one of S, .* got 'huge'"):
-            dying.listen()
+    message = r"ended with 1: .*expected one of S, .* got 'huge'"
+    with Worker(folder, {**WORKLOAD, "preset": "huge"}) as dying, pytest.raises(RuntimeError, match=message):
+        dying.listen()
 
 
 def test_a_worker_of_another_package_is_refused(folder):
     with Worker(folder, WORKLOAD) as other:
         other._folder = folder / "elsewhere"
-        other.say(seed=0)
         with pytest.raises(RuntimeError, match=r"elsewhere: expected .*elsewhere/hqtvae_fast; got"):
             other.ready()
-        other.say(end=True)
 
 
-def test_a_process_may_also_start_anew(folder):
-    """As on a GPU: no fork, and the same answers."""
-    code = (
-        "import json, sys; from benchmarks import worker; worker._fork = worker._start_anew;"
-        " worker.serve(json.loads(sys.argv[1]))"
-    )
-    asked = [{"seed": 1}, {"part": "tiny, batch 1: decode", "calls": 1}, {"end": True}]
-    command = [sys.executable, "-c", code, json.dumps(WORKLOAD)]
-    pipe = subprocess.PIPE
-    with subprocess.Popen(command, cwd=folder, stdin=pipe, stdout=pipe, text=True) as process:
-        answers = []
-        for line in asked:
-            print(json.dumps(line), file=process.stdin, flush=True)
-            answers.append(json.loads(process.stdout.readline()))
-        process.stdin.close()
-    assert process.returncode == 0
-    assert answers[0]["parts"] == ["tiny, batch 1: decode"]
-    assert answers[1]["seconds"] > 0
-    assert answers[2] == {"ended": True}
+def test_each_pair_has_processes_of_its_own(folder, monkeypatch):
+    """Units that share a process they were forked from share its luck, and are not independent. Both sides of a pair
+    hash alike."""
+    said = []
+    ready = Worker.ready
+    monkeypatch.setattr(Worker, "ready", lambda self: said.append((self._process.pid, answer := ready(self))) or answer)
+    other = folder / "other"
+    other.mkdir()
+    for name in ("hqtvae_fast", "benchmarks"):
+        (other / name).symlink_to(ROOT / name)
+    measure([Side("base", folder), Side("new", other)], Plan(WORKLOAD, rounds=2, turns=1, least_seconds=0.0))
+    assert len({pid for pid, _ in said}) == 4
+    hashes = [answer["hash"] for _, answer in said]
+    assert hashes[0] == hashes[1] != hashes[2] == hashes[3]
 
 
 def test_a_planted_loss_is_as_long_as_it_says():
