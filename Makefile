@@ -64,10 +64,14 @@ demo: $(STAMP) ## draw a dozen prompts with the embedded model, into demo.png
 test: lint ## lint, then the tests that need neither a GPU nor much time
 	@echo "==> pytest (without slow and gpu)"
 	@$(BIN)/python -m pytest -q -m "not slow and not gpu"
+	@echo "==> pytest benchmarks (each once, untimed)"
+	@$(BIN)/python -m pytest -q benchmarks --benchmark-disable
 
 test-all: lint ## lint, then all tests that need no GPU, the slow ones included
 	@echo "==> pytest (without gpu)"
 	@$(BIN)/python -m pytest -q -m "not gpu"
+	@echo "==> pytest benchmarks (each once, untimed)"
+	@$(BIN)/python -m pytest -q benchmarks --benchmark-disable
 
 lint: $(STAMP) ## ruff check, ruff format --check and mypy
 	@echo "==> ruff check"

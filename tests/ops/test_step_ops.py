@@ -66,6 +66,8 @@ def test_baselines_give_the_same(op):
     spec = SPECS[op]
     case = next(case for case in spec.small if case.dtype is torch.float32)
     for name, baseline in spec.baselines.items():
+        if name in ("flash-attn", "xformers"):  # tests/ops/test_others.py
+            continue
         if "multinomial" in name:  # other noise: it can only stay within the allowed set
             continue
         got, wanted = (first(run(*spec.make_inputs(case, CPU, 0))) for run in (baseline, spec.reference))
