@@ -31,7 +31,7 @@ class Pooled(nn.Module):
 
 
 def pooled() -> nn.Module:
-    """What ``conftest:pooled`` names: a factory as a user writes it."""
+    """What ``evaluate.conftest:pooled`` names: a factory as a user writes it."""
     return Pooled()
 
 

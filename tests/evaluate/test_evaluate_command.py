@@ -7,7 +7,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import make_pixels, write_folder, write_shard
+
+from .conftest import make_pixels, write_folder, write_shard
 
 CASE = Path(__file__).parents[1] / "golden" / "class_parallel"
 CLIP = Path(__file__).parent / "golden" / "clip"

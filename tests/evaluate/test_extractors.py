@@ -14,7 +14,6 @@ import matplotlib
 import numpy as np
 import pytest
 import torch
-from conftest import make_pixels
 from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -25,6 +24,8 @@ from hqtvae_fast.evaluate.extractors.efficientnet import EfficientNetLogits, loa
 from hqtvae_fast.evaluate.extractors.inception import Inception
 from hqtvae_fast.evaluate.extractors.resize import antialiased, tensorflow_bilinear
 from hqtvae_fast.evaluate.extractors.weights import file_hash
+
+from .conftest import make_pixels
 
 GOLDEN = Path(__file__).parent / "golden"
 MILITARY_UNIFORM = 652
@@ -125,7 +126,8 @@ def test_efficientnet_knows_a_uniform():
 
 @pytest.mark.parametrize("kind", ["exported", "script", "python"])
 def test_a_users_own_network(kind: str, request: pytest.FixtureRequest):
-    extractor = open_extractor("conftest:pooled" if kind == "python" else str(request.getfixturevalue(kind)))
+    spec = f"{__package__}.conftest:pooled" if kind == "python" else str(request.getfixturevalue(kind))
+    extractor = open_extractor(spec)
     images = torch.from_numpy(make_pixels(3)).permute(0, 3, 1, 2)
     found = extractor(images)
     assert found.shape == (3, 12)

@@ -7,12 +7,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import SIDE, make_pixels, write_folder, write_shard
 
 from hqtvae_fast.cli.output import png
 from hqtvae_fast.evaluate import open_pictures
 from hqtvae_fast.evaluate.pictures import Pictures
 from hqtvae_fast.images import fit, to_pil
+
+from .conftest import SIDE, make_pixels, write_folder, write_shard
 
 
 def everything(pictures: Pictures, size: int = 4, span: range | None = None) -> torch.Tensor:

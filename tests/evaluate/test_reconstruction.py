@@ -7,12 +7,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import make_pixels, write_folder
 
 from hqtvae_fast import HQTVAEPipeline
 from hqtvae_fast.evaluate import Extractor, open_pictures, spans
 from hqtvae_fast.evaluate.reconstruction import code_counts, measure_reconstructions
 from hqtvae_fast.evaluate.report import judge
+
+from .conftest import make_pixels, write_folder
 
 SIDE, COUNT = 64, 5
 

@@ -7,10 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import Pooled, make_pixels, write_folder
 
 from hqtvae_fast.evaluate import Extractor, Reference, measure, open_pictures, read_reference, write_reference
 from hqtvae_fast.evaluate.reference import holds_statistics
+
+from .conftest import Pooled, make_pixels, write_folder
 
 
 @pytest.fixture

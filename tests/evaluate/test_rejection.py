@@ -138,11 +138,11 @@ def test_the_command_keeps_the_brightest(run, tmp_path, monkeypatch):
     every = run(*common, "--num-images", 6, "--out-dir", "every")
     assert every.code == 0, every.err
     kept = run(
-        *common, "--num-images", 2, "--accept", 1 / 3, "--classifier", "test_rejection:brightness", "--targets", "1,0",
+        *common, "--num-images", 2, "--accept", 1 / 3, "--classifier", f"{__name__}:brightness", "--targets", "1,0",
         "--out-dir", "kept", "--save-codes", "kept.safetensors",
     )  # fmt: skip
     assert kept.code == 0, kept.err
-    assert "kept 4 of 12 candidates by test_rejection:brightness" in kept.out
+    assert f"kept 4 of 12 candidates by {__name__}:brightness" in kept.out
     for label, sign in ((1, 1), (0, -1)):
         drawn = {file.name: _brightness(file) for file in Path("every").glob(f"class-{label:04d}-*")}
         best = sorted(drawn, key=lambda name: -sign * drawn[name])[:2]
@@ -166,11 +166,11 @@ def _brightness(file: Path) -> float:
     [
         (("--classes", "0", "--classifier", "resnet"), "classifier: expected efficientnet-lite0, clip:DIR"),
         (("--classes", "0", "--classifier", f"clip:{CLIP}"), "clip clip reads prompts, and there are none"),
-        (("--classes", "0,1", "--classifier", "test_rejection:brightness", "--targets", "1"), "expected 2"),
+        (("--classes", "0,1", "--classifier", f"{__name__}:brightness", "--targets", "1"), "expected 2"),
         (("--classes", "0", "--targets", "1"), "--targets: expected --classifier"),
-        (("--classes", "0", "--classifier", "test_rejection:brightness", "--accept", "0"), "expected above 0"),
-        (("--classes", "0", "--classifier", "test_rejection:brightness", "--top-only"), "judges whole pictures"),
-        (("--classes", "0", "--classifier", "test_rejection:brightness", "--targets", "5"), "classes from 0 to 1"),
+        (("--classes", "0", "--classifier", f"{__name__}:brightness", "--accept", "0"), "expected above 0"),
+        (("--classes", "0", "--classifier", f"{__name__}:brightness", "--top-only"), "judges whole pictures"),
+        (("--classes", "0", "--classifier", f"{__name__}:brightness", "--targets", "5"), "classes from 0 to 1"),
     ],
 )  # fmt: skip
 def test_errors_are_one_line(run, tmp_path, monkeypatch, arguments, message):

@@ -7,7 +7,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import make_pixels, write_folder, write_shard
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -15,6 +14,8 @@ from hqtvae_fast.evaluate import Reference, frechet_distance, measure, merge, op
 from hqtvae_fast.evaluate.extractors.clip import load_clip
 from hqtvae_fast.evaluate.measure import is_kept
 from hqtvae_fast.evaluate.report import compare
+
+from .conftest import make_pixels, write_folder, write_shard
 
 CLIP = Path(__file__).parent / "golden" / "clip"
 
