@@ -16,8 +16,8 @@ LAYERS = [  # a module may import from its own layer and those above it in this 
     {"model"},
     {"engine", "released"},
     {"checkpoint"},
-    {"images", "text", "progress", "output", "request", "pipeline", "compat", "__init__"},
-    {"train"},
+    {"images", "text", "progress", "output", "request", "shard_files", "pipeline", "compat", "__init__"},
+    {"train", "distributed"},
     {"evaluate"},
     {"cli"},
 ]

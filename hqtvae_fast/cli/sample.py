@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import time
 from collections.abc import Generator, Iterator, Sequence
@@ -33,6 +34,7 @@ from hqtvae_fast.cli.options import (
 from hqtvae_fast.cli.output import PictureWriter, check_file, count, rate
 from hqtvae_fast.cli.plan import Drawing, arguments, plan
 from hqtvae_fast.cli.reject import Accept, ClassifierOption, Rejection, Targets, open_rejection
+from hqtvae_fast.cli.sample_set import Machine, Wanted, sample_set
 from hqtvae_fast.output import OutputType
 from hqtvae_fast.pipeline import HQTVAEPipeline
 
@@ -168,6 +170,22 @@ Refiner = Annotated[
         rich_help_panel=WHAT,
     ),
 ]
+Shards = Annotated[
+    Path | None,
+    typer.Option(
+        "--shards",
+        metavar="DIR",
+        help="Write WebDataset shards of pictures into this folder, with checksums. Stopped anywhere, the same command"
+        " goes on with the shards that are missing. torchrun --nproc-per-node N -m hqtvae_fast.cli sample ... shares"
+        " them out (--out means --shards then): the files are the same for any number of processes. Of a"
+        " class-conditional model without --classes: --num-images in all, of all classes in turn.",
+        show_default=False,
+        rich_help_panel=OUTPUT,
+    ),
+]
+ShardSize = Annotated[
+    int, typer.Option("--shard-size", metavar="N", min=1, help="Pictures in a shard.", rich_help_panel=OUTPUT)
+]
 
 
 @contextmanager
@@ -202,6 +220,8 @@ def sample(
     classifier: ClassifierOption = None,
     accept: Accept = 0.25,
     targets: Targets = None,
+    shards: Shards = None,
+    shard_size: ShardSize = 1000,
     batch_size: BatchSize = None,
     device: Device = None,
     dtype: DType = None,
@@ -215,6 +235,17 @@ def sample(
         "top_p": parse_per_level("--top-p", top_p, float),
         "temperature": parse_per_level("--temperature", temperature, float),
     }
+    if "WORLD_SIZE" in os.environ:  # set by torchrun, whose processes cannot share a sheet
+        out, shards = None, _shards_of_a_team(shards, out)
+    if shards is not None:
+        others = {"--out": out, "--out-dir": out_dir, "--save-codes": save_codes, "--given-top": given_top}
+        others["--classifier"] = classifier
+        if keep is not None or any(other is not None for other in others.values()):
+            raise ValueError(f"--shards: expected neither {', '.join(others)} nor a level alone")
+        machine, wanted = Machine(checkpoint, device, dtype, refiner), Wanted(labels, prompt or [], num_images, seed)
+        with _options_named():
+            sample_set(machine, shards, wanted, sampling, shard_size=shard_size, batch_size=batch_size)
+        return
     if out is None and out_dir is None and save_codes is None:
         out = DEFAULT_OUT
     writer = PictureWriter(out, out_dir, columns, scale=scale, captions=captions)
@@ -233,6 +264,14 @@ def sample(
         drawings, codes = _draw_all(pipe, drawings, sampling, keep, writer, batch, save_codes, rejection)
     writer.finish()
     _save_codes(save_codes, drawings, codes)
+
+
+def _shards_of_a_team(shards: Path | None, out: Path | None) -> Path:
+    """The folder that several processes write to; ValueError if none was named."""
+    folder = shards or out
+    if folder is None:
+        raise ValueError("--shards: expected a folder, as several processes draw together; got none")
+    return folder
 
 
 def _draw_all(
