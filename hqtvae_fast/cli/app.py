@@ -15,6 +15,7 @@ import typer
 from hqtvae_fast.cli.bench import SETTINGS, bench
 from hqtvae_fast.cli.convert import convert
 from hqtvae_fast.cli.evaluate import evaluate
+from hqtvae_fast.cli.figure import figure
 from hqtvae_fast.cli.images import decode, encode, reconstruct
 from hqtvae_fast.cli.info import info
 from hqtvae_fast.cli.pack import pack
@@ -69,6 +70,7 @@ _EXAMPLES: dict[Callable[..., None], str] = {
 for _command, _example in _EXAMPLES.items():
     app.command(epilog=f"Example: {_example}")(_command)
 app.add_typer(train, name="train")
+app.add_typer(figure, name="figure")
 app.command(context_settings=SETTINGS, add_help_option=False)(bench)
 
 

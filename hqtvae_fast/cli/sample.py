@@ -238,7 +238,12 @@ def sample(
     if "WORLD_SIZE" in os.environ:  # set by torchrun, whose processes cannot share a sheet
         out, shards = None, _shards_of_a_team(shards, out)
     if shards is not None:
-        others = {"--out": out, "--out-dir": out_dir, "--save-codes": save_codes, "--given-top": given_top}
+        others: dict[str, Any] = {
+            "--out": out,
+            "--out-dir": out_dir,
+            "--save-codes": save_codes,
+            "--given-top": given_top,
+        }
         others["--classifier"] = classifier
         if keep is not None or any(other is not None for other in others.values()):
             raise ValueError(f"--shards: expected neither {', '.join(others)} nor a level alone")
