@@ -16,8 +16,9 @@ LAYERS = [  # a module may import from its own layer and those above it in this 
     {"model"},
     {"engine", "released"},
     {"checkpoint"},
-    {"images", "text", "progress", "output", "request", "tuning", "pipeline", "compat", "__init__"},
-    {"train"},
+    {"images", "text", "progress", "output", "request", "tuning", "shard_files", "pipeline", "compat", "__init__"},
+    {"train", "distributed"},
+    {"evaluate"},
     {"cli"},
 ]
 FORBIDDEN = ("torchvision", "flash_attn", "xformers", "cupy", "triton")
