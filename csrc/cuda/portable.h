@@ -20,9 +20,14 @@ using uint64_t = unsigned long long;
 
 #if defined(__CUDACC__)
 #define DEVICE __device__ __forceinline__
+#define ANYWHERE __host__ __device__ __forceinline__  // launchers call it too
+#define UNROLL(times) _Pragma(HQTVAE_TEXT(unroll times))
+#define HQTVAE_TEXT(words) #words
 #else
 #include <cmath>
 #define DEVICE inline
+#define ANYWHERE inline
+#define UNROLL(times)
 #endif
 
 namespace hqtvae {
@@ -62,7 +67,7 @@ inline float infinity() { return HUGE_VALF; }
 #endif
 
 DEVICE bool is_nan(float x) { return x != x; }
-DEVICE int ceil_div(int a, int b) { return (a + b - 1) / b; }
+ANYWHERE int ceil_div(int a, int b) { return (a + b - 1) / b; }
 
 // bf16 and fp16 travel as their bits: the vendor's headers are neither plain C++ nor there under NVRTC.
 DEVICE float from_bf16(uint16_t bits) { return as_float(uint32_t{bits} << 16); }

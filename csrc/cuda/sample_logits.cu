@@ -67,3 +67,15 @@ DEVICE void sample_block(SAMPLE_LOGITS_PARAMETERS(typename Type::Stored)) {
 SAMPLE_LOGITS_KERNEL(sample_logits_fp32, Fp32)
 SAMPLE_LOGITS_KERNEL(sample_logits_bf16, Bf16)
 SAMPLE_LOGITS_KERNEL(sample_logits_fp16, Fp16)
+
+#if !defined(__CUDACC_RTC__)
+#include "launch.h"
+#include "launchers.h"
+
+cudaError_t hqtvae::launch_sample_logits(Dtype dtype, int rows, int codes, void** arguments, cudaStream_t stream) {
+  const void* kernels[] = {reinterpret_cast<void*>(sample_logits_fp32), reinterpret_cast<void*>(sample_logits_bf16),
+                           reinterpret_cast<void*>(sample_logits_fp16)};
+  const Launch how{.blocks = rows, .threads = Team::kThreads, .shared_bytes = ceil_div(codes, 4) * 16};
+  return launch(kernels[static_cast<int>(dtype)], how, arguments, stream);
+}
+#endif

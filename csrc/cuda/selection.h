@@ -62,12 +62,15 @@ DEVICE Edge radix_select(Team team, SelectionScratch& s, int n, Key key, Weight 
     team.each([&](int t) {
       if (t >= 16) return;
       uint64_t sum = 0;
+      UNROLL(4)
       for (int b = 16 * t; b < 16 * t + 16; ++b) sum += bin(b);
       s.group[t] = sum;
     });
     team.each([&](int t) {  // each thread asks whether the target falls into its own bin; one says yes
       uint64_t above = edge.above;
+      UNROLL(4)
       for (int g = t / 16 + 1; g < 16; ++g) above += s.group[g];
+      UNROLL(4)
       for (int b = t + 1; b < (t / 16 + 1) * 16; ++b) above += bin(b);
       if (above >= target || above + bin(t) < target) return;
       s.prefix = edge.key | static_cast<uint32_t>(t) << shift;

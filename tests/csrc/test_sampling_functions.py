@@ -81,7 +81,9 @@ def test_selection_is_that_of_a_sort(host, count, seed, kind, unit):
     if kind == "bits":
         x = torch.randint(-(2**31), 2**31, (count,), generator=generator).to(torch.int32).view(torch.float32)
         x = x.nan_to_num(nan=0.0, posinf=math.inf, neginf=-math.inf)
-    weights = torch.ones(count, dtype=torch.int64) if unit else torch.randint(0, 2**32 + 1, (count,), generator=generator)
+    weights = (
+        torch.ones(count, dtype=torch.int64) if unit else torch.randint(0, 2**32 + 1, (count,), generator=generator)
+    )
     weights[0] = max(1, int(weights[0]))
     target = int(torch.randint(1, int(weights.sum()) + 1, (1,), generator=generator))
     above = ctypes.c_uint64()
