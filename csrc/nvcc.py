@@ -21,15 +21,8 @@ ARCHITECTURES = "80 90a 90-ptx"
 """Default of HQTVAE_CUDA_ARCHS: machine code for A100 and H100 (wgmma exists in "a" code only), and PTX, which later
 devices compile when they load it. ``80-ptx`` alone makes any later device run what an A100 runs, to be tested there."""
 
-# Defined by the library of torch's CUDA build, absent in its CPU build: see bindings.cpp.
-FLAGS = (
-    "-std=c++20",
-    "-O3",
-    "-DUSE_CUDA",
-    f"-DTORCH_TARGET_VERSION={TARGET}",
-    "-Xcompiler",
-    "-fPIC,-fvisibility=hidden",
-)
+FLAGS = ("-std=c++20", "-O3", "-Xcompiler", "-fPIC,-fvisibility=hidden")
+TORCH_FLAGS = ("-DUSE_CUDA", f"-DTORCH_TARGET_VERSION={TARGET}")
 
 
 def find_nvcc() -> str | None:
@@ -53,26 +46,23 @@ def gencode(architectures: str) -> list[str]:
 
 def compile_source(nvcc: str, source: Path, out: Path, architectures: str, extra: Sequence[str] = ()) -> str:
     """Object file of one source; what the compilers said. A CalledProcessError carries it where they fail."""
-    include = [f"-I{path}" for path in torch_folders()["include"]] if source == BINDINGS else []
+    include = [*TORCH_FLAGS, f"-I{torch_folder() / 'include'}"] if source == BINDINGS else []
     command = [nvcc, *FLAGS, *gencode(architectures), *include, *extra, "-c", str(source), "-o", str(out)]
     return subprocess.run(command, check=True, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT).stdout
 
 
 def link(nvcc: str, objects: Sequence[Path], out: Path) -> None:
     """The extension. CUDA's run-time library goes into it; torch's libraries are those that Python has loaded."""
-    libraries = [path for path in torch_folders()["lib"]]
-    has_cuda = any(Path(path, "libtorch_cuda.so").exists() for path in libraries)
-    torch_libraries = ["-ltorch_cpu", *(["-ltorch_cuda"] if has_cuda else [])]
-    search = [f"-L{path}" for path in libraries]
-    command = [nvcc, "-shared", "-cudart", "static", *map(str, objects), *search, "-Xlinker", "--no-as-needed"]
+    folder = torch_folder() / "lib"
+    torch_libraries = ["-ltorch_cpu", *(["-ltorch_cuda"] if (folder / "libtorch_cuda.so").exists() else [])]
+    command = [nvcc, "-shared", "-cudart", "static", *map(str, objects), f"-L{folder}", "-Xlinker", "--no-as-needed"]
     subprocess.run([*command, *torch_libraries, "-o", str(out)], check=True)
 
 
-def torch_folders() -> dict[str, list[str]]:
+def torch_folder() -> Path:
     import torch
 
-    root = Path(torch.__file__).parent
-    return {"include": [str(root / "include")], "lib": [str(root / "lib")]}
+    return Path(torch.__file__).parent
 
 
 def build(nvcc: str, folder: Path, out: Path, architectures: str) -> None:

@@ -86,9 +86,8 @@ def _extension() -> tuple[Kernels | None, str]:
         torch.ops.load_library(str(found[0]))
     except OSError as error:
         return None, f"{found[0].name} cannot be loaded: {error}"
-    return Kernels(
-        f"{found[0].name}, compiled when installed", lambda name: getattr(torch.ops.hqtvae_fast_cuda, name)
-    ), ""
+    operators = torch.ops.hqtvae_fast_cuda
+    return Kernels(f"{found[0].name}, compiled when installed", lambda name: getattr(operators, name)), ""
 
 
 def _cupy() -> tuple[Kernels | None, str]:

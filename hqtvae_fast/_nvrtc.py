@@ -23,6 +23,8 @@ FOLDERS = (PACKAGE / "_cuda_sources", PACKAGE.parent / "csrc/cuda")
 OPTIONS = ("--std=c++20",)
 NAMES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
 THREADS = 256
+HEAD_SLOT_BYTES, HEAD_FIXED_BYTES = 4624, 37520
+"""Shared memory of the prediction head's kernel: of a slot of its ring, and beside the ring."""
 
 
 def why_not() -> str | None:
@@ -103,7 +105,8 @@ def sample_logits(
     strides = [Long(x.stride(d)) for x in (logits, out) for d in (0, 1)]
     if B * G > 0:
         tensors = (logits, out, invalid, seeds, step, position, temperature, top_k, top_p)
-        arguments = (*tensors, G, K, *strides, step.stride(0), position.stride(0))
+        offsets = (*strides, step.stride(0), position.stride(0))
+        arguments: list[Tensor | int | float] = [*tensors, G, K, *offsets]
         launch(
             "sample_logits",
             f"sample_logits_{NAMES[logits.dtype]}",
@@ -111,3 +114,32 @@ def sample_logits(
             B * G,
             shared_bytes=-(-K // 4) * 16,
         )
+
+
+def prediction_head(
+    table: Tensor,
+    h: Tensor,
+    codes: Tensor,
+    invalid: Tensor,
+    seeds: Tensor,
+    step: Tensor,
+    temperature: Tensor,
+    top_k: Tensor,
+    top_p: Tensor,
+    draw_top: bool,
+    blocks: int,
+    slots: int,
+    dependent: bool,
+) -> None:
+    """``dependent`` is left out: CuPy launches nothing of that kind, and nothing but time depends on it."""
+    images = len(h)
+    tensors = (table, h, codes, invalid, seeds, step, temperature, top_k, top_p)
+    launch(
+        "prediction_head",
+        f"prediction_head_{1 if images <= 4 else 2 if images <= 8 else 4}",
+        [*tensors, Long(codes.stride(0)), images, int(draw_top), slots],
+        blocks,
+        threads=THREADS + 32,
+        shared_bytes=-(-slots * HEAD_SLOT_BYTES // 128) * 128 + HEAD_FIXED_BYTES,
+        cooperative=True,
+    )

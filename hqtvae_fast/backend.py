@@ -47,7 +47,7 @@ class Choice:
 
 def choose(op: str, backends: Sequence[Backend], *inputs: Any, backend: str | None = None) -> Choice:
     """``backends``: the op's, best first for the device that the inputs are on; the last one runs anywhere."""
-    name, asked_by = (backend, "the caller") if backend is not None else (_from_environment(op), VARIABLE)
+    name, asked_by = (backend, "the caller") if backend is not None else (asked_for(op), VARIABLE)
     if name is not None:
         found = next((candidate for candidate in backends if candidate.name == name), None)
         if found is None:
@@ -66,7 +66,8 @@ def choose(op: str, backends: Sequence[Backend], *inputs: Any, backend: str | No
     raise BackendError(f"{op}: no backend can run: {'; '.join(f'{name}: {why}' for name, why in passed_over)}")
 
 
-def _from_environment(op: str) -> str | None:
+def asked_for(op: str) -> str | None:
+    """The backend that the environment names for an op, or None."""
     everywhere = None
     for part in filter(None, (part.strip() for part in os.environ.get(VARIABLE, "").split(","))):
         name, _, value = part.rpartition("=")

@@ -11,6 +11,7 @@ constexpr int kBottoms = 4;  // codes of one step below a top code
 constexpr int kMostRows = kMostImages * kBottoms;
 constexpr int kMostCodes = 8192;  // of a level: a row of logits in fp32 must fit where sums meet
 constexpr int kHeadWidth = 64;    // of attention: two values a lane
+constexpr int kHeadSharedBytes = 37520;  // of shared memory, beside the ring
 
 struct HeadLayer {
   const uint16_t *norm1_weight, *norm1_bias;

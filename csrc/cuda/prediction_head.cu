@@ -18,9 +18,9 @@
 // Barriers. 4 x 4 + 2 in pass 1, 4 x 5 + 1 in pass 2 (nothing follows the last draw): 39. Each is a reduction to one counter
 // and polling it, two trips to the second-level cache, about 1.3 us, and what must be loaded after it is another trip or
 // two: 2.5 us of latency a phase, about 100 us a step, as long as the copies if they took turns. They do not: the copying
-// warp knows no barriers. Its ring holds 36 slots of 4 KB a multiprocessor on an H100, 19 MB in all, 5.8 us of memory
+// warp knows no barriers. Its ring holds 42 slots of 4 KB a multiprocessor on an H100, 22.7 MB in all, 6.8 us of memory
 // bandwidth; a phase that stalls for less than that costs nothing as long as what it then finds waiting is consumed
-// faster than it came: 4 KB take 280 cycles to arrive and about 100 to multiply. On an A100: 27 slots, 12 MB, 5.9 us.
+// faster than it came: 4 KB take 280 cycles to arrive and about 100 to multiply. On an A100: 27 slots, 11.9 MB, 5.9 us.
 //
 // Activations. Each block reads each product's inputs whole from the second-level cache: rows x inputs x 2 bytes x 132
 // blocks. For 4 rows that is 1.6 MB for D inputs; for 64 rows (16 images, pass 2) 26 MB, and 104 MB where 4 D are read,
@@ -49,6 +49,7 @@ struct HeadShared {
   float2 statistics[kMostRows];  // of each row's LayerNorm
 };
 static_assert(sizeof(Partials) == kMostCodes * sizeof(float), "neither wastes room of the other");
+static_assert(sizeof(HeadShared) == kHeadSharedBytes, "the launcher in Python counts on it");
 ANYWHERE int head_shared_bytes(int slots) { return (ring_bytes(slots) + 127) / 128 * 128 + int{sizeof(HeadShared)}; }
 
 struct GlobalCounter {
@@ -262,3 +263,21 @@ DEVICE void prediction_head(const HeadTable& model, const HeadStep& in, int slot
 PREDICTION_HEAD_KERNEL(prediction_head_1, 1)
 PREDICTION_HEAD_KERNEL(prediction_head_2, 2)
 PREDICTION_HEAD_KERNEL(prediction_head_4, 4)
+
+#if !defined(__CUDACC_RTC__)
+#include "launch.h"
+#include "launchers.h"
+
+cudaError_t hqtvae::launch_prediction_head(int images, int blocks, int slots, bool dependent, void** arguments,
+                                           cudaStream_t stream) {
+  const void* kernel = reinterpret_cast<void*>(images <= 4   ? prediction_head_1
+                                               : images <= 8 ? prediction_head_2
+                                                             : prediction_head_4);
+  const Launch how{.blocks = blocks,
+                   .threads = kHeadThreads,
+                   .shared_bytes = head_shared_bytes(slots),
+                   .cooperative = true,
+                   .dependent = dependent};
+  return launch(kernel, how, arguments, stream);
+}
+#endif

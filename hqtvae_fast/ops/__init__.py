@@ -13,12 +13,14 @@ from hqtvae_fast.ops.hierarchical_quantize import hierarchical_quantize
 from hqtvae_fast.ops.linear.few_rows import linear
 from hqtvae_fast.ops.local_attention import local_attention
 from hqtvae_fast.ops.nearest_code import nearest_code
+from hqtvae_fast.ops.prediction_head import PredictionHead
 from hqtvae_fast.ops.prefill_attention import prefill_attention
 from hqtvae_fast.ops.sample_logits import sample_logits
 from hqtvae_fast.ops.soft_label_cross_entropy import soft_label_cross_entropy
 from hqtvae_fast.ops.upsample_conv import upsample_conv
 
 __all__ = [
+    "PredictionHead",
     "add_group_norm_silu",
     "add_layer_norm",
     "bias_gelu",

@@ -8,7 +8,8 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from host_library import compile_library, pointer
+
+from .host_library import compile_library, pointer
 
 Draw = Callable[..., torch.Tensor]
 

@@ -1,17 +1,19 @@
-"""Noise, selection and the draw as the CUDA kernels compute them, run on a CPU: bit for bit what the references give."""
+"""Noise, selection and the draw as the CUDA kernels compute them, run on a CPU: bit for bit the references'."""
 
 from __future__ import annotations
 
 import ctypes
 import math
+from pathlib import Path
 
 import pytest
 import torch
-from host_library import compile_library, pointer
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from hqtvae_fast.ops.sample_logits import noise, reference, spec
+
+from .host_library import compile_library, pointer
 
 QUICK = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
@@ -31,7 +33,7 @@ def test_words(host, seed, step, position, count):
 
 
 def test_gumbel_bits_and_the_rough_variate(host):
-    """Both ends of the words, and 2 million between them; the rough one is as near as the margin of the draw supposes."""
+    """Both ends of the words, and 2 million between; the rough one is as near as the margin of the draw supposes."""
     words = torch.cat([torch.arange(2**19), torch.arange(2**32 - 2**19, 2**32), torch.arange(0, 2**32, 1999)])
     bits = as_words(words)
     exact, rough = torch.empty(len(words)), torch.empty(len(words))
@@ -149,7 +151,7 @@ def test_nan_is_reported_and_never_drawn(draw):
 
 def test_a_wrong_rounding_would_be_seen(tmp_path):
     """The gate itself: joined products and sums change the variate's bits."""
-    if "fma" not in open("/proc/cpuinfo").read():
+    if "fma" not in Path("/proc/cpuinfo").read_text():
         pytest.skip("this processor joins no product and sum")
     joined = compile_library(tmp_path, "-ffp-contract=fast", "-mfma")
     words = torch.arange(0, 2**32, 9999)
