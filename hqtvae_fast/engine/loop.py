@@ -16,6 +16,7 @@ from torch import Tensor
 from hqtvae_fast.config import TransformerConfig
 from hqtvae_fast.engine.fused_step import FusedStep
 from hqtvae_fast.engine.step import ENGINES, Engine, LevelFeatures, LevelLogits, ReferenceStep, Step, StepOptions
+from hqtvae_fast.engine.whole_head import WholeHead
 from hqtvae_fast.model import HQTransformer
 from hqtvae_fast.model.pyramid import to_local, to_maps
 from hqtvae_fast.ops.draw_from_head import draw_from_head
@@ -95,6 +96,8 @@ class StepRunner:
     local_BTN: Tensor
     keep_top: bool
     """Whether the top codes were given."""
+    whole_head: WholeHead | None = None
+    """Runs the head and draws in one operation, where that was asked for."""
 
     @classmethod
     def make(
@@ -116,8 +119,8 @@ class StepRunner:
         if given is not None:
             local_BTN[:, :, :1] = given
         draw = _Draw.on_device(params, seeds, _noise_offset(config), config)
-        step = make_step(model, batch, engine, options)
-        return cls(config, step, draw, condition, local_BTN, given is not None)
+        step, whole = make_step(model, batch, engine, options), WholeHead.if_asked_for(model, batch)
+        return cls(config, step, draw, condition, local_BTN, given is not None, whole)
 
     def all_steps(self, on_step: OnStep | None = None) -> None:
         """Draw everything, from the first step on; may be called again."""
@@ -135,6 +138,9 @@ class StepRunner:
     def __call__(self, index: int) -> None:
         """The body at one position, then the head's groups in order, each drawn."""
         h_BD, local_BN = self.step.body(index, self.condition, self.local_BTN), self.local_BTN[:, index]
+        if self.whole_head is not None:
+            self.whole_head(h_BD, local_BN, **self.draw.all_levels(index), keep_top=self.keep_top)
+            return
         for group in self.config.groups:
             if self.keep_top and group == range(1):
                 self.step.skip(h_BD)
@@ -185,6 +191,12 @@ class _Draw:
         """Other parameters from now on, in the same memory."""
         for own, value in zip((self.temperature, self.top_k, self.top_p), _numbers(params, config), strict=True):
             own.copy_(value)
+
+    def all_levels(self, index: int) -> dict[str, Tensor]:
+        """What a draw of every level reads at a step, by name."""
+        step = self.numbers[self.first_step + index]
+        filters = {"temperature": self.temperature, "top_k": self.top_k, "top_p": self.top_p}
+        return {"seeds": self.seeds, "step": step, "invalid": self.invalid, **filters}
 
     def __call__(self, part: LevelLogits | LevelFeatures, local_BN: Tensor, index: int) -> None:
         """Draw the codes of a group that are of one level, into ``local_BN``."""
