@@ -21,7 +21,10 @@ from hqtvae_fast.hardware import cpu_name, device_name
 
 HERE = Path(__file__).parent
 # What a figure may depend on, as their distributions are called; those that are not installed are left out.
-PACKAGES = ("hqtvae_fast", "numpy", "triton", "flash-attn", "xformers", "nvidia-ml-py", "cupy-cuda12x", "cupy-cuda13x")
+PACKAGES = (
+    *("hqtvae_fast", "numpy", "triton", "flash-attn", "xformers", "nvidia-ml-py", "cupy-cuda12x", "cupy-cuda13x"),
+    *("faiss-cpu", "faiss-gpu", "faiss-gpu-cuvs", "cuvs-cu12", "cuvs-cu13"),
+)
 
 
 def describe(device: torch.device, suite: str = "generate") -> dict[str, Any]:

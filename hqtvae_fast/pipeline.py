@@ -21,7 +21,7 @@ from hqtvae_fast.config import HQTVAEConfig
 from hqtvae_fast.engine import Batch, Cutter, Executor, Finished, Job, decode_codes, generate
 from hqtvae_fast.engine.batch_tuning import BatchTuning, Facts, default_file, load, measure, save
 from hqtvae_fast.engine.batches import BUCKETS
-from hqtvae_fast.engine.options import EngineOptions
+from hqtvae_fast.engine.options import EngineOptions, check_options
 from hqtvae_fast.engine.precision import (
     Precision,
     Quantization,
@@ -66,13 +66,15 @@ class HQTVAEPipeline:
         tables: bool = False,
         fused_draw: bool = False,
         overlap: bool | None = None,
+        dependent_launch: bool = False,
         quantization: Quantization = None,
     ) -> None:
         self._checkpoint, self._quantization = checkpoint, quantization
-        self._options = EngineOptions(graphs, tables, fused_draw, overlap)
+        self._options = EngineOptions(graphs, tables, fused_draw, overlap, dependent_launch)
         self.device = _pick_device(device)
         self._wanted = None if dtype is None else read_precision(dtype)
         check_precision(self.precision, quantization, self.device)
+        check_options(self._options, self.device)
         if quantization is not None:
             for model in self._models():
                 quantize_linears(model, quantization)
@@ -91,6 +93,7 @@ class HQTVAEPipeline:
         tables: bool = False,
         fused_draw: bool = False,
         overlap: bool | None = None,
+        dependent_launch: bool = False,
         quantization: Quantization = None,
     ) -> HQTVAEPipeline:
         """Open a released directory, one of ours, or a Hub repository.
@@ -104,7 +107,8 @@ class HQTVAEPipeline:
         CUDA graphs and replay them; None: on a GPU. ``tables``: compute what depends on a code or a class alone once
         and keep it (379 MB for preset S in bf16, see :func:`hqtvae_fast.engine.tables.table_bytes`). ``fused_draw``:
         where a request has neither top-k nor top-p, draw inside the head's product, its logits never stored.
-        ``overlap``: draw a batch's codes while the one before it is decoded; None: on a GPU.
+        ``overlap``: draw a batch's codes while the one before it is decoded; None: on a GPU. ``dependent_launch``: at
+        up to 16 rows on Hopper, fetch a product's weight while the kernel before it runs.
 
         ``quantization``: "int8" or "fp8" (e4m3) rounds the transformer's matrices, one scale an output; products of up
         to 16 rows on a GPU then read half the bytes, all others the same numbers in ``dtype`` (so nothing is faster on
@@ -114,11 +118,12 @@ class HQTVAEPipeline:
         """
         device = _pick_device(device)  # before gigabytes are read
         check_precision(default_precision(device) if dtype is None else read_precision(dtype), quantization, device)
+        check_options(EngineOptions(dependent_launch=dependent_launch), device)
         checkpoint = checkpoints.load(path_or_hub_id)
         if refiner is not None:
             checkpoint = checkpoints.with_refiner(checkpoint, checkpoints.load(refiner))
         options: dict[str, Any] = {"graphs": graphs, "tables": tables, "fused_draw": fused_draw}
-        options["overlap"] = overlap
+        options |= {"overlap": overlap, "dependent_launch": dependent_launch}
         return cls(checkpoint, device=device, dtype=dtype, quantization=quantization, **options)
 
     @property
@@ -142,6 +147,7 @@ class HQTVAEPipeline:
         picked = self.device if device is None else _pick_device(device)
         wanted = self._wanted if dtype is None else read_precision(dtype)
         check_precision(wanted or default_precision(picked), self._quantization, picked)
+        check_options(self._options, picked)
         self.device, self._wanted = picked, wanted
         self.vae.float().to(device=self.device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
         self.vae.fold().set_decoder_dtype(self.dtype)

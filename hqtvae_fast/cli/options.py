@@ -134,6 +134,14 @@ Overlap = Annotated[
         rich_help_panel=MACHINE,
     ),
 ]
+DependentLaunch = Annotated[
+    bool,
+    typer.Option(
+        "--dependent-launch",
+        help="On Hopper, at up to 16 rows: fetch a product's weight while the kernel before it runs.",
+        rich_help_panel=MACHINE,
+    ),
+]
 OutDir = Annotated[
     Path | None,
     typer.Option(

@@ -10,6 +10,7 @@ import typer
 from hqtvae_fast.cli.options import (
     MACHINE,
     Checkpoint,
+    DependentLaunch,
     Device,
     DType,
     FusedDraw,
@@ -57,6 +58,7 @@ def tune(
     tables: Tables = False,
     fused_draw: FusedDraw = False,
     overlap: Overlap = None,
+    dependent_launch: DependentLaunch = False,
 ) -> None:
     """Time drawing and decoding at several batch sizes, and keep what was found for later runs.
 
@@ -72,6 +74,7 @@ def tune(
     if min(wanted, default=0) < 1:
         raise ValueError(f"--sizes: expected batch sizes from 1 on; got {sizes!r}")
     engine: dict[str, Any] = {"graphs": graphs, "tables": tables, "fused_draw": fused_draw, "overlap": overlap}
+    engine["dependent_launch"] = dependent_launch
     narrow = None if quantize is None else quantize.value
     pipe = open_pipeline(checkpoint, device, dtype, quantization=narrow, **engine)
     found = pipe.tune_batches(

@@ -13,6 +13,7 @@ from hqtvae_fast.ops.hierarchical_quantize import hierarchical_quantize
 from hqtvae_fast.ops.linear.few_rows import linear
 from hqtvae_fast.ops.local_attention import local_attention
 from hqtvae_fast.ops.nearest_code import nearest_code
+from hqtvae_fast.ops.prediction_head import PredictionHead
 from hqtvae_fast.ops.prefill_attention import prefill_attention
 from hqtvae_fast.ops.quantized_conv import quantized_conv
 from hqtvae_fast.ops.sample_logits import sample_logits
@@ -21,6 +22,7 @@ from hqtvae_fast.ops.upsample_conv import upsample_conv
 from hqtvae_fast.ops.winograd_conv import winograd_conv
 
 __all__ = [
+    "PredictionHead",
     "add_group_norm_silu",
     "add_layer_norm",
     "bias_gelu",
