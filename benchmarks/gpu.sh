@@ -36,8 +36,8 @@ PARTS="1|100|150|GPU tests
 3|120|170|ops: every spec's cases against baselines and floor
 4|60|140|generate: S at batch 1, 50 and 256: AR and decode apart, overlap, roof, images per joule
 5|500|900|baselines: the paper's protocol (S, batch 50, 1000 images) in turns with plain torch, torch.compile and the released implementation (needs RELEASED)
-6|500|900|generate: S, M, L at batch 1, 8, 50 and 256; S at 128, 512 and 1024; S-text; S with narrow weights, tables, fused draw
-7|400|900|train and encode: both stages and text, images/s and memory; compute-sanitizer's other tools
+6|500|900|generate: S, M, L at batch 1, 8, 50 and 256; S at 128, 512 and 1024; S-text; S with narrow weights, tables, fused draw; idle time
+7|500|1000|train, encode and decode alone: both stages and text, images/s, memory, layers; compute-sanitizer's other tools
 8|400|900|the gate: this revision against itself, and the same with ops"
 
 # Options, preset and batches: results in a file of their own.
@@ -58,9 +58,11 @@ commands() {
        generate S-text --preset S-text --batches 50 --baselines none
        for narrow in int8 fp8; do generate "S-$narrow" --preset S --batches 1 50 --quantize "$narrow" --baselines none; done
        generate S-tables --preset S --batches 1 50 --tables --baselines none
-       generate S-fused-draw --preset S --batches 1 50 256 --fused-draw --baselines none ;;
+       generate S-fused-draw --preset S --batches 1 50 256 --fused-draw --baselines none
+       echo "$PYTHON -m benchmarks.idle --preset S --batch 1 50" ;;
     7) train 1 S; train 2 S; train 2 S-text
        echo "$PYTHON -m benchmarks.encode --preset S --device cuda --batch 64 --compile --json $out/encode.json"
+       echo "$PYTHON -m benchmarks.generate --decode-only --device cuda --preset S --batch 50 --repeats 5 --json $out/decode-S-50.json"
        echo "$PYTHON -m benchmarks.sanitizer --tool initcheck synccheck" ;;
     8) compare generate --preset S --batch 50; compare ops --suite ops ;;
   esac

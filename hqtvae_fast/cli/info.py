@@ -12,6 +12,7 @@ import torch
 import typer
 from rich.text import Text
 
+from hqtvae_fast import _cuda
 from hqtvae_fast import checkpoint as checkpoints
 from hqtvae_fast.cli.options import Precision
 from hqtvae_fast.cli.output import facts, show, table
@@ -88,6 +89,7 @@ def _show_machine() -> None:
         "Python": platform.python_version(),
         "device": device,
         "compiled kernels for CPUs": _cpu_kernels(),
+        "CUDA kernels of csrc": _cuda.origin(),
         "computes in": _name(default_dtype("cuda" if cuda else "cpu")),
     }
     show(facts("This machine", rows))

@@ -86,7 +86,7 @@ BatchSize = Annotated[
         metavar="N",
         min=1,
         help="Images at a time. It changes speed and memory only.",
-        show_default=f"{DEFAULT_BATCH['cuda']} on a GPU, {DEFAULT_BATCH['cpu']} on a CPU",
+        show_default=f"what `hqtvae tune` found; else {DEFAULT_BATCH['cuda']} on GPUs, {DEFAULT_BATCH['cpu']} on CPUs",
         rich_help_panel=MACHINE,
     ),
 ]
@@ -134,12 +134,20 @@ Overlap = Annotated[
         rich_help_panel=MACHINE,
     ),
 ]
+DependentLaunch = Annotated[
+    bool,
+    typer.Option(
+        "--dependent-launch",
+        help="On Hopper, at up to 16 rows: fetch a product's weight while the kernel before it runs.",
+        rich_help_panel=MACHINE,
+    ),
+]
 OutDir = Annotated[
     Path | None,
     typer.Option(
         "--out-dir",
         metavar="DIR",
-        help="Write each picture to a PNG file of its own in this folder, made if absent.",
+        help="Write each picture to a file of its own in this folder, made if absent.",
         show_default=False,
         rich_help_panel=OUTPUT,
     ),
@@ -187,8 +195,8 @@ def open_pipeline(
 
 
 def batch_of(pipe: HQTVAEPipeline, batch_size: int | None) -> int:
-    """The batch size asked for, or the device's default."""
-    return batch_size or DEFAULT_BATCH.get(pipe.device.type, DEFAULT_BATCH["cpu"])
+    """The batch size asked for, or the one that is the fastest as far as is known."""
+    return batch_size or pipe.best_batch_size
 
 
 def parse_classes(values: Iterable[str]) -> list[int]:

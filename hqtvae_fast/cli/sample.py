@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import re
 import time
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing, contextmanager
+from enum import Enum
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -21,6 +23,7 @@ from hqtvae_fast.cli.options import (
     BottomOnly,
     Checkpoint,
     Columns,
+    DependentLaunch,
     Device,
     DType,
     FusedDraw,
@@ -31,12 +34,13 @@ from hqtvae_fast.cli.options import (
     Tables,
     TopOnly,
     batch_of,
-    open_pipeline,
     parse_classes,
     parse_per_level,
 )
 from hqtvae_fast.cli.output import PictureWriter, check_file, count, rate
 from hqtvae_fast.cli.plan import Drawing, arguments, plan
+from hqtvae_fast.cli.reject import Accept, ClassifierOption, Rejection, Targets, open_rejection
+from hqtvae_fast.cli.sample_set import Machine, Wanted, sample_set
 from hqtvae_fast.output import OutputType
 from hqtvae_fast.pipeline import HQTVAEPipeline
 
@@ -55,6 +59,7 @@ _OPTIONS = {
     "temperature": "--temperature",
     "seed": "--seed",
     "quantization": "--quantize",
+    "dependent_launch": "--dependent-launch",
 }
 
 Classes = Annotated[
@@ -153,6 +158,21 @@ Captions = Annotated[
     bool,
     typer.Option("--captions", help="Write under each picture of the sheet what it shows.", rich_help_panel=OUTPUT),
 ]
+
+
+class PictureFormat(str, Enum):
+    """What the files of --out-dir are."""
+
+    png = "png"
+    webp = "webp"
+
+
+Format = Annotated[
+    PictureFormat,
+    typer.Option(
+        "--format", help="Of the files in --out-dir; webp is lossless too, and smaller.", rich_help_panel=OUTPUT
+    ),
+]
 SaveCodes = Annotated[
     Path | None,
     typer.Option(
@@ -172,6 +192,22 @@ Refiner = Annotated[
         show_default=False,
         rich_help_panel=WHAT,
     ),
+]
+Shards = Annotated[
+    Path | None,
+    typer.Option(
+        "--shards",
+        metavar="DIR",
+        help="Write WebDataset shards of pictures into this folder, with checksums. Stopped anywhere, the same command"
+        " goes on with the shards that are missing. torchrun --nproc-per-node N -m hqtvae_fast.cli sample ... shares"
+        " them out (--out means --shards then): the files are the same for any number of processes. Of a"
+        " class-conditional model without --classes: --num-images in all, of all classes in turn.",
+        show_default=False,
+        rich_help_panel=OUTPUT,
+    ),
+]
+ShardSize = Annotated[
+    int, typer.Option("--shard-size", metavar="N", min=1, help="Pictures in a shard.", rich_help_panel=OUTPUT)
 ]
 
 
@@ -198,12 +234,18 @@ def sample(
     seed: Seed = 0,
     out: Out = None,
     out_dir: OutDir = None,
+    picture_format: Format = PictureFormat.png,
     columns: Columns = None,
     scale: Scale = 1,
     captions: Captions = False,
     top_only: TopOnly = False,
     bottom_only: BottomOnly = False,
     save_codes: SaveCodes = None,
+    classifier: ClassifierOption = None,
+    accept: Accept = 0.25,
+    targets: Targets = None,
+    shards: Shards = None,
+    shard_size: ShardSize = 1000,
     batch_size: BatchSize = None,
     device: Device = None,
     dtype: DType = None,
@@ -212,6 +254,7 @@ def sample(
     tables: Tables = False,
     fused_draw: FusedDraw = False,
     overlap: Overlap = None,
+    dependent_launch: DependentLaunch = False,
 ) -> None:
     """Draw pictures from classes, from prompts or from nothing, as the model was trained."""
     if classes and prompt:
@@ -222,21 +265,52 @@ def sample(
         "top_p": parse_per_level("--top-p", top_p, float),
         "temperature": parse_per_level("--temperature", temperature, float),
     }
+    engine: dict[str, Any] = {"graphs": graphs, "tables": tables, "fused_draw": fused_draw, "overlap": overlap}
+    engine |= {"dependent_launch": dependent_launch, "quantization": None if quantize is None else quantize.value}
+    machine = Machine(checkpoint, device, dtype, refiner, engine)
+    if "WORLD_SIZE" in os.environ:  # set by torchrun, whose processes cannot share a sheet
+        out, shards = None, _shards_of_a_team(shards, out)
+    if shards is not None:
+        others: dict[str, Any] = {
+            "--out": out,
+            "--out-dir": out_dir,
+            "--save-codes": save_codes,
+            "--given-top": given_top,
+        }
+        others["--classifier"] = classifier
+        if keep is not None or any(other is not None for other in others.values()):
+            raise ValueError(f"--shards: expected neither {', '.join(others)} nor a level alone")
+        wanted = Wanted(labels, prompt or [], num_images, seed)
+        with _options_named():
+            sample_set(machine, shards, wanted, sampling, shard_size=shard_size, batch_size=batch_size)
+        return
     if out is None and out_dir is None and save_codes is None:
         out = DEFAULT_OUT
-    writer = PictureWriter(out, out_dir, columns, scale=scale, captions=captions)
+    writer = PictureWriter(out, out_dir, columns, scale=scale, captions=captions, kind=picture_format.value)
     check_file(save_codes)
-    engine = {"quantization": None if quantize is None else quantize.value, "graphs": graphs, "tables": tables}
     with _options_named():
-        pipe = open_pipeline(checkpoint, device, dtype, refiner, fused_draw=fused_draw, overlap=overlap, **engine)
+        pipe = machine.open(device)
     given = None if given_top is None else read_codes(given_top, pipe.config.vae)
     with _options_named():
-        drawings = plan(labels, prompt, given, num_images, seed)
-        if columns is None and 1 < num_images <= MAX_ROW and num_images < len(drawings):
+        batch = batch_of(pipe, batch_size)
+        rejection = open_rejection(classifier, accept, targets, num_images, batch, pipe.device)
+        of_each = num_images if rejection is None else rejection.drawn
+        drawings = plan(labels, prompt, given, of_each, seed)
+        if rejection is not None:
+            rejection.check(drawings, keep)
+        if columns is None and 1 < num_images <= MAX_ROW and of_each < len(drawings):
             writer.columns = num_images  # a row for each subject
-        codes = _draw_all(pipe, drawings, sampling, keep, writer, batch_of(pipe, batch_size), save_codes)
+        drawings, codes = _draw_all(pipe, drawings, sampling, keep, writer, batch, save_codes, rejection)
     writer.finish()
     _save_codes(save_codes, drawings, codes)
+
+
+def _shards_of_a_team(shards: Path | None, out: Path | None) -> Path:
+    """The folder that several processes write to; ValueError if none was named."""
+    folder = shards or out
+    if folder is None:
+        raise ValueError("--shards: expected a folder, as several processes draw together; got none")
+    return folder
 
 
 def _draw_all(
@@ -247,23 +321,29 @@ def _draw_all(
     writer: PictureWriter,
     batch: int,
     save_codes: Path | None,
-) -> list[tuple[Tensor, ...]]:
-    """Hand each picture to the writer as soon as it is there; returns the codes of all. Stopped by the user, it writes
-    what is there."""
-    started, codes = time.perf_counter(), []
+    rejection: Rejection | None,
+) -> tuple[list[Drawing], list[tuple[Tensor, ...]]]:
+    """Hand each picture to the writer as soon as it is there; returns those that were kept and their codes. Stopped by
+    the user, it writes what is there."""
+    started, kept, codes = time.perf_counter(), list[Drawing](), list[tuple[Tensor, ...]]()
     try:
-        with closing(_drawn(pipe, drawings, sampling, keep, batch, writer.wants_pictures)) as images:
-            for drawing, (image, own) in zip(drawings, images, strict=True):
+        wanted = writer.wants_pictures or rejection is not None
+        with closing(_drawn(pipe, drawings, sampling, keep, batch, wanted)) as images:
+            drawn = zip(drawings, images, strict=True)
+            for drawing, (image, own) in drawn if rejection is None else rejection.choose(drawn):
+                kept.append(drawing)
                 codes.append(own)
                 if image is not None:
                     writer.add(image, drawing.name, drawing.about(), drawing.caption())
     except KeyboardInterrupt:
         if codes:
             writer.finish()
-            _save_codes(save_codes, drawings[: len(codes)], codes)
+            _save_codes(save_codes, kept, codes)
         raise
     typer.echo(rate(len(drawings), "image", time.perf_counter() - started))
-    return codes
+    if rejection is not None:
+        rejection.report()
+    return kept, codes
 
 
 def _drawn(

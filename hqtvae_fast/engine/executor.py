@@ -17,6 +17,7 @@ from hqtvae_fast.engine.graph_cache import GraphCache
 from hqtvae_fast.engine.loop import OnStep, SamplingParams, draw_codes
 from hqtvae_fast.engine.options import EngineOptions
 from hqtvae_fast.engine.precision import fp32_products
+from hqtvae_fast.engine.step import StepOptions
 from hqtvae_fast.model import HQVAE, HQTransformer
 
 Codes = tuple[Tensor, ...]
@@ -81,15 +82,16 @@ class Executor:
     ) -> Codes:
         model, batch = self.models[index], len(seeds)
         fused_draw = self.options.fused_draw and not params.filtered
-        how: dict[str, Any] = {"tables": self.tables[index], "fused_draw": fused_draw}
+        options = StepOptions(self.tables[index], fused_draw, self.options.dependent_launch)
         what = ("top codes given" if given is not None else "all codes", "fused draw" if fused_draw else "any draw")
         with self._products():
             replay = self._captured(
-                ("draw", index, batch, *what), lambda: DrawReplay(model, batch, given=given is not None, **how)
+                ("draw", index, batch, *what),
+                lambda: DrawReplay(model, batch, given=given is not None, options=options),
             )
             if replay is None:
-                how |= {"given_top_codes": given, "on_step": on_step, "invalid": invalid}
-                return draw_codes(model, condition, seeds, params, **how)
+                how: dict[str, Any] = {"given_top_codes": given, "on_step": on_step, "invalid": invalid}
+                return draw_codes(model, condition, seeds, params, options=options, **how)
             codes = replay(condition, seeds, params, given, invalid)
         for _ in range(model.config.num_steps):  # issued all at once
             on_step()

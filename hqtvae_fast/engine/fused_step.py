@@ -12,14 +12,14 @@ The numbers are those of :class:`hqtvae_fast.engine.step.ReferenceStep` but for 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import cast
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hqtvae_fast.engine.embed import BodyEmbedding, HeadEmbedding
-from hqtvae_fast.engine.step import LevelFeatures, LevelLogits, make_caches, split_group
+from hqtvae_fast.engine.step import LevelFeatures, LevelLogits, StepOptions, make_caches, split_group
 from hqtvae_fast.engine.tables import CLASSES, StepTables, num_starts
 from hqtvae_fast.model import HQTransformer
 from hqtvae_fast.model.head import CodeHead, PyramidHead
@@ -34,19 +34,17 @@ Attend = Callable[[Tensor, "Tensor | None", int], Tensor]
 
 class FusedStep:
     """See :class:`hqtvae_fast.engine.step.Step`. The model's parameters are read in place, none is copied but the
-    positions' few rows; changing them afterwards is noticed, except for those. ``tables``: what depends on codes alone
-    is read from them and not computed; None: all is computed. ``fused_draw``: the head's last product is left to the
-    draw, unless its weight is narrow."""
+    positions' few rows; changing them afterwards is noticed, except for those. The draw takes over
+    the head's last product only where its weight is not narrow."""
 
-    def __init__(
-        self, model: HQTransformer, batch: int, tables: StepTables | None = None, fused_draw: bool = False
-    ) -> None:
+    def __init__(self, model: HQTransformer, batch: int, options: StepOptions | None = None) -> None:
         config, device = model.config, model.norm.weight.device
-        self.model, self.batch, self.tables, self.fused_draw = model, batch, tables, fused_draw
+        self.model, self.batch, self.options = model, batch, options or StepOptions()
+        self.tables = self.options.tables
         self.caches = make_caches(model, batch)
         self.numbers = torch.arange(config.prefix_positions + config.num_steps, device=device)
         self.embedding = BodyEmbedding(model)
-        self.workspace = Workspace.on(device)
+        self._few_rows: dict[str, Any] = {"workspace": Workspace.on(device), "prefetch": self.options.dependent_launch}
         self.head_embedding = HeadEmbedding(model.head) if isinstance(model.head, PyramidHead) else None
 
     def body(self, step: int, condition: Tensor | None, local_BTN: Tensor) -> Tensor:
@@ -83,7 +81,7 @@ class FusedStep:
 
     def _predict(self, level: int, first: int, x_BGD: Tensor, layer: nn.Module) -> LevelLogits | LevelFeatures:
         layer = cast(Linear, layer)
-        if self.fused_draw and layer.streamed[1] is None:
+        if self.options.fused_draw and layer.streamed[1] is None:
             return LevelFeatures(level, first, x_BGD, layer.weight)
         return LevelLogits(level, first, self._multiply(x_BGD, layer))
 
@@ -127,7 +125,7 @@ class FusedStep:
         """The wide inside of an MLP, [B, T, 4 D]."""
         if self._few(x):
             weight, scale = mlp.up.streamed
-            return linear(x, weight, mlp.up.bias, scale=scale, gelu=mlp.gelu, workspace=self.workspace)
+            return linear(x, weight, mlp.up.bias, scale=scale, gelu=mlp.gelu, **self._few_rows)
         return bias_gelu(F.linear(x, mlp.up.weight), mlp.up.bias, mlp.gelu)
 
     def _multiply(self, x: Tensor, layer: nn.Module) -> Tensor:
@@ -136,7 +134,7 @@ class FusedStep:
         if not self._few(x):
             return F.linear(x, layer.weight)
         weight, scale = layer.streamed
-        return linear(x, weight, scale=scale, workspace=self.workspace)
+        return linear(x, weight, scale=scale, **self._few_rows)
 
     def _few(self, x: Tensor) -> bool:
         """Whether a product with these rows is the time to read its weight, which our kernel does alone."""

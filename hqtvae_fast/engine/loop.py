@@ -7,7 +7,7 @@ allocated before the first step; inside, nothing is concatenated and nothing wai
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -15,8 +15,8 @@ from torch import Tensor
 
 from hqtvae_fast.config import TransformerConfig
 from hqtvae_fast.engine.fused_step import FusedStep
-from hqtvae_fast.engine.step import ENGINES, Engine, LevelFeatures, LevelLogits, ReferenceStep, Step
-from hqtvae_fast.engine.tables import StepTables
+from hqtvae_fast.engine.step import ENGINES, Engine, LevelFeatures, LevelLogits, ReferenceStep, Step, StepOptions
+from hqtvae_fast.engine.whole_head import WholeHead
 from hqtvae_fast.model import HQTransformer
 from hqtvae_fast.model.pyramid import to_local, to_maps
 from hqtvae_fast.ops.draw_from_head import draw_from_head
@@ -58,8 +58,7 @@ def draw_codes(
     given_top_codes: Tensor | None = None,
     on_step: OnStep | None = None,
     engine: Engine | None = None,
-    tables: StepTables | None = None,
-    fused_draw: bool = False,
+    options: StepOptions | None = None,
     invalid: Tensor | None = None,
 ) -> tuple[Tensor, ...]:
     """Draw code maps, int64 [B, h, w] a predicted level, top first.
@@ -67,17 +66,16 @@ def draw_codes(
     ``condition``: labels [B], tokens [B, P], top codes [B, P] (a refiner) or None; ``seeds`` int64 [B], see
     :func:`hqtvae_fast.engine.rng.image_seeds`; ``given_top_codes`` [B, h, w] are kept and only finer codes are drawn
     (the paper's figure 4b). ``on_step`` is called after each of the T steps has been issued. The same seed gives the
-    same codes in any batch, as far as matrix products give the same logits there. ``tables``: of this model, from
-    :func:`hqtvae_fast.engine.fused_step.make_tables`; ``fused_draw``: without top-k and top-p, draw inside the head's
-    product. Raises ValueError on parameters out of range and, at the end on a GPU and at once on a CPU, on logits that
-    are NaN. ``invalid``, a bool scalar on a GPU, is set there instead, and nothing waits for it.
+    same codes in any batch, as far as matrix products give the same logits there. ``options``: a fused draw is one only
+    without top-k and top-p. Raises ValueError on parameters out of range and, at the end on a GPU and at once on a CPU,
+    on logits that are NaN. ``invalid``, a bool scalar on a GPU, is set there instead, and nothing waits for it.
     """
     config, batch = model.config, len(seeds)
     params.check(config)
     given = None if given_top_codes is None else check_given(given_top_codes, config, batch)
-    fused_draw = fused_draw and not params.filtered
-    options: dict[str, Any] = {"given": given, "engine": engine, "tables": tables, "fused_draw": fused_draw}
-    run = StepRunner.make(model, condition, seeds, params, **options)
+    options = options or StepOptions()
+    options = replace(options, fused_draw=options.fused_draw and not params.filtered)
+    run = StepRunner.make(model, condition, seeds, params, given=given, engine=engine, options=options)
     run.all_steps(on_step)
     if invalid is not None:
         invalid |= run.draw.invalid
@@ -98,6 +96,8 @@ class StepRunner:
     local_BTN: Tensor
     keep_top: bool
     """Whether the top codes were given."""
+    whole_head: WholeHead | None = None
+    """Runs the head and draws in one operation, where that was asked for."""
 
     @classmethod
     def make(
@@ -109,10 +109,9 @@ class StepRunner:
         *,
         given: Tensor | None = None,
         engine: Engine | None = None,
-        tables: StepTables | None = None,
-        fused_draw: bool = False,
+        options: StepOptions | None = None,
     ) -> StepRunner:
-        """Allocates everything. ``given``: top codes [B, T, 1]. ``fused_draw``: never with top-k or top-p."""
+        """Allocates everything. ``given``: top codes [B, T, 1]."""
         config, batch = model.config, len(seeds)
         if config.scrambled_middle:
             raise ValueError("scrambled_middle: this model needs codes not drawn yet; it can only be evaluated")
@@ -120,8 +119,8 @@ class StepRunner:
         if given is not None:
             local_BTN[:, :, :1] = given
         draw = _Draw.on_device(params, seeds, _noise_offset(config), config)
-        step = make_step(model, batch, engine, tables, fused_draw)
-        return cls(config, step, draw, condition, local_BTN, given is not None)
+        step, whole = make_step(model, batch, engine, options), WholeHead.if_asked_for(model, batch)
+        return cls(config, step, draw, condition, local_BTN, given is not None, whole)
 
     def all_steps(self, on_step: OnStep | None = None) -> None:
         """Draw everything, from the first step on; may be called again."""
@@ -139,6 +138,9 @@ class StepRunner:
     def __call__(self, index: int) -> None:
         """The body at one position, then the head's groups in order, each drawn."""
         h_BD, local_BN = self.step.body(index, self.condition, self.local_BTN), self.local_BTN[:, index]
+        if self.whole_head is not None:
+            self.whole_head(h_BD, local_BN, **self.draw.all_levels(index), keep_top=self.keep_top)
+            return
         for group in self.config.groups:
             if self.keep_top and group == range(1):
                 self.step.skip(h_BD)
@@ -149,22 +151,19 @@ class StepRunner:
 
 
 def make_step(
-    model: HQTransformer,
-    batch: int,
-    engine: Engine | None = None,
-    tables: StepTables | None = None,
-    fused_draw: bool = False,
+    model: HQTransformer, batch: int, engine: Engine | None = None, options: StepOptions | None = None
 ) -> Step:
     """Who runs the steps: "fused", the kernels of :mod:`hqtvae_fast.ops`, or "reference", the model's own modules.
-    None: the kernels on a GPU or with ``tables`` or ``fused_draw``, which only they have; else the modules, which on a
-    CPU have packed weights. Raises ValueError on another, and on "reference" with either."""
+    None: the kernels on a GPU or with any option, which only they have; else the modules, which on a CPU have packed
+    weights. Raises ValueError on another, and on "reference" with an option."""
+    options = options or StepOptions()
     if engine is None:
-        engine = "fused" if model.norm.weight.is_cuda or tables is not None or fused_draw else "reference"
+        engine = "fused" if model.norm.weight.is_cuda or options.any else "reference"
     if engine not in ENGINES:
         raise ValueError(f"engine: expected one of {', '.join(ENGINES)}; got {engine!r}")
-    if engine == "reference" and (tables is not None or fused_draw):
-        raise ValueError("tables and fused_draw: expected engine 'fused', which has them; got 'reference'")
-    return FusedStep(model, batch, tables, fused_draw) if engine == "fused" else ReferenceStep(model, batch)
+    if engine == "reference" and options.any:
+        raise ValueError(f"engine: expected 'fused', which has the options {options}; got 'reference'")
+    return FusedStep(model, batch, options) if engine == "fused" else ReferenceStep(model, batch)
 
 
 @dataclass(frozen=True)
@@ -192,6 +191,12 @@ class _Draw:
         """Other parameters from now on, in the same memory."""
         for own, value in zip((self.temperature, self.top_k, self.top_p), _numbers(params, config), strict=True):
             own.copy_(value)
+
+    def all_levels(self, index: int) -> dict[str, Tensor]:
+        """What a draw of every level reads at a step, by name."""
+        step = self.numbers[self.first_step + index]
+        filters = {"temperature": self.temperature, "top_k": self.top_k, "top_p": self.top_p}
+        return {"seeds": self.seeds, "step": step, "invalid": self.invalid, **filters}
 
     def __call__(self, part: LevelLogits | LevelFeatures, local_BN: Tensor, index: int) -> None:
         """Draw the codes of a group that are of one level, into ``local_BN``."""

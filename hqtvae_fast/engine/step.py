@@ -12,6 +12,7 @@ from typing import Literal, Protocol
 from torch import Tensor
 
 from hqtvae_fast.engine.cache import KVCache
+from hqtvae_fast.engine.tables import StepTables
 from hqtvae_fast.model import HQTransformer
 from hqtvae_fast.model.layers import Blocks
 
@@ -36,6 +37,21 @@ class LevelFeatures:
     first: int
     x: Tensor
     weight: Tensor
+
+
+@dataclass(frozen=True)
+class StepOptions:
+    """What the fused step has and the model's modules have not. ``tables``: read what depends on codes alone from them.
+    ``fused_draw``: leave the head's last product to the draw, which can have neither top-k nor top-p then.
+    ``dependent_launch``: products of few rows begin to fetch their weights while the kernel before them runs."""
+
+    tables: StepTables | None = None
+    fused_draw: bool = False
+    dependent_launch: bool = False
+
+    @property
+    def any(self) -> bool:
+        return self != StepOptions()
 
 
 class Step(Protocol):

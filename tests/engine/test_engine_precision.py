@@ -7,7 +7,8 @@ import torch
 from conftest import GOLDEN
 
 from hqtvae_fast import HQTVAEPipeline
-from hqtvae_fast.engine import precision
+from hqtvae_fast.engine import options, precision
+from hqtvae_fast.engine.options import EngineOptions, check_options
 from hqtvae_fast.engine.precision import Precision, check_precision, fp32_products, read_precision
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
@@ -54,6 +55,19 @@ def test_fp8_needs_the_instruction(capability, allowed, monkeypatch):
     else:
         with pytest.raises(ValueError, match=r"fp8 expects compute capability 8\.9 or above; got 8\.\d: int8 runs"):
             check_precision(bf16, "fp8", CUDA)
+
+
+@pytest.mark.parametrize("capability,allowed", [((8, 9), False), ((9, 0), True), ((10, 0), True)])
+def test_dependent_launch_needs_hopper(capability, allowed, monkeypatch):
+    wanted = EngineOptions(dependent_launch=True)
+    with pytest.raises(ValueError, match=r"dependent_launch: expected a GPU of compute capability 9\.0 .*; got cpu"):
+        HQTVAEPipeline.from_pretrained(GOLDEN / "class_parallel", device="cpu", dependent_launch=True)
+    monkeypatch.setattr(options.torch.cuda, "get_device_capability", lambda device: capability)
+    if allowed:
+        check_options(wanted, CUDA)
+    else:
+        with pytest.raises(ValueError, match=r"got 8\.9"):
+            check_options(wanted, CUDA)
 
 
 @pytest.mark.gpu

@@ -12,6 +12,7 @@ from test_fused_step import condition_of, draw, same
 from hqtvae_fast import HQTVAEPipeline
 from hqtvae_fast.engine import fused_step
 from hqtvae_fast.engine.fused_step import FusedStep
+from hqtvae_fast.engine.step import StepOptions
 from hqtvae_fast.ops.linear import Linear, quantize_linears
 from hqtvae_fast.ops.linear.reference import NARROW, quantize
 
@@ -70,6 +71,20 @@ def test_logits_of_few_rows_are_those_of_the_rounded_weights(to, monkeypatch):
     few_rows_everywhere(monkeypatch)
     for got, expected in zip(logits(), wanted, strict=True):
         torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("wanted", [False, True])
+def test_products_of_few_rows_are_told_to_prefetch(wanted, monkeypatch):
+    monkeypatch.setattr(FusedStep, "_few", lambda self, x: True)
+    told, linear = set(), fused_step.linear
+
+    def watched(*tensors, **options):
+        told.add(options.pop("prefetch"))
+        return linear(*tensors, **options)
+
+    monkeypatch.setattr(fused_step, "linear", watched)
+    draw(golden_pipeline("class_parallel").transformer, "fused", options=StepOptions(dependent_launch=wanted))
+    assert told == {wanted}
 
 
 @both

@@ -112,7 +112,18 @@ def registered():
         "bias_gelu": (x, vector, "exact", "reference"),
         "local_attention": (qkv, None, cache, cache.clone(), 2, "full", "reference"),
         "decode_attention": (qkv, torch.randn(48), cache, cache.clone(), 0, torch.tensor(3), "reference"),
-        "linear": (x, table, None, None, None, "exact", torch.zeros(9), torch.zeros(9, dtype=torch.int32), "reference"),
+        "linear": (
+            x,
+            table,
+            None,
+            None,
+            None,
+            "exact",
+            False,
+            torch.zeros(9),
+            torch.zeros(9, dtype=torch.int32),
+            "reference",
+        ),
         "embed_codes": (codes, [table, table.clone()], sources, table[:4], torch.tensor(2), "mean", "reference"),
         "sample_logits": (x, *drawn, "cpu"),
     }
@@ -275,3 +286,38 @@ def test_parts_of_a_product_meet_in_one_workspace_on_a_gpu():
     results = [linear(x, weight, workspace=workspace, backend="triton") for _ in range(1000)]
     assert all(torch.equal(result, results[0]) for result in results)
     assert not workspace.counters.any()
+
+
+needs_hopper = pytest.mark.skipif(
+    torch.cuda.is_available() and torch.cuda.get_device_capability() < (9, 0),
+    reason="programmatic dependent launch: needs compute capability 9.0",
+)
+
+
+@pytest.mark.gpu
+@needs_hopper
+@pytest.mark.parametrize("to", [None, "int8", "fp8"])
+def test_a_dependent_launch_gives_the_same_bits_on_a_gpu(to):
+    """Chains of products, each of which reads the one before it: without its wait a kernel would read old numbers."""
+    from hqtvae_fast.ops.linear.fused import Workspace
+
+    weights, x = [torch.randn(1536, 1536, device="cuda") / 39 for _ in range(4)], torch.randn(3, 1536, device="cuda")
+    layers = [(weight.bfloat16(), None) if to is None else quantize(weight, to) for weight in weights]
+    workspace, ends = Workspace.on(x.device), {}
+    for prefetch in (False, True):
+        y = x.bfloat16()
+        for index in range(400):
+            weight, scale = layers[index % 4]
+            y = linear(y, weight, scale=scale, residual=x.bfloat16(), workspace=workspace, prefetch=prefetch)
+            y = add_layer_norm(y, None, None, torch.ones_like(y[0]), torch.zeros_like(y[0]))[1]
+        ends[prefetch] = y
+    assert bool(ends[True].isfinite().all())
+    assert torch.equal(ends[True], ends[False])
+
+
+def test_a_prefetch_where_there_is_none_is_refused():
+    x, weight = torch.randn(2, 64), torch.randn(32, 64)
+    plain = linear(x, weight)
+    assert torch.equal(linear(x, weight, prefetch=True, backend="reference"), plain)
+    with pytest.raises(BackendError, match=r"compute capability 9\.0"):
+        linear(x, weight, prefetch=True, backend="triton")

@@ -134,7 +134,7 @@ def variants(arch: int) -> list[Variant]:
             signature = dict.fromkeys(names, f"*{TRITON_NAMES[dtype]}") | {"start": "*i64", "scale": "fp32"}
             signature |= dict.fromkeys(("H", "E", "C"), "i32")
             constants: dict[str, Any] = {} if biased else {"bias": None}
-            constants |= {"BLOCK": fused.BLOCK, "WIDTH": 64}
+            constants |= {"BLOCK": fused.BLOCK, "WIDTH": 64, "TRIGGER": arch >= 90}
             name = f"decode attention {TRITON_NAMES[dtype]}{' with bias' if biased else ''}"
             launch = ((*names, "E"), fused.WARPS, 1)
             made.append(Variant(name, kernels.decode_attention_kernel, signature, constants, *launch))

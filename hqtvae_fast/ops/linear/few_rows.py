@@ -23,6 +23,7 @@ def linear(
     scale: Tensor | None = None,
     gelu: GeluForm = "none",
     residual: Tensor | None = None,
+    prefetch: bool = False,
     workspace: Workspace | None = None,
     backend: str | None = None,
 ) -> Tensor:
@@ -35,7 +36,8 @@ def linear(
     ``gelu``: "none", "exact" or "sigmoid". No gradient. The same every time, bit for bit: sums are added in an order
     that depends on N and K alone, not on the rows beside one nor on what runs when. Sums are fp32; fp32 inputs are
     multiplied as three TF32 products (an error of 2^-21 of a product). ``workspace`` (None: one is made, which costs a
-    launch) may serve all products that follow each other on one stream.
+    launch) may serve all products that follow each other on one stream. ``prefetch``: fetch the weight while the kernel
+    before this one still runs, by a dependent launch (only Triton, only from compute capability 9.0 on).
 
     ``backend``: "triton" (CUDA, 1 to 16 rows; fp8 from compute capability 8.9 on) or "reference" (anywhere, any number
     of rows; torch's product). Raises ValueError on other shapes or dtypes.
@@ -52,7 +54,7 @@ def linear(
             raise ValueError(f"{name}: expected {x.dtype} {list(shape)}; got {extra.dtype} {list(extra.shape)}")
     if gelu not in GELU:
         raise ValueError(f"gelu: expected one of {', '.join(GELU)}; got {gelu!r}")
-    inputs = (x, weight, scale, bias, residual, gelu)
+    inputs = (x, weight, scale, bias, residual, gelu, prefetch)
     choice = choose("linear", BACKENDS, *inputs, backend=backend)
     work = Workspace.on(x.device) if workspace is None else workspace
     return torch.ops.hqtvae_fast.linear(*inputs, work.partials, work.counters, choice.backend.name)
@@ -70,11 +72,12 @@ def _linear(
     bias: Tensor | None,
     residual: Tensor | None,
     gelu: str,
+    prefetch: bool,
     partials: Tensor,
     counters: Tensor,
     backend: str,
 ) -> Tensor:
-    return _BY_NAME[backend].run(x, weight, scale, bias, residual, gelu, partials, counters)
+    return _BY_NAME[backend].run(x, weight, scale, bias, residual, gelu, prefetch, partials, counters)
 
 
 @_linear.register_fake
@@ -85,6 +88,7 @@ def _(
     bias: Tensor | None,
     residual: Tensor | None,
     gelu: str,
+    prefetch: bool,
     partials: Tensor,
     counters: Tensor,
     backend: str,

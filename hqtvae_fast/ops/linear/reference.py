@@ -20,6 +20,7 @@ def linear(
     bias: Tensor | None,
     residual: Tensor | None,
     gelu: str,
+    prefetch: bool = False,
     partials: Tensor | None = None,
     counters: Tensor | None = None,
 ) -> Tensor:

@@ -120,11 +120,15 @@ def cost(case: Case) -> Cost:
 def variants(arch: int) -> list[Variant]:
     """The layers of S, M and L in bf16, plain and narrow; one in fp32. FFHQ's differ in the number of parts only."""
     narrow = [to for to in NARROW if to != "fp8" or arch >= 89]
-    made = [_compilation(name, layer, torch.bfloat16, to) for name, layer in LAYERS.items() for to in narrow]
-    return [*made, _compilation("down", LAYERS["down"], torch.float32, None)]
+    layers = [(name, layer, torch.bfloat16, to) for name, layer in LAYERS.items() for to in narrow]
+    layers.append(("down", LAYERS["down"], torch.float32, None))
+    prefetching = (False, True) if arch >= 90 else (False,)
+    return [_compilation(*layer, arch, prefetch) for layer in layers for prefetch in prefetching]
 
 
-def _compilation(name: str, layer: tuple[int, int], dtype: torch.dtype, narrow: str | None) -> Variant:
+def _compilation(
+    name: str, layer: tuple[int, int], dtype: torch.dtype, narrow: str | None, arch: int, prefetch: bool
+) -> Variant:
     from hqtvae_fast.ops.linear import kernels
 
     N, K = layer
@@ -134,14 +138,16 @@ def _compilation(name: str, layer: tuple[int, int], dtype: torch.dtype, narrow: 
     signature |= {"partials": "*fp32", "counters": "*i32"} | dict.fromkeys(("M", "N", "K"), "i32")
     present = {"scale": narrow is not None, "bias": name == "up", "residual": False}
     absent = [key for key, there in present.items() if not there]
-    constants = fused.constants(N, K, dtype, gelu) | {"INTERPRET": False} | dict.fromkeys(absent)
+    constants = fused.constants(N, K, dtype, gelu) | {"INTERPRET": False, "TRIGGER": arch >= 90} | dict.fromkeys(absent)
+    width = dtype if narrow is None else reference.NARROW[narrow]
+    constants["PREFETCH"] = fused.prefetched_lines(K, width, constants) if prefetch else 0
     signature = {key: type_ for key, type_ in signature.items() if key not in absent}
     aligned = tuple(key for key in signature if key != "M")
     what = f"few rows {name} {TRITON_NAMES[dtype]}{'' if narrow is None else f' {narrow}'}"
-    # A narrow tile is widened in registers on its way to the tensor cores.
-    return Variant(
-        what, kernels.few_rows_kernel, signature, constants, aligned, fused.WARPS, fused.STAGES, ("mma", "async")
-    )
+    needs: tuple[str, ...] = ("mma", "async")  # a narrow tile is widened in registers on its way to the tensor cores
+    if prefetch:
+        what, needs = f"{what}, dependent", (*needs, "wait", "prefetch")
+    return Variant(what, kernels.few_rows_kernel, signature, constants, aligned, fused.WARPS, fused.STAGES, needs)
 
 
 SPEC = Spec(

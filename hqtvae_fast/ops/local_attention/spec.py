@@ -152,7 +152,7 @@ def variants(arch: int) -> list[Variant]:
             signature = dict.fromkeys(pointers, f"*{TRITON_NAMES[dtype]}") | {"scale": "fp32"}
             signature |= dict.fromkeys(("H", "E", "C"), "i32")
             constants: dict[str, Any] = {} if C else {"keys": None, "values": None}
-            constants |= fused.constants(T, 64, start, "full")
+            constants |= fused.constants(T, 64, start, "full") | {"TRIGGER": arch >= 90}
             name = f"local attention {passing} {TRITON_NAMES[dtype]}"
             launch = ((*pointers, "E"), fused.warps(start + T), 1)
             made.append(Variant(name, kernels.local_attention_kernel, signature, constants, *launch))

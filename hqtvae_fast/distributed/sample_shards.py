@@ -1,0 +1,213 @@
+"""Pictures drawn into WebDataset shards, by any number of processes that may stop anywhere and go on.
+
+``samples-000000.tar``, ``samples-000001.tar``, ... hold ``shard_size`` pictures each, in order: ``<index>.png`` and
+``<index>.json`` (index, seed, label or caption). ``samples.json`` has what all of them are drawn from, and
+``samples-000000.json`` beside a shard its checksum; all checksums are in ``manifest.json`` and ``SHA256SUMS`` (for
+``sha256sum -c``), which are written when the last shard is there.
+
+Picture i depends on (seed, i) and its class or prompt alone. Its bits also depend on the shapes of the products that it
+was computed in: so batches begin anew with each shard, all have ``batch_size`` rows, and both numbers are part of
+what a folder holds. Processes take whole shards, and how many there are changes no bit.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import platform
+import tarfile
+from collections.abc import Callable, Generator, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+
+from hqtvae_fast.distributed.subjects import Subjects
+from hqtvae_fast.engine import image_seeds
+from hqtvae_fast.output import HQTVAEImage
+from hqtvae_fast.pipeline import HQTVAEPipeline
+from hqtvae_fast.shard_files import PARTIAL, add_member, keep_spec, write_whole
+
+FORMAT = "hqtvae_fast sample shards, version 1"
+SPEC_FILE, MANIFEST_FILE, SUMS_FILE = "samples.json", "manifest.json", "SHA256SUMS"
+ENCODERS = 4  # threads that compress PNGs: zlib lets go of Python's lock
+PNG_LEVEL = 1  # of zlib: drawn pictures hardly shrink further, and level 6 takes three times as long
+
+
+@dataclass(frozen=True)
+class SampleSpec:
+    """What a set is drawn from. ``top_k``, ``top_p``, ``temperature``: a number, or one a level."""
+
+    subjects: Subjects
+    seed: int = 0
+    top_k: Any = None
+    top_p: Any = None
+    temperature: Any = 1.0
+    batch_size: int = 50
+    shard_size: int = 1000
+
+
+class SampleShards:
+    """The shards of one set in one folder. ValueError on classes, prompts or settings that the model does not take."""
+
+    def __init__(self, folder: Path, pipe: HQTVAEPipeline, spec: SampleSpec) -> None:
+        self.folder, self.pipe, self.spec = folder, pipe, spec
+        self._stream(spec.subjects.examples(), 0).close()  # checks what it is given before it begins
+        self._seeds = image_seeds(spec.seed, spec.subjects.total).tolist()
+
+    def __len__(self) -> int:
+        return -(-self.spec.subjects.total // self.spec.shard_size)
+
+    def file(self, shard: int) -> Path:
+        return self.folder / f"samples-{shard:06d}.tar"
+
+    def span(self, shard: int) -> range:
+        """The pictures of a shard, by their indices."""
+        size = self.spec.shard_size
+        return range(shard * size, min((shard + 1) * size, self.spec.subjects.total))
+
+    def described(self) -> dict[str, Any]:
+        """All that the pictures depend on, as ``samples.json`` has it."""
+        own = {name: value for name, value in asdict(self.spec).items() if name != "subjects"}
+        return {
+            "format": FORMAT,
+            "checkpoint": weights_hash(self.pipe),
+            "subjects": self.spec.subjects.digest(),
+            "pictures": self.spec.subjects.total,
+            "resolution": self.pipe.config.vae.resolution,
+            "dtype": str(self.pipe.dtype).removeprefix("torch."),
+            **own,
+        }
+
+    def open(self, described: dict[str, Any]) -> list[int]:
+        """Make the folder, or see that it holds this set (ConfigError); the shards that it lacks. For one process."""
+        keep_spec(self.folder, SPEC_FILE, described, "pictures")
+        (self.folder / MANIFEST_FILE).unlink(missing_ok=True)  # it says that all shards are there
+        (self.folder / SUMS_FILE).unlink(missing_ok=True)
+        return [shard for shard in range(len(self)) if not self.file(shard).exists()]
+
+    def make(self, shards: Iterable[int], advance: Callable[[int], None] = lambda number: None) -> int:
+        """Draw shards; returns the number of pictures. ``advance`` hears of pictures that are drawn.
+
+        A shard is written by a thread of its own while the next one is drawn.
+        """
+        drawn, writing = 0, None
+        with ThreadPoolExecutor(ENCODERS) as encoders, ThreadPoolExecutor(1) as writer:
+            for shard in shards:
+                samples = list(self._draw(shard, encoders, advance))
+                drawn += len(samples)
+                if writing is not None:
+                    writing.result()
+                writing = writer.submit(self._write, shard, samples)
+            if writing is not None:
+                writing.result()
+        return drawn
+
+    def _draw(
+        self, shard: int, encoders: ThreadPoolExecutor, advance: Callable[[int], None]
+    ) -> Iterator[Future[bytes]]:
+        span = self.span(shard)
+        with closing(self._stream(self.spec.subjects.arguments(span), self._seeds[span.start : span.stop])) as stream:
+            for drawn in stream:
+                assert drawn.image is not None  # PIL images were asked for
+                yield encoders.submit(_png, drawn.image)
+                advance(1)
+
+    def _stream(self, subjects: dict[str, Any], seed: Any) -> Generator[HQTVAEImage, None, None]:
+        spec = self.spec
+        sampling = {"top_k": spec.top_k, "top_p": spec.top_p, "temperature": spec.temperature}
+        return self.pipe.stream(**subjects, **sampling, seed=seed, batch_size=spec.batch_size, deterministic="batch")
+
+    def _write(self, shard: int, samples: list[Future[bytes]]) -> None:
+        digest = _Digest()
+
+        def write(out: Any) -> None:
+            digest.out = out
+            with tarfile.open(fileobj=digest, mode="w") as tar:  # type: ignore[call-overload]
+                for index, png in zip(self.span(shard), samples, strict=True):
+                    fields = {"index": index, "seed": self._seeds[index], **self.spec.subjects.fields(index)}
+                    add_member(tar, f"{index:09d}.png", png.result())
+                    add_member(tar, f"{index:09d}.json", json.dumps(fields, ensure_ascii=False).encode())
+
+        # Its checksum stands before the shard does: a shard that has its name is done.
+        write_whole(self.file(shard), write, before=lambda: self._write_record(shard, digest))
+
+    def _write_record(self, shard: int, digest: _Digest) -> None:
+        record = {
+            "file": self.file(shard).name,
+            "pictures": len(self.span(shard)),
+            "bytes": digest.size,
+            "sha256": digest.sha.hexdigest(),
+            "made_on": f"{_device_name(self.pipe.device)}, torch {torch.__version__}",
+        }
+        write_whole(self._record_file(shard), lambda out: out.write(_json(record)))
+
+    def _record_file(self, shard: int) -> Path:
+        return self.file(shard).with_suffix(".json")
+
+    def close(self, described: dict[str, Any]) -> Path:
+        """Write the manifest, once all shards are there; returns its path. For one process, the last one at work.
+
+        OSError if a shard is missing or has not the size that was written.
+        """
+        records = [self._record(shard) for shard in range(len(self))]
+        manifest = {**described, "shards": records}
+        for partial in self.folder.glob(f".*{PARTIAL}"):  # of processes that were killed
+            partial.unlink(missing_ok=True)
+        sums = "".join(f"{record['sha256']}  {record['file']}\n" for record in records)
+        write_whole(self.folder / SUMS_FILE, lambda out: out.write(sums.encode()))
+        write_whole(self.folder / MANIFEST_FILE, lambda out: out.write(_json(manifest)))
+        return self.folder / MANIFEST_FILE
+
+    def _record(self, shard: int) -> dict[str, Any]:
+        record = json.loads(self._record_file(shard).read_text())
+        if (size := self.file(shard).stat().st_size) != record["bytes"]:
+            raise OSError(f"{self.file(shard)}: expected {record['bytes']} bytes, as written; got {size}")
+        return record
+
+
+class _Digest:
+    """A file to write to that knows the checksum of what went through it."""
+
+    def __init__(self) -> None:
+        self.sha, self.size, self.out = hashlib.sha256(), 0, io.BytesIO()
+
+    def write(self, data: bytes) -> int:
+        self.sha.update(data)
+        self.size += len(data)
+        return self.out.write(data)
+
+    def tell(self) -> int:
+        return self.size
+
+
+def weights_hash(pipe: HQTVAEPipeline) -> str:
+    """16 hexadecimal digits, equal for equal configurations, weights and dtypes of a pipeline on any device."""
+    digest = hashlib.sha256(repr(pipe.config).encode())
+    parts = {"vae": pipe.vae, "transformer": pipe.transformer, "refiner": pipe.refiner}
+    for part, module in parts.items():
+        for name, value in ({} if module is None else module.state_dict()).items():
+            digest.update(f"{part}.{name} {tuple(value.shape)} {value.dtype}".encode())
+            digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()[:16]
+
+
+def _png(image: Image.Image) -> bytes:
+    data = io.BytesIO()
+    image.save(data, format="PNG", compress_level=PNG_LEVEL)
+    return data.getvalue()
+
+
+def _json(value: Any) -> bytes:
+    return json.dumps(value, indent=1, ensure_ascii=False).encode() + b"\n"
+
+
+def _device_name(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{platform.machine()} CPU, {torch.get_num_threads()} threads"

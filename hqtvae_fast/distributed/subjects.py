@@ -1,0 +1,67 @@
+"""What each picture of a large set shows, by its index alone."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from hqtvae_fast.config import TransformerConfig
+
+
+@dataclass(frozen=True)
+class Subjects:
+    """``total`` pictures of some classes or prompts, or of nothing in particular.
+
+    ``values``: integers, strings, or none. ``in_turn``: picture i shows value i mod their number, so that each part of
+    the set holds all of them; else they come one after the other, in equal shares (``total`` is a multiple of their
+    number).
+    """
+
+    values: tuple[int, ...] | tuple[str, ...]
+    total: int
+    in_turn: bool = False
+
+    def at(self, index: int) -> int | str | None:
+        if not self.values:
+            return None
+        count = len(self.values)
+        return self.values[index % count if self.in_turn else index // (self.total // count)]
+
+    def examples(self) -> dict[str, Any]:
+        """The pipeline's arguments for one picture of each class or prompt."""
+        return Subjects(self.values, len(self.values) or 1).arguments(range(len(self.values) or 1))
+
+    def arguments(self, span: range) -> dict[str, Any]:
+        """The pipeline's arguments for the pictures of a span, but for their seeds."""
+        if not self.values:
+            return {"num_images": len(span)}
+        kind = "class_labels" if isinstance(self.values[0], int) else "prompt"
+        return {kind: [self.at(index) for index in span]}
+
+    def fields(self, index: int) -> dict[str, Any]:
+        """What a data set says of the picture: ``label`` or ``caption``."""
+        value = self.at(index)
+        if value is None:
+            return {}
+        return {"label" if isinstance(value, int) else "caption": value}
+
+    def digest(self) -> str:
+        """16 hexadecimal digits, equal for equal subjects."""
+        text = json.dumps([self.values, self.total, self.in_turn], ensure_ascii=False)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def make_subjects(
+    config: TransformerConfig, labels: Sequence[int], prompts: Sequence[str], num_images: int
+) -> Subjects:
+    """``num_images`` of each class or prompt; of a class-conditional model without either, so many pictures of all its
+    classes in turn; of an unconditional one, so many."""
+    values: tuple[int, ...] | tuple[str, ...] = tuple(labels) if labels else tuple(prompts)
+    if values:
+        return Subjects(values, len(values) * num_images)
+    if config.condition == "class":
+        return Subjects(tuple(range(config.num_classes)), num_images, in_turn=True)
+    return Subjects((), num_images)
