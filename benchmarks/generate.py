@@ -160,15 +160,14 @@ def _run(setting: Setting, models: list[str], checkpoint: Path | None, batches: 
     console = Console()
     console.width = console.width if console.is_terminal else FILE_WIDTH
     outcomes: list[Outcome] = []
-    for model in models:
-        for outcome in measure(setting, model, checkpoint, batches, peaks):
-            outcomes.append(outcome)
-            console.print(to_table(outcome, facts))
-            _tell(console, outcome)
-            if json is not None:
-                temperature, top_k, top_p = setting.sampling
-                sampling = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
-                write(to_results(outcomes, sampling, facts), json)
+    temperature, top_k, top_p = setting.sampling
+    sampling = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
+    for outcome in measure(setting, models, checkpoint, batches, peaks):
+        outcomes.append(outcome)
+        console.print(to_table(outcome, facts))
+        _tell(console, outcome)
+        if json is not None:
+            write(to_results(outcomes, sampling, facts), json)
     for line in tell_best(outcomes):
         console.print(line)
 

@@ -71,16 +71,19 @@ def check(setting: Setting, model: str, directory: Path | None, batches: Sequenc
 
 
 def measure(
-    setting: Setting, model: str, directory: Path | None, batches: Sequence[int], peaks: Device
+    setting: Setting, models: Sequence[str], directory: Path | None, batches: Sequence[int], peaks: Device
 ) -> Iterator[Outcome]:
-    """Each batch size in turn, with samplers of its own."""
+    """Each model with each batch size, with samplers of its own."""
     released = None if setting.released is None else import_released(setting.released)
-    source = _Source(model, directory, keep=setting.device.type == "cuda")
-    for batch in batches:
-        yield _one_batch(setting, source, batch, released, peaks)
-        gc.collect()
-        if setting.device.type == "cuda":
-            torch.cuda.empty_cache()
+    on_gpu, first = setting.device.type == "cuda", True
+    for model in models:
+        source = _Source(model, directory, keep=on_gpu)
+        for batch in batches:
+            yield _one_batch(setting, source, batch, released, peaks, tell_memory=on_gpu or first)
+            first = False
+            gc.collect()
+            if on_gpu:
+                torch.cuda.empty_cache()
 
 
 class _Source:
@@ -96,8 +99,15 @@ class _Source:
 
 
 def _one_batch(
-    setting: Setting, source: _Source, batch: int, released: dict[str, ModuleType] | None, peaks: Device
+    setting: Setting,
+    source: _Source,
+    batch: int,
+    released: dict[str, ModuleType] | None,
+    peaks: Device,
+    *,
+    tell_memory: bool,
 ) -> Outcome:
+    """``tell_memory``: of ours; a CPU's process can tell its peak once."""
     sizes, notes = setting.sizes(batch), list[str]()
     ours, memory, config = _make_ours(setting, source, sizes)
     makers = _makers(setting, source, config, sizes, released, ours)
@@ -105,7 +115,8 @@ def _one_batch(
     turns = [setting.repeats[isinstance(sampler, Released)] for sampler in (ours, *samplers)]
     timings = _time([ours, *samplers], sizes, turns)
     workload = Workload(source.model, sum(sizes), batch, ours.steps * len(sizes))
-    entrants = [Entrant.of(*row) for row in zip((ours, *samplers), (memory, *memories), timings, strict=True)]
+    memories.insert(0, memory if tell_memory else None)
+    entrants = [Entrant.of(*row) for row in zip((ours, *samplers), memories, timings, strict=True)]
     whole = _time_whole(ours, sizes, setting.repeats[0]) if len(sizes) > 1 else {}
     return Outcome(workload, Roof.of(image_cost(config), sizes, peaks), entrants, whole, notes)
 

@@ -109,6 +109,10 @@ def test_several_batches_in_one_run(tmp_path, capsys, monkeypatch):
     assert names == expected | {(f"{labels[0]}: {how}", "hqtvae_fast") for how in ("batch by batch", "stream")}
     assert all(len(row.runs) == 2 and row.work["floor_seconds"] > 0 for row in results.rows)
     assert tuple(results.details["roofs"]) == labels
+    # Of ours on a CPU it is the process's, which never falls: only the first can be told.
+    memory = {row.name: row.work["peak_memory"] for row in results.rows if row.ours}
+    assert memory[f"{labels[0]}: total"] > 0
+    assert memory[f"{labels[1]}: total"] is None
 
 
 def test_a_baseline_that_fails_costs_its_own_column_only(monkeypatch, capsys):
