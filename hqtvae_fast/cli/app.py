@@ -21,6 +21,7 @@ from hqtvae_fast.cli.info import info
 from hqtvae_fast.cli.pack import pack
 from hqtvae_fast.cli.sample import sample
 from hqtvae_fast.cli.train import train
+from hqtvae_fast.cli.tune import tune
 from hqtvae_fast.engine import is_out_of_memory
 
 PROGRAM = "hqtvae"
@@ -66,6 +67,7 @@ _EXAMPLES: dict[Callable[..., None], str] = {
     pack: "hqtvae pack samples/ --out samples.npz",
     convert: "hqtvae convert path/to/released path/to/converted --dtype bf16",
     info: "hqtvae info --preset S --batch 1 --batch 50",
+    tune: "hqtvae tune path/to/checkpoint --sizes 1,8,50,128,256,512",
 }
 for _command, _example in _EXAMPLES.items():
     app.command(epilog=f"Example: {_example}")(_command)

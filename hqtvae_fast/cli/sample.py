@@ -7,6 +7,7 @@ import re
 import time
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing, contextmanager
+from enum import Enum
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -22,12 +23,17 @@ from hqtvae_fast.cli.options import (
     BottomOnly,
     Checkpoint,
     Columns,
+    DependentLaunch,
     Device,
     DType,
+    FusedDraw,
+    Graphs,
     OutDir,
+    Overlap,
+    Quantize,
+    Tables,
     TopOnly,
     batch_of,
-    open_pipeline,
     parse_classes,
     parse_per_level,
 )
@@ -52,6 +58,8 @@ _OPTIONS = {
     "top_p": "--top-p",
     "temperature": "--temperature",
     "seed": "--seed",
+    "quantization": "--quantize",
+    "dependent_launch": "--dependent-launch",
 }
 
 Classes = Annotated[
@@ -150,6 +158,21 @@ Captions = Annotated[
     bool,
     typer.Option("--captions", help="Write under each picture of the sheet what it shows.", rich_help_panel=OUTPUT),
 ]
+
+
+class PictureFormat(str, Enum):
+    """What the files of --out-dir are."""
+
+    png = "png"
+    webp = "webp"
+
+
+Format = Annotated[
+    PictureFormat,
+    typer.Option(
+        "--format", help="Of the files in --out-dir; webp is lossless too, and smaller.", rich_help_panel=OUTPUT
+    ),
+]
 SaveCodes = Annotated[
     Path | None,
     typer.Option(
@@ -211,6 +234,7 @@ def sample(
     seed: Seed = 0,
     out: Out = None,
     out_dir: OutDir = None,
+    picture_format: Format = PictureFormat.png,
     columns: Columns = None,
     scale: Scale = 1,
     captions: Captions = False,
@@ -225,6 +249,12 @@ def sample(
     batch_size: BatchSize = None,
     device: Device = None,
     dtype: DType = None,
+    quantize: Quantize = None,
+    graphs: Graphs = None,
+    tables: Tables = False,
+    fused_draw: FusedDraw = False,
+    overlap: Overlap = None,
+    dependent_launch: DependentLaunch = False,
 ) -> None:
     """Draw pictures from classes, from prompts or from nothing, as the model was trained."""
     if classes and prompt:
@@ -235,6 +265,9 @@ def sample(
         "top_p": parse_per_level("--top-p", top_p, float),
         "temperature": parse_per_level("--temperature", temperature, float),
     }
+    engine: dict[str, Any] = {"graphs": graphs, "tables": tables, "fused_draw": fused_draw, "overlap": overlap}
+    engine |= {"dependent_launch": dependent_launch, "quantization": None if quantize is None else quantize.value}
+    machine = Machine(checkpoint, device, dtype, refiner, engine)
     if "WORLD_SIZE" in os.environ:  # set by torchrun, whose processes cannot share a sheet
         out, shards = None, _shards_of_a_team(shards, out)
     if shards is not None:
@@ -247,15 +280,16 @@ def sample(
         others["--classifier"] = classifier
         if keep is not None or any(other is not None for other in others.values()):
             raise ValueError(f"--shards: expected neither {', '.join(others)} nor a level alone")
-        machine, wanted = Machine(checkpoint, device, dtype, refiner), Wanted(labels, prompt or [], num_images, seed)
+        wanted = Wanted(labels, prompt or [], num_images, seed)
         with _options_named():
             sample_set(machine, shards, wanted, sampling, shard_size=shard_size, batch_size=batch_size)
         return
     if out is None and out_dir is None and save_codes is None:
         out = DEFAULT_OUT
-    writer = PictureWriter(out, out_dir, columns, scale=scale, captions=captions)
+    writer = PictureWriter(out, out_dir, columns, scale=scale, captions=captions, kind=picture_format.value)
     check_file(save_codes)
-    pipe = open_pipeline(checkpoint, device, dtype, refiner)
+    with _options_named():
+        pipe = machine.open(device)
     given = None if given_top is None else read_codes(given_top, pipe.config.vae)
     with _options_named():
         batch = batch_of(pipe, batch_size)
