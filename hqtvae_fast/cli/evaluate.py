@@ -77,7 +77,7 @@ Caption = Annotated[
     typer.Option(
         "--caption",
         metavar="TEMPLATE",
-        help="Captions of samples: plain, emoji, or fields in braces. PNG files that sample wrote say theirs.",
+        help="Captions of samples: plain, emoji, or fields in braces. Files that sample wrote say theirs.",
         rich_help_panel=HOW,
     ),
 ]

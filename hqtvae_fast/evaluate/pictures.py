@@ -16,7 +16,7 @@ from typing import IO, Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
@@ -95,7 +95,7 @@ class SourcePictures(Dataset[Tensor]):
             first += len(images)
 
     def caption(self, index: int) -> str:
-        """The source's, or else what `hqtvae sample` wrote into the picture's PNG description."""
+        """The source's, or else what `hqtvae sample` wrote into the picture's file."""
         try:
             return self._template.caption(self.source.fields(index))
         except (ValueError, OSError) as error:
@@ -113,9 +113,11 @@ class SourcePictures(Dataset[Tensor]):
 
 
 def _described(data: bytes) -> str | None:
+    """The prompt that a PNG's text chunk or a WebP's Exif tells; None without one."""
     try:
         with Image.open(io.BytesIO(data)) as file:
-            return json.loads(file.info["Description"])["prompt"]
+            about = file.info.get("Description") or file.getexif()[ExifTags.Base.ImageDescription]
+        return json.loads(about)["prompt"]
     except (OSError, KeyError, TypeError, ValueError):
         return None
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from hqtvae_fast.cli.output import png
+from hqtvae_fast.cli.output import png, webp
 from hqtvae_fast.evaluate import open_pictures
 from hqtvae_fast.evaluate.pictures import Pictures
 from hqtvae_fast.images import fit, to_pil
@@ -58,7 +58,7 @@ def test_pictures_are_fitted_alike_from_files_and_npz(tmp_path: Path):
     np.testing.assert_array_equal(from_npz[1].permute(1, 2, 0), wanted)
 
 
-def test_captions_come_from_the_shard_or_from_the_png(tmp_path: Path):
+def test_captions_come_from_the_shard_or_from_the_file(tmp_path: Path):
     pixels = make_pixels(2)
     shard = open_pictures(write_shard(tmp_path / "set.tar", pixels, ["a cube", "a ball"]))
     assert [shard.caption(0), shard.caption(1)] == ["a cube", "a ball"]
@@ -67,8 +67,9 @@ def test_captions_come_from_the_shard_or_from_the_png(tmp_path: Path):
     folder.mkdir()
     (folder / "a.png").write_bytes(png(image, '{"prompt": "a red vase", "seed": 3}'))
     (folder / "b.png").write_bytes(png(image))
+    (folder / "c.webp").write_bytes(webp(image, '{"prompt": "a white vase"}'))
     drawn = open_pictures(folder)
-    assert drawn.caption(0) == "a red vase"
+    assert (drawn.caption(0), drawn.caption(2)) == ("a red vase", "a white vase")
     with pytest.raises(ValueError, match=r"b\.png: expected a caption"):
         drawn.caption(1)
 

@@ -150,9 +150,13 @@ def speed_plot(points: Sequence[Point]) -> bytes:
     def plot(axes: Any) -> None:
         axes.grid(True, linewidth=0.6)
         axes.set_axisbelow(True)
+        middle = (max(point.speed for point in points) + min(point.speed for point in points)) / 2
         for number, point in enumerate(points):
             axes.scatter(point.speed, point.quality, s=46, color=COLOURS[number % len(COLOURS)], zorder=3)
-            axes.annotate(point.label, (point.speed, point.quality), (7, 5), textcoords="offset points", fontsize=9)
+            side = "right" if point.speed > middle else "left"  # so that names stay on the page
+            place = (-7 if side == "right" else 7, 5)
+            at = (point.speed, point.quality)
+            axes.annotate(point.label, at, place, textcoords="offset points", fontsize=9, ha=side)
         if max(point.speed for point in points) > 20 * min(point.speed for point in points):
             axes.set_xscale("log")
         axes.margins(0.18)
