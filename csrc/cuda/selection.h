@@ -21,7 +21,6 @@ namespace hqtvae {
 
 constexpr int kBins = 256;
 static_assert(kBins == Team::kThreads, "a thread a bin");
-constexpr int kMostEntries = 65535;
 
 struct SelectionScratch {
   uint32_t low[kBins], high[kBins];
