@@ -33,7 +33,7 @@ out="${out:-gpu-results}"
 # part | limit in seconds | what
 PARTS="1|150|GPU tests
 2|130|compute-sanitizer: planted faults, then every op's small cases (memcheck, racecheck)
-3|170|ops: every spec's cases against baselines and floor
+3|170|ops: every spec's cases against baselines and floor; the head at small batch
 4|140|generate: S at batch 1, 50 and 256
 5|600|baselines: S at batch 50 in turns with the released implementation (needs RELEASED)
 6|900|generate: M, L and S-text at batch 50; S at 8, 128, 512 and 1024
@@ -46,7 +46,8 @@ commands() {
   case "$1" in
     1) echo "$PYTHON -m pytest -q -m gpu tests" ;;
     2) echo "$PYTHON -m benchmarks.sanitizer --tool memcheck racecheck" ;;
-    3) echo "$PYTHON -m benchmarks.ops --all --device cuda --repeats 20 --json $out/ops.json" ;;
+    3) echo "$PYTHON -m benchmarks.ops --all --device cuda --repeats 20 --json $out/ops.json"
+       echo "$PYTHON -m benchmarks.head --preset S --device cuda --json $out/head.json" ;;
     4) generate S 1; generate S 50; generate S 256 ;;
     5) generate S 50 "--images 1000 --released ${RELEASED:-RELEASED} --released-repeats 1" ;;
     6) for preset in M L S-text; do generate $preset 50; done; for batch in 8 128 512 1024; do generate S $batch; done ;;

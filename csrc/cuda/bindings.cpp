@@ -1,7 +1,7 @@
 // The kernels as operators hqtvae_fast_cuda::*, through torch's stable ABI: checks what it gets and exports, no more.
 //
-// The operators are implemented for every device, so that a tensor in the wrong place is refused by our own words. What a
-// tensor holds is never looked at: that would wait for the device.
+// The operators are implemented for every device, so that a tensor in the wrong place is refused by our own words. What
+// a tensor holds is never looked at: that would wait for the device.
 
 #include <torch/csrc/stable/library.h>
 
@@ -64,10 +64,11 @@ void sample_logits(Tensor logits, Tensor out, Tensor invalid, Tensor seeds, Tens
   expect_launched("sample_logits", launch_sample_logits(dtype, rows, codes, arguments, here.stream()));
 }
 
-// table int64 [n], see head_table.h, checked by what made it; h bf16 [B, D]; codes int64 [B, 5], neighbours in a row; invalid
-// bool []; seeds int64 [B]; step int64 []; temperature and top_p fp32 [2], top_k int64 [2], one a level.
-void prediction_head(Tensor table, Tensor h, Tensor codes, Tensor invalid, Tensor seeds, Tensor step, Tensor temperature,
-                     Tensor top_k, Tensor top_p, bool draw_top, int64_t blocks, int64_t slots, bool dependent) {
+// table int64 [n], see head_table.h, checked by what made it; h bf16 [B, D]; codes int64 [B, 5], neighbours in a row;
+// invalid bool []; seeds int64 [B]; step int64 []; temperature and top_p fp32 [2], top_k int64 [2], one a level.
+void prediction_head(Tensor table, Tensor h, Tensor codes, Tensor invalid, Tensor seeds, Tensor step,
+                     Tensor temperature, Tensor top_k, Tensor top_p, bool draw_top, int64_t blocks, int64_t slots,
+                     bool dependent) {
   expect_dense("table", table, ScalarType::Long, {kAny}, 8);
   expect_dense("h", h, ScalarType::BFloat16, {kAny, kAny}, 16);
   int images = expect_int("h.shape[0]", h.size(0), 1, kMostImages);
@@ -100,8 +101,8 @@ void prediction_head(Tensor table, Tensor h, Tensor codes, Tensor invalid, Tenso
                   launch_prediction_head(images, grid, slot_count, dependent, arguments, here.stream()));
 }
 
-// bf16 parts of rows [N, P] and codes [K, P], P a multiple of 8; square fp32 [K]; best and second fp32, index int32, all
-// [blocks of 128 codes, N]. See nearest_code.cu.
+// bf16 parts of rows [N, P] and codes [K, P], P a multiple of 8; square fp32 [K]; best and second fp32, index int32,
+// all [blocks of 128 codes, N]. See nearest_code.cu.
 void score_codes(Tensor z_high, Tensor z_low, Tensor codes_high, Tensor codes_low, Tensor square, Tensor best,
                  Tensor second, Tensor index, bool split) {
   expect_dense("z_high", z_high, ScalarType::BFloat16, {kAny, kAny}, 16);
@@ -137,9 +138,11 @@ void score_codes(Tensor z_high, Tensor z_low, Tensor codes_high, Tensor codes_lo
 // z fp32 [N, C]; book fp32 [K, C]; length fp64 [N]; longest fp64 [1]; what score_codes wrote; found int64 [N]; settled
 // int8 [N]; the bound's factors and absolute terms.
 void settle_codes(Tensor z, Tensor book, Tensor length, Tensor longest, Tensor best, Tensor second, Tensor index,
-                  Tensor found, Tensor settled, double relative, double relative_square, double tiny_length, double tiny) {
+                  Tensor found, Tensor settled, double relative, double relative_square, double tiny_length,
+                  double tiny) {
   expect_dense("z", z, ScalarType::Float, {kAny, kAny});
-  int rows = expect_int("z.shape[0]", z.size(0), 0, 1 << 24), channels = expect_int("z.shape[1]", z.size(1), 1, 1 << 24);
+  int rows = expect_int("z.shape[0]", z.size(0), 0, 1 << 24);
+  int channels = expect_int("z.shape[1]", z.size(1), 1, 1 << 24);
   expect_dense("book", book, ScalarType::Float, {kAny, channels});
   int codes = expect_int("book.shape[0]", book.size(0), 1, 1 << 24);
   const int blocks = ceil_div(codes, 128);
@@ -185,7 +188,8 @@ STABLE_TORCH_LIBRARY(hqtvae_fast_cuda, m) {
       "Tensor(b!) second, Tensor(c!) index, bool split) -> ()");
   m.def(
       "settle_codes(Tensor z, Tensor book, Tensor length, Tensor longest, Tensor best, Tensor second, Tensor index, "
-      "Tensor(a!) found, Tensor(b!) settled, float relative, float relative_square, float tiny_length, float tiny) -> ()");
+      "Tensor(a!) found, Tensor(b!) settled, float relative, float relative_square, float tiny_length, float tiny) "
+      "-> ()");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(hqtvae_fast_cuda, CompositeExplicitAutograd, m) {

@@ -1,24 +1,25 @@
 // Exact nearest-code search on tensor cores: the method, the bound and its proof are those of
 // hqtvae_fast/ops/nearest_code/kernels.py, with chunks of 64 channels; here is what that costs and how it is laid out.
 //
-// FLOP: 2 N K C a product; three products where inputs are fp32 or fp16, split into two bf16 parts (hi hi + hi lo + lo hi).
-// N = 16,384, K = 8192, C = 256: 206 GFLOP, 0.66 ms on an A100 (312 TFLOP/s), 0.21 ms on an H100 (990). Bytes: a tile of
-// 128 x 128 scores reads 2 x 128 rows of 4 C bytes for 6 x 128 x 128 x C FLOP, 96 FLOP a byte, from the second-level cache;
-// 12 bytes a row and block of codes are written.
+// FLOP: 2 N K C a product; three products where inputs are fp32 or fp16, split into two bf16 parts (hi hi + hi lo + lo
+// hi). N = 16,384, K = 8192, C = 256: 206 GFLOP, 0.66 ms on an A100 (312 TFLOP/s), 0.21 ms on an H100 (990). Bytes: a
+// tile of 128 x 128 scores reads 2 x 128 rows of 4 C bytes for 6 x 128 x 128 x C FLOP, 96 FLOP a byte, from the
+// second-level cache; 12 bytes a row and block of codes are written.
 //
-// score_codes: a block makes one tile, warp w rows 16 w .. 16 w + 15 of it for all 128 codes, so that a row's best and second
-// best are found in the registers of four lanes. Operands come 64 channels at a time: rows of 128 bytes, in shared memory
-// with their 16-byte pieces permuted by the row's number modulo 8. That is both conflict-free for ldmatrix and the 128-byte
-// swizzle that wgmma reads, so one loader (cp.async) serves both:
-//   sm_80    mma.sync m16n8k16: for 16 channels a warp loads 1 + 1 operands of its rows and 8 + 8 of the codes for 48
-//            instructions: 576 cycles of shared memory for 768 of the tensor cores, both counted for 8 warps;
+// score_codes: a block makes one tile, warp w rows 16 w .. 16 w + 15 of it for all 128 codes, so that a row's best and
+// second best are found in the registers of four lanes. Operands come 64 channels at a time: rows of 128 bytes, in
+// shared memory with their 16-byte pieces permuted by the row's number modulo 8. That is both conflict-free for
+// ldmatrix and the 128-byte swizzle that wgmma reads, so one loader (cp.async) serves both:
+//   sm_80    mma.sync m16n8k16: of each product, for 16 channels, a warp loads one operand of its rows and eight of the
+//            codes for 16 instructions: 288 cycles of shared memory for 256 of the tensor cores, counted for 8 warps,
+//            so at best 89 % of their rate; operands kept for the next product would take the registers that are left;
 //   sm_90a   wgmma m64n128k16, a warpgroup's 64 rows; both operands from shared memory, no ldmatrix.
-// Split, each chunk has an accumulator of its own, which the bound wants: 64 + 64 registers. 128 KB of shared memory hold
-// two stages split, four otherwise: the next chunk arrives while this one is multiplied.
+// Split, each chunk has an accumulator of its own, which the bound wants: 64 + 64 registers. 128 KB of shared memory
+// hold two stages split, four otherwise: the next chunk arrives while this one is multiplied.
 //
 // settle_codes: a warp a row. It looks for another code within twice the bound of the best, and compares in float64 all
-// codes of the blocks that come that near: a code a turn, lanes side by side along the channels. Rows that are not finite
-// give 0.
+// codes of the blocks that come that near: a code a turn, lanes side by side along the channels. Rows that are not
+// finite give 0.
 
 #include "ptx.h"
 
@@ -79,7 +80,8 @@ DEVICE void wgmma_64_128_16(float (&d)[kSums], uint64_t a, uint64_t b, bool add)
 
 // sums (+)= the products of one chunk: `pairs` of operands in shared memory, small terms first.
 template <int pairs>
-DEVICE void multiply_chunk(float (&sums)[kSums], const uint32_t (&rows)[pairs], const uint32_t (&codes)[pairs], bool add) {
+DEVICE void multiply_chunk(float (&sums)[kSums], const uint32_t (&rows)[pairs], const uint32_t (&codes)[pairs],
+                           bool add) {
   const int group = static_cast<int>(threadIdx.x) / 128;
   asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
 #pragma unroll
@@ -106,7 +108,8 @@ DEVICE void load_matrices(uint32_t (&r)[4], uint32_t address) {
 }
 
 template <int pairs>
-DEVICE void multiply_chunk(float (&sums)[kSums], const uint32_t (&rows)[pairs], const uint32_t (&codes)[pairs], bool add) {
+DEVICE void multiply_chunk(float (&sums)[kSums], const uint32_t (&rows)[pairs], const uint32_t (&codes)[pairs],
+                           bool add) {
   const int warp = static_cast<int>(threadIdx.x) / 32, lane = static_cast<int>(threadIdx.x) % 32;
   if (!add)
     for (float& sum : sums) sum = 0.0f;
@@ -236,8 +239,9 @@ DEVICE double distance(const float* z, const float* e, int channels, int lane) {
 
 }  // namespace hqtvae
 
-// z_high, z_low [N, width] and codes_high, codes_low [K, width]: bf16 parts (low unused where not split); square [K]: |e|^2,
-// rounded once. best, second, index [blocks of 128 codes, N]. Grid: tiles of rows times blocks. Dynamic shared memory: 128 KB.
+// z_high, z_low [N, width] and codes_high, codes_low [K, width]: bf16 parts (low unused where not split); square [K]:
+// |e|^2, rounded once. best, second, index [blocks of 128 codes, N]. Grid: tiles of rows times blocks. Dynamic shared
+// memory: 128 KB.
 #define SCORE_CODES_KERNEL(name, split)                                                                              \
   extern "C" __global__ void __launch_bounds__(hqtvae::kScoreThreads, 1)                                             \
       name(const uint16_t* z_high, const uint16_t* z_low, const uint16_t* codes_high, const uint16_t* codes_low,     \
@@ -249,8 +253,8 @@ DEVICE double distance(const float* z, const float* e, int channels, int lane) {
 SCORE_CODES_KERNEL(score_codes_split, true)
 SCORE_CODES_KERNEL(score_codes_plain, false)
 
-// z [N, C], book [K, C] fp32; length [N], longest [1]: Euclidean lengths, fp64. Writes found [N], and settled [N]: 1 where
-// float64 had to decide. Grid: a warp a row.
+// z [N, C], book [K, C] fp32; length [N], longest [1]: Euclidean lengths, fp64. Writes found [N], and settled [N]: 1
+// where float64 had to decide. Grid: a warp a row.
 extern "C" __global__ void __launch_bounds__(256)
     settle_codes(const float* z, const float* book, const double* length, const double* longest, const float* best,
                  const float* second, const int* index, long long* found, signed char* settled, int rows, int codes,
@@ -306,6 +310,7 @@ cudaError_t hqtvae::launch_score_codes(bool split, int rows, int codes, void** a
 }
 
 cudaError_t hqtvae::launch_settle_codes(int rows, void** arguments, cudaStream_t stream) {
-  return launch(reinterpret_cast<void*>(settle_codes), {.blocks = ceil_div(rows, 8), .threads = 256}, arguments, stream);
+  const Launch how{.blocks = ceil_div(rows, 8), .threads = 256};
+  return launch(reinterpret_cast<void*>(settle_codes), how, arguments, stream);
 }
 #endif
