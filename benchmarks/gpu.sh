@@ -33,7 +33,7 @@ out="${out:-gpu-results}"
 # part | expected seconds | limit in seconds | what
 PARTS="1|100|150|GPU tests
 2|90|130|compute-sanitizer: planted faults, then every op's small cases (memcheck, racecheck)
-3|120|170|ops: every spec's cases against baselines and floor
+3|120|170|ops: every spec's cases against baselines and floor; the head at small batch
 4|60|140|generate: S at batch 1, 50 and 256: AR and decode apart, overlap, roof, images per joule
 5|500|900|baselines: the paper's protocol (S, batch 50, 1000 images) in turns with plain torch, torch.compile and the released implementation (needs RELEASED)
 6|500|900|generate: S, M, L at batch 1, 8, 50 and 256; S at 128, 512 and 1024; S-text; S with narrow weights, tables, fused draw; idle time
@@ -50,7 +50,8 @@ commands() {
   case "$1" in
     1) echo "$PYTHON -m pytest -q -m gpu tests" ;;
     2) echo "$PYTHON -m benchmarks.sanitizer --tool memcheck racecheck" ;;
-    3) echo "$PYTHON -m benchmarks.ops --all --device cuda --repeats 20 --json $out/ops.json" ;;
+    3) echo "$PYTHON -m benchmarks.ops --all --device cuda --repeats 20 --json $out/ops.json"
+       echo "$PYTHON -m benchmarks.head --preset S --device cuda --json $out/head.json" ;;
     4) generate S --preset S --batches 50 1 256 --baselines none ;;
     5) generate S-paper --preset S --batch 50 --images 1000 --released "${RELEASED:-RELEASED}" --released-repeats 1 ;;
     6) generate sweep --preset S M L --batches 1 8 50 256 --baselines none

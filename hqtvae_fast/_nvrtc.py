@@ -20,7 +20,7 @@ from torch import Tensor
 PACKAGE = Path(__file__).parent
 FOLDERS = (PACKAGE / "_cuda_sources", PACKAGE.parent / "csrc/cuda")
 """Of the sources: as installed, and as they lie in a checkout."""
-OPTIONS = ("--std=c++20",)
+OPTIONS = ("--std=c++20", "-default-device")  # NVRTC takes a generic lambda for a host function without the second
 NAMES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
 THREADS = 256
 HEAD_SLOT_BYTES, HEAD_FIXED_BYTES = 4624, 37520
@@ -143,3 +143,37 @@ def prediction_head(
         shared_bytes=-(-slots * HEAD_SLOT_BYTES // 128) * 128 + HEAD_FIXED_BYTES,
         cooperative=True,
     )
+
+
+def score_codes(
+    z_high: Tensor,
+    z_low: Tensor,
+    codes_high: Tensor,
+    codes_low: Tensor,
+    square: Tensor,
+    best: Tensor,
+    second: Tensor,
+    index: Tensor,
+    split: bool,
+) -> None:
+    (rows, width), codes = z_high.shape, len(codes_high)
+    tensors = (z_high, z_low, codes_high, codes_low, square, best, second, index)
+    kernel, tiles = f"score_codes_{'split' if split else 'plain'}", -(-rows // 128) * -(-codes // 128)
+    launch("nearest_code", kernel, [*tensors, rows, codes, width], tiles, shared_bytes=128 * 1024)
+
+
+def settle_codes(
+    z: Tensor,
+    book: Tensor,
+    length: Tensor,
+    longest: Tensor,
+    best: Tensor,
+    second: Tensor,
+    index: Tensor,
+    found: Tensor,
+    settled: Tensor,
+    *bound: float,
+) -> None:
+    (rows, channels), codes = z.shape, len(book)
+    tensors = (z, book, length, longest, best, second, index, found, settled)
+    launch("nearest_code", "settle_codes", [*tensors, rows, codes, channels, *bound], -(-rows // 8))

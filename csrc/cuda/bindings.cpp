@@ -1,7 +1,7 @@
 // The kernels as operators hqtvae_fast_cuda::*, through torch's stable ABI: checks what it gets and exports, no more.
 //
-// The operators are implemented for every device, so that a tensor in the wrong place is refused by our own words. What a
-// tensor holds is never looked at: that would wait for the device.
+// The operators are implemented for every device, so that a tensor in the wrong place is refused by our own words. What
+// a tensor holds is never looked at: that would wait for the device.
 
 #include <torch/csrc/stable/library.h>
 
@@ -64,10 +64,11 @@ void sample_logits(Tensor logits, Tensor out, Tensor invalid, Tensor seeds, Tens
   expect_launched("sample_logits", launch_sample_logits(dtype, rows, codes, arguments, here.stream()));
 }
 
-// table int64 [n], see head_table.h, checked by what made it; h bf16 [B, D]; codes int64 [B, 5], neighbours in a row; invalid
-// bool []; seeds int64 [B]; step int64 []; temperature and top_p fp32 [2], top_k int64 [2], one a level.
-void prediction_head(Tensor table, Tensor h, Tensor codes, Tensor invalid, Tensor seeds, Tensor step, Tensor temperature,
-                     Tensor top_k, Tensor top_p, bool draw_top, int64_t blocks, int64_t slots, bool dependent) {
+// table int64 [n], see head_table.h, checked by what made it; h bf16 [B, D]; codes int64 [B, 5], neighbours in a row;
+// invalid bool []; seeds int64 [B]; step int64 []; temperature and top_p fp32 [2], top_k int64 [2], one a level.
+void prediction_head(Tensor table, Tensor h, Tensor codes, Tensor invalid, Tensor seeds, Tensor step,
+                     Tensor temperature, Tensor top_k, Tensor top_p, bool draw_top, int64_t blocks, int64_t slots,
+                     bool dependent) {
   expect_dense("table", table, ScalarType::Long, {kAny}, 8);
   expect_dense("h", h, ScalarType::BFloat16, {kAny, kAny}, 16);
   int images = expect_int("h.shape[0]", h.size(0), 1, kMostImages);
@@ -100,6 +101,78 @@ void prediction_head(Tensor table, Tensor h, Tensor codes, Tensor invalid, Tenso
                   launch_prediction_head(images, grid, slot_count, dependent, arguments, here.stream()));
 }
 
+// bf16 parts of rows [N, P] and codes [K, P], P a multiple of 8; square fp32 [K]; best and second fp32, index int32,
+// all [blocks of 128 codes, N]. See nearest_code.cu.
+void score_codes(Tensor z_high, Tensor z_low, Tensor codes_high, Tensor codes_low, Tensor square, Tensor best,
+                 Tensor second, Tensor index, bool split) {
+  expect_dense("z_high", z_high, ScalarType::BFloat16, {kAny, kAny}, 16);
+  int rows = expect_int("z_high.shape[0]", z_high.size(0), 0, 1 << 24);
+  int width = expect_int("z_high.shape[1]", z_high.size(1), 1, 1 << 24);
+  if (width % 8 != 0) refuse("z_high: expected a width divisible by 8; got ", width);
+  expect_dense("z_low", z_low, ScalarType::BFloat16, {rows, width}, 16);
+  expect_dense("codes_high", codes_high, ScalarType::BFloat16, {kAny, width}, 16);
+  int codes = expect_int("codes_high.shape[0]", codes_high.size(0), 1, 1 << 24);
+  expect_dense("codes_low", codes_low, ScalarType::BFloat16, {codes, width}, 16);
+  expect_dense("square", square, ScalarType::Float, {codes});
+  const int blocks = ceil_div(codes, 128);
+  expect_dense("best", best, ScalarType::Float, {blocks, rows});
+  expect_dense("second", second, ScalarType::Float, {blocks, rows});
+  expect_dense("index", index, ScalarType::Int, {blocks, rows});
+  expect_int("tiles", int64_t{ceil_div(rows, 128)} * blocks, 0, 0x7FFFFFFF);
+  const OnDevice here(expect_one_device({{"z_high", z_high},
+                                         {"z_low", z_low},
+                                         {"codes_high", codes_high},
+                                         {"codes_low", codes_low},
+                                         {"square", square},
+                                         {"best", best},
+                                         {"second", second},
+                                         {"index", index}}));
+  if (rows == 0) return;
+  void* pointers[] = {z_high.data_ptr(), z_low.data_ptr(), codes_high.data_ptr(), codes_low.data_ptr(),
+                      square.data_ptr(), best.data_ptr(),  second.data_ptr(),     index.data_ptr()};
+  void* arguments[] = {&pointers[0], &pointers[1], &pointers[2], &pointers[3], &pointers[4], &pointers[5],
+                       &pointers[6], &pointers[7], &rows,        &codes,       &width};
+  expect_launched("score_codes", launch_score_codes(split, rows, codes, arguments, here.stream()));
+}
+
+// z fp32 [N, C]; book fp32 [K, C]; length fp64 [N]; longest fp64 [1]; what score_codes wrote; found int64 [N]; settled
+// int8 [N]; the bound's factors and absolute terms.
+void settle_codes(Tensor z, Tensor book, Tensor length, Tensor longest, Tensor best, Tensor second, Tensor index,
+                  Tensor found, Tensor settled, double relative, double relative_square, double tiny_length,
+                  double tiny) {
+  expect_dense("z", z, ScalarType::Float, {kAny, kAny});
+  int rows = expect_int("z.shape[0]", z.size(0), 0, 1 << 24);
+  int channels = expect_int("z.shape[1]", z.size(1), 1, 1 << 24);
+  expect_dense("book", book, ScalarType::Float, {kAny, channels});
+  int codes = expect_int("book.shape[0]", book.size(0), 1, 1 << 24);
+  const int blocks = ceil_div(codes, 128);
+  expect_dense("length", length, ScalarType::Double, {rows});
+  expect_dense("longest", longest, ScalarType::Double, {1});
+  expect_dense("best", best, ScalarType::Float, {blocks, rows});
+  expect_dense("second", second, ScalarType::Float, {blocks, rows});
+  expect_dense("index", index, ScalarType::Int, {blocks, rows});
+  expect_dense("found", found, ScalarType::Long, {rows});
+  expect_dense("settled", settled, ScalarType::Char, {rows});
+  const OnDevice here(expect_one_device({{"z", z},
+                                         {"book", book},
+                                         {"length", length},
+                                         {"longest", longest},
+                                         {"best", best},
+                                         {"second", second},
+                                         {"index", index},
+                                         {"found", found},
+                                         {"settled", settled}}));
+  if (rows == 0) return;
+  void* pointers[] = {z.data_ptr(),      book.data_ptr(),  length.data_ptr(), longest.data_ptr(), best.data_ptr(),
+                      second.data_ptr(), index.data_ptr(), found.data_ptr(),  settled.data_ptr()};
+  float bound[] = {static_cast<float>(relative), static_cast<float>(relative_square), static_cast<float>(tiny_length),
+                   static_cast<float>(tiny)};
+  void* arguments[] = {&pointers[0], &pointers[1], &pointers[2], &pointers[3], &pointers[4], &pointers[5],
+                       &pointers[6], &pointers[7], &pointers[8], &rows,        &codes,       &channels,
+                       &bound[0],    &bound[1],    &bound[2],    &bound[3]};
+  expect_launched("settle_codes", launch_settle_codes(rows, arguments, here.stream()));
+}
+
 }  // namespace
 }  // namespace hqtvae
 
@@ -110,9 +183,18 @@ STABLE_TORCH_LIBRARY(hqtvae_fast_cuda, m) {
   m.def(
       "prediction_head(Tensor table, Tensor h, Tensor(a!) codes, Tensor(b!) invalid, Tensor seeds, Tensor step, "
       "Tensor temperature, Tensor top_k, Tensor top_p, bool draw_top, int blocks, int slots, bool dependent) -> ()");
+  m.def(
+      "score_codes(Tensor z_high, Tensor z_low, Tensor codes_high, Tensor codes_low, Tensor square, Tensor(a!) best, "
+      "Tensor(b!) second, Tensor(c!) index, bool split) -> ()");
+  m.def(
+      "settle_codes(Tensor z, Tensor book, Tensor length, Tensor longest, Tensor best, Tensor second, Tensor index, "
+      "Tensor(a!) found, Tensor(b!) settled, float relative, float relative_square, float tiny_length, float tiny) "
+      "-> ()");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(hqtvae_fast_cuda, CompositeExplicitAutograd, m) {
   m.impl("sample_logits", TORCH_BOX(&hqtvae::sample_logits));
   m.impl("prediction_head", TORCH_BOX(&hqtvae::prediction_head));
+  m.impl("score_codes", TORCH_BOX(&hqtvae::score_codes));
+  m.impl("settle_codes", TORCH_BOX(&hqtvae::settle_codes));
 }

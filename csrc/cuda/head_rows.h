@@ -1,5 +1,5 @@
-// What the prediction head multiplies: rows as they are stored, or through a LayerNorm; how a pass's first rows are made;
-// and its attention.
+// What the prediction head multiplies: rows as they are stored, or through a LayerNorm; how a pass's first rows are
+// made; and its attention.
 #pragma once
 
 #include "head_table.h"
@@ -8,8 +8,8 @@
 namespace hqtvae {
 
 // A product's activations, rows of bf16 `stride` apart, and the LayerNorm that they go through first if there is one
-// (weight not null): every block makes it again as it loads the rows. Each row's mean and scale are in shared memory, two
-// floats at `statistics`.
+// (weight not null): every block makes it again as it loads the rows. Each row's mean and scale are in shared memory,
+// two floats at `statistics`.
 struct Activations {
   const uint16_t* x;
   int stride;
@@ -53,9 +53,9 @@ DEVICE float warp_sum(float x) {
   return x;
 }
 
-// Mean and 1 / standard deviation of each row, a warp a row, in one pass: a lane sums its values less the first of them,
-// and their squares, then lanes join their means and squared deviations pair by pair (Chan et al., 1979). So a mean far
-// from zero costs no digits, and no value is kept.
+// Mean and 1 / standard deviation of each row, a warp a row, in one pass: a lane sums its values less the first of
+// them, and their squares, then lanes join their means and squared deviations pair by pair (Chan et al., 1979). So a
+// mean far from zero costs no digits, and no value is kept.
 DEVICE void row_statistics(Team team, float2* statistics, const uint16_t* x, int rows, int width, float epsilon) {
   const int thread = opaque(team.thread), warp = thread / 32, lane = thread % 32;
 #pragma unroll 1

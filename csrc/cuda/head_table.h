@@ -1,5 +1,5 @@
-// What the prediction head's kernel must know of a model and of its work space, in device memory: eight bytes a field, as
-// hqtvae_fast/ops/prediction_head/table.py writes them. All addresses are multiples of 16; all values are bf16.
+// What the prediction head's kernel must know of a model and of its work space, in device memory: eight bytes a field,
+// as hqtvae_fast/ops/prediction_head/table.py writes them. All addresses are multiples of 16; all values are bf16.
 #pragma once
 
 #include "portable.h"

@@ -11,5 +11,7 @@ enum class Dtype { fp32, bf16, fp16 };
 cudaError_t launch_sample_logits(Dtype dtype, int rows, int codes, void** arguments, cudaStream_t stream);
 cudaError_t launch_prediction_head(int images, int blocks, int slots, bool dependent, void** arguments,
                                    cudaStream_t stream);
+cudaError_t launch_score_codes(bool split, int rows, int codes, void** arguments, cudaStream_t stream);
+cudaError_t launch_settle_codes(int rows, void** arguments, cudaStream_t stream);
 
 }  // namespace hqtvae

@@ -1,8 +1,8 @@
 // The sampler's noise: Philox4x32-10 words (Salmon et al., 2011) and Gumbel variates, the same bits as
 // hqtvae_fast/ops/sample_logits/noise.py, which is the definition.
 //
-// The word of (seed, step, position, index) is lane index % 4 of the block with counter (index / 4, position, step, 0) and
-// key (seed low, seed high). A block is 40 multiplications for four words, so callers ask for four at a time.
+// The word of (seed, step, position, index) is lane index % 4 of the block with counter (index / 4, position, step, 0)
+// and key (seed low, seed high). A block is 40 multiplications for four words, so callers ask for four at a time.
 #pragma once
 
 #include "portable.h"
@@ -55,7 +55,7 @@ DEVICE float uniform(uint32_t word) {
   return v < 0x1.fffffep-1f ? v : 0x1.fffffep-1f;
 }
 
-// -ln(-ln(1 - v)). ln(1 - v) is taken as ln(w) + (what rounding w lost) / w, as small v resolve finely and 1 - v does not.
+// -ln(-ln(1 - v)). ln(1 - v) is taken as ln(w) + (what rounding w lost) / w: small v resolve finely, and 1 - v does not.
 DEVICE float gumbel(uint32_t word) {
   const float v = uniform(word), w = add(1.0f, -v);
   const float lost = add(v, -add(1.0f, -w));

@@ -89,9 +89,9 @@ DEVICE float from_fp16(uint16_t bits) {
   return as_float(as_bits(mul(as_float(rest << 13), as_float(0x77800000u))) | sign);
 }
 
-// The threads of a block that work on one row together. Code is written as steps, each run by all threads and followed by
-// a barrier. In plain C++ the threads of a step take their turns, so what must hold is checked there too: a step reads
-// nothing that another of its threads writes, atomic sums of integers apart.
+// The threads of a block that work on one row together. Code is written as steps, each run by all threads and followed
+// by a barrier. In plain C++ the threads of a step take their turns, so what must hold is checked there too: a step
+// reads nothing that another of its threads writes, atomic sums of integers apart.
 struct Team {
   static constexpr int kThreads = 256;
 

@@ -1,37 +1,41 @@
 // The prediction head's two passes, both heads and both draws of one step, in one launch, for 1 to 16 images.
 //
-// Why. At small batch a step of the head is the time to read its weights: per block 12 D^2 values, of which pass 1 needs no
-// query rows (position 0 sees itself alone: its attention is its value), and two heads of K D. Preset S (D = 1536, 4
-// blocks, K = 8192, bf16):
+// Why. At small batch a step of the head is the time to read its weights: per block 12 D^2 values, of which pass 1
+// needs no query rows (position 0 sees itself alone: its attention is its value), and two heads of K D. Preset S (D =
+// 1536, 4 blocks, K = 8192, bf16):
 //   pass 1: 4 x 11 D^2 = 103.8 M, + 12.6 M   232.8 MB      pass 2: 4 x 12 D^2 = 113.2 M, + 12.6 M   251.7 MB
-// 484 MB a step, 145 us on an H100 (3.35 TB/s), 238 us on an A100 (2.04 TB/s): the floor. A second reading of a block is a
-// second reading from memory, as the caches hold a fifth of it (50 and 40 MB). One launch a product would make about 70
-// launches a step, each of which drains the memory system and fills it again: at 2 us that is 140 us, the floor again.
+// 484 MB a step, 145 us on an H100 (3.35 TB/s), 238 us on an A100 (2.04 TB/s): the floor. A second reading of a block
+// is a second reading from memory, as the caches hold a fifth of it (50 and 40 MB). One launch a product would make
+// about 70 launches a step, each of which drains the memory system and fills it again: at 2 us that is 140 us, the
+// floor again.
 //
-// Schedule. A persistent grid, one block a multiprocessor, of 8 warps that multiply and one that copies (weight_stream.h).
-// Phases, with a grid-wide barrier after each:
+// Schedule. A persistent grid, one block a multiprocessor, of 8 warps that multiply and one that copies
+// (weight_stream.h). Phases, with a grid-wide barrier after each:
 //   a block   LayerNorm + qkv | attention (pass 2) | out + residual | LayerNorm + up + GELU | down + residual
-//   a pass    embedding, the blocks, LayerNorm + head | draw: one block of the grid a row (sample_row.h)
-// Embeddings and LayerNorms are no phases: each block makes them again for the rows that it multiplies, as it loads them,
-// from residuals of 3 KB a row in the second-level cache. Every product's output is finished by the block that summed it.
+//   a pass    its first rows | the blocks | LayerNorm + head; then the draw, a row a block of the grid (sample_row.h)
+// A LayerNorm is no phase: each block makes it again for the rows that it multiplies, as it loads them, from 3 KB a row
+// in the second-level cache. Every output is finished by the block that summed it. The block that draws an image's top
+// code also writes the image's first rows of pass 2.
 //
-// Barriers. 4 x 4 + 2 in pass 1, 4 x 5 + 1 in pass 2 (nothing follows the last draw): 39. Each is a reduction to one counter
-// and polling it, two trips to the second-level cache, about 1.3 us, and what must be loaded after it is another trip or
-// two: 2.5 us of latency a phase, about 100 us a step, as long as the copies if they took turns. They do not: the copying
-// warp knows no barriers. Its ring holds 42 slots of 4 KB a multiprocessor on an H100, 22.7 MB in all, 6.8 us of memory
-// bandwidth; a phase that stalls for less than that costs nothing as long as what it then finds waiting is consumed
-// faster than it came: 4 KB take 280 cycles to arrive and about 100 to multiply. On an A100: 27 slots, 11.9 MB, 5.9 us.
+// Barriers. 4 x 4 + 2 in pass 1, 4 x 5 + 2 in pass 2 (nothing follows the last draw): 40. Each is a reduction to one
+// counter and polling it, two trips to the second-level cache, about 1.3 us, and what must be loaded after it is
+// another trip or two: 2.5 us of latency a phase, about 100 us a step, two thirds of the copies' time if they took
+// turns. They do not: the copying warp knows no barriers. Its ring holds 42 slots of 4 KB a multiprocessor on an H100,
+// 22.7 MB in all, 6.8 us of memory bandwidth (27 slots on an A100, 11.9 MB, 5.9 us); a phase that stalls for less than
+// that costs nothing, as long as what it then finds waiting is consumed faster than it came: 4 KB take 280 cycles to
+// arrive and about 100 to multiply. These latencies are estimates from the literature: the kernel has not yet been
+// measured on a GPU.
 //
 // Activations. Each block reads each product's inputs whole from the second-level cache: rows x inputs x 2 bytes x 132
 // blocks. For 4 rows that is 1.6 MB for D inputs; for 64 rows (16 images, pass 2) 26 MB, and 104 MB where 4 D are read,
-// 182 MB a block of the model against 57 MB of weights: there the caches' bandwidth sets the time, and products tiled in
-// both directions should win. Where they do is to be measured.
+// 182 MB a block of the model against 57 MB of weights: there the caches' bandwidth sets the time, and products tiled
+// in both directions should win. Where they do is to be measured.
 //
-// Bits. bf16 weights and activations, fp32 sums in the order that schedule.h fixes, rounded once where a value is stored.
-// They depend neither on the number of images nor on that of multiprocessors, and not on what runs when.
+// Bits. bf16 weights and activations, fp32 sums in the order that schedule.h fixes, rounded once where a value is
+// stored. They depend neither on the number of images nor on that of multiprocessors, and not on what runs when.
 //
-// The launch is cooperative: all blocks are resident, or it fails. On sm_90 it may be a dependent launch too: then weights
-// are copied while the kernel before still runs, and everything else waits for it.
+// The launch is cooperative: all blocks are resident, or it fails. On sm_90 it may be a dependent launch too: then
+// weights are copied while the kernel before still runs, and everything else waits for it.
 
 #include "head_rows.h"
 #include "sample_row.h"
@@ -141,8 +145,8 @@ DEVICE Finish finish_of(const HeadTable& model, bool bottom, int layer, int whic
   switch (which) {
     case kProject:
       if (bottom) return {model.qkv, 3 * D, weights.qkv_bias, Finish::kStore};
-      return {model.first + int64_t{layer} * kMostImages * 2 * D, 2 * D, weights.qkv_bias ? weights.qkv_bias + D : nullptr,
-              Finish::kStore};
+      return {model.first + int64_t{layer} * kMostImages * 2 * D, 2 * D,
+              weights.qkv_bias ? weights.qkv_bias + D : nullptr, Finish::kStore};
     case kOut: return {model.stream, D, weights.out_bias, Finish::kResidual};
     case kUp: return {model.hidden, 4 * D, weights.up_bias, model.sigmoid_gelu ? Finish::kSigmoidGelu : Finish::kGelu};
     case kDown: return {model.stream, D, weights.down_bias, Finish::kResidual};
@@ -199,8 +203,8 @@ DEVICE void draw_rows(Worker& worker, bool bottom) {
   worker.team.sync();  // the block itself may read its codes now
 }
 
-// Pass 1 begins with h + p_0, pass 2 with E(top code) + p_1 .. p_4: written, an image a block, by the block that has drawn
-// the image's top code.
+// Pass 1 begins with h + p_0, pass 2 with E(top code) + p_1 .. p_4: written, an image a block, by the block that has
+// drawn the image's top code.
 DEVICE void begin_pass(Worker& worker, bool bottom) {
   const HeadTable& model = worker.model;
   const HeadStep& in = worker.in;
@@ -210,7 +214,8 @@ DEVICE void begin_pass(Worker& worker, bool bottom) {
     if (!bottom) continue;
     const int64_t code = load_8_bytes(in.codes + image * in.stride_codes);
     for (int k = 0; k < kBottoms; ++k)
-      write_sum(worker.team, model.stream + (image * kBottoms + k) * D, model.codes + code * D, model.positions + k * D, D);
+      write_sum(worker.team, model.stream + (image * kBottoms + k) * D, model.codes + code * D,
+                model.positions + k * D, D);
   }
   worker.barrier();
 }
@@ -227,8 +232,8 @@ DEVICE void multiply_and_draw(Worker& worker) {
   }
 }
 
-// mma_rows: groups of 16 rows, 1, 2 or 4 for up to 4, 8 or 16 images, as pass 2 needs; pass 1 has a quarter of the rows, and
-// the rest of its instructions multiply zeros, which costs nothing while weights are on their way.
+// mma_rows: groups of 16 rows, 1, 2 or 4 for up to 4, 8 or 16 images, as pass 2 needs; pass 1 has a quarter of the
+// rows, and the rest of its instructions multiply zeros, which costs nothing while weights are on their way.
 template <int mma_rows>
 DEVICE void prediction_head(const HeadTable& model, const HeadStep& in, int slots) {
   extern __shared__ __align__(128) unsigned char memory[];

@@ -11,8 +11,8 @@ namespace hqtvae {
 #define HAS_BULK_COPIES 0
 #endif
 
-// The same number, of which the compiler knows nothing: what is computed from it is computed where it is used, and not kept
-// in registers through the whole kernel because it never changes.
+// The same number, of which the compiler knows nothing: what is computed from it is computed where it is used, and not
+// kept in registers through the whole kernel because it never changes.
 DEVICE int opaque(int x) {
   asm volatile("" : "+r"(x));
   return x;
@@ -64,8 +64,10 @@ DEVICE float2 load_shared_floats(uint32_t address) {
 // ------------------------------------------------------------------------------------------- tensor cores, conversions
 
 // sums [16, 8] += a [16, 16] b [16, 8] in bf16: a's registers are (row g, row g + 8) x (k low, k high).
-DEVICE void mma_16_8_16(float (&sums)[4], uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3, uint32_t b0, uint32_t b1) {
-  asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+DEVICE void mma_16_8_16(float (&sums)[4], uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3, uint32_t b0,
+                        uint32_t b1) {
+  asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 "
+      "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
       : "+f"(sums[0]), "+f"(sums[1]), "+f"(sums[2]), "+f"(sums[3])
       : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
 }
@@ -149,8 +151,8 @@ DEVICE uint32_t load_acquire(const uint32_t* counter) {
   return value;
 }
 
-// Programmatic dependent launch: wait until what the kernels before have written is there; let the next one start. Both do
-// nothing in a launch without that attribute.
+// Programmatic dependent launch: wait until what the kernels before have written is there; let the next one start. Both
+// do nothing in a launch without that attribute.
 DEVICE void wait_for_kernel_before() {
 #if HAS_BULK_COPIES
   asm volatile("griddepcontrol.wait;" ::: "memory");

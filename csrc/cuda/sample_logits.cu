@@ -3,15 +3,16 @@
 // Bytes: a row is read once from memory (16 KB of bf16 for K = 8192; the few codes near the best are read again, from a
 // cache), 8 bytes are written. At 3.35 TB/s that is 5 ns a row: this kernel is arithmetic and latency, not bandwidth.
 //
-// Schedule, K = 8192, 256 threads, 32 codes a thread, the row in 32 KB of shared memory, about 75 barriers in all:
+// Schedule, K = 8192, 256 threads, 32 codes a thread, the row in 32 KB of shared memory, 47 barriers with top-k:
 //   read, divide by the temperature, find the top     1 division a code                              8 + 2 barriers
 //   top-k: 4 rounds of 8 bits                         1 load, 4 operations, 1 atomic a code in the first round; in the
 //                                                     later ones only codes that agree so far get beyond a compare
 //   top-p: the same, weights computed                 and 15 operations a code for the mass; only where asked for
 //   rough scores                                      15 operations of Philox, 20 of two logarithms a code
 //   exact scores                                      62 operations, for about one code a row
-// About 75 operations a code with top-k: 0.6 M for a row, 4,800 cycles of a multiprocessor's 128 lanes. Five blocks share one on
-// an H100 (48 registers a thread, 37 KB each), four on an A100, so that one block's barriers are another's arithmetic.
+// About 75 operations a code with top-k: 0.6 M for a row, 4,800 cycles of a multiprocessor's 128 lanes. Five blocks
+// share one on an H100 (48 registers a thread, 37 KB each), four on an A100, so that one block's barriers are another's
+// arithmetic.
 //
 // All that a captured graph may want to change between replays is read from device memory: seeds, step, position,
 // temperature, top-k and top-p.

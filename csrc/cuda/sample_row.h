@@ -2,11 +2,11 @@
 // hqtvae_fast/ops/sample_logits/reference.py.
 //
 // The row stands in shared memory as fp32 logits over the temperature; what a filter drops becomes -inf there. Both
-// filters are radix selections. Then every code gets a rough score in place, and only the few (mostly one) that come near
-// the best one are scored exactly, from the logit itself: the winner is the definition's (see near() in noise.h).
+// filters are radix selections. Then every code gets a rough score in place, and only the few (mostly one) that come
+// near the best one are scored exactly, from the logit itself: the winner is the definition's (see near() in noise.h).
 //
-// Where top-p's cumulative sum comes within 1e-5 of p, the reference's own fp32 sums decide by their rounding; masses here
-// are exact to 2^-32 a code.
+// Where top-p's cumulative sum comes within 1e-5 of p, the reference's own fp32 sums decide by their rounding; masses
+// here are exact to 2^-32 a code.
 #pragma once
 
 #include "noise.h"
@@ -27,7 +27,9 @@ struct RowScratch {
 };
 
 // Score and index as one number: the larger score wins, of equal ones the lower index.
-DEVICE uint64_t candidate(float score, int index) { return uint64_t{ordered(score)} << 32 | ~static_cast<uint32_t>(index); }
+DEVICE uint64_t candidate(float score, int index) {
+  return uint64_t{ordered(score)} << 32 | ~static_cast<uint32_t>(index);
+}
 DEVICE int index_of(uint64_t candidate) { return static_cast<int>(~static_cast<uint32_t>(candidate)); }
 DEVICE float score_of(uint64_t candidate) {
   const uint32_t key = static_cast<uint32_t>(candidate >> 32);
@@ -47,7 +49,8 @@ DEVICE void keep_top_k(Team team, RowScratch& s, float* row, int codes, int64_t 
 // Sorted by logit, equal ones by index: all up to and including the first at which the cumulative mass reaches p.
 DEVICE void keep_top_p(Team team, RowScratch& s, float* row, int codes, float top, float p) {
   const auto key = [&](int i) { return ordered(row[i]); };
-  const auto mass = [&](float x) { return x == top ? uint64_t{1} << 32 : fixed_exp(add(x, -top)); };  // inf - inf is NaN
+  // Of an infinite top too: inf - inf is NaN.
+  const auto mass = [&](float x) { return x == top ? uint64_t{1} << 32 : fixed_exp(add(x, -top)); };
   const auto total_of = [&](auto weight) {
     team.each([&](int t) {
       s.values[t] = 0;

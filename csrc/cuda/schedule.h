@@ -1,19 +1,19 @@
-// Who multiplies what, and in which order: the plan of products of a few rows with a large weight [outs, inputs], as the
-// persistent kernels run them. Nothing here touches memory; the tests walk it on a CPU.
+// Who multiplies what, and in which order: the plan of products of a few rows with a large weight [outs, inputs], as
+// the persistent kernels run them. Nothing here touches memory; the tests walk it on a CPU.
 //
 // A block owns a slab, a run of the weight's rows: slabs differ by one row at most, so that no block reads more than
-// 1/outs beyond its share (of 1,536 rows over 132 blocks: 12 where 11.6 would be even, 97 %). It takes the slab in units of
-// 8 outputs x 256 inputs, 4 KB, which travel through a ring of slots in shared memory: all units of one chunk of inputs,
-// then the next chunk, so that each activation is loaded once.
+// 1/outs beyond its share (of 1,536 rows over 132 blocks: 12 where 11.6 would be even, 97 %). It takes the slab in
+// units of 8 outputs x 256 inputs, 4 KB, which travel through a ring of slots in shared memory: all units of one chunk
+// of inputs, then the next chunk, so that each activation is loaded once.
 //
-// Of a unit, warp w multiplies inputs 32 w .. 32 w + 31 with two mma.m16n8k16 (16 rows of activations, 8 outputs). Which
-// input stands in which of an instruction's k places does not matter as long as both operands agree, so lane q of a group
-// of four takes inputs 8 q .. 8 q + 7 of the 32: one 16-byte load for a row of the weight, one for a row of activations,
-// and no shuffling. In a slot rows are 576 bytes apart, 64 more than they hold: the 8 lanes that a 16-byte access serves
-// at a time then meet all 32 banks once.
+// Of a unit, warp w multiplies inputs 32 w .. 32 w + 31 with two mma.m16n8k16 (16 rows of activations, 8 outputs).
+// Which input stands in which of an instruction's k places does not matter as long as both operands agree, so lane q of
+// a group of four takes inputs 8 q .. 8 q + 7 of the 32: one 16-byte load for a row of the weight, one for a row of
+// activations, and no shuffling. In a slot rows are 576 bytes apart, 64 more than they hold: the 8 lanes that a 16-byte
+// access serves at a time then meet all 32 banks once.
 //
-// An output is the sum over warps 0, 1, ..., 7 of what each one summed over chunks 0, 1, ...: an order that does not depend
-// on the number of blocks or of rows, so neither do the bits.
+// An output is the sum over warps 0, 1, ..., 7 of what each one summed over chunks 0, 1, ...: an order that does not
+// depend on the number of blocks or of rows, so neither do the bits.
 #pragma once
 
 #include "portable.h"

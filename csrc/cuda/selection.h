@@ -1,18 +1,19 @@
 // Which entries of a row are the largest, without sorting it: radix selection by digits of eight bits.
 //
 // A float's bits, read as an unsigned number, have the float's order once the sign is dealt with. Four rounds, one a
-// digit: the weights of all entries that agree with what is known so far are added up by digit in 256 bins; the bins are
-// walked from the top until the target is reached; that bin's number is the next digit. With weight 1 this finds the k-th
-// largest; with the entries' probabilities, the edge of top-p; with entry numbers as keys, the n-th of equal entries.
+// digit: the weights of all entries that agree with what is known so far are added up by digit in 256 bins; the bins
+// are walked from the top until the target is reached; that bin's number is the next digit. With weight 1 this finds
+// the k-th largest; with the entries' probabilities, the edge of top-p; with entry numbers as keys, the n-th of equal
+// entries.
 //
 // Weights are integers. Their sums do not depend on the order in which threads add, so a row gives the same edge every
 // time and on every device. Masses are 32-bit fixed point, e^(x - top) 2^32, in two words of 16 bits, so that neither
 // sum overflows below 65,536 entries and both additions are the hardware's own on shared memory.
 //
 // Cost of a round over K entries: K/256 loads and compares a thread, as many shared-memory additions in the first round
-// and far fewer later. The first digit is a sign and seven bits of exponent, of which real logits have about six: adding
-// 1 to equal addresses is one instruction a warp (the compiler emits the popc form), adding masses is not, and takes a
-// pass for each lane that meets another. Top-p therefore costs more than top-k.
+// and far fewer later. The first digit is a sign and seven bits of exponent, of which real logits have about six:
+// adding 1 to equal addresses is one instruction a warp (the compiler emits the popc form), adding masses is not, and
+// takes a pass for each lane that meets another. Top-p therefore costs more than top-k.
 #pragma once
 
 #include "portable.h"
@@ -21,7 +22,6 @@ namespace hqtvae {
 
 constexpr int kBins = 256;
 static_assert(kBins == Team::kThreads, "a thread a bin");
-constexpr int kMostEntries = 65535;
 
 struct SelectionScratch {
   uint32_t low[kBins], high[kBins];
@@ -41,7 +41,8 @@ DEVICE uint32_t ordered(float x) {
   return bits & 0x80000000u ? ~bits : bits | 0x80000000u;
 }
 
-// `key(i)` uint32 and `weight(i)` uint64, at most 2^32, of entries 0 .. n - 1; `target` from 1 to the sum of all weights.
+// `key(i)` uint32 and `weight(i)` uint64, at most 2^32, of entries 0 .. n - 1; `target` from 1 to the sum of all
+// weights.
 template <class Key, class Weight>
 DEVICE Edge radix_select(Team team, SelectionScratch& s, int n, Key key, Weight weight, uint64_t target) {
   Edge edge{0, 0};

@@ -1,9 +1,11 @@
-// Products of a few rows with a weight that is streamed through shared memory once: the plan of schedule.h, carried out.
+// Products of a few rows with a weight that is streamed through shared memory once: the plan of schedule.h, carried
+// out.
 //
 // One warp only copies. It walks all products of the kernel one after the other, fills a slot as soon as the ring has a
-// free one, and never looks at an activation: while the other warps wait for each other at a grid-wide barrier, the next
-// product's weights keep coming, until the ring is full. Full and empty slots are told by two mbarriers each, so that no
-// warp waits for another one's pace. On sm_90 a row of a unit is one bulk copy; on sm_80 it is a 16-byte cp.async a lane.
+// free one, and never looks at an activation: while the other warps wait for each other at a grid-wide barrier, the
+// next product's weights keep coming, until the ring is full. Full and empty slots are told by two mbarriers each, so
+// that no warp waits for another one's pace. On sm_90 a row of a unit is one bulk copy; on sm_80 it is a 16-byte
+// cp.async a lane.
 #pragma once
 
 #include "ptx.h"
@@ -124,10 +126,10 @@ DEVICE void take_units(Ring& ring, uint4 (&part)[most], int tiles, int warp, int
     if (lane == 0) mbarrier_arrive(taken.empty());
 }
 
-// The multiplying warps' side of one product. `activations`: load(row, input) gives the bits of eight values of one row,
-// from `input` on; norm(input) what all rows need to make of them what ready() makes, eight values in bf16. The next chunk's
-// are on their way while one is multiplied.
-// `finish` makes what finish_tiles() takes: only then does it have to be in registers.
+// The multiplying warps' side of one product. `activations`: load(row, input) gives the bits of eight values of one
+// row, from `input` on; norm(input) what all rows need to make of them what ready() makes, eight values in bf16. The
+// next chunk's are on their way while one is multiplied. `finish` makes what finish_tiles() takes: only then does it
+// have to be in registers.
 template <int mma_rows, class Activations, class Finish>
 DEVICE void multiply(Team team, Ring& ring, Partials& partials, const Product& product, int rows,
                      const Activations& activations, const Finish& finish) {

@@ -13,9 +13,9 @@ using namespace hqtvae;
 
 namespace {
 
-// One block's share of x [rows, inputs] weight^T, by the plan that the kernel follows: units through a ring of slots, lanes
-// by their places, an instruction's 16 x 8 x 16 products as tensor cores define them. False where a slot is read that does
-// not hold what the reader expects.
+// One block's share of x [rows, inputs] weight^T, by the plan that the kernel follows: units through a ring of slots,
+// lanes by their places, an instruction's 16 x 8 x 16 products as tensor cores define them. False where a slot is read
+// that does not hold what the reader expects.
 template <int mma_rows>
 struct HostProduct {
   const uint16_t *x, *weight;
@@ -28,7 +28,9 @@ struct HostProduct {
                   weight + int64_t{slab.first + row + r} * inputs + input, kRowBytes);
   }
 
-  void add(float (&sums)[kMostTiles<mma_rows> * 8][16 * mma_rows], const Cursor& cursor, int tile, int warp, int input) {
+  using Sums = float[kMostTiles<mma_rows> * 8][16 * mma_rows];
+
+  void add(Sums& sums, const Cursor& cursor, int tile, int warp, int input) {
     for (int out = 0; out < kTileOuts; ++out)
       for (int row = 0; row < 16 * mma_rows && row < rows; ++row)
         for (int q = 0; q < 4; ++q) {  // the lanes whose products meet in this sum
@@ -46,7 +48,7 @@ struct HostProduct {
       const int tiles = tiles_from<mma_rows>(slab, start);
       std::vector<float> total(kMostTiles<mma_rows> * 8 * 16 * mma_rows);
       for (int warp = 0; warp < kWarps; ++warp) {
-        float sums[kMostTiles<mma_rows> * 8][16 * mma_rows] = {};
+        Sums sums = {};
         for (int input = 0; input < inputs; input += kChunk) {
           for (int tile = 0; tile < tiles; ++tile, in.advance(slots)) copy_unit(in, slab, start + tile * 8, input);
           for (int tile = 0; tile < tiles; ++tile, out.advance(slots)) add(sums, out, tile, warp, input);
@@ -141,7 +143,8 @@ void slot_offsets(int warp, int* out) {
   for (int lane = 0; lane < 32; ++lane) out[lane] = slot_offset(warp, lane);
 }
 
-// Launches, one after the other, of `blocks` threads that meet `times` times; how often one went on before all had come.
+// Launches, one after the other, of `blocks` threads that meet `times` times; how often one went on before all had
+// come.
 int barrier_faults(int blocks, int times, int launches) {
   std::atomic<uint32_t> counters[2] = {0, 0};
   std::atomic<int> faults{0};

@@ -5,9 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from hqtvae_fast import _cuda
 from hqtvae_fast.backend import Backend, choose
 from hqtvae_fast.ops import triton_launch
-from hqtvae_fast.ops.nearest_code import reference, screened, tensor_cores
+from hqtvae_fast.ops.nearest_code import cuda, reference, screened, tensor_cores
 
 
 def _on_tensor_cores(z: Tensor, codebook: Tensor) -> Tensor:
@@ -15,6 +16,7 @@ def _on_tensor_cores(z: Tensor, codebook: Tensor) -> Tensor:
 
 
 BACKENDS = (
+    Backend("cuda", cuda.nearest_code, cuda.why_not, _cuda.origin, only_by_name=True),
     Backend("triton", _on_tensor_cores, triton_launch.why_not),
     Backend("torch", screened.nearest_code),
     Backend("reference", reference.nearest_code),
@@ -32,7 +34,8 @@ def nearest_code(
     than float64 sums resolve, about C times 1e-16 of their size, may be ordered as rounding has it.) A row that is not
     finite gives 0; ``invalid``, a bool scalar on the device of z, is set where there is such a row, without waiting for
     the device; ``check`` raises ValueError instead, and waits. ``backend``: "triton" (CUDA; tensor cores and a proven
-    bound), "torch" (an fp32 product and the same idea), "reference" (float64 brute force). Raises ValueError on other
+    bound), "cuda" (likewise, from csrc/cuda; only by name), "torch" (an fp32 product and the same idea), "reference"
+    (float64 brute force). Raises ValueError on other
     shapes, dtypes or devices, and BackendError where the backend asked for cannot run.
     """
     if z.ndim != 2 or codebook.ndim != 2 or z.shape[1] != codebook.shape[1]:

@@ -115,7 +115,7 @@ def search(level: Level, codebook_KWD: Tensor) -> tuple[Tensor, Tensor]:
 
     ``codebook_KWD`` [K, window^2, d] as :func:`window_major` gives it; dtype and device of z.
     """
-    book = _Book.of(codebook_KWD, split=level.z.dtype is not torch.bfloat16 or bool(level.coarser))
+    book = Book.of(codebook_KWD, split=level.z.dtype is not torch.bfloat16 or bool(level.coarser))
     found = torch.empty(level.num_rows, dtype=torch.int64, device=level.z.device)
     settled = torch.empty(level.num_rows, dtype=torch.int8, device=level.z.device)
     start = 0
@@ -128,7 +128,7 @@ def search(level: Level, codebook_KWD: Tensor) -> tuple[Tensor, Tensor]:
 
 
 @dataclass(frozen=True)
-class _Book:
+class Book:
     """A codebook in fp32, its two bf16 parts (one, if it is bf16), squared lengths in fp32 and the greatest length."""
 
     values: Tensor
@@ -139,7 +139,7 @@ class _Book:
     split: bool
 
     @classmethod
-    def of(cls, codebook_KWD: Tensor, split: bool) -> _Book:
+    def of(cls, codebook_KWD: Tensor, split: bool) -> Book:
         values = codebook_KWD.float().reshape(len(codebook_KWD), -1).contiguous()
         high = values.bfloat16()
         low = (values - high.float()).bfloat16() if split else high
@@ -147,7 +147,7 @@ class _Book:
         return cls(values, high, low, norm_K.square().float(), norm_K.amax().reshape(1), split)
 
 
-def _launch(level: Level, book: _Book, found: Tensor, settled: Tensor) -> None:
+def _launch(level: Level, book: Book, found: Tensor, settled: Tensor) -> None:
     from hqtvae_fast.ops.nearest_code import kernels
 
     N, K, d, device = level.num_rows, len(book.values), level.z.shape[1], level.z.device

@@ -39,7 +39,7 @@ def shared_bytes(slots: int) -> int:
 @functools.cache
 def plan(device: torch.device) -> tuple[int, int]:
     """Blocks and slots: a block each multiprocessor, all the shared memory that it may have."""
-    properties = torch.cuda.get_device_properties(device)
+    properties: Any = torch.cuda.get_device_properties(device)
     return properties.multi_processor_count, ring_slots(properties.shared_memory_per_block_optin)
 
 

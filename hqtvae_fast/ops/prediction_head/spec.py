@@ -44,7 +44,8 @@ def make_weights(case: Case, device: torch.device, seed: int) -> HeadWeights:
         norms |= {"norm2_weight": random(D, scale=0.1, offset=1.0), "norm2_bias": random(D, scale=0.1)}
         sizes = {"qkv": (3 * D, D), "out": (D, D), "up": (4 * D, D), "down": (D, 4 * D)}
         parts: dict[str, Any] = {name: random(*size, scale=0.7 * size[1] ** -0.5) for name, size in sizes.items()}
-        return BlockWeights(**norms, **parts, **{f"{name}_bias": bias(size[0]) for name, size in sizes.items()})
+        parts |= {f"{name}_bias": bias(size[0]) for name, size in sizes.items()}
+        return BlockWeights(**norms, **parts)
 
     def level() -> LevelWeights:
         return LevelWeights(random(D, scale=0.1, offset=1.0), random(D, scale=0.1), random(K, D, scale=3 * D**-0.5))
@@ -84,7 +85,7 @@ def on_cpu(head: PredictionHead, dtype: torch.dtype) -> PredictionHead:
 
 
 def define(*inputs: Any) -> Tensor:
-    copies = [x.cpu() if isinstance(x, Tensor) else x for x in inputs]
+    copies: list[Any] = [x.cpu() if isinstance(x, Tensor) else x for x in inputs]
     head = on_cpu(copies[-2], copies[0].dtype)
     return run(*copies[:-2], head, copies[-1], backend="reference")
 

@@ -10,8 +10,9 @@ from torch import Tensor
 LEVELS, BOTTOMS = 2, 4
 POSITIONS = 1 + BOTTOMS
 LAYER_NORM_EPS = 1e-5
-_BLOCK = ("norm1_weight", "norm1_bias", "qkv", "qkv_bias", "out", "out_bias")
-_BLOCK += ("norm2_weight", "norm2_bias", "up", "up_bias", "down", "down_bias")
+_ATTENTION = ("norm1_weight", "norm1_bias", "qkv", "qkv_bias", "out", "out_bias")
+_MLP = ("norm2_weight", "norm2_bias", "up", "up_bias", "down", "down_bias")
+_BLOCK = (*_ATTENTION, *_MLP)
 _LEVEL = ("norm_weight", "norm_bias", "logits")
 _FIRST = ("start", "positions", "codes")
 

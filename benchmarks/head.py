@@ -1,0 +1,118 @@
+"""The prediction head's step at small batch: one persistent kernel beside the fused step's kernels, and the floor.
+
+python -m benchmarks.head --preset S --device cuda --batch 1 --batch 2 --batch 4 --batch 8 --batch 16
+python -m benchmarks.head --preset tiny --device cpu --batch 2      # seconds: shows that it works, and no kernel
+
+Both passes, both heads, both draws; on a GPU each entrant is a captured graph, so that launching costs neither of them
+anything. The floor is the time to read the weights once a pass at the published bandwidth: 484 MB for S in bf16, 145 us
+on an H100 and 238 us on an A100. The kernel needs csrc/cuda (see hqtvae info); where it cannot run, that is said and
+only the others are timed.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from typing import Annotated, Any, cast
+
+import torch
+import typer
+
+from benchmarks.calls import Entrant, Json, measure, show
+from benchmarks.environment import describe
+from benchmarks.generate import _pick_device
+from benchmarks.ours import open_model
+from benchmarks.schema import Results, Row
+from benchmarks.train import DeviceName, Preset, Repeats
+from hqtvae_fast.engine.fused_step import FusedStep
+from hqtvae_fast.engine.whole_head import weights_of, why_not
+from hqtvae_fast.hardware import published
+from hqtvae_fast.model import HQTransformer
+from hqtvae_fast.model.head import PyramidHead
+from hqtvae_fast.ops import sample_logits
+from hqtvae_fast.ops.prediction_head import BACKENDS, PredictionHead
+from hqtvae_fast.ops.prediction_head.spec import cost
+from hqtvae_fast.ops.spec import Case
+
+Batches = Annotated[list[int], typer.Option("--batch", min=1, max=16, help="Images at once. May be repeated.")]
+
+
+@torch.inference_mode()
+def head(
+    preset: Preset = "S",
+    device: DeviceName = "cuda",
+    batch: Batches = [1, 2, 4, 8, 16],  # noqa: B006
+    repeats: Repeats = 20,
+    json: Json = None,
+) -> None:
+    """Time a step of the prediction head."""
+    target = _pick_device(device)
+    transformer = open_model(preset, None).transformer
+    assert transformer is not None
+    dtype = torch.bfloat16 if target.type == "cuda" else torch.float32
+    model = transformer.to(target, dtype).eval()
+    rows: list[Row] = []
+    for count in batch:
+        entrants = [Entrant(name, _captured(run, target)) for name, run in _ways(model, count).items()]
+        case = Case("", {"B": count, "D": model.config.dim, "L": len(model.head.blocks.layers), "K": 8192}, dtype)
+        least = cost(case)
+        work: dict[str, Any] = {"model": preset, "batch": count, "flops": least.flops, "bytes": least.bytes}
+        if target.type == "cuda":
+            work["floor_seconds"] = least.bytes / published(torch.cuda.get_device_name(target)).bandwidth
+        rows += measure(f"{preset}, batch {count}: head's step", entrants, count, target, repeats, work)
+    show(Results("head", describe(target, "head"), tuple(rows)), json)
+
+
+def _ways(model: HQTransformer, batch: int) -> dict[str, Callable[[], object]]:
+    """Ways to draw one step's five codes from the same h, by name."""
+    config, device = model.config, model.norm.weight.device
+    h = torch.randn(batch, config.dim, device=device).to(model.norm.weight.dtype)
+    codes = torch.zeros(batch, config.num_local, dtype=torch.int64, device=device)
+    seeds, number = torch.arange(batch, device=device), torch.tensor(3, device=device)
+    filters = {
+        "temperature": torch.full((2,), 0.95, device=device),
+        "top_k": torch.tensor([min(2048, size) for size in config.codebook_sizes], device=device),
+        "top_p": torch.ones(2, device=device),
+    }
+    step = FusedStep(model, batch)
+    positions = torch.arange(config.num_local, device=device)
+
+    def fused() -> None:
+        for group in config.groups:
+            for part in step.head(h, codes, group):
+                own = {name: values[part.level] for name, values in filters.items()}
+                out = codes[:, part.first : part.first + part.logits.shape[1]]
+                place = {"seeds": seeds, "step": number, "position": positions[part.first]}
+                sample_logits(part.logits, out=out, **place, **own)
+
+    ways: dict[str, Callable[[], object]] = {"fused step": fused}
+    reason = why_not(config, batch)
+    if reason is None:
+        whole = PredictionHead.of(weights_of(cast(PyramidHead, model.head)), config.head.num_heads, config.head.gelu)
+        invalid = torch.zeros((), dtype=torch.bool, device=device)
+        inputs = (h, codes, invalid, seeds, number, *filters.values())
+        reason = BACKENDS[0].why_not(*inputs, whole, True)
+        if reason is None:
+            options = {"seeds": seeds, "step": number, "invalid": invalid, **filters}
+            ways["one kernel"] = lambda: whole(h, codes, backend="cuda", **options)
+    if reason is not None:
+        print(f"one kernel: not run: {reason}", file=sys.stderr)
+    return ways
+
+
+def _captured(run: Callable[[], object], device: torch.device) -> Callable[[], object]:
+    if device.type != "cuda":
+        return run
+    side = torch.cuda.Stream(device)
+    with torch.cuda.stream(side):
+        for _ in range(3):
+            run()
+    torch.cuda.synchronize(device)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        run()
+    return graph.replay
+
+
+if __name__ == "__main__":
+    typer.run(head)
