@@ -7,12 +7,14 @@
 #                without one it works too but downloads gigabytes: name pytorch.org's CPU wheel index here
 #                for the small CPU build. To change the build later: `make clean`, then give the new index.
 #   DEMO_OUT     the file that `make demo` writes
+#   JOBS         processes that the tests' files are shared out to (default 2); each runs one thread
 #   BUILD_CPU    auto, 0 or 1 (in the environment): whether csrc/cpu is compiled; see setup.py
 #   BUILD_CUDA   likewise for csrc/cuda, which needs nvcc; HQTVAE_CUDA_ARCHS names the architectures
 
 PYTHON ?= python3
 TORCH_INDEX ?=
 DEMO_OUT ?= demo.png
+JOBS ?= 2
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -68,13 +70,13 @@ csrc-check: $(STAMP) ## compile csrc/cuda (registers, shared memory, no spills),
 
 test: lint ## lint, then the tests that need neither a GPU nor much time
 	@echo "==> pytest (without slow and gpu)"
-	@$(BIN)/python -m pytest -q -m "not slow and not gpu"
+	@$(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile -m "not slow and not gpu"
 	@echo "==> pytest benchmarks (each once, untimed)"
 	@$(BIN)/python -m pytest -q benchmarks --benchmark-disable
 
 test-all: lint ## lint, then all tests that need no GPU, the slow ones included
 	@echo "==> pytest (without gpu)"
-	@$(BIN)/python -m pytest -q -m "not gpu"
+	@$(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile -m "not gpu"
 	@echo "==> pytest benchmarks (each once, untimed)"
 	@$(BIN)/python -m pytest -q benchmarks --benchmark-disable
 
