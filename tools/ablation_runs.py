@@ -34,7 +34,7 @@ STAGE1 = {
 }
 STAGE2 = {
     "batch_size": 64,
-    "steps": 300,
+    "steps": 200,
     "warmup_epochs": 0.2,
     "learning_rate": 1.0e-3,
     "weight_decay": 0.01,
