@@ -17,6 +17,7 @@ from hqtvae_fast.checkpoint import Checkpoint
 from hqtvae_fast.config import HQTVAEConfig
 from hqtvae_fast.engine import Batch, Cutter, Executor, Finished, Job, decode_codes, generate
 from hqtvae_fast.hardware import default_dtype
+from hqtvae_fast.hub import CardFacts, push
 from hqtvae_fast.images import to_tensor
 from hqtvae_fast.model import HQVAE, HQTransformer
 from hqtvae_fast.ops.linear import pack_linears, quantize_linears
@@ -133,6 +134,12 @@ class HQTVAEPipeline:
     def save_pretrained(self, directory: str | os.PathLike[str]) -> None:
         """Write ``config.json`` and ``model.safetensors``, in the dtypes that the weights now have."""
         checkpoints.save(self._checkpoint, directory)
+
+    def push_to_hub(self, repo_id: str, card: CardFacts | None = None, **options: Any) -> str:
+        """Upload ``config.json``, ``model.safetensors`` and a model card to a Hub repository; returns the commit's
+        address. ``card``: what the card says besides; ``options``: private, token, revision, commit_message, create_pr;
+        see :func:`hqtvae_fast.hub.push`."""
+        return push(self._checkpoint, repo_id, card, **options)
 
     def encode(self, images: Tensor | Sequence[Image.Image]) -> tuple[Tensor, ...]:
         """Codes, int64 [N, h, w] a level, of PIL images (fitted to R) or a tensor [N, 3, R, R] in [-1, 1]."""

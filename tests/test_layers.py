@@ -16,7 +16,7 @@ LAYERS = [  # a module may import from its own layer and those above it in this 
     {"model"},
     {"engine", "released"},
     {"checkpoint"},
-    {"images", "text", "progress", "output", "request", "shard_files", "pipeline", "compat", "__init__"},
+    {"images", "text", "progress", "output", "request", "shard_files", "hub", "pipeline", "compat", "__init__"},
     {"train", "distributed"},
     {"cli"},
 ]
