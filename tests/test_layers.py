@@ -18,6 +18,7 @@ LAYERS = [  # a module may import from its own layer and those above it in this 
     {"checkpoint"},
     {"images", "text", "progress", "output", "request", "shard_files", "hub", "pipeline", "compat", "__init__"},
     {"train", "distributed"},
+    {"evaluate"},
     {"cli"},
 ]
 FORBIDDEN = ("torchvision", "flash_attn", "xformers", "cupy", "triton")

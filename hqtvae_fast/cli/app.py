@@ -14,8 +14,10 @@ import typer
 
 from hqtvae_fast.cli.bench import SETTINGS, bench
 from hqtvae_fast.cli.convert import convert
+from hqtvae_fast.cli.evaluate import evaluate
 from hqtvae_fast.cli.images import decode, encode, reconstruct
 from hqtvae_fast.cli.info import info
+from hqtvae_fast.cli.pack import pack
 from hqtvae_fast.cli.sample import sample
 from hqtvae_fast.cli.train import train
 from hqtvae_fast.engine import is_out_of_memory
@@ -59,6 +61,8 @@ _EXAMPLES: dict[Callable[..., None], str] = {
     reconstruct: "hqtvae reconstruct path/to/checkpoint photo.jpg portrait.png --levels --out reconstruct.png",
     encode: "hqtvae encode path/to/checkpoint photos/ --out codes.safetensors",
     decode: "hqtvae decode path/to/checkpoint codes.safetensors --out-dir decoded/",
+    evaluate: "hqtvae evaluate --reference val.tar --samples pictures/ --features inception:WEIGHTS.pth",
+    pack: "hqtvae pack samples/ --out samples.npz",
     convert: "hqtvae convert path/to/released path/to/converted --dtype bf16",
     info: "hqtvae info --preset S --batch 1 --batch 50",
 }

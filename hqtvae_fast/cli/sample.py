@@ -33,6 +33,7 @@ from hqtvae_fast.cli.options import (
 )
 from hqtvae_fast.cli.output import PictureWriter, check_file, count, rate
 from hqtvae_fast.cli.plan import Drawing, arguments, plan
+from hqtvae_fast.cli.reject import Accept, ClassifierOption, Rejection, Targets, open_rejection
 from hqtvae_fast.cli.sample_set import Machine, Wanted, sample_set
 from hqtvae_fast.output import OutputType
 from hqtvae_fast.pipeline import HQTVAEPipeline
@@ -216,6 +217,9 @@ def sample(
     top_only: TopOnly = False,
     bottom_only: BottomOnly = False,
     save_codes: SaveCodes = None,
+    classifier: ClassifierOption = None,
+    accept: Accept = 0.25,
+    targets: Targets = None,
     shards: Shards = None,
     shard_size: ShardSize = 1000,
     batch_size: BatchSize = None,
@@ -234,8 +238,10 @@ def sample(
     if "WORLD_SIZE" in os.environ:  # set by torchrun, whose processes cannot share a sheet
         out, shards = None, _shards_of_a_team(shards, out)
     if shards is not None:
-        if any(other is not None for other in (out, out_dir, save_codes, given_top, keep)):
-            raise ValueError("--shards: expected neither --out, --out-dir, --save-codes, --given-top nor a level alone")
+        others = {"--out": out, "--out-dir": out_dir, "--save-codes": save_codes, "--given-top": given_top}
+        others["--classifier"] = classifier
+        if keep is not None or any(other is not None for other in others.values()):
+            raise ValueError(f"--shards: expected neither {', '.join(others)} nor a level alone")
         machine, wanted = Machine(checkpoint, device, dtype, refiner), Wanted(labels, prompt or [], num_images, seed)
         with _options_named():
             sample_set(machine, shards, wanted, sampling, shard_size=shard_size, batch_size=batch_size)
@@ -247,10 +253,15 @@ def sample(
     pipe = open_pipeline(checkpoint, device, dtype, refiner)
     given = None if given_top is None else read_codes(given_top, pipe.config.vae)
     with _options_named():
-        drawings = plan(labels, prompt, given, num_images, seed)
-        if columns is None and 1 < num_images <= MAX_ROW and num_images < len(drawings):
+        batch = batch_of(pipe, batch_size)
+        rejection = open_rejection(classifier, accept, targets, num_images, batch, pipe.device)
+        of_each = num_images if rejection is None else rejection.drawn
+        drawings = plan(labels, prompt, given, of_each, seed)
+        if rejection is not None:
+            rejection.check(drawings, keep)
+        if columns is None and 1 < num_images <= MAX_ROW and of_each < len(drawings):
             writer.columns = num_images  # a row for each subject
-        codes = _draw_all(pipe, drawings, sampling, keep, writer, batch_of(pipe, batch_size), save_codes)
+        drawings, codes = _draw_all(pipe, drawings, sampling, keep, writer, batch, save_codes, rejection)
     writer.finish()
     _save_codes(save_codes, drawings, codes)
 
@@ -271,23 +282,29 @@ def _draw_all(
     writer: PictureWriter,
     batch: int,
     save_codes: Path | None,
-) -> list[tuple[Tensor, ...]]:
-    """Hand each picture to the writer as soon as it is there; returns the codes of all. Stopped by the user, it writes
-    what is there."""
-    started, codes = time.perf_counter(), []
+    rejection: Rejection | None,
+) -> tuple[list[Drawing], list[tuple[Tensor, ...]]]:
+    """Hand each picture to the writer as soon as it is there; returns those that were kept and their codes. Stopped by
+    the user, it writes what is there."""
+    started, kept, codes = time.perf_counter(), list[Drawing](), list[tuple[Tensor, ...]]()
     try:
-        with closing(_drawn(pipe, drawings, sampling, keep, batch, writer.wants_pictures)) as images:
-            for drawing, (image, own) in zip(drawings, images, strict=True):
+        wanted = writer.wants_pictures or rejection is not None
+        with closing(_drawn(pipe, drawings, sampling, keep, batch, wanted)) as images:
+            drawn = zip(drawings, images, strict=True)
+            for drawing, (image, own) in drawn if rejection is None else rejection.choose(drawn):
+                kept.append(drawing)
                 codes.append(own)
                 if image is not None:
                     writer.add(image, drawing.name, drawing.about(), drawing.caption())
     except KeyboardInterrupt:
         if codes:
             writer.finish()
-            _save_codes(save_codes, drawings[: len(codes)], codes)
+            _save_codes(save_codes, kept, codes)
         raise
     typer.echo(rate(len(drawings), "image", time.perf_counter() - started))
-    return codes
+    if rejection is not None:
+        rejection.report()
+    return kept, codes
 
 
 def _drawn(

@@ -1,0 +1,276 @@
+"""``hqtvae evaluate``: how good samples, or reconstructions, are."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import torch
+import typer
+
+from hqtvae_fast.cli.options import MACHINE, OUTPUT, Device, DType, open_pipeline
+from hqtvae_fast.cli.output import check_file, count, progress, rate, show, table, write_file
+
+if TYPE_CHECKING:
+    from hqtvae_fast.evaluate import Extractor, Pictures, Reference
+    from hqtvae_fast.evaluate.report import Metric
+
+WHAT, HOW = "What to judge", "How"  # panels of --help
+KEPT = 50_000  # features of each set that precision and recall look at, at most
+
+ReferencePath = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--reference",
+        metavar="PATH",
+        help="What samples are held against: a folder of pictures, shards, an .npz of pictures (ADM's format), or of"
+        " statistics (mu and sigma; written by --save-reference, or from elsewhere). May be repeated, for shards.",
+        show_default=False,
+        rich_help_panel=WHAT,
+    ),
+]
+Samples = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--samples",
+        metavar="PATH",
+        help="The pictures to judge: a folder, shards, an .npz of pictures.",
+        show_default=False,
+        rich_help_panel=WHAT,
+    ),
+]
+Reconstruct = Annotated[
+    str | None,
+    typer.Option(
+        "--reconstruct",
+        metavar="CHECKPOINT",
+        help="Judge this model's reconstructions of the reference instead: rFID, PSNR, SSIM, use of its codes.",
+        show_default=False,
+        rich_help_panel=WHAT,
+    ),
+]
+Features = Annotated[
+    str,
+    typer.Option(
+        "--features",
+        metavar="NETWORK",
+        help="inception:FILE (FID's weights, for FID), clip:DIR, efficientnet-lite0 (from a package; its distance is"
+        " not FID), a TorchScript file or package.module:factory (uint8 [B, 3, R, R] to [B, d]).",
+        rich_help_panel=HOW,
+    ),
+]
+ClipFolder = Annotated[
+    Path | None,
+    typer.Option(
+        "--clip",
+        metavar="DIR",
+        help="Also compare samples with their captions: a CLIP folder in Hugging Face's format.",
+        show_default=False,
+        rich_help_panel=HOW,
+    ),
+]
+Caption = Annotated[
+    str,
+    typer.Option(
+        "--caption",
+        metavar="TEMPLATE",
+        help="Captions of samples: plain, emoji, or fields in braces. PNG files that sample wrote say theirs.",
+        rich_help_panel=HOW,
+    ),
+]
+Resolution = Annotated[
+    int | None,
+    typer.Option(
+        "--resolution",
+        metavar="R",
+        min=1,
+        help="Fit all pictures to this side.",
+        show_default="the samples', or the model's",
+        rich_help_panel=HOW,
+    ),
+]
+Neighbours = Annotated[
+    int,
+    typer.Option("--neighbours", metavar="K", min=1, help="Of precision and recall.", rich_help_panel=HOW),
+]
+Keep = Annotated[
+    int,
+    typer.Option(
+        "--keep",
+        metavar="N",
+        min=0,
+        help="Features of each set that precision and recall look at, at most, spread evenly; 0 leaves both out.",
+        rich_help_panel=HOW,
+    ),
+]
+SaveReference = Annotated[
+    Path | None,
+    typer.Option(
+        "--save-reference",
+        metavar="FILE.npz",
+        help="Write the reference's statistics and features, to be given as --reference later.",
+        show_default=False,
+        rich_help_panel=OUTPUT,
+    ),
+]
+Out = Annotated[
+    Path | None,
+    typer.Option("--out", metavar="FILE.json", help="Write the figures.", show_default=False, rich_help_panel=OUTPUT),
+]
+Batch = Annotated[int, typer.Option("--batch-size", metavar="N", min=1, help="Pictures.", rich_help_panel=MACHINE)]
+Workers = Annotated[
+    int,
+    typer.Option("--workers", metavar="N", min=0, help="Processes that read ahead.", rich_help_panel=MACHINE),
+]
+
+
+def evaluate(
+    reference: ReferencePath = None,
+    samples: Samples = None,
+    reconstruct: Reconstruct = None,
+    features: Features = "efficientnet-lite0",
+    clip: ClipFolder = None,
+    caption: Caption = "plain",
+    resolution: Resolution = None,
+    neighbours: Neighbours = 3,
+    keep: Keep = KEPT,
+    save_reference: SaveReference = None,
+    out: Out = None,
+    batch_size: Batch = 64,
+    workers: Workers = 0,
+    device: Device = None,
+    dtype: DType = None,
+) -> None:
+    """Judge samples against a reference: Fréchet distance (FID), precision, recall, CLIP-score; or reconstructions.
+
+    The distance bears the name FID only where it is one: with FID's own network and weights.
+    """
+    from hqtvae_fast.evaluate import open_extractor
+
+    wanted = (samples is not None) + (reconstruct is not None)
+    if not reference or wanted > 1 or (wanted == 0 and save_reference is None):
+        raise ValueError("expected --reference, and one of --samples, --reconstruct and --save-reference")
+    for file in (save_reference, out):
+        check_file(file)
+    extractor = open_extractor(features, device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    job = _Job(extractor, batch_size, workers, keep, neighbours)
+    started = time.perf_counter()
+    if reconstruct is not None:
+        pipe = open_pipeline(reconstruct, device, dtype)
+        metrics, facts = job.reconstructions(pipe, reference, reconstruct)
+    else:
+        metrics, facts = job.samples(reference, samples, resolution, clip, caption, save_reference)
+    typer.echo(f"{rate(job.seen, 'picture', time.perf_counter() - started)}, {extractor.device}", err=True)
+    _finish(metrics, facts, out)
+
+
+class _Job:
+    """One run of the command: what is measured with, and what was said on the way."""
+
+    def __init__(self, extractor: Extractor, batch: int, workers: int, keep: int, k: int) -> None:
+        self.extractor, self.batch, self.workers, self.keep, self.k = extractor, batch, workers, keep, k
+        self.seen = 0
+
+    def samples(
+        self,
+        reference: list[str],
+        samples: list[str] | None,
+        resolution: int | None,
+        clip: Path | None,
+        caption: str,
+        save: Path | None,
+    ) -> tuple[list[Metric], dict[str, Any]]:
+        from hqtvae_fast.evaluate import open_pictures, write_reference
+        from hqtvae_fast.evaluate.extractors.clip import load_clip
+        from hqtvae_fast.evaluate.report import compare
+        from hqtvae_fast.train.data import caption_template
+
+        judged = None if samples is None else open_pictures(samples, resolution, caption_template(caption))
+        against = self._reference(reference, resolution if judged is None else judged.resolution)
+        if save is not None:
+            write_file(save, write_reference(against))
+            typer.echo(f"wrote {save} ({against.gaussian.count:,} pictures, {self.extractor.name})")
+        if judged is None:
+            return [], {}
+        texts = None if clip is None else load_clip(clip).to(self.extractor.device)
+        state = self._measure("Samples", judged, texts)
+        facts = {
+            "reference": reference,
+            "samples": samples,
+            "pictures": state.moments.count,
+            "resolution": judged.resolution,
+            "extractor": self.extractor.name,
+        }
+        self._warn(min(state.moments.count, against.gaussian.count or state.moments.count), len(state.moments.mean))
+        return compare(against, state, self.extractor, self.k), facts
+
+    def reconstructions(self, pipe: Any, reference: list[str], name: str) -> tuple[list[Metric], dict[str, Any]]:
+        from hqtvae_fast.evaluate import open_pictures
+        from hqtvae_fast.evaluate.reconstruction import measure_reconstructions
+        from hqtvae_fast.evaluate.report import judge
+
+        pictures = open_pictures(reference, pipe.config.vae.resolution)
+        with progress("Reconstructing", len(pictures)) as advance:
+            state = measure_reconstructions(
+                pipe, pictures, self.extractor, batch=self.batch, workers=self.workers, advance=advance
+            )
+        self.seen += state.count
+        facts = {"reference": reference, "model": name, "pictures": state.count, "extractor": self.extractor.name}
+        self._warn(state.count, len(state.originals.mean))
+        return judge(state, self.extractor), facts | {"resolution": pictures.resolution}
+
+    def _reference(self, paths: list[str], resolution: int | None) -> Reference:
+        """From statistics if they will do, else measured."""
+        from hqtvae_fast.evaluate import Reference, open_pictures, read_reference
+        from hqtvae_fast.evaluate.reference import holds_statistics
+
+        if len(paths) == 1 and holds_statistics(Path(paths[0])):
+            known = read_reference(Path(paths[0]))
+            if known.resolution not in (None, resolution or known.resolution):
+                typer.echo(
+                    f"warning: {paths[0]} is of pictures of {known.resolution} pixels, the samples have {resolution}",
+                    err=True,
+                )
+            if known.features is None and self.keep:
+                typer.echo(f"note: {paths[0]} holds no features: no precision and recall", err=True)
+            return known
+        return Reference.of(self._measure("Reference", open_pictures(paths, resolution), None))
+
+    def _measure(self, label: str, pictures: Pictures, clip: Any) -> Any:
+        from hqtvae_fast.evaluate import measure
+
+        with progress(label, len(pictures)) as advance:
+            state = measure(
+                pictures,
+                self.extractor,
+                keep=self.keep,
+                clip=clip,
+                batch=self.batch,
+                workers=self.workers,
+                advance=advance,
+            )
+        self.seen += state.moments.count
+        return state
+
+    def _warn(self, number: int, width: int) -> None:
+        from hqtvae_fast.evaluate.report import cautions
+
+        for caution in cautions(number, width, self.extractor):
+            typer.echo(f"warning: {caution}", err=True)
+
+
+def _finish(metrics: list[Metric], facts: dict[str, Any], out: Path | None) -> None:
+    from hqtvae_fast.evaluate.report import document
+
+    if not metrics:
+        return
+    shown = table(f"{count(facts['pictures'], 'picture')} of {facts['resolution']} pixels", "metric", "value", "of")
+    for metric in metrics:
+        arrow = "↓" if metric.better == "lower" else "↑"
+        shown.add_row(f"{metric.name} {arrow}", metric.shown(), metric.of)
+    show(shown)
+    if out is not None:
+        write_file(out, (json.dumps(document(metrics, facts), indent=1, ensure_ascii=False) + "\n").encode())
+        typer.echo(f"wrote {out}")

@@ -1,0 +1,119 @@
+"""``hqtvae sample --classifier``: more pictures are drawn than are kept."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, Annotated, Any
+
+import numpy as np
+import torch
+import typer
+from PIL import Image
+from torch import Tensor
+
+from hqtvae_fast.cli.options import parse_classes
+from hqtvae_fast.cli.output import count
+from hqtvae_fast.cli.plan import Drawing
+
+if TYPE_CHECKING:
+    from hqtvae_fast.evaluate.rejection import Candidate, Judge
+
+PANEL = "Rejection sampling"
+Drawn = tuple[Drawing, tuple[Image.Image | None, tuple[Tensor, ...]]]
+
+ClassifierOption = Annotated[
+    str | None,
+    typer.Option(
+        "--classifier",
+        metavar="NETWORK",
+        help="Draw more than --num-images, and keep those whose class or prompt this network is surest of: a file"
+        " (.pt2, .pt) or package.module:factory from uint8 [B, 3, R, R] to logits, imagenet: before it to resize and"
+        " normalize; clip:DIR for prompts; efficientnet-lite0 (from a package).",
+        show_default=False,
+        rich_help_panel=PANEL,
+    ),
+]
+Accept = Annotated[
+    float,
+    typer.Option("--accept", metavar="SHARE", help="The share kept; the paper's is 0.25.", rich_help_panel=PANEL),
+]
+Targets = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--targets",
+        metavar="LIST",
+        help="The network's own class for each of --classes or --prompt, in their order.",
+        show_default="the classes themselves",
+        rich_help_panel=PANEL,
+    ),
+]
+
+
+class Rejection:
+    """What to keep of a plan's drawings: ``kept`` of the ``drawn`` that each subject has."""
+
+    def __init__(self, judge: Judge, kept: int, drawn: int, targets: list[str] | None, batch: int) -> None:
+        from hqtvae_fast.evaluate.rejection import Tally
+
+        self.judge, self.kept, self.drawn, self.batch = judge, kept, drawn, batch
+        self.targets = None if targets is None else parse_classes(targets)
+        self.tally = Tally()
+
+    def check(self, drawings: Sequence[Drawing], level: int | None) -> None:
+        """ValueError, before anything is drawn, where these cannot be judged. ``level``: the only one decoded."""
+        if level is not None:
+            raise ValueError("--classifier: judges whole pictures; expected neither --top-only nor --bottom-only")
+        subjects = [self._wanted(number, drawing) for number, drawing in enumerate(drawings[:: self.drawn])]
+        if self.targets is not None and len(self.targets) != len(subjects):
+            raise ValueError(f"--targets: expected {len(subjects)}, one a class or prompt; got {len(self.targets)}")
+
+    def choose(self, drawn: Iterable[Drawn]) -> Iterator[Drawn]:
+        """Those kept, subject after subject, best first."""
+        from hqtvae_fast.evaluate.rejection import best_of
+
+        chosen = best_of(self._candidates(drawn), self.judge, self.drawn, self.kept, batch=self.batch, tally=self.tally)
+        return (item for _, item in chosen)
+
+    def report(self) -> None:
+        """How much surer the network is of those kept."""
+        tally = self.tally
+        score = "log-probability" if self.judge.reads is int else "cosine with the prompt"
+        if tally.kept:
+            typer.echo(
+                f"kept {tally.kept:,} of {count(tally.seen, 'candidate')} by {self.judge.name}: mean {score}"
+                f" {tally.kept_sum / tally.kept:.3f}, of all {tally.seen_sum / tally.seen:.3f}"
+            )
+
+    def _candidates(self, drawn: Iterable[Drawn]) -> Iterator[Candidate[Drawn]]:
+        from hqtvae_fast.evaluate.rejection import Candidate
+
+        for index, (drawing, (image, codes)) in enumerate(drawn):
+            assert image is not None  # a plan with a classifier always decodes
+            subject = index // self.drawn
+            pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)
+            yield Candidate(subject, self._wanted(subject, drawing), pixels, (drawing, (image, codes)))
+
+    def _wanted(self, subject: int, drawing: Drawing) -> Any:
+        if self.judge.reads is str:
+            if drawing.prompt is None:
+                raise ValueError(f"--classifier: {self.judge.name} reads prompts, and there are none")
+            return drawing.prompt
+        if self.targets is not None:
+            return self.targets[min(subject, len(self.targets) - 1)]
+        if drawing.label is None:
+            raise ValueError(f"--classifier: {self.judge.name} knows classes; expected --classes or --targets")
+        return drawing.label
+
+
+def open_rejection(
+    spec: str | None, accept: float, targets: list[str] | None, num_images: int, batch: int, device: torch.device
+) -> Rejection | None:
+    """None where no classifier is asked for."""
+    if spec is None:
+        if targets is not None:
+            raise ValueError("--targets: expected --classifier with it")
+        return None
+    from hqtvae_fast.evaluate.rejection import candidates_for, open_judge
+
+    drawn = candidates_for(num_images, accept)
+    return Rejection(open_judge(spec, device), num_images, drawn, targets, batch)

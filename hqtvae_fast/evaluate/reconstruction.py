@@ -1,0 +1,98 @@
+"""How well stage 1 gives pictures back: rFID, PSNR, SSIM, and how much of each codebook they use.
+
+Like :mod:`hqtvae_fast.evaluate.measure`, in states that add up over parts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import import_module
+
+import torch
+from torch import Tensor
+
+from hqtvae_fast.evaluate.extractors import Extractor
+from hqtvae_fast.evaluate.frechet import Moments, frechet_distance
+from hqtvae_fast.evaluate.measure import BATCH
+from hqtvae_fast.evaluate.pictures import Pictures
+from hqtvae_fast.images import psnr
+from hqtvae_fast.pipeline import HQTVAEPipeline
+from hqtvae_fast.train.code_usage import perplexity
+
+
+@dataclass(frozen=True)
+class ReconstructionState:
+    """``originals`` and ``rebuilt``: moments of their features. ``psnr``: sum of dB, ``ssim``: sum, over ``count``
+    pictures. ``codes``: by level, top first, how often each code was chosen, int64 [K]."""
+
+    originals: Moments
+    rebuilt: Moments
+    psnr: float
+    ssim: float
+    count: int
+    codes: tuple[Tensor, ...]
+
+    def __add__(self, other: ReconstructionState) -> ReconstructionState:
+        return ReconstructionState(
+            self.originals + other.originals,
+            self.rebuilt + other.rebuilt,
+            self.psnr + other.psnr,
+            self.ssim + other.ssim,
+            self.count + other.count,
+            tuple(own + its for own, its in zip(self.codes, other.codes, strict=True)),
+        )
+
+    def rfid(self) -> float:
+        """Fréchet distance of the pictures and their reconstructions; FID's name is the extractor's to give."""
+        return frechet_distance(self.originals.gaussian(), self.rebuilt.gaussian())
+
+    def usage(self) -> list[tuple[float, float]]:
+        """By level, top first: share of codes that were chosen at least once, and the perplexity of their use."""
+        return [(float((counts > 0).double().mean()), float(perplexity(counts))) for counts in self.codes]
+
+
+def measure_reconstructions(
+    pipe: HQTVAEPipeline,
+    pictures: Pictures,
+    extractor: Extractor,
+    span: range | None = None,
+    *,
+    batch: int = BATCH,
+    workers: int = 0,
+    advance: Callable[[int], None] = lambda done: None,
+) -> ReconstructionState:
+    """Of a span of pictures, which must have the model's resolution. Features are of 8-bit pictures, as files are."""
+    if pictures.resolution != pipe.config.vae.resolution:
+        raise ValueError(f"expected pictures of {pipe.config.vae.resolution} pixels; got {pictures.resolution}")
+    state: ReconstructionState | None = None
+    for images, _ in pictures.batches(batch, span, workers):
+        codes = pipe.encode(images.float() / 127.5 - 1)
+        rebuilt: Tensor = pipe.decode(codes, "pt")
+        part = ReconstructionState(
+            Moments.of(extractor(images)),
+            Moments.of(extractor((rebuilt.clamp(0, 1) * 255).round().to(torch.uint8))),
+            float(psnr(rebuilt, images.float() / 255).double().sum()),
+            float(structural_similarity(rebuilt, images.float() / 255).double().sum()),
+            len(images),
+            code_counts(codes, pipe.config.vae.codebook_sizes),
+        )
+        state = part if state is None else state + part
+        advance(len(images))
+    if state is None:
+        raise ValueError(f"{pictures.name}: expected pictures in {span}; there are none")
+    return state
+
+
+def code_counts(codes: tuple[Tensor, ...], sizes: tuple[int, ...]) -> tuple[Tensor, ...]:
+    """How often each code stands in maps [B, h, w]: int64 [K] a level."""
+    return tuple(level.flatten().bincount(minlength=size) for level, size in zip(codes, sizes, strict=True))
+
+
+def structural_similarity(images: Tensor, references: Tensor) -> Tensor:
+    """SSIM of float images [B, 3, R, R] in [0, 1]: [B]. ValueError without the ``eval`` extra, which brings it."""
+    try:
+        image = import_module("torchmetrics.functional.image")
+    except ImportError as error:
+        raise ValueError(f"SSIM needs the 'eval' extra: pip install 'hqtvae_fast[eval]' ({error})") from error
+    return image.structural_similarity_index_measure(images, references, data_range=1.0, reduction="none")
