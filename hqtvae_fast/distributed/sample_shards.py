@@ -116,7 +116,10 @@ class SampleShards:
             for drawn in stream:
                 assert drawn.image is not None  # PIL images were asked for
                 yield encoders.submit(_png, drawn.image)
-                advance(1)
+                # Once a batch: each call asks torchrun's store, which a thousand GPUs share.
+                own, last = drawn.index % self.spec.batch_size + 1, drawn.index == len(span) - 1
+                if last or own == self.spec.batch_size:
+                    advance(own)
 
     def _stream(self, subjects: dict[str, Any], seed: Any) -> Generator[HQTVAEImage, None, None]:
         spec = self.spec
