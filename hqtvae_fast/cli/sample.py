@@ -74,6 +74,16 @@ Prompt = Annotated[
         rich_help_panel=WHAT,
     ),
 ]
+PromptFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--prompts",
+        metavar="FILE",
+        help="A text file of descriptions, one a line, after those of --prompt.",
+        show_default=False,
+        rich_help_panel=WHAT,
+    ),
+]
 NumImages = Annotated[
     int,
     typer.Option(
@@ -202,6 +212,7 @@ def sample(
     checkpoint: Checkpoint,
     classes: Classes = None,
     prompt: Prompt = None,
+    prompts: PromptFile = None,
     num_images: NumImages = 1,
     given_top: GivenTop = None,
     refiner: Refiner = None,
@@ -227,6 +238,8 @@ def sample(
     dtype: DType = None,
 ) -> None:
     """Draw pictures from classes, from prompts or from nothing, as the model was trained."""
+    if prompts is not None:
+        prompt = [*(prompt or []), *_read_prompts(prompts)]
     if classes and prompt:
         raise ValueError("--classes and --prompt: expected one of them; a model is conditioned on one or the other")
     labels, keep = parse_classes(classes or []), kept_level(top_only, bottom_only)
@@ -264,6 +277,14 @@ def sample(
         drawings, codes = _draw_all(pipe, drawings, sampling, keep, writer, batch, save_codes, rejection)
     writer.finish()
     _save_codes(save_codes, drawings, codes)
+
+
+def _read_prompts(file: Path) -> list[str]:
+    """The lines that are not empty; ValueError if there are none."""
+    found = [line.strip() for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
+    if not found:
+        raise ValueError(f"{file}: expected a description on each line; got none")
+    return found
 
 
 def _shards_of_a_team(shards: Path | None, out: Path | None) -> Path:
