@@ -15,6 +15,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import os
 import platform
 import tarfile
 from collections.abc import Callable, Generator, Iterable, Iterator
@@ -35,7 +36,7 @@ from hqtvae_fast.shard_files import PARTIAL, add_member, keep_spec, write_whole
 
 FORMAT = "hqtvae_fast sample shards, version 1"
 SPEC_FILE, MANIFEST_FILE, SUMS_FILE = "samples.json", "manifest.json", "SHA256SUMS"
-ENCODERS = 4  # threads that compress PNGs: zlib lets go of Python's lock
+MAX_ENCODERS = 16  # threads that compress PNGs: zlib lets go of Python's lock
 PNG_LEVEL = 1  # of zlib: drawn pictures hardly shrink further, and level 6 takes three times as long
 
 
@@ -97,7 +98,7 @@ class SampleShards:
         A shard is written by a thread of its own while the next one is drawn.
         """
         drawn, writing = 0, None
-        with ThreadPoolExecutor(ENCODERS) as encoders, ThreadPoolExecutor(1) as writer:
+        with ThreadPoolExecutor(_encoders()) as encoders, ThreadPoolExecutor(1) as writer:
             for shard in shards:
                 samples = list(self._draw(shard, encoders, advance))
                 drawn += len(samples)
@@ -198,6 +199,12 @@ def weights_hash(pipe: HQTVAEPipeline) -> str:
             digest.update(f"{part}.{name} {tuple(value.shape)} {value.dtype}".encode())
             digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()[:16]
+
+
+def _encoders() -> int:
+    """This process's share of the machine's cores."""
+    here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # set by torchrun
+    return max(1, min(MAX_ENCODERS, (os.cpu_count() or 1) // here))
 
 
 def _png(image: Image.Image) -> bytes:
