@@ -8,6 +8,7 @@
 #                for the small CPU build. To change the build later: `make clean`, then give the new index.
 #   DEMO_OUT     the file that `make demo` writes
 #   BUILD_CPU    auto, 0 or 1 (in the environment): whether csrc/cpu is compiled; see setup.py
+#   BUILD_CUDA   likewise for csrc/cuda, which needs nvcc; HQTVAE_CUDA_ARCHS names the architectures
 
 PYTHON ?= python3
 TORCH_INDEX ?=
@@ -19,7 +20,7 @@ STAMP := $(VENV)/.installed
 PIP_INSTALL := $(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test test-all lint format clean
+.PHONY: help venv demo test test-all lint csrc-check format clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
@@ -27,7 +28,7 @@ help: ## list the targets
 venv: $(STAMP) ## create .venv and install the package with its test tools (pinned by constraints.txt)
 
 # torch goes first: from its own index if one is named, and so that setup.py, built without isolation, sees it.
-$(STAMP): pyproject.toml setup.py constraints.txt $(wildcard csrc/cpu/*)
+$(STAMP): pyproject.toml setup.py constraints.txt $(wildcard csrc/*.py csrc/*/*)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' \
 		|| { echo "Python 3.10 or later is needed. Name one: make PYTHON=python3.11 ..."; exit 1; }
 	@echo "==> $(VENV): creating, with $$($(PYTHON) --version)"
@@ -61,13 +62,21 @@ demo: $(STAMP) ## draw a dozen prompts with the embedded model, into demo.png
 		--columns 6 --scale 3 --captions --out $(DEMO_OUT)
 	@echo '==> next: $(BIN)/hqtvae sample demo --prompt "snowman, 3d" --prompt "house, shaded" --prompt strawberry --temperature 0.5 --captions --scale 3 --out next.png'
 
+csrc-check: $(STAMP) ## compile csrc/cuda (registers, shared memory, no spills), load it, test its device functions
+	@echo "==> csrc-check"
+	@$(BIN)/python csrc/check.py
+
 test: lint ## lint, then the tests that need neither a GPU nor much time
 	@echo "==> pytest (without slow and gpu)"
 	@$(BIN)/python -m pytest -q -m "not slow and not gpu"
+	@echo "==> pytest benchmarks (each once, untimed)"
+	@$(BIN)/python -m pytest -q benchmarks --benchmark-disable
 
 test-all: lint ## lint, then all tests that need no GPU, the slow ones included
 	@echo "==> pytest (without gpu)"
 	@$(BIN)/python -m pytest -q -m "not gpu"
+	@echo "==> pytest benchmarks (each once, untimed)"
+	@$(BIN)/python -m pytest -q benchmarks --benchmark-disable
 
 lint: $(STAMP) ## ruff check, ruff format --check and mypy
 	@echo "==> ruff check"
@@ -82,5 +91,5 @@ format: $(STAMP) ## let ruff sort the imports, apply its safe fixes and format
 	@$(BIN)/ruff format .
 
 clean: ## remove .venv, caches, build products and the demo's picture
-	rm -rf $(VENV) build dist hqtvae_fast/_cpu*.so ./*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis $(DEMO_OUT)
+	rm -rf $(VENV) build dist hqtvae_fast/_cpu*.so hqtvae_fast/_C*.so ./*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis $(DEMO_OUT)
 	find . -path ./.git -prune -o -type d -name __pycache__ -exec rm -rf {} +

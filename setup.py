@@ -1,32 +1,107 @@
-"""The compiled part of the package; everything static is in pyproject.toml.
+"""The compiled parts of the package; everything static is in pyproject.toml.
 
 ``csrc/cpu`` becomes ``hqtvae_fast/_cpu*.so``: plain C functions that are loaded through ctypes, so its build needs a
 C++ compiler (GCC 10 or Clang 9 for the AVX512-BF16 instructions) and neither Python's nor torch's headers. Without one
 the package works as well, only slower on such processors, and ``hqtvae info`` says so. ``BUILD_CPU=0`` leaves it out,
 ``BUILD_CPU=1`` makes a failing build an error; the default builds it where that succeeds.
+
+``csrc/cuda`` becomes ``hqtvae_fast/_C*.so`` where nvcc is found and torch, which must be there when this is built
+(``pip install --no-build-isolation``), is a CUDA build. ``BUILD_CUDA`` is as ``BUILD_CPU``, but 1 also builds beside a
+CPU build of torch; ``HQTVAE_CUDA_ARCHS`` names the architectures (see csrc/nvcc.py). The sources are installed too:
+without the extension CuPy can compile them at run time.
 """
 
 import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
+from setuptools.command.build_py import build_py
 
-BUILD_CPU = os.environ.get("BUILD_CPU", "auto")
-if BUILD_CPU not in ("auto", "0", "1"):
-    raise SystemExit(f"BUILD_CPU: expected auto, 0 or 1; got {BUILD_CPU!r}")
+ROOT = Path(__file__).parent
+sys.path.insert(0, str(ROOT / "csrc"))
+import nvcc  # noqa: E402
+
+
+def choice(name):
+    value = os.environ.get(name, "auto")
+    if value not in ("auto", "0", "1"):
+        raise SystemExit(f"{name}: expected auto, 0 or 1; got {value!r}")
+    return value
+
+
+BUILD_CPU, BUILD_CUDA = choice("BUILD_CPU"), choice("BUILD_CUDA")
 
 # -fopenmp at compile time only: the OpenMP library must be the one that torch has loaded, so none is linked. Nobody
 # traps on floating-point exceptions, and GCC vectorises a choice between two numbers only where it may raise them. Its
 # own intrinsics draw the two warnings.
 FLAGS = ["-O3", "-std=c++17", "-fopenmp", "-fno-exceptions", "-fno-trapping-math"]
 FLAGS += ["-Wno-maybe-uninitialized", "-Wno-uninitialized"]
+FLAGS += ["-Wno-psabi"]  # vectors are handed to nothing but what is compiled into the caller
+SOURCES = ("attention_bf16", "group_norm_silu", "linear_bf16", "philox", "winograd")
 
 cpu = Extension(
     "hqtvae_fast._cpu",
-    sources=[f"csrc/cpu/{name}.cpp" for name in ("attention_bf16", "group_norm_silu", "linear_bf16", "philox")],
+    sources=[f"csrc/cpu/{name}.cpp" for name in SOURCES],
     depends=["csrc/cpu/avx512.h"],
     extra_compile_args=FLAGS,
     language="c++",
     optional=BUILD_CPU == "auto",
 )
+cuda = Extension("hqtvae_fast._C", sources=[], optional=BUILD_CUDA == "auto")
 
-setup(ext_modules=[] if BUILD_CPU == "0" else [cpu])
+
+def why_no_cuda():
+    """None where csrc/cuda is compiled, else the reason."""
+    if BUILD_CUDA == "0":
+        return "BUILD_CUDA=0"
+    if nvcc.find_nvcc() is None:
+        return "nvcc is neither on PATH nor in CUDA_HOME"
+    try:
+        import torch
+    except ImportError:
+        return "torch is not there while building (pip install --no-build-isolation)"
+    return None if torch.version.cuda or BUILD_CUDA == "1" else "torch is a CPU build"
+
+
+class BuildExtensions(build_ext):
+    """csrc/cuda goes to nvcc, the rest the usual way."""
+
+    def build_extension(self, extension):
+        if extension is not cuda:
+            super().build_extension(extension)
+            return
+        architectures = os.environ.get("HQTVAE_CUDA_ARCHS", nvcc.ARCHITECTURES)
+        out = Path(self.get_ext_fullpath(extension.name)).absolute()
+        try:
+            nvcc.build(nvcc.find_nvcc(), Path(self.build_temp, "cuda").absolute(), out, architectures)
+        except subprocess.CalledProcessError as error:
+            print(error.output, file=sys.stderr)
+            if BUILD_CUDA == "1":
+                raise
+            print("csrc/cuda: not built, since compiling failed as shown above", file=sys.stderr)
+
+
+class BuildPython(build_py):
+    """The CUDA sources go along, for CuPy. An editable install reads them from csrc."""
+
+    def run(self):
+        super().run()
+        if not getattr(self, "editable_mode", False):
+            target = Path(self.build_lib, "hqtvae_fast/_cuda_sources")
+            shutil.copytree(nvcc.FOLDER, target, dirs_exist_ok=True, ignore=shutil.ignore_patterns("*.cpp"))
+
+
+reason = why_no_cuda()
+if reason is not None:
+    if BUILD_CUDA == "1":
+        raise SystemExit(f"BUILD_CUDA=1: {reason}")
+    print(f"csrc/cuda: not built ({reason})", file=sys.stderr)
+
+setup(
+    ext_modules=([] if BUILD_CPU == "0" else [cpu]) + ([] if reason is not None else [cuda]),
+    cmdclass={"build_ext": BuildExtensions, "build_py": BuildPython},
+)

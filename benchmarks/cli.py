@@ -12,6 +12,7 @@ from benchmarks.generate import generate
 from benchmarks.html import report
 from benchmarks.launches import launches
 from benchmarks.ops import ops
+from benchmarks.options import ManyValues
 from benchmarks.precision import main as precision
 from benchmarks.proxies import main as proxies
 from benchmarks.tables import main as tables
@@ -53,7 +54,7 @@ def _tables(context: typer.Context) -> None:
 
 
 app.command()(launches)
-app.command()(generate)
+app.command(cls=ManyValues)(generate)
 app.command()(ops)
 app.command()(train)
 app.command()(encode)

@@ -1,4 +1,4 @@
-"""A GPU's clocks, power, temperature and memory while something is timed, through nvidia-ml-py.
+"""A GPU's clocks, power, energy, temperature and memory while something is timed, through nvidia-ml-py.
 
 A figure taken while the clock fell is a figure of the cooling. :class:`Watch` samples in a thread of its own; the calls
 release the interpreter's lock and take microseconds. On a CPU, or without nvidia-ml-py, there is nothing to watch.
@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import operator
 import threading
+import time
 from dataclasses import dataclass, field
 from types import ModuleType, TracebackType
 from typing import Any
@@ -21,6 +22,7 @@ MOST_MOVED = 0.03  # the share by which the clock may move during one measuremen
 # moves the clock, the clock says so.
 SLOWED = ("HwSlowdown", "HwThermalSlowdown", "HwPowerBrakeSlowdown", "SwThermalSlowdown")
 IDLE = "GpuIdle"
+METERED = 0.5  # seconds: the energy counter moves in steps of tens of milliseconds, and shorter times are mostly that
 BUSY_ELSEWHERE = 0.25  # CPUs that other processes may keep busy, on average
 
 
@@ -73,6 +75,14 @@ def _sample(nvml: ModuleType, handle: Any) -> dict[str, float]:
     }
 
 
+def _energy(nvml: ModuleType, handle: Any) -> float | None:
+    """Joules since the driver was loaded; None on GPUs before Volta, which do not count them."""
+    try:
+        return nvml.nvmlDeviceGetTotalEnergyConsumption(handle) / 1000
+    except nvml.NVMLError:
+        return None
+
+
 @dataclass
 class Watch:
     """``with Watch(device) as watch: ...``; then :meth:`summary` and :meth:`unfit` tell of that time.
@@ -84,6 +94,8 @@ class Watch:
     nvml: Any = None
     handle: Any = None
     samples: list[dict[str, float]] = field(default_factory=list)
+    joules: float | None = None
+    """Energy that the whole board took; None without a counter, and where the time was under :data:`METERED`."""
 
     def __enter__(self) -> Watch:
         if self.nvml is None and self.device.type == "cuda":
@@ -93,12 +105,16 @@ class Watch:
             self._stop = threading.Event()
             self._thread = threading.Thread(target=self._run, daemon=True)
             self._thread.start()
+            self._started, self._energy = time.perf_counter(), _energy(self.nvml, self.handle)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if self.nvml is not None:
+            energy, seconds = _energy(self.nvml, self.handle), time.perf_counter() - self._started
+            if energy is not None and self._energy is not None and seconds >= METERED:
+                self.joules = energy - self._energy
             self._stop.set()
             self._thread.join()
 

@@ -91,7 +91,7 @@ def between_sides(paired: Paired, unit: str = "s") -> list[Change]:
     return [
         Change(
             *(part, "ours", unit, median_over_processes(base[part]), median_over_processes(new[part])),
-            shift=paired_shift(paired.log_ratios(part, 1)),
+            shift=paired_shift(paired.log_ratios(part)),
         )
         for part in base
     ]

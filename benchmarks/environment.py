@@ -17,10 +17,14 @@ from typing import Any
 import torch
 
 from benchmarks import clocks
+from hqtvae_fast.hardware import cpu_name, device_name
 
 HERE = Path(__file__).parent
 # What a figure may depend on, as their distributions are called; those that are not installed are left out.
-PACKAGES = ("hqtvae_fast", "numpy", "triton", "flash-attn", "xformers", "nvidia-ml-py", "cupy-cuda12x", "cupy-cuda13x")
+PACKAGES = (
+    *("hqtvae_fast", "numpy", "triton", "flash-attn", "xformers", "nvidia-ml-py", "cupy-cuda12x", "cupy-cuda13x"),
+    *("faiss-cpu", "faiss-gpu", "faiss-gpu-cuvs", "cuvs-cu12", "cuvs-cu13"),
+)
 
 
 def describe(device: torch.device, suite: str = "generate") -> dict[str, Any]:
@@ -58,20 +62,6 @@ def versions() -> dict[str, str]:
         except importlib.metadata.PackageNotFoundError:
             continue
     return found
-
-
-def device_name(device: torch.device) -> str:
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else cpu_name()
-
-
-def cpu_name() -> str:
-    """The processor as the kernel names it on Linux, else as Python does."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        lines = []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
 
 
 def git_revision() -> str | None:

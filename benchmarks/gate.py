@@ -168,13 +168,13 @@ def _revisions(base: str, new: str, loss: float, plan: Plan, json: Path | None) 
             Side(label, stack.enter_context(checked_out(revision, label, Path(folder))))
             for label, revision in (("base", base), ("new", new))
         ]
-        paired = measure(sides, plan, lambda line: STDERR.print(line, style="dim"))
+        (paired,) = measure(sides, plan, lambda line: STDERR.print(line, style="dim"))
     verdicts = judge(between_sides(paired), loss)
     if json is not None:
         write(_as_results(paired, plan), json)
     notes = [
         f"{paired.environments[1]['device']}, torch {paired.environments[1]['torch']}, {plan.rounds} pairs of"
-        f" processes, {plan.turns} turns each, AB/BA; times of {_clock(plan)}"
+        f" processes, {plan.turns} turns each, in turn; times of {_clock(plan)}"
     ]
     return verdicts, to_markdown(verdicts, f"{names[0]} against {names[1]}", loss, notes)
 

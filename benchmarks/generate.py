@@ -1,13 +1,13 @@
 """End-to-end benchmark: draw codes (AR), decode them to pixels.
 
-python -m benchmarks.generate --preset S --device cpu --batch 8
+python -m benchmarks.generate --preset S M L --batches 1 8 50 256 --device cuda --json out.json
+python -m benchmarks.generate --preset S --batch 50 --images 1000 --device cuda --released ../hqtransformer
+python -m benchmarks.generate --preset tiny --device cpu
 python -m benchmarks.generate --decode-only --preset S --device cpu --batch 8
-python -m benchmarks.generate --preset S --device cuda --batch 50 --released ../hqtransformer --json out.json
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from enum import Enum
 from pathlib import Path
 from typing import Annotated
@@ -16,15 +16,18 @@ import torch
 import typer
 from rich.console import Console
 
+from benchmarks.baselines import KINDS, default_baselines
 from benchmarks.decode import decode_only as time_decoding
-from benchmarks.environment import PeakMemory, describe
-from benchmarks.ours import BENCHMARK_PRESETS, Ours, open_model, same_for_all
-from benchmarks.released import Released, check_supported, import_released
-from benchmarks.report import Entrant, Workload, to_results, to_table, warning
+from benchmarks.environment import describe
+from benchmarks.options import ManyValues
+from benchmarks.ours import BENCHMARK_PRESETS
+from benchmarks.report import Outcome, tell_best, tell_whole, to_results, to_table, warning
 from benchmarks.schema import write
-from benchmarks.timing import Sampler, Timing, batch_sizes, time_in_turns, time_run
+from benchmarks.sweep import Setting, check, measure
+from hqtvae_fast.ops.explain import peaks_of
 
 STDERR = Console(stderr=True, highlight=False)
+FILE_WIDTH = 140  # columns of a table that does not go to a terminal
 
 
 class Dtype(str, Enum):
@@ -32,18 +35,37 @@ class Dtype(str, Enum):
 
     auto = "auto"
     fp32 = "fp32"
+    tf32 = "tf32"
     bf16 = "bf16"
     fp16 = "fp16"
 
 
-Preset = Annotated[str, typer.Option(help=f"Model of random weights: {', '.join(BENCHMARK_PRESETS)} (a toy, for CI).")]
+class Narrow(str, Enum):
+    """What to round our transformer's matrices to."""
+
+    int8 = "int8"
+    fp8 = "fp8"
+
+
+Presets = Annotated[
+    list[str],
+    typer.Option(
+        "--preset", "--presets", help=f"Models of random weights: {', '.join(BENCHMARK_PRESETS)} (a toy, for CI)."
+    ),
+]
 CheckpointDir = Annotated[
     Path | None, typer.Option("--checkpoint", help="Directory of a checkpoint, ours or released, instead of --preset.")
 ]
 Device = Annotated[str, typer.Option(help="cpu, cuda or cuda:N.")]
-Batch = Annotated[int, typer.Option(min=1, help="Images drawn at once. The paper's throughput is at 50.")]
-Images = Annotated[int | None, typer.Option(min=1, help="Images a run makes in all; default: one batch. Paper: 1000.")]
-Repeats = Annotated[int, typer.Option(min=1, help="Timed runs of ours, after one batch of warm-up.")]
+Batches = Annotated[
+    list[int],
+    typer.Option("--batch", "--batches", min=1, help="Images drawn at once. The paper's throughput is at 50."),
+]
+Images = Annotated[
+    int | None,
+    typer.Option(min=1, help="Images a run makes in all; default: one batch on a CPU, 8 on a GPU. Paper: 1000."),
+]
+Repeats = Annotated[int, typer.Option(min=1, help="Timed runs of ours and the baselines, after a warm-up.")]
 DtypeOption = Annotated[
     Dtype, typer.Option("--dtype", help="auto: bf16 where the processor computes in it (CPU and GPU), else fp32.")
 ]
@@ -51,6 +73,13 @@ Threads = Annotated[int | None, typer.Option(min=1, help="CPU threads; default: 
 TopK = Annotated[int | None, typer.Option(help="Keep the k likeliest codes of each draw; default, as the paper: all.")]
 TopP = Annotated[float | None, typer.Option(help="Keep the likeliest codes that sum to p; default: all.")]
 Temperature = Annotated[float, typer.Option(help="Divides the logits.")]
+Quantize = Annotated[Narrow | None, typer.Option("--quantize", help="Of ours: the transformer's matrices.")]
+Tables = Annotated[bool, typer.Option("--tables", help="Of ours: keep what depends on a code or a class in memory.")]
+FusedDraw = Annotated[bool, typer.Option("--fused-draw", help="Of ours: draw inside the head's product.")]
+Baselines = Annotated[
+    list[str] | None,
+    typer.Option("--baselines", help=f"Some of {', '.join(KINDS)}, or none. Default: all; on a CPU not compile."),
+]
 ReleasedDir = Annotated[
     Path | None,
     typer.Option(
@@ -69,10 +98,10 @@ Json = Annotated[Path | None, typer.Option("--json", help="Write everything meas
 
 
 def generate(
-    preset: Preset = "S",
+    preset: Presets = ["S"],  # noqa: B006 (typer copies it)
     checkpoint: CheckpointDir = None,
     device: Device = "cpu",
-    batch: Batch = 8,
+    batch: Batches = [8],  # noqa: B006
     images: Images = None,
     repeats: Repeats = 3,
     dtype: DtypeOption = Dtype.auto,
@@ -80,45 +109,88 @@ def generate(
     top_k: TopK = None,
     top_p: TopP = None,
     temperature: Temperature = 1.0,
+    quantize: Quantize = None,
+    tables: Tables = False,
+    fused_draw: FusedDraw = False,
+    baselines: Baselines = None,
     released: ReleasedDir = None,
     released_repeats: ReleasedRepeats = 2,
     json: Json = None,
     decode_only: DecodeOnly = False,
 ) -> None:
-    """Time drawing codes and decoding them, separately and together.
+    """Time drawing codes and decoding them, separately and together, for each preset and batch.
 
-    Each run makes --images images in batches of --batch, one batch after the other: no overlap of AR and decoding.
+    Each run makes --images images in batches of --batch, one batch after the other; where that is more than one batch,
+    ours is also timed as a stream, which overlaps drawing and decoding.
     """
     if threads is not None:
         torch.set_num_threads(threads)
-    sizes = batch_sizes(images or batch, batch)
+    options = {"quantization": quantize and quantize.value, "tables": tables, "fused_draw": fused_draw}
+    models = [str(checkpoint)] if checkpoint is not None else preset
     try:
         if json is not None and not json.absolute().parent.is_dir():
             raise ValueError(f"--json: no directory {json.parent}")
         target = _pick_device(device)
         if decode_only:
-            time_decoding(preset, checkpoint, target, batch, repeats, dtype.value, json)
+            if len(models) > 1 or len(batch) > 1 or dtype is Dtype.tf32:
+                raise ValueError("--decode-only: expected one preset, one batch, and no TF32")
+            time_decoding(models[0], checkpoint, target, batch[0], repeats, dtype.value, json)
             return
-        model = open_model(preset, checkpoint)
-        params = same_for_all(model.config.vae, temperature, top_k, top_p)
-        makers: list[Callable[[], Sampler]] = [lambda: Ours(model, target, dtype.value, params)]
-        if released is not None:
-            stage2, modules = check_supported(model.config, sizes), import_released(released)
-            makers.append(lambda: Released(modules, model.config.vae, stage2, target, params))
+        setting = Setting(
+            device=target,
+            images=images,
+            dtype=dtype.value,
+            sampling=(temperature, top_k, top_p),
+            repeats=(repeats, released_repeats),
+            baselines=_pick_baselines(baselines, target),
+            released=released,
+            options=options,
+        )
+        for model in models:
+            check(setting, model, checkpoint, batch)
     except ValueError as error:  # from a check of what was asked for: a sentence that says what to change
         STDERR.print(f"error: {error}", style="red", markup=False)
         raise typer.Exit(2) from None
-    facts = describe(target)
-    samplers, memory = _prepare(makers, target, sizes[0])
-    timings = _time(samplers, sizes, (repeats, released_repeats)[: len(samplers)])
-    workload = Workload(str(checkpoint or preset), sum(sizes), batch, samplers[0].steps * len(sizes))
-    entrants = [Entrant.of(*row) for row in zip(samplers, memory, timings, strict=True)]
-    Console().print(to_table(workload, entrants, facts))
-    if (note := warning(entrants)) is not None:
+    _run(setting, models, checkpoint, batch, json)
+
+
+def _run(setting: Setting, models: list[str], checkpoint: Path | None, batches: list[int], json: Path | None) -> None:
+    """All models and batches; each is shown, and written with those before it, as soon as it is done."""
+    facts, peaks = describe(setting.device), peaks_of(setting.device)
+    console = Console()
+    console.width = console.width if console.is_terminal else FILE_WIDTH
+    outcomes: list[Outcome] = []
+    for model in models:
+        for outcome in measure(setting, model, checkpoint, batches, peaks):
+            outcomes.append(outcome)
+            console.print(to_table(outcome, facts))
+            _tell(console, outcome)
+            if json is not None:
+                temperature, top_k, top_p = setting.sampling
+                sampling = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
+                write(to_results(outcomes, sampling, facts), json)
+    for line in tell_best(outcomes):
+        console.print(line)
+
+
+def _tell(console: Console, outcome: Outcome) -> None:
+    if (whole := tell_whole(outcome)) is not None:
+        console.print(whole, highlight=False)
+    for note in outcome.notes:
+        STDERR.print(note, style="yellow", markup=False, soft_wrap=True)
+    if (note := warning(outcome.entrants)) is not None:
         STDERR.print(f"warning: {note}", style="yellow")
-    if json is not None:
-        sampling = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
-        write(to_results(workload, sampling, entrants, facts), json)
+
+
+def _pick_baselines(names: list[str] | None, device: torch.device) -> tuple[str, ...]:
+    if names is None:
+        return tuple(default_baselines(device))
+    if names == ["none"]:
+        return ()
+    unknown = [name for name in names if name not in KINDS]
+    if unknown:
+        raise ValueError(f"--baselines: expected some of {', '.join(KINDS)}, or none; got {', '.join(unknown)}")
+    return tuple(dict.fromkeys(names))
 
 
 def _pick_device(name: str) -> torch.device:
@@ -136,33 +208,7 @@ def _pick_device(name: str) -> torch.device:
     return device
 
 
-def _prepare(
-    makers: Sequence[Callable[[], Sampler]], device: torch.device, count: int
-) -> tuple[list[Sampler], list[int | None]]:
-    """Make each sampler and run one batch with it, untimed, before the next is made; with each one's peak memory."""
-    samplers: list[Sampler] = []
-    memory: list[int | None] = []
-    for make in makers:
-        meter = PeakMemory(device)
-        sampler = make()
-        _say(sampler, "warm-up", time_run(sampler, [count]))
-        memory.append(meter.read() if device.type == "cuda" or not samplers else None)
-        samplers.append(sampler)
-    return samplers, memory
-
-
-def _time(samplers: Sequence[Sampler], sizes: list[int], turns: Sequence[int]) -> list[list[Timing]]:
-    def run(index: int) -> Timing:
-        timing = time_run(samplers[index], sizes)
-        _say(samplers[index], "timed", timing)
-        return timing
-
-    return time_in_turns(run, turns)
-
-
-def _say(sampler: Sampler, what: str, timing: Timing) -> None:
-    STDERR.print(f"{sampler.name}, {what}: AR {timing.ar:.3f} s, decode {timing.decode:.3f} s", style="dim")
-
-
 if __name__ == "__main__":
-    typer.run(generate)
+    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+    app.command(cls=ManyValues)(generate)
+    app()

@@ -27,19 +27,23 @@ while [ $# -gt 0 ]; do
     *) echo "gpu.sh: expected --dry-run, --part N or --out DIR; got $1" >&2; exit 2 ;;
   esac
 done
-case "$only" in ""|[1-7]) ;; *) echo "gpu.sh: --part: expected 1 to 7; got $only" >&2; exit 2 ;; esac
+case "$only" in ""|[1-8]) ;; *) echo "gpu.sh: --part: expected 1 to 8; got $only" >&2; exit 2 ;; esac
 out="${out:-gpu-results}"
 
-# part | limit in seconds | what
-PARTS="1|150|GPU tests
-2|130|compute-sanitizer: planted faults, then every op's small cases (memcheck, racecheck)
-3|170|ops: every spec's cases against baselines and floor
-4|140|generate: S at batch 1, 50 and 256
-5|600|baselines: S at batch 50 in turns with the released implementation (needs RELEASED)
-6|900|generate: M, L and S-text at batch 50; S at 8, 128, 512 and 1024
-7|900|train and encode: both stages, images/s and memory; compute-sanitizer's other tools"
+# part | expected seconds | limit in seconds | what
+PARTS="1|100|150|GPU tests
+2|90|130|compute-sanitizer: planted faults, then every op's small cases (memcheck, racecheck)
+3|120|170|ops: every spec's cases against baselines and floor
+4|60|140|generate: S at batch 1, 50 and 256: AR and decode apart, overlap, roof, images per joule
+5|500|900|baselines: the paper's protocol (S, batch 50, 1000 images) in turns with plain torch, torch.compile and the released implementation (needs RELEASED)
+6|500|900|generate: S, M, L at batch 1, 8, 50 and 256; S at 128, 512 and 1024; S-text; S with narrow weights, tables, fused draw; idle time
+7|500|1000|train, encode and decode alone: both stages and text, images/s, memory, layers; compute-sanitizer's other tools
+8|400|900|the gate: this revision against itself, and the same with ops"
 
-generate() { echo "$PYTHON -m benchmarks.generate --device cuda --preset $1 --batch $2 --repeats 3 --json $out/generate-$1-$2.json ${3:-}"; }
+# Options, preset and batches: results in a file of their own.
+generate() { echo "$PYTHON -m benchmarks.generate --device cuda --repeats 3 --json $out/generate-$1.json ${*:2}"; }
+train() { echo "$PYTHON -m benchmarks.train --stage $1 --preset $2 --device cuda --batch 32 --precision bf16 --json $out/train-$1-$2.json"; }
+compare() { echo "$PYTHON -m benchmarks.cli compare HEAD HEAD --device cuda --rounds 10 --turns 4 --json $out/compare-$1.json ${*:2}"; }
 
 # The commands of a part, one a line.
 commands() {
@@ -47,28 +51,38 @@ commands() {
     1) echo "$PYTHON -m pytest -q -m gpu tests" ;;
     2) echo "$PYTHON -m benchmarks.sanitizer --tool memcheck racecheck" ;;
     3) echo "$PYTHON -m benchmarks.ops --all --device cuda --repeats 20 --json $out/ops.json" ;;
-    4) generate S 1; generate S 50; generate S 256 ;;
-    5) generate S 50 "--images 1000 --released ${RELEASED:-RELEASED} --released-repeats 1" ;;
-    6) for preset in M L S-text; do generate $preset 50; done; for batch in 8 128 512 1024; do generate S $batch; done ;;
-    7) for stage in 1 2; do echo "$PYTHON -m benchmarks.train --stage $stage --preset S --device cuda --batch 32 --precision bf16 --json $out/train-$stage.json"; done
-       echo "$PYTHON -m benchmarks.encode --preset S --device cuda --batch 64 --json $out/encode.json"
+    4) generate S --preset S --batches 50 1 256 --baselines none ;;
+    5) generate S-paper --preset S --batch 50 --images 1000 --released "${RELEASED:-RELEASED}" --released-repeats 1 ;;
+    6) generate sweep --preset S M L --batches 1 8 50 256 --baselines none
+       generate S-large --preset S --batches 128 512 1024 --baselines none
+       generate S-text --preset S-text --batches 50 --baselines none
+       for narrow in int8 fp8; do generate "S-$narrow" --preset S --batches 1 50 --quantize "$narrow" --baselines none; done
+       generate S-tables --preset S --batches 1 50 --tables --baselines none
+       generate S-fused-draw --preset S --batches 1 50 256 --fused-draw --baselines none
+       echo "$PYTHON -m benchmarks.idle --preset S --batch 1 50" ;;
+    7) train 1 S; train 2 S; train 2 S-text
+       echo "$PYTHON -m benchmarks.encode --preset S --device cuda --batch 64 --compile --json $out/encode.json"
+       echo "$PYTHON -m benchmarks.generate --decode-only --device cuda --preset S --batch 50 --repeats 5 --json $out/decode-S-50.json"
        echo "$PYTHON -m benchmarks.sanitizer --tool initcheck synccheck" ;;
+    8) compare generate --preset S --batch 50; compare ops --suite ops ;;
   esac
 }
 
 chosen="${only:-1 2 3 4}"
-limit_of() { echo "$PARTS" | awk -F'|' -v part="$1" '$1 == part { print $2 }'; }
-what_of() { echo "$PARTS" | awk -F'|' -v part="$1" '$1 == part { print $3 }'; }
+field_of() { echo "$PARTS" | awk -F'|' -v part="$1" -v field="$2" '$1 == part { print $field }'; }
+expected_of() { field_of "$1" 2; }
+limit_of() { field_of "$1" 3; }
+what_of() { field_of "$1" 4; }
 
 if [ "$dry" = 1 ]; then
-  total=0
-  for part in ${only:-1 2 3 4 5 6 7}; do
+  total=0 expected=0
+  for part in ${only:-1 2 3 4 5 6 7 8}; do
     [ -z "$only" ] && [ "$part" = 5 ] && echo "--- with --part only:"
-    echo "part $part, at most $(limit_of "$part") s: $(what_of "$part")"
+    echo "part $part, about $(expected_of "$part") s, at most $(limit_of "$part") s: $(what_of "$part")"
     commands "$part" | sed 's/^/    /'
-    case " $chosen " in *" $part "*) total=$((total + $(limit_of "$part"))) ;; esac
+    case " $chosen " in *" $part "*) total=$((total + $(limit_of "$part"))) expected=$((expected + $(expected_of "$part"))) ;; esac
   done
-  echo "at most $total s for part(s) $chosen. These are limits, not measurements: no part has run on a GPU yet."
+  echo "about $expected s, at most $total s for part(s) $chosen. Guesses and limits, not measurements: no part has run on a GPU yet."
   exit 0
 fi
 

@@ -9,6 +9,7 @@ all: it loads nothing, so that it can be mailed or kept as an artifact. Rows in 
 from __future__ import annotations
 
 import base64
+import re
 from collections.abc import Sequence
 from html import escape
 from pathlib import Path
@@ -40,14 +41,11 @@ def _pictures(every: Sequence[Results]) -> dict[str, bytes]:
     """PNGs by file name: ``<what>-<theme>.png``."""
     from benchmarks import plots  # matplotlib is not needed for what else this module does
 
-    wanted = {}
-    whole = plots.throughput(every)
-    if whole is not None:
-        wanted["throughput"] = (whole, plots.SIZE)
+    wanted = {f"throughput-{Path(model).name}": (plot, plots.SIZE) for model, plot in plots.throughput(every).items()}
     for number, results in enumerate(r for r in every if r.benchmark == "ops"):
         suffix = f"-{number + 1}" if number else ""
         if (roof := plots.roofline(results)) is not None:
-            wanted[f"roofline{suffix}"] = (roof, plots.SIZE)
+            wanted[f"roofline{suffix}"] = (roof, plots.WIDE)
         if (bars := plots.bars(results)) is not None:
             wanted[f"ops{suffix}"] = bars
     return {
@@ -60,7 +58,7 @@ def _pictures(every: Sequence[Results]) -> dict[str, bytes]:
 # ------------------------------------------------------------------------------------------------------------- tables
 
 HEADS = {
-    "generate": ["what", "by whom", "ms", "95% interval", "images/s", "runs"],
+    "generate": ["what", "by whom", "ms", "95% interval", "images/s", "of its floor", "images/J", "/ ours", "runs"],
     "ops": ["op and case", "by whom", "ms", "95% interval", "GB/s", "TFLOP/s", "of the floor", "/ ours"],
     "train": ["what", "by whom", "ms", "95% interval", "images/s", "runs"],
     "encode": ["what", "by whom", "ms", "95% interval", "images/s", "runs"],
@@ -85,14 +83,26 @@ def _cells(benchmark: str, row: Row) -> Cells:
     runs = f"{len(row.runs)}" + (f" in {len(row.samples)} processes" if len(row.samples) > 1 else "")
     name = row.name + (" †" if row.unfit else "")
     if benchmark in ("generate", "train", "encode"):
-        rate = row.work["images"] / row.median
-        return [name, row.entrant, _number(row.median * 1e3), _span(low, high, 1e3), _number(rate), runs]
+        images = row.work["images"]
+        cells = [name, row.entrant, _number(row.median * 1e3), _span(low, high, 1e3), _number(images / row.median)]
+        if benchmark == "generate":  # files from before these were measured have neither
+            floor, joules = row.work.get("floor_seconds"), row.work.get("joules")
+            cells += [
+                f"{floor / row.median:.1%}" if floor else "-",
+                _number(images / joules) if joules else "-",
+                _ratio(row),
+            ]
+        return [*cells, runs]
     if benchmark == "ops":
         cells = [name, row.entrant, _number(row.median * 1e3), _span(low, high, 1e3)]
         cells += [_number(row.work["bytes"] / row.median / 1e9), f"{row.work['flops'] / row.median / 1e12:,.3g}"]
-        share, ratio = row.work["floor_seconds"] / row.median, row.work["times_longer_than_ours"]
-        return [*cells, f"{share:.1%}", f"**{ratio:.2f}x**" if _beats_ours(row) else f"{ratio:.2f}x"]
+        return [*cells, f"{row.work['floor_seconds'] / row.median:.1%}", _ratio(row)]
     return [name, row.entrant, _number(row.median), _span(low, high, 1), row.unit, runs]
+
+
+def _ratio(row: Row) -> str:
+    ratio = row.work.get("times_longer_than_ours")
+    return "-" if ratio is None else f"**{ratio:.2f}x**" if _beats_ours(row) else f"{ratio:.2f}x"
 
 
 def _number(value: float) -> str:
@@ -113,8 +123,12 @@ def caption(results: Results) -> str:
 
 
 def unfit(results: Results) -> list[str]:
-    """Why rows are marked, each reason once."""
-    return list(dict.fromkeys(row.unfit for row in results.rows if row.unfit))
+    """Why rows are marked: of reasons that differ in figures only the first, and how many rows have one like it."""
+    kinds: dict[str, list[str]] = {}
+    for row in results.rows:
+        if row.unfit:
+            kinds.setdefault(re.sub(r"\d+(\.\d+)?", "#", row.unfit), []).append(row.unfit)
+    return [f"{found[0]} (and so in {len(found)} rows)" if len(found) > 1 else found[0] for found in kinds.values()]
 
 
 def markdown(every: Sequence[Results]) -> str:
@@ -135,7 +149,7 @@ def markdown(every: Sequence[Results]) -> str:
 
 STYLE = """
 :root { color-scheme: light dark; }
-body { font: 15px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem;
+body { font: 15px/1.5 system-ui, sans-serif; max-width: 70rem; margin: 2rem auto; padding: 0 1rem;
        color: #24292f; background: #ffffff; }
 h1 { font-size: 1.5rem; } h2 { font-size: 1.15rem; margin-top: 2.2rem; }
 p.facts { color: #57606a; font-size: 0.85rem; overflow-wrap: anywhere; }

@@ -24,6 +24,7 @@ SEED = 0
 LEAST_COPIES_OF_WORK = 3  # what a case needs at least: its inputs, a second set of them to check with, and the result
 SECONDS_EACH = 5.0  # about what the runs of one entrant may take in all, beyond the first few
 FEWEST_RUNS = 3
+LONGEST_CALL = 20.0  # seconds: what takes longer (bf16 on a CPU that emulates it) is left out, so that --all ends
 CHECK_SECONDS = 5.0
 # What the references, float64 and plain torch on a CPU, reach for sure on one thread: where a check would take longer
 # than CHECK_SECONDS by these rates, it is left out. A 1024^3 fp64 GEMM reaches 40 GFLOP/s on an EPYC's core.
@@ -182,7 +183,15 @@ def _warm_up(
             outcome.notes.append(f"left out: {error}")
         except BackendError as error:
             outcome.notes.append(f"left out: {where}: {error}")
+        except Exception as error:
+            if entrant.ours:
+                raise
+            # Another's library failed on this case, not ours: it costs no row but its own.
+            outcome.notes.append(f"left out: {where}: {entrant.name}: {type(error).__name__}: {first_line(error)}")
         else:
+            if seconds > LONGEST_CALL:
+                outcome.notes.append(f"left out: {where}: {entrant.name}: a call takes {seconds:.0f} s")
+                continue
             fit = int(SECONDS_EACH / max(seconds, 1e-9))
             ready.append((entrant, min(plan.repeats, max(FEWEST_RUNS, fit))))
     return ready

@@ -2,11 +2,13 @@
 
 python -m benchmarks.ops --all --device cuda --json ops.json
 python -m benchmarks.ops --op nearest_code --case "S, bottom, 1 image"
+python -m benchmarks.ops --all --small --device cpu
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import functools
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -34,6 +36,7 @@ Op = Annotated[list[str] | None, typer.Option("--op", help="Name of an op; may b
 All = Annotated[bool, typer.Option("--all", help="Every op that has a spec.")]
 DeviceName = Annotated[str, typer.Option("--device", help="cpu, cuda or cuda:N.")]
 CaseName = Annotated[str | None, typer.Option("--case", help="Only the case of this name; default: all of each op's.")]
+Small = Annotated[bool, typer.Option("--small", help="The specs' small cases: shows that all runs, in seconds.")]
 BackendName = Annotated[
     list[str] | None, typer.Option("--backend", help="Of ours, only this one; may be given several times.")
 ]
@@ -47,6 +50,7 @@ def ops(
     all_ops: All = False,
     device: DeviceName = "cpu",
     case: CaseName = None,
+    small: Small = False,
     backend: BackendName = None,
     repeats: Repeats = 20,
     check: Check = True,
@@ -59,26 +63,26 @@ def ops(
     try:
         if json is not None and not json.absolute().parent.is_dir():
             raise ValueError(f"--json: no directory {json.parent}")
-        chosen = list(select(all_specs(), op or [], all_ops, case))
+        chosen = list(select(all_specs(), op or [], all_ops, case, small))
         target = _pick_device(device)
     except ValueError as error:
         STDERR.print(f"error: {error}", style="red", markup=False)
         raise typer.Exit(2) from None
     facts = describe(target, "ops")
     plan = Plan(target, peaks_of(target), repeats, tuple(backend or ()), check)
-    outcome = run_all(chosen, plan)
+    outcome = run_all(chosen, plan, lambda so_far: json and write(to_results(so_far, plan, facts), json))
     console = Console()
     console.width = console.width if console.is_terminal else FILE_WIDTH
     console.print(to_table(outcome, plan.peaks, facts))
     _say_what_is_missing(outcome)
-    if json is not None:
-        write(to_results(outcome, plan, facts), json)
     if outcome.failures:
         raise typer.Exit(1)
 
 
-def select(specs: dict[str, Spec], names: list[str], everything: bool, case: str | None) -> Iterator[tuple[Spec, Case]]:
-    """The cases asked for, those for an interpreter by name only; a ValueError says what there is."""
+def select(
+    specs: dict[str, Spec], names: list[str], everything: bool, case: str | None, small: bool = False
+) -> Iterator[tuple[Spec, Case]]:
+    """The cases asked for, the small ones by name or if ``small``; a ValueError says what there is."""
     if everything == bool(names):
         raise ValueError("expected either --op NAME or --all")
     unknown = [name for name in names if name not in specs]
@@ -88,7 +92,7 @@ def select(specs: dict[str, Spec], names: list[str], everything: bool, case: str
     found = [
         (spec, each)
         for spec in picked
-        for each in (*spec.cases, *(spec.small if case is not None else ()))
+        for each in (*(() if small else spec.cases), *(spec.small if small or case is not None else ()))
         if case in (None, each.name)
     ]
     if not found:
@@ -97,8 +101,9 @@ def select(specs: dict[str, Spec], names: list[str], everything: bool, case: str
     yield from found
 
 
-def run_all(chosen: list[tuple[Spec, Case]], plan: Plan) -> Outcome:
-    """Measure the cases one after the other. One that fails costs its own rows only: a GPU's minutes are few."""
+def run_all(chosen: list[tuple[Spec, Case]], plan: Plan, save: Callable[[Outcome], Any]) -> Outcome:
+    """Measure the cases one after the other, saving what there is after each: a GPU's minutes are few. One that fails
+    costs its own rows only."""
     outcome = Outcome()
     for spec, case in chosen:
         STDERR.print(f"{spec.op}, {case.name}", style="dim", markup=False)
@@ -106,6 +111,7 @@ def run_all(chosen: list[tuple[Spec, Case]], plan: Plan) -> Outcome:
             measure(spec, case, plan, outcome)
         except Exception as error:
             outcome.failures.append(f"{spec.op}, {case.name}: {type(error).__name__}: {first_line(error)}")
+        save(outcome)
         if plan.device.type == "cuda":
             torch.cuda.empty_cache()
     return outcome
@@ -149,7 +155,7 @@ def _caption(peaks: Device, facts: dict[str, Any]) -> Text:
 
 
 def _say_what_is_missing(outcome: Outcome) -> None:
-    for note in outcome.notes:
+    for note in gathered(outcome.notes):
         STDERR.print(note, style="yellow", markup=False, soft_wrap=True)
     for line in outcome.unchecked:
         STDERR.print(f"not checked: {line}", style="yellow", markup=False, soft_wrap=True)
@@ -157,11 +163,21 @@ def _say_what_is_missing(outcome: Outcome) -> None:
         STDERR.print(f"failed: {line}", style="red", markup=False, soft_wrap=True)
 
 
+def gathered(notes: Sequence[str]) -> list[str]:
+    """Notes that differ in the case only, ``left out: OP, CASE: why``, as one."""
+    cases: dict[str, list[str]] = {}
+    for note in notes:
+        parts = note.split(": ", 2)
+        key = ": ".join((parts[0], parts[1].partition(",")[0], *parts[2:])) if len(parts) == 3 else note
+        cases.setdefault(key, []).append(note)
+    return [found[0] if len(found) == 1 else f"{key} ({len(found)} cases)" for key, found in cases.items()]
+
+
 def to_results(outcome: Outcome, plan: Plan, facts: dict[str, Any]) -> Results:
     """Everything measured and everything it depends on; times in seconds, rates per second."""
     peaks = plan.peaks
     # A known GPU's floors are those of its published peaks; what this one reaches today stands beside them.
-    measured = measure_this_machine(plan.device) if plan.device.type == "cuda" else peaks
+    measured = _reached(plan.device) if plan.device.type == "cuda" else peaks
     details = {
         "peaks": _as_json(peaks),
         "measured_peaks": _as_json(measured),
@@ -171,6 +187,9 @@ def to_results(outcome: Outcome, plan: Plan, facts: dict[str, Any]) -> Results:
         "cpus_busy_elsewhere": outcome.busy_elsewhere,
     }
     return Results("ops", facts, tuple(_row(row, outcome) for row in ordered(outcome.rows)), details)
+
+
+_reached = functools.cache(measure_this_machine)  # once a run, though its results are written after every case
 
 
 def _as_json(peaks: Device) -> dict[str, Any]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -10,7 +12,8 @@ from torch import Tensor
 from hqtvae_fast import checkpoint as checkpoints
 from hqtvae_fast.checkpoint import Checkpoint
 from hqtvae_fast.config import PRESETS, BlocksConfig, ConfigError, HQTVAEConfig, TransformerConfig, VAEConfig
-from hqtvae_fast.engine import SamplingParams, decode_codes, draw_codes, image_seeds
+from hqtvae_fast.engine import SamplingParams, image_seeds
+from hqtvae_fast.model import HQTransformer
 from hqtvae_fast.ops.sample_logits import check_sampling
 from hqtvae_fast.pipeline import HQTVAEPipeline
 
@@ -58,42 +61,82 @@ def open_model(preset: str, directory: Path | None) -> Checkpoint:
 
 
 class Ours:
-    """Draws with :func:`draw_codes` and decodes with :func:`decode_codes`: what the pipeline does for each batch."""
+    """The pipeline, taken apart into drawing and decoding, and as a user has it: batch by batch, and as a stream.
+
+    Both halves are the executor's, so that a GPU replays the graphs that the pipeline would. ``options``: the
+    pipeline's own (``quantization``, ``tables``, ``fused_draw``); it overlaps drawing and decoding where it streams, on
+    a CPU too.
+    """
 
     name = "hqtvae_fast"
+    warm_ups = 1
 
-    def __init__(self, checkpoint: Checkpoint, device: torch.device, dtype: str, params: SamplingParams) -> None:
-        pipeline = HQTVAEPipeline(checkpoint, device=device, dtype=None if dtype == "auto" else dtype)
-        assert pipeline.transformer is not None  # open_model has seen to it
-        self.vae, self.transformer, self.refiner = pipeline.vae, pipeline.transformer, pipeline.refiner
-        self.device, self.params = pipeline.device, params
-        self.precision = str(pipeline.dtype).removeprefix("torch.")
-        models = [model for model in (self.transformer, self.refiner) if model is not None]
-        self.steps = sum(model.config.num_steps for model in models)
-        self.parameters = sum(value.numel() for model in models for value in model.parameters())
+    def __init__(
+        self, checkpoint: Checkpoint, device: torch.device, dtype: str, params: SamplingParams, **options: Any
+    ) -> None:
+        wanted = None if dtype == "auto" else dtype
+        self.pipeline = HQTVAEPipeline(checkpoint, device=device, dtype=wanted, overlap=True, **options)
+        assert self.pipeline.transformer is not None  # open_model has seen to it
+        self._executor = self.pipeline._executor  # a second one would capture everything twice
+        self.device, self.dtype, self.params = self.pipeline.device, self.pipeline.dtype, params
+        chosen = [str(self.dtype).removeprefix("torch."), *(["TF32"] if self.pipeline.precision.tf32 else [])]
+        chosen += [value if isinstance(value, str) else name for name, value in options.items() if value]
+        self.precision = ", ".join(chosen)
+        self._models = self._executor.models
+        self.config = self._models[0].config
+        self.steps = sum(model.config.num_steps for model in self._models)
+        self.parameters = sum(value.numel() for model in self._models for value in model.parameters())
         self._generator = torch.Generator().manual_seed(SEED)
+        if self.config.condition == "text":
+            self.pipeline.tokenizer = self._tokens  # of random weights there is none
 
     def draw(self, count: int) -> tuple[Tensor, ...]:
-        condition, seeds = self._condition(count), image_seeds(SEED, count).to(self.device)
-        codes = draw_codes(self.transformer, condition, seeds, _levels(self.params, 0, self.transformer.config))
-        if self.refiner is None:
-            return codes
-        params = _levels(self.params, len(codes), self.refiner.config)
-        return (*codes, *draw_codes(self.refiner, codes[0].flatten(1), seeds, params))
+        """Code maps of each level, top first."""
+        condition = random_condition(self.config, count, self._generator)
+        seeds = image_seeds(SEED, count).to(self.device)
+        starts = [sum(model.config.num_levels for model in self._models[:index]) for index in range(len(self._models))]
+        params = [_levels(self.params, *at) for at in zip(starts, self._models, strict=True)]
+        invalid = torch.zeros((), dtype=torch.bool, device=self.device)
+        condition = None if condition is None else condition.to(self.device)
+        with torch.inference_mode():
+            return self._executor.draw(condition, seeds, params, None, invalid, lambda: None)
 
     def decode(self, codes: tuple[Tensor, ...]) -> Tensor:
-        missing = self.vae.config.num_levels - len(codes)
-        return decode_codes(self.vae, [*codes, *[None] * missing])
+        with torch.inference_mode():
+            return self._executor.decode(codes, len(codes[0]))
 
-    def _condition(self, count: int) -> Tensor | None:
-        """Random labels or text tokens; the time does not depend on which."""
-        config = self.transformer.config
-        if config.condition == "none":
-            return None
-        text = config.condition == "text"
-        high = config.prefix_vocab_size if text else config.num_classes
-        shape = (count, config.prefix_length) if text else (count,)
-        return torch.randint(high, shape, generator=self._generator).to(self.device)
+    def one_by_one(self, sizes: Sequence[int]) -> None:
+        """Whole pictures on the host, a call a batch: the next one begins when this one is there."""
+        for count in sizes:
+            self.pipeline(**self._request(count), batch_size=count)
+
+    def stream(self, sizes: Sequence[int]) -> None:
+        """The same as a stream, which on a GPU draws the next batch while this one is decoded."""
+        for _ in self.pipeline.stream(**self._request(sum(sizes)), batch_size=sizes[0]):
+            pass
+
+    def _request(self, count: int) -> dict[str, Any]:
+        """Arguments of the pipeline."""
+        condition = random_condition(self.config, count, self._generator)
+        chosen: dict[str, Any] = {"num_images": count} if condition is None else {"class_labels": condition}
+        if self.config.condition == "text":
+            chosen = {"prompt": ["random"] * count}
+        params = {name: list(values) for name, values in vars(self.params).items()}
+        return {**chosen, **params, "seed": SEED, "progress": False}
+
+    def _tokens(self, prompts: Sequence[str]) -> Tensor:
+        tokens = random_condition(self.config, len(prompts), self._generator)
+        assert tokens is not None
+        return tokens
+
+
+def random_condition(config: TransformerConfig, count: int, generator: torch.Generator) -> Tensor | None:
+    """Labels or text tokens on the CPU, None where there is neither; the time does not depend on which."""
+    if config.condition == "none":
+        return None
+    text = config.condition == "text"
+    high = config.prefix_vocab_size if text else config.num_classes
+    return torch.randint(high, (count, config.prefix_length) if text else (count,), generator=generator)
 
 
 def same_for_all(config: VAEConfig, temperature: float, top_k: int | None, top_p: float | None) -> SamplingParams:
@@ -104,6 +147,6 @@ def same_for_all(config: VAEConfig, temperature: float, top_k: int | None, top_p
     return SamplingParams((temperature,) * count, (top_k,) * count, (top_p,) * count)
 
 
-def _levels(params: SamplingParams, first: int, config: TransformerConfig) -> SamplingParams:
-    levels = slice(first, first + config.num_levels)
+def _levels(params: SamplingParams, first: int, model: HQTransformer) -> SamplingParams:
+    levels = slice(first, first + model.config.num_levels)
     return SamplingParams(params.temperature[levels], params.top_k[levels], params.top_p[levels])

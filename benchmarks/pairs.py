@@ -1,8 +1,10 @@
-"""Two sides timed in turn: A B, B A, A B, ... part by part, in several pairs of processes.
+"""Two sides timed in turn: A B A B ... part by part, in several pairs of processes, every other pair B A B A ...
 
-Whatever slows the machine down for longer than one turn slows both down, and the quotient keeps still. A pair of
-processes is one unit of the statistics: its quotients are summed up by their median, so that what belongs to the
-processes (where their memory lies, which core they got) counts once and not once a turn.
+Whatever slows the machine down for longer than one turn slows both down, and the quotient keeps still. Neither side
+ever follows itself: a turn after one of the same process finds its data in the caches (about half a percent), and with
+A B B A ... one side has more of these than the other in any number of turns. A pair of processes is one unit of the
+statistics: its quotients are summed up by their median, so that what belongs to the processes (where their memory lies,
+which core they got) counts once and not once a turn.
 """
 
 from __future__ import annotations
@@ -45,13 +47,18 @@ class Plan:
 
 
 class Worker:
-    """A running :mod:`benchmarks.worker` of one folder. Use as a context manager: it ends with it."""
+    """A running :mod:`benchmarks.worker` of one folder. Use as a context manager: it ends with it.
 
-    def __init__(self, folder: Path, workload: dict[str, Any]) -> None:
+    ``hashes``: what Python's hashes are seeded with. It decides how dictionaries lie, so both sides of a pair get the
+    same, and every pair another. ``seed``: of what else is left to luck; different everywhere.
+    """
+
+    def __init__(self, folder: Path, workload: dict[str, Any], hashes: int = 0, seed: int = 0) -> None:
         self._errors = tempfile.TemporaryFile("w+")  # noqa: SIM115 (closed by __exit__)
         environment = {**os.environ, "OMP_NUM_THREADS": str(workload.get("threads", 1))}
+        environment["PYTHONHASHSEED"] = str(hashes)
         environment.pop("PYTHONPATH", None)  # what is timed is what lies in the folder
-        command = [sys.executable, "-m", "benchmarks.worker", json.dumps(workload)]
+        command = [sys.executable, "-m", "benchmarks.worker", json.dumps(workload), str(seed)]
         pipe = subprocess.PIPE
         self._process = subprocess.Popen(
             command, cwd=folder, env=environment, stdin=pipe, stdout=pipe, stderr=self._errors, text=True
@@ -101,54 +108,54 @@ class Worker:
 
 @dataclass
 class Paired:
-    """Samples by side, in the sides' order, and what the workers said of their surroundings."""
+    """Samples of the first side and of another one, turn by turn, and what their workers said of their surroundings."""
 
-    samples: list[Samples] = field(default_factory=list)
+    samples: list[Samples] = field(default_factory=lambda: [{}, {}])
     environments: list[dict[str, Any]] = field(default_factory=list)
 
-    def log_ratios(self, part: str, side: int) -> list[float]:
-        """log(side / first side) of each pair of processes: the median over its turns."""
-        rounds = zip(self.samples[0][part], self.samples[side][part], strict=True)
+    def log_ratios(self, part: str) -> list[float]:
+        """log(other / first) of each pair of processes: the median over its turns."""
+        rounds = zip(*(side[part] for side in self.samples), strict=True)
         return [statistics.median(math.log(new / base) for base, new in zip(*turns, strict=True)) for turns in rounds]
 
 
-def measure(sides: Sequence[Side], plan: Plan, say: Callable[[str], None] = lambda line: None) -> Paired:
-    """Time all sides. The first is what the others are compared with; the order turns round from turn to turn."""
-    paired = Paired([{} for _ in sides])
-    with contextlib.ExitStack() as stack:
-        folders = dict.fromkeys(side.folder for side in sides)
-        workers = {folder: stack.enter_context(Worker(folder, plan.workload)) for folder in folders}
-        for number in range(plan.rounds):
-            _round(sides, workers, plan, paired, number)
-            say(f"round {number + 1} of {plan.rounds}")
+def measure(sides: Sequence[Side], plan: Plan, say: Callable[[str], None] = lambda line: None) -> list[Paired]:
+    """Time all sides: each one after the first, paired with turns of the first one."""
+    paired = [Paired() for _ in sides[1:]]
+    for number in range(plan.rounds):
+        _round(sides, plan, paired, number)
+        say(f"round {number + 1} of {plan.rounds}")
     return paired
 
 
-def _round(sides: Sequence[Side], workers: dict[Path, Worker], plan: Plan, paired: Paired, number: int) -> None:
-    """A fresh process for each folder, all turns of all parts, and the end of the processes."""
-    for index, worker in enumerate(workers.values()):
-        worker.say(seed=number * len(workers) + index)
-    said = {folder: worker.ready() for folder, worker in workers.items()}
-    if not paired.environments:
-        paired.environments = [said[side.folder]["environment"] for side in sides]
-    for part in said[sides[0].folder]["parts"]:
-        _take_turns(part, sides, workers, plan, paired, number)
-    for worker in workers.values():
-        worker.say(end=True)
-        worker.listen()
+def _round(sides: Sequence[Side], plan: Plan, paired: list[Paired], number: int) -> None:
+    """A fresh process for each folder, and all turns of all parts."""
+    folders = list(dict.fromkeys(side.folder for side in sides))
+    with contextlib.ExitStack() as stack:
+        workers = {
+            folder: stack.enter_context(Worker(folder, plan.workload, number + 1, number * len(folders) + index))
+            for index, folder in enumerate(folders)
+        }
+        said = {folder: worker.ready() for folder, worker in workers.items()}
+        for pair, side in zip(paired, sides[1:], strict=True):
+            pair.environments = pair.environments or [said[one.folder]["environment"] for one in (sides[0], side)]
+        for part in said[sides[0].folder]["parts"]:
+            _take_turns(part, sides, workers, plan, paired, number)
 
 
 def _take_turns(
-    part: str, sides: Sequence[Side], workers: dict[Path, Worker], plan: Plan, paired: Paired, number: int
+    part: str, sides: Sequence[Side], workers: dict[Path, Worker], plan: Plan, paired: list[Paired], number: int
 ) -> None:
-    # As many for each: with fewer calls behind it, the new side would look slower than it is.
-    warm_up = {folder: min(worker.ask(part, 1) for _ in range(WARM_UP)) for folder, worker in workers.items()}
-    once = warm_up[sides[0].folder]
-    calls = max(1, math.ceil(plan.least_seconds / once))
-    for samples in paired.samples:
-        samples.setdefault(part, []).append([])
-    for turn in range(plan.turns):
-        order = range(len(sides)) if (turn + number) % 2 == 0 else range(len(sides) - 1, -1, -1)
-        for index in order:
-            side = sides[index]
-            paired.samples[index][part][-1].append(workers[side.folder].ask(part, calls, side.slow))
+    # As many for each: with fewer calls behind it, a side would look slower than it is. Who begins is warmed first.
+    direction = -1 if number % 2 else 1
+    order = list(workers)[::direction]
+    warm_up = {folder: min(workers[folder].ask(part, 1) for _ in range(WARM_UP)) for folder in order}
+    calls = max(1, math.ceil(plan.least_seconds / warm_up[sides[0].folder]))
+    for pair in paired:
+        for samples in pair.samples:
+            samples.setdefault(part, []).append([])
+    for _ in range(plan.turns):
+        for pair, side in zip(paired, sides[1:], strict=True):
+            turns = [(sides[0], pair.samples[0]), (side, pair.samples[1])]
+            for who, samples in turns[::direction]:
+                samples[part][-1].append(workers[who.folder].ask(part, calls, who.slow))

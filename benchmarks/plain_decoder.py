@@ -13,32 +13,44 @@ from hqtvae_fast.model.autoencoder import AttnBlock, ResBlock, Upsample
 
 
 class PlainDecoder:
-    """Codes to images [B, 3, R, R], nominally in [-1, 1], in NCHW memory and the dtype that the VAE's weights have."""
+    """Codes to images [B, 3, R, R], nominally in [-1, 1], in the dtype that the VAE's weights have, and in NCHW or
+    channels-last memory."""
 
-    def __init__(self, vae: HQVAE) -> None:
+    def __init__(self, vae: HQVAE, *, channels_last: bool = False) -> None:
         self.vae = vae
+        self.layout = torch.channels_last if channels_last else torch.contiguous_format
 
     @torch.inference_mode()
     def __call__(self, codes: Sequence[Tensor]) -> Tensor:
+        return self.pixels(codes)
+
+    def pixels(self, codes: Sequence[Tensor]) -> Tensor:
+        """The same, in whatever mode the caller is."""
         vae, decoder = self.vae, self.vae.decoder
         pairs = zip(vae.codebooks, codes, strict=True)
         embeddings = [F.embedding(level, book.embedding).permute(0, 3, 1, 2).contiguous() for book, level in pairs]
-        x = decoder.conv_in(vae.combine(embeddings).contiguous())
+        x = _conv(decoder.conv_in, vae.combine(embeddings).contiguous(memory_format=self.layout))
         for layers in (decoder.middle, *decoder.up):
             for layer in layers:
                 x = _layer(layer, x)
-        return decoder.conv_out(F.silu(_norm(decoder.norm_out.norm, x)))
+        return _conv(decoder.conv_out, F.silu(_norm(decoder.norm_out.norm, x)))
 
 
 def _layer(layer: nn.Module, x: Tensor) -> Tensor:
     if isinstance(layer, ResBlock):
-        hidden = layer.conv1(F.silu(_norm(layer.norm1.norm, x)))
-        return layer.shortcut(x) + layer.conv2(F.silu(_norm(layer.norm2.norm, hidden)))
+        hidden = _conv(layer.conv1, F.silu(_norm(layer.norm1.norm, x)))
+        branch = _conv(layer.conv2, F.silu(_norm(layer.norm2.norm, hidden)))
+        return (_conv(layer.shortcut, x) if isinstance(layer.shortcut, nn.Conv2d) else x) + branch
     if isinstance(layer, AttnBlock):
         return x + _attention(layer, _norm(layer.norm, x))
     if isinstance(layer, Upsample):
-        return layer.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
+        return _conv(layer.conv, F.interpolate(x, scale_factor=2.0, mode="nearest"))
     return layer(x)
+
+
+def _conv(conv: nn.Conv2d, x: Tensor) -> Tensor:
+    """Not by the module, which may know a faster way."""
+    return F.conv2d(x, conv.weight, conv.bias, padding=conv.kernel_size[0] // 2)
 
 
 def _norm(norm: nn.GroupNorm, x: Tensor) -> Tensor:

@@ -1,12 +1,14 @@
 """The report's pictures: throughput against batch, a roofline, and ours beside each baseline, op by op.
 
 Each is drawn for light and for dark pages. Every figure in them is a row of a results file: nothing is computed here
-but quotients. Colours are Okabe and Ito's, told apart with any kind of sight; entrants keep theirs in all pictures.
+but quotients and their means. Colours are Okabe and Ito's, told apart with any kind of sight.
 """
 
 from __future__ import annotations
 
+import functools
 import io
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -19,13 +21,17 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from benchmarks import stats
 from benchmarks.schema import Results, Row
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 SIZE, DPI = (7.2, 4.2), 110
-ROW_HEIGHT = 0.34  # inches, of a bar
+WIDE = (9.4, 4.8)  # with a legend beside it
+LINE_HEIGHT = 0.2  # inches
+MARKERS = "osD^vP*X<>"
+PLAIN = FuncFormatter(lambda value, _: f"{value:g}")  # 0.5 and 20, not powers of ten
 
 
 @dataclass(frozen=True)
@@ -65,36 +71,41 @@ def _png(figure: Figure) -> bytes:
 # --------------------------------------------------------------------------------------------------------- throughput
 
 
-def throughput(every: Sequence[Results]) -> Callable[[Axes], None] | None:
-    """Images/s against batch, a line for each model and entrant, with the interval over its runs or processes; None
-    without a result of whole images."""
-    lines: dict[str, list[tuple[int, float, float, float]]] = {}
-    for results in every:
+def throughput(every: Sequence[Results]) -> dict[str, Callable[[Axes], None]]:
+    """By model, images/s against batch: a line for each entrant, with the interval over its runs or processes, and one
+    for ours as a stream. Of points measured more than once the newest counts."""
+    models: dict[str, dict[str, dict[int, tuple[float, float, float]]]] = {}
+    devices = {results.device for results in every if results.benchmark == "generate"}
+    for results in sorted(every, key=lambda results: str(results.environment["date"])):
         for row in results.rows if results.benchmark == "generate" else ():
-            if row.work.get("part") == "total":
+            if row.work.get("part") in ("total", "stream"):
                 low, high = stats.bootstrap_interval(row.samples)
-                images = row.work["images"]
-                label = f"{row.work['model']}, {row.entrant} ({row.work['precision']})"
-                point = (row.work["batch"], *(images / seconds for seconds in (row.median, high, low)))
-                lines.setdefault(label, []).append(point)
-    if not lines:
-        return None
+                words = [row.entrant, *(["as a stream"] if row.work["part"] == "stream" else []), row.work["precision"]]
+                label = ", ".join([*words, *([results.device] if len(devices) > 1 else [])])
+                lines = models.setdefault(row.work["model"], {})
+                rates = [row.work["images"] / seconds for seconds in (row.median, high, low)]
+                lines.setdefault(label, {})[row.work["batch"]] = (rates[0], rates[1], rates[2])
+    return {model: functools.partial(_lines, model, lines) for model, lines in models.items()}
 
-    def plot(axes: Axes) -> None:
-        batches = sorted({point[0] for points in lines.values() for point in points})
-        for label, points in lines.items():
-            batch, rate, low, high = np.array(sorted(points)).T
-            axes.errorbar(batch, rate, yerr=(rate - low, high - rate), marker="o", capsize=3, label=label)
-        axes.set_xscale("log", base=2)
-        axes.set_xticks(batches, [str(batch) for batch in batches])
-        axes.minorticks_off()
-        axes.set_ylim(bottom=0)
-        axes.margins(x=0.15)
-        axes.set(xlabel="images a batch", ylabel="images/s", title="Images per second, codes and pixels together")
-        axes.grid(axis="y", linewidth=0.6)
-        axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.13), ncols=2)
 
-    return plot
+def _lines(model: str, lines: Mapping[str, Mapping[int, tuple[float, float, float]]], axes: Axes) -> None:
+    batches = sorted({batch for points in lines.values() for batch in points})
+    for index, (label, points) in enumerate(lines.items()):
+        batch = sorted(points)
+        rate, low, high = np.array([points[size] for size in batch]).T
+        style = {"marker": MARKERS[index % len(MARKERS)], "linestyle": ("-", "--", ":")[index // len(COLOURS) % 3]}
+        axes.errorbar(batch, rate, yerr=(rate - low, high - rate), capsize=3, label=label, **style)
+    axes.set_xscale("log", base=2)
+    axes.set_yscale("log")
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.yaxis.set_major_formatter(PLAIN)
+    axes.yaxis.set_minor_locator(NullLocator())
+    axes.set_xticks(batches, [str(batch) for batch in batches])
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.margins(x=0.15, y=0.15)
+    axes.set(xlabel="images a batch", ylabel="images/s", title=f"{model}: images per second, codes and pixels together")
+    axes.grid(axis="y", linewidth=0.6)
+    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.15), ncols=2)
 
 
 # ----------------------------------------------------------------------------------------------------------- roofline
@@ -123,7 +134,7 @@ def roofline(results: Results) -> Callable[[Axes], None] | None:
                 span, reached, "--", color=axes.xaxis.label.get_color(), linewidth=1, label="measured in this run"
             )
         axes.axvline(ridge, linestyle=":", linewidth=0.8, color=axes.xaxis.label.get_color())
-        for (op, own), marker in zip(by_op.items(), "osD^vP*X<>" * 9, strict=False):
+        for (op, own), marker in zip(by_op.items(), itertools.cycle(MARKERS)):
             points = [(row.work["flops"] / row.work["bytes"], row.work["flops"] / row.median) for row in own]
             axes.plot(*zip(*points, strict=True), marker, label=op, markersize=6)
         axes.set(xscale="log", yscale="log", xlabel="least FLOPs a byte", ylabel="FLOP/s")
@@ -132,7 +143,7 @@ def roofline(results: Results) -> Callable[[Axes], None] | None:
         )
         axes.set_title(title)
         axes.grid(linewidth=0.4)
-        axes.legend(loc="lower right")
+        axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1.0), fontsize=8)
 
     return plot
 
@@ -141,39 +152,39 @@ def roofline(results: Results) -> Callable[[Axes], None] | None:
 
 
 def bars(results: Results) -> tuple[Callable[[Axes], None], tuple[float, float]] | None:
-    """Time of each entrant over that of ours (what a user gets), case by case, and the size that so many bars need.
-    Bars begin at 1, on a logarithmic axis: twice as long and half as long are equally long. None without a row."""
-    rows = [row for row in results.rows if row.work.get("times_longer_than_ours")]
-    if not rows:
+    """Time of each backend and baseline over that of ours (what a user gets), op by op, the geometric mean over an op's
+    cases, and the size that so many bars need. Bars begin at 1, on a logarithmic axis: twice as long and half as long
+    are equally long. None without a row."""
+    by_op: dict[str, dict[str, list[Row]]] = {}
+    for row in sorted(results.rows, key=lambda row: (row.work.get("op", ""), not row.ours)):
+        if row.work.get("times_longer_than_ours"):
+            by_op.setdefault(row.work["op"], {}).setdefault(row.entrant, []).append(row)
+    if not by_op:
         return None
-    by_case: dict[str, list[Row]] = {}
-    for row in rows:
-        by_case.setdefault(row.name, []).append(row)
-    entrants = list(dict.fromkeys(row.entrant for row in sorted(rows, key=lambda row: not row.ours)))
-    height = sum(len(own) * ROW_HEIGHT * 0.6 + ROW_HEIGHT for own in by_case.values()) + 1.6
+    # A line each: the op's name, its entrants below it, and half a line of nothing.
+    lines = [line for op, entrants in by_op.items() for line in ((op, None), *entrants.items())]
+    places = np.cumsum([1.5 if own is None else 1.0 for _, own in lines])
 
     def plot(axes: Axes) -> None:
-        seen, place, ticks = set(), 0.0, []
-        for own in by_case.values():
-            first = place
-            for row in sorted(own, key=lambda row: entrants.index(row.entrant)):
-                ratio, label = row.work["times_longer_than_ours"], row.entrant
-                colour = COLOURS[entrants.index(label) % len(COLOURS)]
-                axes.barh(place, ratio - 1, 0.5, left=1, color=colour, label=None if label in seen else label)
-                side = "left" if ratio >= 1 else "right"
-                axes.annotate(f" {ratio:.2g}x ", (ratio, place), va="center", ha=side, fontsize=7.5)
-                seen.add(label)
-                place += 0.6
-            ticks.append((first + place - 0.6) / 2)
-            place += 1 - 0.6
+        for (_, own), place in zip(lines, places, strict=True):
+            if own is None:
+                continue
+            ratio = float(np.exp(np.mean([np.log(row.work["times_longer_than_ours"]) for row in own])))
+            colour = COLOURS[0] if own[0].ours else COLOURS[1] if ratio < 1 else COLOURS[2]
+            axes.barh(place, ratio - 1, 0.7, left=1, color=colour)
+            axes.annotate(
+                f" {ratio:.2g}x ", (ratio, place), va="center", ha="left" if ratio >= 1 else "right", fontsize=8
+            )
         axes.axvline(1, linewidth=1, color=axes.xaxis.label.get_color())
-        axes.set_yticks(ticks, list(by_case), fontsize=8)
-        axes.invert_yaxis()
+        axes.set_yticks(places, [name for name, _ in lines], fontsize=8)
+        for tick, (_, own) in zip(axes.get_yticklabels(), lines, strict=True):
+            tick.set_fontweight("bold" if own is None else "normal")
+        axes.tick_params(axis="y", length=0)
+        axes.set_ylim(places[-1] + 1, 0)
         axes.set_xscale("log")
-        axes.margins(x=0.18, y=0.02)
-        axes.set_xlabel("time over that of ours; left of the line is faster than ours")
-        axes.set_title("Ops: every backend and baseline")
-        assert isinstance(axes.figure, Figure)
-        axes.figure.legend(*axes.get_legend_handles_labels(), loc="outside upper center", ncols=2, fontsize=8)
+        axes.xaxis.set_major_formatter(PLAIN)
+        axes.margins(x=0.18)
+        axes.set_xlabel("time over that of ours, geometric mean over cases; left of the line is faster than ours")
+        axes.set_title("Ops: other backends of ours (blue), baselines that are slower (green) and faster (orange)")
 
-    return plot, (SIZE[0] + 1.6, height)
+    return plot, (SIZE[0] + 1.6, LINE_HEIGHT * float(places[-1]) + 1.2)

@@ -1,4 +1,4 @@
-"""What narrower numbers do to a checkpoint's predictions: logits in other dtypes and with int8 weights against fp32.
+"""What narrower numbers do to a checkpoint's predictions: logits in other dtypes and with narrow weights against fp32.
 
 ``python -m benchmarks.precision CHECKPOINT``. Teacher forced on codes that the checkpoint itself draws in fp32. For
 each level: at how many positions the likeliest code is the same, and the mean over positions of
@@ -18,15 +18,19 @@ from rich.table import Table
 from torch import Tensor
 
 from hqtvae_fast import HQTVAEPipeline
+from hqtvae_fast.engine.precision import Quantization, fp32_products
 from hqtvae_fast.model import HQTransformer
-from hqtvae_fast.pipeline import Quantization
 
 ROWS: tuple[tuple[str, Quantization], ...] = (
     ("fp32", "int8"),
+    ("fp32", "fp8"),
+    ("tf32", None),
     ("bf16", None),
     ("bf16", "int8"),
+    ("bf16", "fp8"),
     ("fp16", None),
     ("fp16", "int8"),
+    ("fp16", "fp8"),
 )
 PROMPTS = ("tiger face, 3d", "red apple, flat", "rocket, shaded", "owl, 3d")  # as the demo model was trained
 
@@ -59,7 +63,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--images", default=4, type=int, help="drawn and judged at once")
     parser.add_argument("--prompt", action="append", help="of a model of text; several times if you like")
-    parser.add_argument("--dtype", nargs="+", default=["fp32", "bf16"], choices=["fp32", "bf16", "fp16"])
+    parser.add_argument("--dtype", nargs="+", default=["fp32", "bf16"], choices=["fp32", "tf32", "bf16", "fp16"])
     return parser.parse_args(argv)
 
 
@@ -80,12 +84,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments |= {} if arguments else {"num_images": options.images}
     drawn = pipe(**arguments, seed=0, output_type="codes", progress=False).codes
     codes = [level.to(options.device) for level in drawn[: model.config.num_levels]]
-    exact = model(codes, condition).levels
+    with fp32_products(pipe.device, tf32=False):
+        exact = model(codes, condition).levels
     titles = [f"level {level}: {what}" for level in range(len(exact)) for what in ("same", "KL")]
     table = Table("dtype", "weights", *titles, box=box.SIMPLE)
     for dtype, quantization in ROWS:
         if dtype in options.dtype:
-            levels = opened(dtype, quantization)[1](codes, condition).levels
+            narrow, other = opened(dtype, quantization)
+            with fp32_products(narrow.device, narrow.precision.tf32):
+                levels = other(codes, condition).levels
             found = [compare(wanted, got) for wanted, got in zip(exact, levels, strict=True)]
             cells = [text for same, kl in found for text in (f"{100 * same:.2f}%", f"{kl:.1e}")]
             table.add_row(dtype, quantization or dtype, *cells)

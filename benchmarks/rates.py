@@ -22,7 +22,7 @@ from rich.console import Console
 
 from benchmarks.compare import between_sides, judge
 from benchmarks.environment import describe
-from benchmarks.pairs import Paired, Plan, Side, measure
+from benchmarks.pairs import Plan, Side, measure
 from benchmarks.revisions import checked_out
 from benchmarks.schema import Results, Row, write
 
@@ -32,10 +32,8 @@ STDERR = Console(stderr=True, highlight=False)
 
 def one_run(sides: list[Side], plan: Plan, threshold: float) -> dict[str, Any]:
     """By planted loss: the verdict over all parts (a loss in any is an alarm) and each part's estimate."""
-    paired = measure(sides, plan)
     found = {}
-    for index, side in enumerate(sides[1:], 1):
-        pair = Paired([paired.samples[0], paired.samples[index]], paired.environments)
+    for side, pair in zip(sides[1:], measure(sides, plan), strict=True):
         verdicts = judge(between_sides(pair), threshold)
         found[f"{side.slow:g}"] = {
             "alarm": any(verdict.is_loss for verdict in verdicts),

@@ -76,6 +76,7 @@ class Released:
     """
 
     name = "released"
+    warm_ups = 1
 
     def __init__(
         self,

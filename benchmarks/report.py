@@ -1,21 +1,24 @@
-"""A benchmark's outcome: the JSON document, and the table that a person reads."""
+"""An end-to-end benchmark's outcome: the rows of its results file, and the table that a person reads."""
 
 from __future__ import annotations
 
 import statistics
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
+from rich import box
 from rich.table import Table
 
 from benchmarks import clocks
 from benchmarks.schema import Results, Row
 from benchmarks.timing import Sampler, Timing
+from hqtvae_fast.hardware import Device
+from hqtvae_fast.model.cost import ImageCost
 
 Pick = Callable[[Sequence[float]], float]
 STEADY = 1.1  # runs within 10% of each other need no comment
-SUMMARIES: dict[str, Pick] = {"min": min, "median": statistics.median}
+PARTS = {"draw": "ar", "decode": "decode", "total": "total"}
 
 
 @dataclass(frozen=True)
@@ -27,6 +30,31 @@ class Workload:
     batch: int
     steps: int
     """Autoregressive steps that a run issues: those of one image, times the number of batches."""
+
+    @property
+    def label(self) -> str:
+        return f"{self.model}, batch {self.batch}" + (f", {self.images} images" if self.images != self.batch else "")
+
+
+@dataclass(frozen=True)
+class Roof:
+    """What the device allows at best: seconds of a run's drawing and decoding, each bound by arithmetic or bandwidth,
+    and images/s by arithmetic alone, one half after the other, upsampling as the model is written."""
+
+    draw: float
+    decode: float
+    images_per_second: float
+    device: str
+
+    @classmethod
+    def of(cls, cost: ImageCost, sizes: Sequence[int], peaks: Device) -> Roof:
+        floors = [cost.floor(size, peaks) for size in sizes]
+        seconds = (sum(floor.draw for floor in floors), sum(floor.decode for floor in floors))
+        return cls(*seconds, cost.roof(peaks), f"{peaks.name}, {peaks.flops / 1e12:,.4g} TFLOP/s")
+
+    def seconds(self, part: str, images: int) -> float:
+        """Least seconds of a run's part; of both, by the roof."""
+        return {"draw": self.draw, "decode": self.decode}.get(part, images / self.images_per_second)
 
 
 @dataclass(frozen=True)
@@ -49,131 +77,167 @@ class Entrant:
         totals = [timing.total for timing in self.timings]
         return max(totals) / min(totals)
 
-    def summary(self, workload: Workload, pick: Pick) -> dict[str, float]:
-        """Seconds of AR, of decoding and of both, each picked by itself, and what follows from them."""
-        ar, decode, total = (pick([getattr(t, part) for t in self.timings]) for part in ("ar", "decode", "total"))
-        return {
-            "ar_seconds": ar,
-            "decode_seconds": decode,
-            "total_seconds": total,
-            "ar_seconds_per_step": ar / workload.steps,
-            "decode_seconds_per_image": decode / workload.images,
-            "images_per_second": workload.images / total,
-        }
+    def seconds(self, part: str, pick: Pick = statistics.median) -> float:
+        """Of a run's "draw", "decode" or "total", picked by itself."""
+        return pick([getattr(timing, PARTS[part]) for timing in self.timings])
 
-    def to_dict(self, workload: Workload) -> dict[str, Any]:
-        return {
-            "precision": self.precision,
-            "parameters": self.parameters,
-            "peak_memory_bytes": self.peak_memory,
-            "spread": self.spread,
-            "runs": [_run(timing) for timing in self.timings],
-            **{name: self.summary(workload, pick) for name, pick in SUMMARIES.items()},
-        }
+    @property
+    def joules(self) -> float | None:
+        return median_joules(self.timings)
 
 
-def _run(timing: Timing) -> dict[str, float | None]:
-    return {
-        "ar_seconds": timing.ar,
-        "decode_seconds": timing.decode,
-        "total_seconds": timing.total,
-        "cpus_busy_elsewhere": timing.busy_elsewhere,
-    }
+@dataclass(frozen=True)
+class Outcome:
+    """One workload, by all entrants, ours first. ``whole``: times of whole pictures on the host, by how they were asked
+    for ("batch by batch", "stream"); empty where a run is one batch, in which nothing can overlap."""
+
+    workload: Workload
+    roof: Roof
+    entrants: list[Entrant]
+    whole: dict[str, list[Timing]] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def best_rate(self) -> float:
+        """Images/s of ours, however it was asked for."""
+        whole = [statistics.median(t.total for t in timings) for timings in self.whole.values()]
+        return self.workload.images / min(self.entrants[0].seconds("total"), *whole, float("inf"))
 
 
-def ratios(ours: Entrant, other: Entrant) -> dict[str, dict[str, float]]:
-    """How many times longer the other takes, for AR, decoding and both."""
-    return {
-        name: {
-            part: pick([getattr(t, part) for t in other.timings]) / pick([getattr(t, part) for t in ours.timings])
-            for part in ("ar", "decode", "total")
-        }
-        for name, pick in SUMMARIES.items()
-    }
+def median_joules(timings: Sequence[Timing]) -> float | None:
+    """None unless each run was long enough for the counter."""
+    each = [timing.joules for timing in timings if timing.joules is not None]
+    return statistics.median(each) if each and len(each) == len(timings) else None
 
 
-def to_results(workload: Workload, sampling: dict[str, Any], entrants: list[Entrant], facts: dict[str, Any]) -> Results:
-    """Everything measured and everything it depends on; times in seconds, memory in bytes."""
+# ------------------------------------------------------------------------------------------------------- results files
+
+
+def to_results(outcomes: Sequence[Outcome], sampling: dict[str, Any], facts: dict[str, Any]) -> Results:
+    """Everything measured and everything it depends on; times in seconds, memory in bytes, energy in joules."""
+    rows = [row for outcome in outcomes for row in _rows_of(outcome)]
     details = {
-        "workload": {**vars(workload), "sampling": sampling},
-        "entrants": {entrant.name: entrant.to_dict(workload) for entrant in entrants},
-        "times_longer_than_ours": {other.name: ratios(entrants[0], other) for other in entrants[1:]},
+        "sampling": sampling,
+        "roofs": {outcome.workload.label: vars(outcome.roof) for outcome in outcomes},
+        "notes": [note for outcome in outcomes for note in outcome.notes],
     }
-    rows = [row for entrant in entrants for row in to_rows(workload, entrant, ours=entrant is entrants[0])]
     return Results("generate", facts, tuple(rows), details)
 
 
-PARTS = {"draw": "ar", "decode": "decode", "total": "total"}
+def _rows_of(outcome: Outcome) -> list[Row]:
+    """Drawing, decoding and both by each entrant, and ours whole, of the runs of this process."""
+    rows = []
+    for entrant in outcome.entrants:
+        ours = entrant is outcome.entrants[0]
+        for part in PARTS:
+            rows.append(_row(outcome, part, entrant.name, entrant, entrant.timings, ours))
+    for how, timings in outcome.whole.items():
+        ours = outcome.entrants[0]
+        rows.append(_row(outcome, how, ours.name, ours, timings, True))
+    return rows
 
 
-def to_rows(workload: Workload, entrant: Entrant, ours: bool) -> list[Row]:
-    """Drawing, decoding and both, of the runs of this process."""
-    loads = [t.busy_elsewhere for t in entrant.timings if t.busy_elsewhere is not None]
-    moved = [t.unfit for t in entrant.timings if t.unfit]
-    label = f"{workload.model}, batch {workload.batch}"
-    label += f", {workload.images} images" if workload.images != workload.batch else ""
-    watched = [t.clocks for t in entrant.timings if t.clocks]
-    return [
-        Row(
-            name=f"{label}: {part}",
-            entrant=entrant.name,
-            samples=(tuple(getattr(t, field) for t in entrant.timings),),
-            ours=ours,
-            work={**vars(workload), "part": part, "precision": entrant.precision, "peak_memory": entrant.peak_memory},
-            clocks=watched[-1] if watched else None,
-            unfit=moved[0] if moved else clocks.unfit_by_load(max(loads, default=None)),
-        )
-        for part, field in PARTS.items()
-        if all(getattr(t, field) > 0 for t in entrant.timings)
-    ]
-
-
-def to_table(workload: Workload, entrants: list[Entrant], facts: dict[str, Any]) -> Table:
-    """Median (min) of each figure, an entrant a column, and how many times longer the others take."""
-    table = Table(
-        title=f"{workload.model}: {workload.images} images in batches of {workload.batch}",
-        caption=_caption(facts),
-        caption_justify="left",
+def _row(outcome: Outcome, part: str, name: str, entrant: Entrant, timings: Sequence[Timing], ours: bool) -> Row:
+    loads = [t.busy_elsewhere for t in timings if t.busy_elsewhere is not None]
+    moved, watched = [t.unfit for t in timings if t.unfit], [t.clocks for t in timings if t.clocks]
+    seconds = tuple(getattr(t, PARTS.get(part, "total")) for t in timings)
+    work = {**vars(outcome.workload), "part": part, "precision": entrant.precision}
+    work |= {"parameters": entrant.parameters, "peak_memory": entrant.peak_memory}
+    work |= {"floor_seconds": outcome.roof.seconds(part, outcome.workload.images)}
+    work |= {"joules": None if part in ("draw", "decode") else median_joules(timings)}
+    if part in PARTS:
+        work["times_longer_than_ours"] = entrant.seconds(part) / outcome.entrants[0].seconds(part)
+    return Row(
+        name=f"{outcome.workload.label}: {part}",
+        entrant=name,
+        samples=(seconds,),
+        ours=ours,
+        work=work,
+        clocks=watched[-1] if watched else None,
+        unfit=moved[0] if moved else clocks.unfit_by_load(max(loads, default=None)),
     )
+
+
+# -------------------------------------------------------------------------------------------------------------- tables
+
+
+def to_table(outcome: Outcome, facts: dict[str, Any]) -> Table:
+    """Median (min) of each figure, an entrant a column."""
+    workload = outcome.workload
+    title = f"{workload.model}: {workload.images} images in batches of {workload.batch}"
+    caption = f"{_caption(facts)}\nRoof: {outcome.roof.images_per_second:,.4g} images/s ({outcome.roof.device})"
+    table = Table(title=title, title_justify="left", caption=caption, caption_justify="left", box=box.SIMPLE_HEAD)
     table.add_column("median (min)")
-    for entrant in entrants:
+    for entrant in outcome.entrants:
         runs = len(entrant.timings)
         table.add_column(f"{entrant.name}\n{entrant.precision}, {runs} run{'s' if runs > 1 else ''}", justify="right")
-    for other in entrants[1:]:
-        table.add_column(f"{other.name} /\n{entrants[0].name}", justify="right")
-    for row in _rows(workload, entrants):
-        table.add_row(*row)
+    for label, cell in _lines(outcome):
+        table.add_row(label, *(cell(entrant) for entrant in outcome.entrants))
     return table
 
 
-def _rows(workload: Workload, entrants: list[Entrant]) -> list[list[str]]:
-    lines = (
-        ("AR, s", "ar_seconds", 1, "ar"),
-        ("AR, ms/step", "ar_seconds_per_step", 1000, ""),
-        ("decode, s", "decode_seconds", 1, "decode"),
-        ("decode, ms/image", "decode_seconds_per_image", 1000, ""),
-        ("AR + decode, s", "total_seconds", 1, "total"),
-    )
-    columns = [entrant.to_dict(workload) for entrant in entrants]
-    factors = [ratios(entrants[0], other) for other in entrants[1:]]
-    rows = []
-    for label, key, unit, part in lines:
-        cells = [f"{c['median'][key] * unit:,.4g} ({c['min'][key] * unit:,.4g})" for c in columns]
-        rows.append([label, *cells, *(f"{f['median'][part]:.2f}x" if part else "" for f in factors)])
-    rates = [f"{c['median']['images_per_second']:,.4g}" for c in columns]
-    memory = ["-" if e.peak_memory is None else f"{e.peak_memory / 2**30:,.2f}" for e in entrants]
-    spreads = [f"{entrant.spread:.2f}x" for entrant in entrants]
-    busy = [f"{max(t.busy_elsewhere or 0.0 for t in entrant.timings):.2f}" for entrant in entrants]
+def _lines(outcome: Outcome) -> list[tuple[str, Callable[[Entrant], str]]]:
+    """Labels, and what stands there for an entrant."""
+    work, roof, ours = outcome.workload, outcome.roof, outcome.entrants[0]
+
+    def times(part: str, unit: float) -> Callable[[Entrant], str]:
+        return lambda e: f"{e.seconds(part) * unit:,.4g} ({e.seconds(part, min) * unit:,.4g})"
+
+    def share(part: str) -> Callable[[Entrant], str]:
+        return lambda e: f"{roof.seconds(part, work.images) / e.seconds(part):.1%}"
+
+    def ratio(part: str) -> Callable[[Entrant], str]:
+        return lambda e: "" if e is ours else f"{e.seconds(part) / ours.seconds(part):.2f}x"
+
     return [
-        *rows,
-        ["images/s", *rates],
-        ["slowest / fastest", *spreads],
-        ["CPUs busy elsewhere", *busy],
-        ["peak memory, GiB", *memory],
+        ("AR, s", times("draw", 1)),
+        ("AR, ms/step", times("draw", 1e3 / work.steps)),
+        ("AR, of its floor", share("draw")),
+        ("AR, times ours", ratio("draw")),
+        ("decode, s", times("decode", 1)),
+        ("decode, ms/image", times("decode", 1e3 / work.images)),
+        ("decode, of its floor", share("decode")),
+        ("decode, times ours", ratio("decode")),
+        ("AR + decode, s", times("total", 1)),
+        ("images/s", lambda e: f"{work.images / e.seconds('total'):,.4g}"),
+        ("of the roof", share("total")),
+        ("times ours", ratio("total")),
+        ("images/J", lambda e: _or_dash(e.joules, lambda joules: f"{work.images / joules:,.3g}")),
+        ("peak memory, GiB", lambda e: _or_dash(e.peak_memory, lambda peak: f"{peak / 2**30:,.2f}")),
+        ("slowest / fastest", lambda e: f"{e.spread:.2f}x"),
+        ("CPUs busy elsewhere", lambda e: f"{max(t.busy_elsewhere or 0.0 for t in e.timings):.2f}"),
     ]
 
 
-def warning(entrants: list[Entrant]) -> str | None:
+def _or_dash(value: float | None, show: Callable[[float], str]) -> str:
+    return "-" if value is None else show(value)
+
+
+def tell_whole(outcome: Outcome) -> str | None:
+    """What overlapping gains, in a sentence; None where it was not measured."""
+    if not outcome.whole:
+        return None
+    medians = {how: statistics.median(t.total for t in timings) for how, timings in outcome.whole.items()}
+    rates = ", ".join(f"{how} {outcome.workload.images / seconds:,.4g} images/s" for how, seconds in medians.items())
+    gain = medians["batch by batch"] / medians["stream"]
+    energy = median_joules(outcome.whole["stream"])
+    spent = "" if energy is None else f"; {outcome.workload.images / energy:,.3g} images/J as a stream"
+    return f"pictures on the host: {rates}: {gain:.2f} times as fast{spent}"
+
+
+def tell_best(outcomes: Sequence[Outcome]) -> list[str]:
+    """A line a model that was run in several batches: the best of them."""
+    lines = []
+    for model in dict.fromkeys(outcome.workload.model for outcome in outcomes):
+        own = [outcome for outcome in outcomes if outcome.workload.model == model]
+        best = max(own, key=lambda outcome: outcome.best_rate)
+        share = best.best_rate / best.roof.images_per_second
+        if len(own) > 1:
+            lines.append(f"{model}: best at batch {best.workload.batch}, {best.best_rate:,.4g} images/s, {share:.1%}")
+    return lines
+
+
+def warning(entrants: Sequence[Entrant]) -> str | None:
     """What to say where runs of the same work took too different times, whatever it was that disturbed them."""
     worst = max(entrant.spread for entrant in entrants)
     if worst <= STEADY:

@@ -8,6 +8,7 @@ by process and run, what follows from them, what work was done in it, and whethe
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -64,7 +65,7 @@ class Row:
         return [value for process in self.samples for value in process]
 
     def to_dict(self) -> dict[str, Any]:
-        low, high = stats.bootstrap_interval(self.samples) if self.tolerance is None else (self.median, self.median)
+        low, high = _interval(self.samples) if self.tolerance is None else (self.median, self.median)
         return {
             **{name: getattr(self, name) for name in ("name", "entrant", "ours", "unit", "tolerance")},
             "median": self.median,
@@ -85,6 +86,11 @@ class Row:
             raise SchemaError(f"row {entry['name']!r}: expected samples of at least one process; got none")
         kept = ("name", "entrant", "ours", "unit", "tolerance", "work", "clocks", "unfit")
         return cls(samples=samples, **{name: entry[name] for name in kept})
+
+
+@functools.cache  # a file that grows row by row is written often, and an interval takes a tenth of a second
+def _interval(samples: tuple[tuple[float, ...], ...]) -> tuple[float, float]:
+    return stats.bootstrap_interval(samples)
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ from torch import Tensor
 from benchmarks.ours import BENCHMARK_PRESETS
 from hqtvae_fast.config import TransformerConfig
 from hqtvae_fast.engine.fused_step import FusedStep, make_tables
+from hqtvae_fast.engine.step import StepOptions
 from hqtvae_fast.engine.tables import StepTables
 from hqtvae_fast.model import HQTransformer
 
@@ -95,7 +96,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     tables: list[StepTables] = []
     seconds = _timed(options.device, lambda: tables.append(make_tables(model)))
     print(f"tables: {tables[0].bytes / 1e6:.1f} MB, made in {seconds:.2f} s")
-    steps = {"without": FusedStep(model, options.batch), "with": FusedStep(model, options.batch, tables[0])}
+    steps = {
+        "without": FusedStep(model, options.batch),
+        "with": FusedStep(model, options.batch, StepOptions(tables[0])),
+    }
     times = _measure(steps, inputs, options.steps, options.repeats)
     print(_line("first step", {name: [run[0] for run in runs] for name, runs in times.items()}))
     print(_line("a later step", {name: [t for run in runs for t in run[1:]] for name, runs in times.items()}))

@@ -9,8 +9,6 @@ from __future__ import annotations
 import pytest
 import torch
 
-pytest.importorskip("pytest_benchmark", reason="needs the extra `bench`")
-
 from benchmarks.op_timing import SEED, fresh, map_tensors
 from benchmarks.ours import Ours, open_model, same_for_all
 from hqtvae_fast.ops.spec import all_specs

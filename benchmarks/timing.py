@@ -25,6 +25,8 @@ class Sampler(Protocol):
     """Values in the transformer(s)."""
     steps: int
     """Autoregressive steps of one batch."""
+    warm_ups: int
+    """Batches until nothing is compiled, captured or packed any more."""
 
     def draw(self, count: int) -> Any:
         """Codes of ``count`` images, on the device, in whatever form :meth:`decode` takes."""
@@ -73,6 +75,8 @@ class Timing:
     """What :class:`benchmarks.clocks.Watch` saw; None on a CPU."""
     unfit: str | None = None
     """Why the run must not be quoted, as far as clocks tell."""
+    joules: float | None = None
+    """Energy of the GPU's board, where :class:`benchmarks.clocks.Watch` could count it."""
 
     @property
     def total(self) -> float:
@@ -96,7 +100,17 @@ def time_run(sampler: Sampler, sizes: Sequence[int]) -> Timing:
             marks.mark()
         seconds, wall, after = marks.intervals(), time.perf_counter() - started, cpu_seconds_elsewhere()
     busy = None if elsewhere is None or after is None else max(0.0, after - elsewhere) / wall
-    return Timing(sum(seconds[0::2]), sum(seconds[1::2]), busy, watch.summary(), watch.unfit())
+    return Timing(sum(seconds[0::2]), sum(seconds[1::2]), busy, watch.summary(), watch.unfit(), watch.joules)
+
+
+def time_whole(run: Callable[[], Any], device: torch.device) -> Timing:
+    """One run that has its pictures on the host when it ends, by the host's clock; all of it counts as ``ar``."""
+    with Watch(device) as watch:
+        started, elsewhere = time.perf_counter(), cpu_seconds_elsewhere()
+        run()
+        wall, after = time.perf_counter() - started, cpu_seconds_elsewhere()
+    busy = None if elsewhere is None or after is None else max(0.0, after - elsewhere) / wall
+    return Timing(wall, 0.0, busy, watch.summary(), watch.unfit(), watch.joules)
 
 
 def take_turns(counts: Sequence[int]) -> Iterator[int]:

@@ -4,11 +4,13 @@ python -m benchmarks.train --stage 2 --preset S --device cuda --batch 64 --preci
 python -m benchmarks.train --stage 1 --preset tiny --device cpu --batch 4
 
 It is :class:`hqtvae_fast.train.stage1.Stage1` or ``Stage2`` as ``hqtvae train`` runs them, fed the same random pictures
-each time: forward, backward, optimiser, codebooks or soft labels, and none of reading data, logging or saving.
+each time: forward, backward, optimiser, codebooks or soft labels, words to tokens, and none of reading data, logging or
+saving.
 """
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import torch
@@ -16,6 +18,7 @@ import typer
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, PartialState
 
+import hqtvae_fast
 from benchmarks.calls import Entrant, Json, measure, show
 from benchmarks.environment import describe
 from benchmarks.generate import _pick_device
@@ -27,6 +30,10 @@ from hqtvae_fast.train.stage2 import Stage2, Stage2Settings
 
 STEPS = 10_000  # of the schedule: no run is near its end
 PRECISIONS = ("no", "bf16", "fp16")
+# Words for text models, and the embedded model's tokenizer to read them: this repository lacks the released one.
+CAPTIONS = ("a tiger's face", "a red apple on a table", "a rocket", "an owl at night")
+TOKENIZER = "assets/demo/tokenizer.json"
+HERE = Path(hqtvae_fast.__file__).parent
 
 Stage = Annotated[int, typer.Option(min=1, max=2, help="1: HQ-VAE and discriminator. 2: HQ-Transformer.")]
 Preset = Annotated[str, typer.Option(help=f"Model of random weights: {', '.join(BENCHMARK_PRESETS)}.")]
@@ -79,21 +86,21 @@ def make_task(stage: int, preset: str, device: torch.device, precision: str, che
     if stage == 1:
         return Stage1(accelerator, model.vae, Stage1Settings(STEPS))
     assert model.transformer is not None
-    if model.transformer.config.condition == "text":
-        raise ValueError(f"--preset {preset}: training a text model needs captions and a tokenizer, which this lacks")
     transformer = model.transformer.set_activation_checkpointing(checkpointing)
-    return Stage2(accelerator, model.vae, transformer, Stage2Settings(STEPS))
+    tokenizer = HERE / TOKENIZER if transformer.config.condition == "text" else None
+    return Stage2(accelerator, model.vae, transformer, Stage2Settings(STEPS), tokenizer_file=tokenizer)
 
 
 def make_batch(preset: str, count: int, device: torch.device) -> Batch:
-    """Random pictures, with labels."""
+    """Random pictures, with labels and captions. Of what words does not matter: all are padded to one length."""
     config = BENCHMARK_PRESETS[preset]
     draw = torch.Generator().manual_seed(SEED)
     side = config.vae.resolution
     images = torch.rand((count, 3, side, side), generator=draw) * 2 - 1
     classes = config.transformer.num_classes if config.transformer is not None else 1
     labels = torch.randint(max(1, classes), (count,), generator=draw)
-    return Batch(images, tuple(map(str, range(count))), labels, None, ()).to(device)
+    captions = tuple(CAPTIONS[image % len(CAPTIONS)] for image in range(count))
+    return Batch(images, tuple(map(str, range(count))), labels, captions, ()).to(device)
 
 
 if __name__ == "__main__":

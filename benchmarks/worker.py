@@ -1,25 +1,21 @@
 """One side of a paired comparison: times its workload's parts when asked to, one line of JSON a request.
 
-``python -m benchmarks.worker '{"suite": "generate", "preset": "tiny", "batch": 4, "device": "cpu"}'`` imports what it
-needs and then serves its stdin: ``{"seed": N}`` forks a fresh process that builds the workload and answers with the
-parts' names; ``{"part": NAME, "calls": N, "slow": 0.0}`` is answered by ``{"seconds": S}``; ``{"end": true}`` ends that
-process. :mod:`benchmarks.pairs` keeps one of these a side and lets them take turns.
+``python -m benchmarks.worker '{"suite": "generate", "preset": "tiny", "batch": 4, "device": "cpu"}' SEED`` builds the
+workload, answers with the parts' names, and then serves its stdin: ``{"part": NAME, "calls": N, "slow": 0.0}`` is
+answered by ``{"seconds": S}``. It ends with its stdin. :mod:`benchmarks.pairs` starts one of these a side for every
+pair, and lets them take turns.
 
-Importing torch takes seconds, which a fork saves. A fork alone would also repeat the place of everything in memory, and
-one lucky place would then count as a gain: so each process first moves its heap by random amounts. On a GPU each
-process starts anew instead, for CUDA does not survive a fork.
+Each process is its own: where its memory lies decides about half a percent of its speed, and processes forked from one
+that has imported torch would all have that one's luck. What is allocated later is moved about by SEED, too.
 """
 
 from __future__ import annotations
 
 import gc
 import json
-import os
 import random
-import subprocess
 import sys
 import time
-import traceback
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -82,37 +78,8 @@ def timed_on_gpu(run: Callable[[], Any], calls: int, device: torch.device) -> fl
     return sum(marks.intervals())
 
 
-def serve(options: dict[str, Any]) -> None:
-    """Serve stdin, a process for each seed. SystemExit(1) where one has failed: its traceback is on stderr."""
-    # CUDA does not survive a fork, and an import may already have asked it something: on a GPU everything is new.
-    start = _fork if options["device"] == "cpu" else _start_anew
-    for line in iter(sys.stdin.readline, ""):
-        if start(options, json.loads(line)["seed"]) != 0:
-            raise SystemExit(1)
-
-
-def _fork(options: dict[str, Any], seed: int) -> int:
-    child = os.fork()
-    if child != 0:
-        return os.waitpid(child, 0)[1]
-    status = 1
-    try:
-        serve_round(dict(options), seed)
-        status = 0
-    except BaseException:
-        traceback.print_exc()
-    finally:
-        sys.stderr.flush()
-        os._exit(status)
-
-
-def _start_anew(options: dict[str, Any], seed: int) -> int:
-    """The same in a process that inherits nothing but stdin and stdout."""
-    return subprocess.run([sys.executable, "-m", "benchmarks.worker", json.dumps(options), str(seed)]).returncode
-
-
-def serve_round(options: dict[str, Any], seed: int) -> None:
-    """Build the workload and answer until the end is asked for, or stdin ends."""
+def serve(options: dict[str, Any], seed: int) -> None:
+    """Build the workload and answer until stdin ends."""
     padding = _move_heap(seed)
     device = torch.device(options.pop("device"))
     torch.set_num_threads(options.pop("threads", 1))
@@ -121,14 +88,11 @@ def serve_round(options: dict[str, Any], seed: int) -> None:
     parts = {name: run for name, run in SUITES[options.pop("suite")](device, **options).items() if name.endswith(only)}
     for run in parts.values():
         run()
-    _answer(parts=list(parts), package=hqtvae_fast.__file__, environment=describe(device, "worker"))
+    _answer(parts=list(parts), package=hqtvae_fast.__file__, environment=describe(device, "worker"), hash=hash("hash"))
     gc.disable()  # a collection in one side's turn would count against it
     gc.freeze()  # what is there now stays, and need not be looked through between turns
     for line in iter(sys.stdin.readline, ""):
         asked = json.loads(line)
-        if "end" in asked:
-            _answer(ended=True)  # the next line must not be sent before this one has stopped reading
-            break
         run, calls, slow = parts[asked["part"]], asked["calls"], asked.get("slow", 0.0)
         if slow and device.type != "cpu":
             raise ValueError("slow: expected 0 on a GPU, whose time a busy host does not fill")
@@ -149,7 +113,4 @@ def _answer(**fields: Any) -> None:
 
 
 if __name__ == "__main__":
-    if len(sys.argv) == 3:
-        serve_round(json.loads(sys.argv[1]), int(sys.argv[2]))
-    else:
-        serve(json.loads(sys.argv[1]))
+    serve(json.loads(sys.argv[1]), int(sys.argv[2]))

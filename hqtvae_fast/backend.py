@@ -2,7 +2,8 @@
 
 ``HQTVAE_BACKEND`` names a backend for all ops (``reference``), for single ones (``nearest_code=triton``), or both,
 comma-separated; single ones win. A backend that was asked for and cannot run raises :class:`BackendError` with the
-reason; only the op's own order passes over one in silence, and :func:`hqtvae_fast.explain` tells.
+reason; only the op's own order passes over one in silence, and :func:`hqtvae_fast.explain` tells. A backend that nobody
+has measured yet is never in that order: it runs where it is asked for by name.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 VARIABLE = "HQTVAE_BACKEND"
+NOT_MEASURED = "runs only where it is asked for by name, until it has been measured"
 
 
 class BackendError(RuntimeError):
@@ -21,11 +23,17 @@ class BackendError(RuntimeError):
 
 @dataclass(frozen=True)
 class Backend:
-    """One implementation of an op. ``run`` and ``why_not`` take the op's inputs; ``why_not`` gives None or a reason."""
+    """One implementation of an op. ``run`` and ``why_not`` take the op's inputs; ``why_not`` gives None or a reason.
+
+    ``origin`` says where its kernels come from, where they may come from several places. ``only_by_name``: left out of
+    the op's own order.
+    """
 
     name: str
     run: Callable[..., Any]
     why_not: Callable[..., str | None] = lambda *inputs: None
+    origin: Callable[[], str] | None = None
+    only_by_name: bool = False
 
 
 @dataclass(frozen=True)
@@ -39,7 +47,7 @@ class Choice:
 
 def choose(op: str, backends: Sequence[Backend], *inputs: Any, backend: str | None = None) -> Choice:
     """``backends``: the op's, best first for the device that the inputs are on; the last one runs anywhere."""
-    name, asked_by = (backend, "the caller") if backend is not None else (_from_environment(op), VARIABLE)
+    name, asked_by = (backend, "the caller") if backend is not None else (asked_for(op), VARIABLE)
     if name is not None:
         found = next((candidate for candidate in backends if candidate.name == name), None)
         if found is None:
@@ -51,14 +59,15 @@ def choose(op: str, backends: Sequence[Backend], *inputs: Any, backend: str | No
         return Choice(found, asked_by)
     passed_over: list[tuple[str, str]] = []
     for candidate in backends:
-        reason = candidate.why_not(*inputs)
+        reason = NOT_MEASURED if candidate.only_by_name else candidate.why_not(*inputs)
         if reason is None:
             return Choice(candidate, "the op's order", tuple(passed_over))
         passed_over.append((candidate.name, reason))
     raise BackendError(f"{op}: no backend can run: {'; '.join(f'{name}: {why}' for name, why in passed_over)}")
 
 
-def _from_environment(op: str) -> str | None:
+def asked_for(op: str) -> str | None:
+    """The backend that the environment names for an op, or None."""
     everywhere = None
     for part in filter(None, (part.strip() for part in os.environ.get(VARIABLE, "").split(","))):
         name, _, value = part.rpartition("=")

@@ -13,6 +13,7 @@ import platform
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
@@ -104,6 +105,21 @@ CPU_GEMM_SIZES = (512, 1024, 2048)
 CUDA_GEMM_SIZES = (8192,)
 CPU_STREAM_BYTES = 512 * 2**20  # several times the last-level cache of most processors
 CUDA_STREAM_BYTES = 2**30
+
+
+def device_name(device: torch.device) -> str:
+    """What CUDA calls the GPU, or :func:`cpu_name`."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else cpu_name()
+
+
+def cpu_name() -> str:
+    """The processor as the kernel names it on Linux, else as Python does."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
 
 
 def measure_this_machine(device: str | torch.device | None = None) -> Device:

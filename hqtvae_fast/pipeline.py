@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
-from collections.abc import Generator, Sequence
+import warnings
+from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
 from functools import partial
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -16,7 +19,16 @@ from hqtvae_fast import checkpoint as checkpoints
 from hqtvae_fast.checkpoint import Checkpoint
 from hqtvae_fast.config import HQTVAEConfig
 from hqtvae_fast.engine import Batch, Cutter, Executor, Finished, Job, decode_codes, generate
-from hqtvae_fast.hardware import default_dtype
+from hqtvae_fast.engine.batch_tuning import BatchTuning, Facts, default_file, load, measure, save
+from hqtvae_fast.engine.batches import BUCKETS
+from hqtvae_fast.engine.options import EngineOptions, check_options
+from hqtvae_fast.engine.precision import (
+    Precision,
+    Quantization,
+    check_precision,
+    default_precision,
+    read_precision,
+)
 from hqtvae_fast.hub import CardFacts, push
 from hqtvae_fast.images import to_tensor
 from hqtvae_fast.model import HQVAE, HQTransformer
@@ -33,13 +45,12 @@ from hqtvae_fast.request import (
     read_params,
 )
 from hqtvae_fast.text import PromptTokenizer
+from hqtvae_fast.tuning import any_request, tuning_facts
 
 Number = int | float | None
 PerLevel = Number | Sequence[Number]
 Deterministic = Literal["batch"] | None
-Quantization = Literal["int8"] | None
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 DEFAULT_BATCH = {"cuda": 50, "cpu": 8}  # the paper's protocol; enough rows on a CPU that the weights' stream is shared
 
 
@@ -54,18 +65,22 @@ class HQTVAEPipeline:
         dtype: Any = None,
         graphs: bool | None = None,
         tables: bool = False,
+        fused_draw: bool = False,
+        overlap: bool | None = None,
+        dependent_launch: bool = False,
         quantization: Quantization = None,
     ) -> None:
-        self._checkpoint, self._graphs, self._tables = checkpoint, graphs, tables
-        if quantization not in (None, "int8"):
-            raise ValueError(f"quantization: expected 'int8' or None; got {quantization!r}")
-        if quantization == "int8":
-            for model in self._models():
-                quantize_linears(model)
-        self.tokenizer = _load_tokenizer(checkpoint)
+        self._checkpoint, self._quantization = checkpoint, quantization
+        self._options = EngineOptions(graphs, tables, fused_draw, overlap, dependent_launch)
         self.device = _pick_device(device)
-        self._wanted_dtype: torch.dtype | None = None
-        self.to(dtype=dtype)
+        self._wanted = None if dtype is None else read_precision(dtype)
+        check_precision(self.precision, quantization, self.device)
+        check_options(self._options, self.device)
+        if quantization is not None:
+            for model in self._models():
+                quantize_linears(model, quantization)
+        self.tokenizer = _load_tokenizer(checkpoint)
+        self.to()
 
     @classmethod
     def from_pretrained(
@@ -77,27 +92,40 @@ class HQTVAEPipeline:
         refiner: str | os.PathLike[str] | None = None,
         graphs: bool | None = None,
         tables: bool = False,
+        fused_draw: bool = False,
+        overlap: bool | None = None,
+        dependent_launch: bool = False,
         quantization: Quantization = None,
     ) -> HQTVAEPipeline:
         """Open a released directory, one of ours, or a Hub repository.
 
-        ``device`` defaults to the GPU where there is one. ``dtype`` (a torch dtype, or fp32, bf16, fp16) is what the
-        transformer and the decoder compute in; the default is bf16 where the processor has it, else fp32. Encoding
-        always runs in fp32. ``refiner``: the second checkpoint of a globally conditioned model, which draws the
-        bottom map. ``graphs``: capture each batch size's work as CUDA graphs and replay them; None: on a GPU.
-        ``tables``: compute what depends on a code or a class alone once and keep it (379 MB for preset S in bf16, see
-        :func:`hqtvae_fast.engine.tables.table_bytes`); the codes are those without, but for rounding.
-        ``quantization``: "int8" rounds the transformer's matrices to 255 levels, one scale an output; products of up to
-        16 rows on a GPU then read half the bytes, all others the same numbers in ``dtype`` (so nothing is faster on a
-        CPU), and both are kept in memory; ``save_pretrained`` writes rounded weights. Raises
-        :class:`hqtvae_fast.checkpoint.CheckpointError`, a ValueError, naming the file.
+        ``device`` defaults to the GPU where there is one. ``dtype`` (a torch dtype, or fp32, tf32, bf16, fp16) is what
+        the transformer and the decoder compute in; the default is bf16 where the processor has it, else fp32, and
+        "tf32" is fp32 whose products a GPU's tensor cores round. Encoding always runs in fp32. ``refiner``: the second
+        checkpoint of a globally conditioned model, which draws the bottom map.
+
+        Options of speed, none of which changes codes but by rounding. ``graphs``: capture each batch size's work as
+        CUDA graphs and replay them; None: on a GPU. ``tables``: compute what depends on a code or a class alone once
+        and keep it (379 MB for preset S in bf16, see :func:`hqtvae_fast.engine.tables.table_bytes`). ``fused_draw``:
+        where a request has neither top-k nor top-p, draw inside the head's product, its logits never stored.
+        ``overlap``: draw a batch's codes while the one before it is decoded; None: on a GPU. ``dependent_launch``: at
+        up to 16 rows on Hopper, fetch a product's weight while the kernel before it runs.
+
+        ``quantization``: "int8" or "fp8" (e4m3) rounds the transformer's matrices, one scale an output; products of up
+        to 16 rows on a GPU then read half the bytes, all others the same numbers in ``dtype`` (so nothing is faster on
+        a CPU), and both are kept in memory; ``save_pretrained`` writes rounded weights. Raises
+        :class:`hqtvae_fast.checkpoint.CheckpointError`, a ValueError, naming the file, and ValueError where the device
+        cannot do what is asked for.
         """
         device = _pick_device(device)  # before gigabytes are read
-        dtype = None if dtype is None else _pick_dtype(dtype)
+        check_precision(default_precision(device) if dtype is None else read_precision(dtype), quantization, device)
+        check_options(EngineOptions(dependent_launch=dependent_launch), device)
         checkpoint = checkpoints.load(path_or_hub_id)
         if refiner is not None:
             checkpoint = checkpoints.with_refiner(checkpoint, checkpoints.load(refiner))
-        return cls(checkpoint, device=device, dtype=dtype, graphs=graphs, tables=tables, quantization=quantization)
+        options: dict[str, Any] = {"graphs": graphs, "tables": tables, "fused_draw": fused_draw}
+        options |= {"overlap": overlap, "dependent_launch": dependent_launch}
+        return cls(checkpoint, device=device, dtype=dtype, quantization=quantization, **options)
 
     @property
     def config(self) -> HQTVAEConfig:
@@ -117,15 +145,28 @@ class HQTVAEPipeline:
 
     def to(self, device: Any = None, dtype: Any = None) -> HQTVAEPipeline:
         """Move to a device and computing dtype, in place; None keeps what was asked for, at first the default."""
-        self.device = self.device if device is None else _pick_device(device)
-        self._wanted_dtype = self._wanted_dtype if dtype is None else _pick_dtype(dtype)
-        self.dtype = self._wanted_dtype or default_dtype(self.device)
+        picked = self.device if device is None else _pick_device(device)
+        wanted = self._wanted if dtype is None else read_precision(dtype)
+        check_precision(wanted or default_precision(picked), self._quantization, picked)
+        check_options(self._options, picked)
+        self.device, self._wanted = picked, wanted
         self.vae.float().to(device=self.device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
         self.vae.fold().set_decoder_dtype(self.dtype)
         for model in self._models():
             pack_linears(model.to(device=self.device, dtype=self.dtype).eval())
-        self._executor = Executor(self._models(), self.vae, self.device, self._graphs, self._tables)
+        options = dataclasses.replace(self._options, tf32=self.precision.tf32)
+        self._executor = Executor(self._models(), self.vae, self.device, options)
+        self._tuning = self._read_tuning()
         return self
+
+    @property
+    def precision(self) -> Precision:
+        return self._wanted or default_precision(self.device)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What the transformer and the decoder compute in."""
+        return self.precision.dtype
 
     def _models(self) -> list[HQTransformer]:
         """The transformers in drawing order."""
@@ -136,9 +177,8 @@ class HQTVAEPipeline:
         checkpoints.save(self._checkpoint, directory)
 
     def push_to_hub(self, repo_id: str, card: CardFacts | None = None, **options: Any) -> str:
-        """Upload ``config.json``, ``model.safetensors`` and a model card to a Hub repository; returns the commit's
-        address. ``card``: what the card says besides; ``options``: private, token, revision, commit_message, create_pr;
-        see :func:`hqtvae_fast.hub.push`."""
+        """Upload files and a model card to a Hub repository; returns the commit's address. ``card``: what the card says
+        besides; ``options``: private, token, revision, commit_message, create_pr (:func:`hqtvae_fast.hub.push`)."""
         return push(self._checkpoint, repo_id, card, **options)
 
     def encode(self, images: Tensor | Sequence[Image.Image]) -> tuple[Tensor, ...]:
@@ -228,6 +268,59 @@ class HQTVAEPipeline:
 
         return one_by_one()
 
+    # --------------------------------------------------------------------------------------------------- batch sizes
+
+    @property
+    def best_batch_size(self) -> int:
+        """The fastest one that :meth:`tune_batches` found here, else the device's default (50, or 8 on a CPU)."""
+        return self._default_batch if self._tuning is None else self._tuning.best
+
+    @property
+    def _default_batch(self) -> int:
+        """One that no measurement changes: ``deterministic="batch"`` goes by it."""
+        return DEFAULT_BATCH.get(self.device.type, DEFAULT_BATCH["cpu"])
+
+    def tune_batches(
+        self,
+        sizes: Sequence[int] = BUCKETS,
+        *,
+        file: str | os.PathLike[str] | None = None,
+        on_size: Callable[[int, float], None] | None = None,
+    ) -> BatchTuning:
+        """Time drawing and decoding at each of ``sizes``, and use those worth having from now on.
+
+        The times are kept in ``file`` (None: :func:`hqtvae_fast.engine.batch_tuning.default_file`), where the next
+        pipeline of this model, device, dtype and options finds them if that is the default one. ``on_size`` is told
+        each size and its seconds. Where batches overlap, a size's time is a third of three batches'.
+        """
+        if self.transformer is None:
+            raise ValueError("this checkpoint has stage 1 only: there is nothing to draw in batches")
+        for size in sizes:
+            check_positive("sizes", size)
+        where = default_file() if file is None else Path(file)
+        load(self._facts, where)  # a file that cannot be kept is told of before the minutes are spent
+        overlapping = self._options.overlap or (self._options.overlap is None and self.device.type == "cuda")
+        configs, batches = [model.config for model in self._models()], 3 if overlapping else 1
+
+        def run(size: int) -> None:
+            for _ in self._generate(any_request(configs, batches * size), size, "batch", "pil", False):
+                pass
+
+        self._tuning = measure(run, sizes, batches=batches, on_size=on_size)
+        save(self._tuning, self._facts, where)
+        return self._tuning
+
+    @property
+    def _facts(self) -> Facts:
+        return tuning_facts(self.config, self.device, self.precision, self._quantization, self._options)
+
+    def _read_tuning(self) -> BatchTuning | None:
+        try:
+            return load(self._facts, default_file())
+        except (ValueError, OSError) as error:
+            warnings.warn(f"{error}: batch sizes are the default ones", stacklevel=3)
+            return None
+
     # ----------------------------------------------------------------------------------------------------- requests
 
     def _request(
@@ -260,8 +353,10 @@ class HQTVAEPipeline:
         check_positive("batch_size", 1 if batch_size is None else batch_size)
         check_choice("deterministic", deterministic or "batch", ("batch",))
         total = len(request.seeds)
-        limit = batch_size or DEFAULT_BATCH.get(self.device.type, DEFAULT_BATCH["cpu"])
-        cutter = Cutter(total, limit, fixed=deterministic == "batch", buckets=self._executor.graphs is not None)
+        fixed = deterministic == "batch"
+        limit = batch_size or (self._default_batch if fixed else self.best_batch_size)
+        sizes = BUCKETS if self._tuning is None else self._tuning.buckets
+        cutter = Cutter(total, limit, fixed=fixed, buckets=self._executor.graphs is not None, sizes=sizes)
         steps = sum(model.config.num_steps for model in self._models()) * -(-total // limit)
 
         def work() -> Generator[Finished, None, None]:
@@ -274,7 +369,7 @@ class HQTVAEPipeline:
 
                 decode = partial(self._executor.decode, as_bytes=output_type == "pil")
                 job = Job(draw, None if output_type == "codes" else decode, request.describe)
-                yield from generate(job, cutter, self.device)
+                yield from generate(job, cutter, self.device, overlap=self._options.overlap)
 
         return work()
 
@@ -302,11 +397,4 @@ def _pick_device(device: Any) -> torch.device:
         raise ValueError(
             f"device: expected cpu, cuda or cuda:N that is present here; got {device!r} ({reason})"
         ) from None
-    return picked
-
-
-def _pick_dtype(dtype: Any) -> torch.dtype:
-    picked: torch.dtype = DTYPES.get(dtype, dtype)
-    if picked not in DTYPES.values():
-        raise ValueError(f"dtype: expected one of {', '.join(DTYPES)} (or the torch dtype); got {dtype!r}")
     return picked

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -37,6 +38,14 @@ def golden_values(name: str) -> dict[str, torch.Tensor]:
     file = GOLDEN / name / "golden.safetensors" if name != "functions" else GOLDEN / "functions.safetensors"
     values = load_file(file)
     return {key: value.long() if value.dtype == torch.int32 else value for key, value in values.items()}
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _no_times_of_this_machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Batch sizes that somebody measured here are not the tests'."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HQTVAE_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
 
 
 @pytest.fixture

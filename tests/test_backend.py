@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from hqtvae_fast.backend import VARIABLE, Backend, BackendError, choose
+from hqtvae_fast.backend import NOT_MEASURED, VARIABLE, Backend, BackendError, choose
 
 FAST = Backend("fast", lambda x: x, lambda x: None if x > 0 else f"needs a positive number; got {x}")
 PICKY = Backend("picky", lambda x: x, lambda x: "needs a device that nobody has")
@@ -24,6 +24,14 @@ def test_the_order_passes_over_those_that_cannot_run_and_keeps_their_reasons():
     choice = choose("double", BACKENDS, -1)
     assert choice.backend is PLAIN
     assert choice.passed_over[1] == ("fast", "needs a positive number; got -1")
+
+
+def test_what_nobody_has_measured_runs_only_by_name():
+    untried = Backend("untried", lambda x: x, only_by_name=True)
+    choice = choose("double", (untried, *BACKENDS), 1)
+    assert choice.backend is FAST
+    assert choice.passed_over[0] == ("untried", NOT_MEASURED)
+    assert choose("double", (untried, *BACKENDS), 1, backend="untried").backend is untried
 
 
 def test_the_variable_comes_before_the_order(monkeypatch):

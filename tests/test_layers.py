@@ -11,12 +11,24 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "hqtvae_fast"
 LAYERS = [  # a module may import from its own layer and those above it in this list
-    {"config", "hardware", "backend"},
+    {"config", "hardware", "backend", "_cuda", "_nvrtc"},
     {"ops"},
     {"model"},
     {"engine", "released"},
     {"checkpoint"},
-    {"images", "text", "progress", "output", "request", "shard_files", "hub", "pipeline", "compat", "__init__"},
+    {
+        "images",
+        "text",
+        "progress",
+        "output",
+        "request",
+        "tuning",
+        "shard_files",
+        "hub",
+        "pipeline",
+        "compat",
+        "__init__",
+    },
     {"train", "distributed"},
     {"evaluate"},
     {"cli"},

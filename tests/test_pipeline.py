@@ -63,6 +63,16 @@ def test_bf16_stays_near_fp32():
     assert float((exact - rounded).abs().mean()) < 0.01
 
 
+def test_overlapped_batches_are_the_same():
+    where, options = {"device": "cpu", "dtype": "fp32"}, {"class_labels": [1, 2, 3], "batch_size": 1, "progress": False}
+    plain, beside = (
+        HQTVAEPipeline.from_pretrained(GOLDEN / "class_parallel", **where, overlap=overlap)(**options, output_type="pt")
+        for overlap in (None, True)
+    )
+    assert torch.equal(plain.images, beside.images)
+    assert all(torch.equal(a, b) for a, b in zip(plain.codes, beside.codes, strict=True))
+
+
 def test_dtype_is_kept_when_moving():
     pipe = HQTVAEPipeline.from_pretrained(GOLDEN / "class_parallel", device="cpu", dtype="fp32")
     assert pipe.to("cpu").dtype == torch.float32
@@ -177,7 +187,7 @@ def test_a_top_model_says_that_its_pictures_are_coarse():
     "options,message",
     [
         ({"device": "cudda"}, "device: expected cpu, cuda or cuda:N that is present here; got 'cudda'"),
-        ({"dtype": "int3"}, "dtype: expected one of fp32, bf16, fp16"),
+        ({"dtype": "int3"}, "dtype: expected one of fp32, tf32, bf16, fp16"),
         ({"dtype": torch.int64}, "dtype: expected one of"),
     ],
 )

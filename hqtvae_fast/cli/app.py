@@ -15,11 +15,13 @@ import typer
 from hqtvae_fast.cli.bench import SETTINGS, bench
 from hqtvae_fast.cli.convert import convert
 from hqtvae_fast.cli.evaluate import evaluate
+from hqtvae_fast.cli.figure import figure
 from hqtvae_fast.cli.images import decode, encode, reconstruct
 from hqtvae_fast.cli.info import info
 from hqtvae_fast.cli.pack import pack
 from hqtvae_fast.cli.sample import sample
 from hqtvae_fast.cli.train import train
+from hqtvae_fast.cli.tune import tune
 from hqtvae_fast.engine import is_out_of_memory
 
 PROGRAM = "hqtvae"
@@ -65,10 +67,12 @@ _EXAMPLES: dict[Callable[..., None], str] = {
     pack: "hqtvae pack samples/ --out samples.npz",
     convert: "hqtvae convert path/to/released path/to/converted --dtype bf16",
     info: "hqtvae info --preset S --batch 1 --batch 50",
+    tune: "hqtvae tune path/to/checkpoint --sizes 1,8,50,128,256,512",
 }
 for _command, _example in _EXAMPLES.items():
     app.command(epilog=f"Example: {_example}")(_command)
 app.add_typer(train, name="train")
+app.add_typer(figure, name="figure")
 app.command(context_settings=SETTINGS, add_help_option=False)(bench)
 
 

@@ -12,7 +12,7 @@ from hqtvae_fast import checkpoint as checkpoints
 from hqtvae_fast.checkpoint import Checkpoint
 from hqtvae_fast.cli.options import Precision
 from hqtvae_fast.cli.output import check_folder, show, table
-from hqtvae_fast.pipeline import DTYPES
+from hqtvae_fast.engine.precision import PRECISIONS
 
 MEGA = 10**6
 
@@ -55,7 +55,7 @@ def convert(
     if refiner is not None:
         model = checkpoints.with_refiner(model, checkpoints.load(refiner))
     if dtype is not None:
-        store_as(model, DTYPES[dtype.value])
+        store_as(model, PRECISIONS[dtype.value].dtype)
     checkpoints.save(model, out_dir)
     _report(model, out_dir)
 

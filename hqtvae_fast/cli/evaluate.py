@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -234,9 +235,22 @@ class _Job:
                     err=True,
                 )
             if known.features is None and self.keep:
-                typer.echo(f"note: {paths[0]} holds no features: no precision and recall", err=True)
+                return self._with_features(known, Path(paths[0]), resolution)
             return known
         return Reference.of(self._measure("Reference", open_pictures(paths, resolution), None))
+
+    def _with_features(self, known: Reference, path: Path, resolution: int | None) -> Reference:
+        """ADM's reference batches hold pictures beside the statistics (of more pictures): precision and recall are of
+        these."""
+        from hqtvae_fast.evaluate import open_pictures
+        from hqtvae_fast.evaluate.reference import holds_pictures
+
+        if not holds_pictures(path):
+            typer.echo(f"note: {path} holds neither features nor pictures: no precision and recall", err=True)
+            return known
+        state = self._measure("Reference", open_pictures(path, resolution), None)
+        known.check(self.extractor, len(state.moments.mean), str(path))
+        return replace(known, features=state.features())
 
     def _measure(self, label: str, pictures: Pictures, clip: Any) -> Any:
         from hqtvae_fast.evaluate import measure

@@ -41,6 +41,7 @@ from hqtvae_fast.cli.output import (
     unique_names,
 )
 from hqtvae_fast.cli.pictures import Picture, Reader, find_pictures
+from hqtvae_fast.engine.encoding import make_encoder
 from hqtvae_fast.images import psnr, to_pil, to_tensor
 from hqtvae_fast.pipeline import HQTVAEPipeline
 
@@ -189,12 +190,14 @@ def encode(
     check_file(out)
     pipe = open_pipeline(checkpoint, device, None)
     reader, size = Reader(pipe.config.vae.resolution), batch_of(pipe, batch_size)
+    encoder = make_encoder(pipe.vae, min(size, len(files)))
     names: list[str] = []
     parts: list[tuple[Tensor, ...]] = []
     started = time.perf_counter()
     with progress("Encoding", len(files)) as advance:
         for batch in reader.batches(files, size, advance):
-            parts.append(pipe.encode([picture.image for picture in batch]))
+            pixels = to_tensor([picture.image for picture in batch], reader.resolution)
+            parts.append(tuple(level.cpu() for level in encoder(pixels)))
             names += [str(picture.path) for picture in batch]
     seconds = time.perf_counter() - started
     reader.report()

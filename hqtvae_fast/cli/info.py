@@ -12,15 +12,16 @@ import torch
 import typer
 from rich.text import Text
 
+from hqtvae_fast import _cuda
 from hqtvae_fast import checkpoint as checkpoints
 from hqtvae_fast.cli.options import Precision
 from hqtvae_fast.cli.output import facts, show, table
 from hqtvae_fast.config import PRESETS, HQTVAEConfig, preset
 from hqtvae_fast.engine.activation_memory import decoding_memory
+from hqtvae_fast.engine.precision import PRECISIONS
 from hqtvae_fast.hardware import Device, default_dtype, measure_this_machine, published
 from hqtvae_fast.model import cost
 from hqtvae_fast.ops import cpu_library
-from hqtvae_fast.pipeline import DTYPES
 
 PUBLISHED = ("A100-80GB", "H100")
 DEFAULT_BATCHES = [1, 50]
@@ -73,8 +74,8 @@ def info(
     _show_config(config)
     _show_parameters(config)
     _show_cost(config)
-    _show_memory(config, batch, DTYPES[dtype.value])
-    _show_floors(config, batch, DTYPES[dtype.value], measure)
+    _show_memory(config, batch, PRECISIONS[dtype.value].dtype)
+    _show_floors(config, batch, PRECISIONS[dtype.value].dtype, measure)
 
 
 def _show_machine() -> None:
@@ -88,6 +89,7 @@ def _show_machine() -> None:
         "Python": platform.python_version(),
         "device": device,
         "compiled kernels for CPUs": _cpu_kernels(),
+        "CUDA kernels of csrc": _cuda.origin(),
         "computes in": _name(default_dtype("cuda" if cuda else "cpu")),
     }
     show(facts("This machine", rows))
@@ -195,4 +197,4 @@ def _si(value: float, largest: str = "T") -> str:
 
 
 def _name(dtype: torch.dtype) -> str:
-    return next((name for name, value in DTYPES.items() if value is dtype), str(dtype).removeprefix("torch."))
+    return next((name for name, value in PRECISIONS.items() if value.dtype is dtype), str(dtype).removeprefix("torch."))

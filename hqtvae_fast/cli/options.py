@@ -18,11 +18,27 @@ MAX_RANGE = 1_000_000  # classes in one range: more is a slip of the finger
 
 
 class Precision(str, Enum):
-    """What to compute in, or to store as."""
+    """What to store as."""
 
     fp32 = "fp32"
     bf16 = "bf16"
     fp16 = "fp16"
+
+
+class ComputeIn(str, Enum):
+    """What to compute in."""
+
+    fp32 = "fp32"
+    tf32 = "tf32"
+    bf16 = "bf16"
+    fp16 = "fp16"
+
+
+class Narrow(str, Enum):
+    """What to round the transformer's matrices to."""
+
+    int8 = "int8"
+    fp8 = "fp8"
 
 
 Checkpoint = Annotated[
@@ -54,10 +70,11 @@ Device = Annotated[
     ),
 ]
 DType = Annotated[
-    Precision | None,
+    ComputeIn | None,
     typer.Option(
         "--dtype",
-        help="What the transformer and the decoder compute in; encoding is always fp32.",
+        help="What the transformer and the decoder compute in (tf32: fp32 as an NVIDIA GPU's tensor cores multiply it);"
+        " encoding is always fp32.",
         show_default="the fastest that this machine's processor has in hardware",
         rich_help_panel=MACHINE,
     ),
@@ -69,7 +86,59 @@ BatchSize = Annotated[
         metavar="N",
         min=1,
         help="Images at a time. It changes speed and memory only.",
-        show_default=f"{DEFAULT_BATCH['cuda']} on a GPU, {DEFAULT_BATCH['cpu']} on a CPU",
+        show_default=f"what `hqtvae tune` found; else {DEFAULT_BATCH['cuda']} on GPUs, {DEFAULT_BATCH['cpu']} on CPUs",
+        rich_help_panel=MACHINE,
+    ),
+]
+Quantize = Annotated[
+    Narrow | None,
+    typer.Option(
+        "--quantize",
+        help="Round the transformer's matrices: a GPU then reads half the bytes at up to 16 rows. fp8 expects compute"
+        " capability 8.9 (Ada, Hopper) or above. `hqtvae bench precision` shows what it does to a model's logits.",
+        show_default="no rounding",
+        rich_help_panel=MACHINE,
+    ),
+]
+Graphs = Annotated[
+    bool | None,
+    typer.Option(
+        "--graphs/--no-graphs",
+        help="Capture each batch size's work as CUDA graphs and replay them.",
+        show_default="on a GPU",
+        rich_help_panel=MACHINE,
+    ),
+]
+Tables = Annotated[
+    bool,
+    typer.Option(
+        "--tables",
+        help="Compute what depends on one code or class alone once and keep it: memory in exchange for products.",
+        rich_help_panel=MACHINE,
+    ),
+]
+FusedDraw = Annotated[
+    bool,
+    typer.Option(
+        "--fused-draw",
+        help="Without --top-k and --top-p, draw inside the head's product; its logits are never stored.",
+        rich_help_panel=MACHINE,
+    ),
+]
+Overlap = Annotated[
+    bool | None,
+    typer.Option(
+        "--overlap/--no-overlap",
+        help="Draw a batch's codes while the batch before it is decoded: on two streams, or on a CPU in two threads.",
+        show_default="on a GPU",
+        rich_help_panel=MACHINE,
+    ),
+]
+DependentLaunch = Annotated[
+    bool,
+    typer.Option(
+        "--dependent-launch",
+        help="On Hopper, at up to 16 rows: fetch a product's weight while the kernel before it runs.",
         rich_help_panel=MACHINE,
     ),
 ]
@@ -78,7 +147,7 @@ OutDir = Annotated[
     typer.Option(
         "--out-dir",
         metavar="DIR",
-        help="Write each picture to a PNG file of its own in this folder, made if absent.",
+        help="Write each picture to a file of its own in this folder, made if absent.",
         show_default=False,
         rich_help_panel=OUTPUT,
     ),
@@ -113,16 +182,21 @@ BottomOnly = Annotated[
 
 
 def open_pipeline(
-    checkpoint: str | os.PathLike[str], device: str | None, dtype: Precision | None, refiner: Path | None = None
+    checkpoint: str | os.PathLike[str],
+    device: str | None,
+    dtype: ComputeIn | None,
+    refiner: Path | None = None,
+    **options: Any,
 ) -> HQTVAEPipeline:
+    """``options``: the engine's, as ``from_pretrained`` takes them."""
     return HQTVAEPipeline.from_pretrained(
-        checkpoint, device=device, dtype=None if dtype is None else dtype.value, refiner=refiner
+        checkpoint, device=device, dtype=None if dtype is None else dtype.value, refiner=refiner, **options
     )
 
 
 def batch_of(pipe: HQTVAEPipeline, batch_size: int | None) -> int:
-    """The batch size asked for, or the device's default."""
-    return batch_size or DEFAULT_BATCH.get(pipe.device.type, DEFAULT_BATCH["cpu"])
+    """The batch size asked for, or the one that is the fastest as far as is known."""
+    return batch_size or pipe.best_batch_size
 
 
 def parse_classes(values: Iterable[str]) -> list[int]:

@@ -12,7 +12,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import typer
-from PIL import Image
+from PIL import ExifTags, Image
 from PIL.PngImagePlugin import PngInfo
 from rich import box
 from rich.console import Console
@@ -82,24 +82,44 @@ def png(image: Image.Image, about: str | None = None) -> bytes:
     return data.getvalue()
 
 
+def webp(image: Image.Image, about: str | None = None) -> bytes:
+    """A lossless WebP file, the same pixels as the PNG in fewer bytes; ``about`` goes into Exif's ImageDescription."""
+    notes, data = Image.Exif(), io.BytesIO()
+    if about is not None:
+        notes[ExifTags.Base.ImageDescription] = about
+    image.save(data, format="WEBP", lossless=True, exif=notes.tobytes() if about is not None else b"")
+    return data.getvalue()
+
+
+ENCODERS: dict[str, Callable[[Image.Image, str | None], bytes]] = {"png": png, "webp": webp}
+
+
 class PictureWriter:
     """Takes pictures as they come: those in files of their own are written meanwhile, the sheet at the end.
 
-    Files are compressed in threads beside the drawing (zlib lets go of Python's lock), a few at a time: pictures that
-    come faster wait. What fails there is raised by a later :meth:`add`, or by :meth:`finish`. On the sheet pictures are
-    ``scale`` times as large, each above its caption if ``captions``.
+    Files are compressed in threads beside the drawing (the encoders let go of Python's lock), a few at a time: pictures
+    that come faster wait. What fails there is raised by a later :meth:`add`, or :meth:`finish`. On the sheet they are
+    ``scale`` times as large, each above its caption if ``captions``. ``kind``, of :data:`ENCODERS`: what the files of
+    their own are; the sheet is a PNG.
     """
 
     def __init__(
-        self, sheet: Path | None, folder: Path | None, columns: int | None, *, scale: int = 1, captions: bool = False
+        self,
+        sheet: Path | None,
+        folder: Path | None,
+        columns: int | None,
+        *,
+        scale: int = 1,
+        captions: bool = False,
+        kind: str = "png",
     ) -> None:
         check_file(sheet)
         check_folder(folder)
         self.sheet, self.folder, self.columns = sheet, folder, columns
-        self.scale, self.captions = scale, captions
+        self.scale, self.captions, self.kind = scale, captions, kind
         self._kept: list[Image.Image] = []
         self._written = 0
-        self._writers = ThreadPoolExecutor(WRITERS, thread_name_prefix="png")
+        self._writers = ThreadPoolExecutor(WRITERS, thread_name_prefix="encode")
         self._pending: deque[Future[None]] = deque()
 
     @property
@@ -113,8 +133,8 @@ class PictureWriter:
         if self.folder is not None:
             if len(self._pending) >= 2 * WRITERS:
                 self._one_done()
-            path = self.folder / f"{name}.png"
-            self._pending.append(self._writers.submit(lambda: write_file(path, png(image, about))))
+            path, encode = self.folder / f"{name}.{self.kind}", ENCODERS[self.kind]
+            self._pending.append(self._writers.submit(lambda: write_file(path, encode(image, about))))
 
     def _one_done(self) -> None:
         self._pending.popleft().result()

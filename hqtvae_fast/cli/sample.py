@@ -7,6 +7,7 @@ import re
 import time
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing, contextmanager
+from enum import Enum
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -22,12 +23,17 @@ from hqtvae_fast.cli.options import (
     BottomOnly,
     Checkpoint,
     Columns,
+    DependentLaunch,
     Device,
     DType,
+    FusedDraw,
+    Graphs,
     OutDir,
+    Overlap,
+    Quantize,
+    Tables,
     TopOnly,
     batch_of,
-    open_pipeline,
     parse_classes,
     parse_per_level,
 )
@@ -52,6 +58,8 @@ _OPTIONS = {
     "top_p": "--top-p",
     "temperature": "--temperature",
     "seed": "--seed",
+    "quantization": "--quantize",
+    "dependent_launch": "--dependent-launch",
 }
 
 Classes = Annotated[
@@ -160,6 +168,21 @@ Captions = Annotated[
     bool,
     typer.Option("--captions", help="Write under each picture of the sheet what it shows.", rich_help_panel=OUTPUT),
 ]
+
+
+class PictureFormat(str, Enum):
+    """What the files of --out-dir are."""
+
+    png = "png"
+    webp = "webp"
+
+
+Format = Annotated[
+    PictureFormat,
+    typer.Option(
+        "--format", help="Of the files in --out-dir; webp is lossless too, and smaller.", rich_help_panel=OUTPUT
+    ),
+]
 SaveCodes = Annotated[
     Path | None,
     typer.Option(
@@ -222,6 +245,7 @@ def sample(
     seed: Seed = 0,
     out: Out = None,
     out_dir: OutDir = None,
+    picture_format: Format = PictureFormat.png,
     columns: Columns = None,
     scale: Scale = 1,
     captions: Captions = False,
@@ -236,10 +260,15 @@ def sample(
     batch_size: BatchSize = None,
     device: Device = None,
     dtype: DType = None,
+    quantize: Quantize = None,
+    graphs: Graphs = None,
+    tables: Tables = False,
+    fused_draw: FusedDraw = False,
+    overlap: Overlap = None,
+    dependent_launch: DependentLaunch = False,
 ) -> None:
     """Draw pictures from classes, from prompts or from nothing, as the model was trained."""
-    if prompts is not None:
-        prompt = [*(prompt or []), *_read_prompts(prompts)]
+    prompt = [*(prompt or []), *_read_prompts(prompts)]
     if classes and prompt:
         raise ValueError("--classes and --prompt: expected one of them; a model is conditioned on one or the other")
     labels, keep = parse_classes(classes or []), kept_level(top_only, bottom_only)
@@ -248,22 +277,24 @@ def sample(
         "top_p": parse_per_level("--top-p", top_p, float),
         "temperature": parse_per_level("--temperature", temperature, float),
     }
+    engine: dict[str, Any] = {"graphs": graphs, "tables": tables, "fused_draw": fused_draw, "overlap": overlap}
+    engine |= {"dependent_launch": dependent_launch, "quantization": None if quantize is None else quantize.value}
+    machine = Machine(checkpoint, device, dtype, refiner, engine)
     if "WORLD_SIZE" in os.environ:  # set by torchrun, whose processes cannot share a sheet
         out, shards = None, _shards_of_a_team(shards, out)
     if shards is not None:
-        others = {"--out": out, "--out-dir": out_dir, "--save-codes": save_codes, "--given-top": given_top}
-        others["--classifier"] = classifier
-        if keep is not None or any(other is not None for other in others.values()):
-            raise ValueError(f"--shards: expected neither {', '.join(others)} nor a level alone")
-        machine, wanted = Machine(checkpoint, device, dtype, refiner), Wanted(labels, prompt or [], num_images, seed)
+        others = {"out": out, "out_dir": out_dir, "save_codes": save_codes, "given_top": given_top}
+        _check_shards_alone(keep, **others, classifier=classifier)
+        wanted = Wanted(labels, prompt, num_images, seed)
         with _options_named():
             sample_set(machine, shards, wanted, sampling, shard_size=shard_size, batch_size=batch_size)
         return
     if out is None and out_dir is None and save_codes is None:
         out = DEFAULT_OUT
-    writer = PictureWriter(out, out_dir, columns, scale=scale, captions=captions)
+    writer = PictureWriter(out, out_dir, columns, scale=scale, captions=captions, kind=picture_format.value)
     check_file(save_codes)
-    pipe = open_pipeline(checkpoint, device, dtype, refiner)
+    with _options_named():
+        pipe = machine.open(device)
     given = None if given_top is None else read_codes(given_top, pipe.config.vae)
     with _options_named():
         batch = batch_of(pipe, batch_size)
@@ -279,12 +310,21 @@ def sample(
     _save_codes(save_codes, drawings, codes)
 
 
-def _read_prompts(file: Path) -> list[str]:
-    """The lines that are not empty; ValueError if there are none."""
+def _read_prompts(file: Path | None) -> list[str]:
+    """The lines that are not empty, none without a file; ValueError if there are none in one."""
+    if file is None:
+        return []
     found = [line.strip() for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
     if not found:
         raise ValueError(f"{file}: expected a description on each line; got none")
     return found
+
+
+def _check_shards_alone(level: int | None, **others: Any) -> None:
+    """ValueError where something is asked for, by its option's name, that shards do not go with."""
+    if level is not None or any(other is not None for other in others.values()):
+        names = ", ".join(f"--{name.replace('_', '-')}" for name in others)
+        raise ValueError(f"--shards: expected neither {names} nor a level alone")
 
 
 def _shards_of_a_team(shards: Path | None, out: Path | None) -> Path:

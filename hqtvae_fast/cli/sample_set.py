@@ -12,22 +12,27 @@ from typing import Any
 import typer
 from rich.console import Console
 
-from hqtvae_fast.cli.options import Precision, batch_of, open_pipeline
+from hqtvae_fast.cli.options import ComputeIn, batch_of, open_pipeline
 from hqtvae_fast.cli.output import check_folder, count, progress, rate
 from hqtvae_fast.distributed import SampleShards, SampleSpec, Team, join_team
 from hqtvae_fast.distributed.subjects import make_subjects
+from hqtvae_fast.pipeline import HQTVAEPipeline
 
 LINE_SECONDS = 30.0  # between two lines about a job whose stderr is no terminal
 
 
 @dataclass(frozen=True)
 class Machine:
-    """What draws: the checkpoints, and what they run on and in."""
+    """What draws: the checkpoints, what they run on and in, and the engine's options."""
 
     checkpoint: str
     device: str | None
-    dtype: Precision | None
+    dtype: ComputeIn | None
     refiner: Path | None
+    engine: dict[str, Any]
+
+    def open(self, device: str | None) -> HQTVAEPipeline:
+        return open_pipeline(self.checkpoint, device, self.dtype, self.refiner, **self.engine)
 
 
 @dataclass(frozen=True)
@@ -49,12 +54,12 @@ def sample_set(
     """
     check_folder(folder)
     with join_team() as team:
-        pipe = open_pipeline(machine.checkpoint, team.device(machine.device), machine.dtype, machine.refiner)
+        pipe = machine.open(team.device(machine.device))
         if pipe.transformer is None:
             raise ValueError("this checkpoint has stage 1 only: it can encode and decode, but not draw")
         subjects = make_subjects(pipe.transformer.config, wanted.labels, wanted.prompts, wanted.num_images)
-        size = {"batch_size": batch_of(pipe, batch_size), "shard_size": shard_size}
-        shards = SampleShards(folder, pipe, SampleSpec(subjects, seed=wanted.seed, **sampling, **size))
+        how = {"batch_size": batch_of(pipe, batch_size), "shard_size": shard_size, "engine": machine.engine}
+        shards = SampleShards(folder, pipe, SampleSpec(subjects, seed=wanted.seed, **sampling, **how))
         draw_together(team, shards)
 
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 
 BUCKETS = (1, 2, 4, 8, 16, 32, 50, 64, 128, 256, 512)
-"""Batch sizes that are fallen back to. 50 is the paper's; the others fill whole tiles of a matrix product."""
+"""Batch sizes where none were measured (:mod:`hqtvae_fast.engine.batch_tuning`). 50 is the paper's; the others fill
+whole tiles of a matrix product."""
 
 _CPU_SIGNS = ("can't allocate memory", "not enough memory")  # of torch's CPU allocator, which raises RuntimeError
 
@@ -29,23 +31,25 @@ class Batch:
 class Cutter:
     """Cuts a request of ``total`` images into batches of at most ``limit``, from the front.
 
-    ``buckets``: a batch is computed with as many rows as the smallest of ``BUCKETS`` that holds it, so that few sizes
-    are captured for many requests. ``fixed``: every batch is computed with ``limit`` rows, however few images are left,
+    ``buckets``: a batch is computed with as many rows as the smallest of ``sizes`` that holds it, so that few sizes are
+    captured for many requests. ``fixed``: every batch is computed with ``limit`` rows, however few images are left,
     so that its matrix products have the same shapes, and an image the same bits, in every request.
     """
 
-    def __init__(self, total: int, limit: int, *, buckets: bool = False, fixed: bool = False) -> None:
-        self.total, self.limit, self.buckets, self.fixed = total, limit, buckets, fixed
+    def __init__(
+        self, total: int, limit: int, *, buckets: bool = False, fixed: bool = False, sizes: Sequence[int] = BUCKETS
+    ) -> None:
+        self.total, self.limit, self.buckets, self.fixed, self.sizes = total, limit, buckets, fixed, tuple(sizes)
 
     def next(self, start: int) -> Batch:
         """The batch that begins with image ``start``."""
         count = min(self.limit, self.total - start)
-        sizes = [size for size in BUCKETS if count <= size <= self.limit] if self.buckets else [count]
+        sizes = [size for size in self.sizes if count <= size <= self.limit] if self.buckets else [count]
         return Batch(start, count, self.limit if self.fixed or not sizes else sizes[0])
 
     def shrink(self, failed: Batch) -> bool:
         """Smaller batches from now on, after one ran out of memory; whether that is possible. Says so, in a warning."""
-        smaller = [size for size in BUCKETS if size < failed.size]
+        smaller = [size for size in self.sizes if size < failed.size]
         if not smaller or self.fixed:  # another size would give other bits
             return False
         self.limit = smaller[-1]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -14,6 +15,9 @@ from hqtvae_fast.engine.fused_step import make_tables
 from hqtvae_fast.engine.graph import CaptureError, DecodeReplay, DrawReplay
 from hqtvae_fast.engine.graph_cache import GraphCache
 from hqtvae_fast.engine.loop import OnStep, SamplingParams, draw_codes
+from hqtvae_fast.engine.options import EngineOptions
+from hqtvae_fast.engine.precision import fp32_products
+from hqtvae_fast.engine.step import StepOptions
 from hqtvae_fast.model import HQVAE, HQTransformer
 
 Codes = tuple[Tensor, ...]
@@ -22,10 +26,8 @@ Codes = tuple[Tensor, ...]
 class Executor:
     """``models``: the transformers in drawing order, a second one the refiner of the first one's top codes.
 
-    ``graphs``: capture what is done, once a batch size, and replay it; None: on a GPU. On a CPU a replay is a plain
-    call over the same static buffers. ``tables``: keep what depends on codes alone in memory, see
-    :class:`hqtvae_fast.engine.tables.StepTables`. What cannot be captured is run step by step from then on, and a
-    warning says so.
+    With graphs, a replay on a CPU is a plain call over the same static buffers. What cannot be captured is run step by
+    step from then on, and a warning says so.
     """
 
     def __init__(
@@ -33,12 +35,13 @@ class Executor:
         models: Sequence[HQTransformer],
         vae: HQVAE,
         device: torch.device,
-        graphs: bool | None = None,
-        tables: bool = False,
+        options: EngineOptions | None = None,
     ) -> None:
         self.models, self.vae, self.device = list(models), vae, device
-        self.tables = [make_tables(model) if tables else None for model in self.models]
-        wanted = device.type == "cuda" if graphs is None else graphs
+        self.options = options = options or EngineOptions()
+        with self._products():
+            self.tables = [make_tables(model) if options.tables else None for model in self.models]
+        wanted = device.type == "cuda" if options.graphs is None else options.graphs
         self.graphs = GraphCache(device) if wanted else None
 
     def draw(
@@ -77,15 +80,19 @@ class Executor:
         invalid: Tensor,
         on_step: OnStep,
     ) -> Codes:
-        model, tables, batch = self.models[index], self.tables[index], len(seeds)
-        replay = self._captured(
-            ("draw", index, batch, "top codes given" if given is not None else "all codes"),
-            lambda: DrawReplay(model, batch, given=given is not None, tables=tables),
-        )
-        if replay is None:
-            options: dict[str, Any] = {"given_top_codes": given, "on_step": on_step, "invalid": invalid}
-            return draw_codes(model, condition, seeds, params, tables=tables, **options)
-        codes = replay(condition, seeds, params, given, invalid)
+        model, batch = self.models[index], len(seeds)
+        fused_draw = self.options.fused_draw and not params.filtered
+        options = StepOptions(self.tables[index], fused_draw, self.options.dependent_launch)
+        what = ("top codes given" if given is not None else "all codes", "fused draw" if fused_draw else "any draw")
+        with self._products():
+            replay = self._captured(
+                ("draw", index, batch, *what),
+                lambda: DrawReplay(model, batch, given=given is not None, options=options),
+            )
+            if replay is None:
+                how: dict[str, Any] = {"given_top_codes": given, "on_step": on_step, "invalid": invalid}
+                return draw_codes(model, condition, seeds, params, options=options, **how)
+            codes = replay(condition, seeds, params, given, invalid)
         for _ in range(model.config.num_steps):  # issued all at once
             on_step()
         return codes
@@ -98,13 +105,18 @@ class Executor:
                 "the checkpoint draws top codes only (give a refiner for the rest): pictures are coarse", stacklevel=3
             )
         batch, levels = len(codes[0]), len(codes)
-        replay = self._captured(
-            ("decode", batch, levels, "bytes" if as_bytes else "numbers"),
-            lambda: DecodeReplay(self.vae, batch, levels=levels, as_bytes=as_bytes),
-        )
-        if replay is not None:
-            return replay(codes)[:count]
-        return decode_codes(self.vae, [*(level[:count] for level in codes), *[None] * missing], as_bytes=as_bytes)
+        with self._products():
+            replay = self._captured(
+                ("decode", batch, levels, "bytes" if as_bytes else "numbers"),
+                lambda: DecodeReplay(self.vae, batch, levels=levels, as_bytes=as_bytes),
+            )
+            if replay is not None:
+                return replay(codes)[:count]
+            present = [level[:count] for level in codes]
+            return decode_codes(self.vae, [*present, *[None] * missing], as_bytes=as_bytes)
+
+    def _products(self) -> AbstractContextManager[None]:
+        return fp32_products(self.device, self.options.tf32)
 
     def _captured(self, key: tuple[str | int, ...], make: Callable[[], DrawReplay | DecodeReplay]) -> Any:
         if self.graphs is None:

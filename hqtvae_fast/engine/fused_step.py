@@ -12,14 +12,14 @@ The numbers are those of :class:`hqtvae_fast.engine.step.ReferenceStep` but for 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import cast
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hqtvae_fast.engine.embed import BodyEmbedding, HeadEmbedding
-from hqtvae_fast.engine.step import LevelLogits, make_caches, split_group
+from hqtvae_fast.engine.step import LevelFeatures, LevelLogits, StepOptions, make_caches, split_group
 from hqtvae_fast.engine.tables import CLASSES, StepTables, num_starts
 from hqtvae_fast.model import HQTransformer
 from hqtvae_fast.model.head import CodeHead, PyramidHead
@@ -34,16 +34,17 @@ Attend = Callable[[Tensor, "Tensor | None", int], Tensor]
 
 class FusedStep:
     """See :class:`hqtvae_fast.engine.step.Step`. The model's parameters are read in place, none is copied but the
-    positions' few rows; changing them afterwards is noticed, except for those. ``tables``: what depends on codes alone
-    is read from them and not computed; None: all is computed."""
+    positions' few rows; changing them afterwards is noticed, except for those. The draw takes over
+    the head's last product only where its weight is not narrow."""
 
-    def __init__(self, model: HQTransformer, batch: int, tables: StepTables | None = None) -> None:
+    def __init__(self, model: HQTransformer, batch: int, options: StepOptions | None = None) -> None:
         config, device = model.config, model.norm.weight.device
-        self.model, self.batch, self.tables = model, batch, tables
+        self.model, self.batch, self.options = model, batch, options or StepOptions()
+        self.tables = self.options.tables
         self.caches = make_caches(model, batch)
         self.numbers = torch.arange(config.prefix_positions + config.num_steps, device=device)
         self.embedding = BodyEmbedding(model)
-        self.workspace = Workspace.on(device)
+        self._few_rows: dict[str, Any] = {"workspace": Workspace.on(device), "prefetch": self.options.dependent_launch}
         self.head_embedding = HeadEmbedding(model.head) if isinstance(model.head, PyramidHead) else None
 
     def body(self, step: int, condition: Tensor | None, local_BTN: Tensor) -> Tensor:
@@ -64,10 +65,10 @@ class FusedStep:
 
         return self._run(model.body, x_BSD, None, attend, model.norm)[1][:, -1]
 
-    def head(self, h_BD: Tensor, local_BN: Tensor, group: range) -> Sequence[LevelLogits]:
+    def head(self, h_BD: Tensor, local_BN: Tensor, group: range) -> Sequence[LevelLogits | LevelFeatures]:
         head, parts = self.model.head, split_group(self.model, group)
         if isinstance(head, CodeHead):
-            return [LevelLogits(0, 0, self._multiply(h_BD[:, None], head.logits))]
+            return [self._predict(0, 0, h_BD[:, None], head.logits)]
         norms = [cast(nn.LayerNorm, head.norms[part.level]) for part in parts]
         x_BGD, normal_BGD = self._run_head(h_BD, local_BN, group, norms[0])
         found = []
@@ -75,9 +76,14 @@ class FusedStep:
             own = slice(part.positions.start - group.start, part.positions.stop - group.start)
             if norm is not norms[0]:  # a group of several levels, each with a LayerNorm of its own
                 normal_BGD[:, own] = _normalise(x_BGD[:, own], norm)
-            logits = self._multiply(normal_BGD[:, own], head.logits[part.level])
-            found.append(LevelLogits(part.level, part.positions.start, logits))
+            found.append(self._predict(part.level, part.positions.start, normal_BGD[:, own], head.logits[part.level]))
         return found
+
+    def _predict(self, level: int, first: int, x_BGD: Tensor, layer: nn.Module) -> LevelLogits | LevelFeatures:
+        layer = cast(Linear, layer)
+        if self.options.fused_draw and layer.streamed[1] is None:
+            return LevelFeatures(level, first, x_BGD, layer.weight)
+        return LevelLogits(level, first, self._multiply(x_BGD, layer))
 
     def skip(self, h_BD: Tensor) -> None:
         head = self.model.head
@@ -119,7 +125,7 @@ class FusedStep:
         """The wide inside of an MLP, [B, T, 4 D]."""
         if self._few(x):
             weight, scale = mlp.up.streamed
-            return linear(x, weight, mlp.up.bias, scale=scale, gelu=mlp.gelu, workspace=self.workspace)
+            return linear(x, weight, mlp.up.bias, scale=scale, gelu=mlp.gelu, **self._few_rows)
         return bias_gelu(F.linear(x, mlp.up.weight), mlp.up.bias, mlp.gelu)
 
     def _multiply(self, x: Tensor, layer: nn.Module) -> Tensor:
@@ -128,7 +134,7 @@ class FusedStep:
         if not self._few(x):
             return F.linear(x, layer.weight)
         weight, scale = layer.streamed
-        return linear(x, weight, scale=scale, workspace=self.workspace)
+        return linear(x, weight, scale=scale, **self._few_rows)
 
     def _few(self, x: Tensor) -> bool:
         """Whether a product with these rows is the time to read its weight, which our kernel does alone."""

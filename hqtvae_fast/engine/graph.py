@@ -5,7 +5,10 @@ request may change without changing a shape (conditions, seeds, temperature, top
 buffer that a replay reads. Drawing and decoding are two graphs, so that they can run on two streams.
 
 A capture keeps its activations in a memory pool of its own for as long as it lives. Three runs come before it, on a
-side stream: in the first, libraries choose their algorithms and take their workspaces, and Triton compiles.
+side stream: in the first, libraries choose their algorithms and take their workspaces, and Triton compiles. No setting
+of the allocator is needed or changed; where captures of many sizes leave too little in one piece, torch's own
+``PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True`` is for that, and the cap on all captures together is
+:class:`hqtvae_fast.engine.graph_cache.GraphCache`'s.
 """
 
 from __future__ import annotations
@@ -19,8 +22,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from hqtvae_fast.engine.decoding import chunk_size, decode_codes
 from hqtvae_fast.engine.loop import SamplingParams, StepRunner, check_given
-from hqtvae_fast.engine.step import Engine
-from hqtvae_fast.engine.tables import StepTables
+from hqtvae_fast.engine.step import Engine, StepOptions
 from hqtvae_fast.model import HQVAE, HQTransformer
 
 WARM_UPS = 3
@@ -81,7 +83,8 @@ class _LastOperator(TorchDispatchMode):
 
 
 class DrawReplay:
-    """:func:`hqtvae_fast.engine.draw_codes` for one batch size; ``given``: whether top codes are given."""
+    """:func:`hqtvae_fast.engine.draw_codes` for one batch size; ``given``: whether top codes are given. With a fused
+    draw among the options there can be no top-k and no top-p, neither now nor later."""
 
     def __init__(
         self,
@@ -90,18 +93,19 @@ class DrawReplay:
         *,
         given: bool = False,
         engine: Engine | None = None,
-        tables: StepTables | None = None,
+        options: StepOptions | None = None,
     ) -> None:
         config, device = model.config, model.norm.weight.device
         self.config, self.batch = config, batch
+        self.fused_draw = options is not None and options.fused_draw
         self.seeds = torch.zeros(batch, dtype=torch.int64, device=device)
         self.condition = self._condition_buffer(device)
         levels = config.num_levels
         everything = SamplingParams((1.0,) * levels, (None,) * levels, (None,) * levels)
         top = torch.zeros(batch, config.num_steps, 1, dtype=torch.int64, device=device) if given else None
         with torch.inference_mode():
-            options: dict[str, Any] = {"given": top, "engine": engine, "tables": tables}
-            self.run = StepRunner.make(model, self.condition, self.seeds, everything, **options)
+            how: dict[str, Any] = {"given": top, "engine": engine, "options": options}
+            self.run = StepRunner.make(model, self.condition, self.seeds, everything, **how)
             self.replay = Replay(self._work, device)
 
     @property
@@ -129,6 +133,8 @@ class DrawReplay:
         """Codes int64 [B, h, w] a level, the caller's own. Arguments and errors as for ``draw_codes``; ``invalid`` is a
         bool scalar that is set where logits were NaN."""
         params.check(self.config)
+        if self.fused_draw and params.filtered:
+            raise ValueError("this capture draws inside the head's product: expected neither top_k nor top_p; got some")
         if len(seeds) != self.batch or (given_top_codes is not None) != self.run.keep_top:
             wanted = f"{self.batch} seeds, top codes {'given' if self.run.keep_top else 'drawn'}"
             got = f"{len(seeds)}, top codes {'drawn' if given_top_codes is None else 'given'}"

@@ -7,17 +7,19 @@ allocated before the first step; inside, nothing is concatenated and nothing wai
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from hqtvae_fast.config import TransformerConfig
 from hqtvae_fast.engine.fused_step import FusedStep
-from hqtvae_fast.engine.step import ENGINES, Engine, LevelLogits, ReferenceStep, Step
-from hqtvae_fast.engine.tables import StepTables
+from hqtvae_fast.engine.step import ENGINES, Engine, LevelFeatures, LevelLogits, ReferenceStep, Step, StepOptions
+from hqtvae_fast.engine.whole_head import WholeHead
 from hqtvae_fast.model import HQTransformer
 from hqtvae_fast.model.pyramid import to_local, to_maps
+from hqtvae_fast.ops.draw_from_head import draw_from_head
 from hqtvae_fast.ops.sample_logits import check_sampling, sample_logits
 
 OnStep = Callable[[], None]
@@ -40,6 +42,11 @@ class SamplingParams:
         for values in zip(self.temperature, self.top_k, self.top_p, config.codebook_sizes, strict=True):
             check_sampling(*values)
 
+    @property
+    def filtered(self) -> bool:
+        """Whether any level has a top-k or a top-p."""
+        return any(value is not None for value in (*self.top_k, *self.top_p))
+
 
 @torch.inference_mode()
 def draw_codes(
@@ -51,7 +58,7 @@ def draw_codes(
     given_top_codes: Tensor | None = None,
     on_step: OnStep | None = None,
     engine: Engine | None = None,
-    tables: StepTables | None = None,
+    options: StepOptions | None = None,
     invalid: Tensor | None = None,
 ) -> tuple[Tensor, ...]:
     """Draw code maps, int64 [B, h, w] a predicted level, top first.
@@ -59,15 +66,16 @@ def draw_codes(
     ``condition``: labels [B], tokens [B, P], top codes [B, P] (a refiner) or None; ``seeds`` int64 [B], see
     :func:`hqtvae_fast.engine.rng.image_seeds`; ``given_top_codes`` [B, h, w] are kept and only finer codes are drawn
     (the paper's figure 4b). ``on_step`` is called after each of the T steps has been issued. The same seed gives the
-    same codes in any batch, as far as matrix products give the same logits there. ``tables``: of this model, from
-    :func:`hqtvae_fast.engine.fused_step.make_tables`. Raises ValueError on parameters out
-    of range and, at the end on a GPU and at once on a CPU, on logits that are NaN. ``invalid``, a bool scalar on a GPU,
-    is set there instead, and nothing waits for it.
+    same codes in any batch, as far as matrix products give the same logits there. ``options``: a fused draw is one only
+    without top-k and top-p. Raises ValueError on parameters out of range and, at the end on a GPU and at once on a CPU,
+    on logits that are NaN. ``invalid``, a bool scalar on a GPU, is set there instead, and nothing waits for it.
     """
     config, batch = model.config, len(seeds)
     params.check(config)
     given = None if given_top_codes is None else check_given(given_top_codes, config, batch)
-    run = StepRunner.make(model, condition, seeds, params, given=given, engine=engine, tables=tables)
+    options = options or StepOptions()
+    options = replace(options, fused_draw=options.fused_draw and not params.filtered)
+    run = StepRunner.make(model, condition, seeds, params, given=given, engine=engine, options=options)
     run.all_steps(on_step)
     if invalid is not None:
         invalid |= run.draw.invalid
@@ -88,6 +96,8 @@ class StepRunner:
     local_BTN: Tensor
     keep_top: bool
     """Whether the top codes were given."""
+    whole_head: WholeHead | None = None
+    """Runs the head and draws in one operation, where that was asked for."""
 
     @classmethod
     def make(
@@ -99,7 +109,7 @@ class StepRunner:
         *,
         given: Tensor | None = None,
         engine: Engine | None = None,
-        tables: StepTables | None = None,
+        options: StepOptions | None = None,
     ) -> StepRunner:
         """Allocates everything. ``given``: top codes [B, T, 1]."""
         config, batch = model.config, len(seeds)
@@ -109,7 +119,8 @@ class StepRunner:
         if given is not None:
             local_BTN[:, :, :1] = given
         draw = _Draw.on_device(params, seeds, _noise_offset(config), config)
-        return cls(config, make_step(model, batch, engine, tables), draw, condition, local_BTN, given is not None)
+        step, whole = make_step(model, batch, engine, options), WholeHead.if_asked_for(model, batch)
+        return cls(config, step, draw, condition, local_BTN, given is not None, whole)
 
     def all_steps(self, on_step: OnStep | None = None) -> None:
         """Draw everything, from the first step on; may be called again."""
@@ -127,6 +138,9 @@ class StepRunner:
     def __call__(self, index: int) -> None:
         """The body at one position, then the head's groups in order, each drawn."""
         h_BD, local_BN = self.step.body(index, self.condition, self.local_BTN), self.local_BTN[:, index]
+        if self.whole_head is not None:
+            self.whole_head(h_BD, local_BN, **self.draw.all_levels(index), keep_top=self.keep_top)
+            return
         for group in self.config.groups:
             if self.keep_top and group == range(1):
                 self.step.skip(h_BD)
@@ -136,17 +150,20 @@ class StepRunner:
                     self.draw(part, local_BN, index)
 
 
-def make_step(model: HQTransformer, batch: int, engine: Engine | None = None, tables: StepTables | None = None) -> Step:
+def make_step(
+    model: HQTransformer, batch: int, engine: Engine | None = None, options: StepOptions | None = None
+) -> Step:
     """Who runs the steps: "fused", the kernels of :mod:`hqtvae_fast.ops`, or "reference", the model's own modules.
-    None: the kernels on a GPU or with ``tables``, which only they read; else the modules, which on a CPU have packed
-    weights. Raises ValueError on another, and on "reference" with tables."""
+    None: the kernels on a GPU or with any option, which only they have; else the modules, which on a CPU have packed
+    weights. Raises ValueError on another, and on "reference" with an option."""
+    options = options or StepOptions()
     if engine is None:
-        engine = "fused" if model.norm.weight.is_cuda or tables is not None else "reference"
+        engine = "fused" if model.norm.weight.is_cuda or options.any else "reference"
     if engine not in ENGINES:
         raise ValueError(f"engine: expected one of {', '.join(ENGINES)}; got {engine!r}")
-    if engine == "reference" and tables is not None:
-        raise ValueError("tables: expected engine 'fused', which reads them; got 'reference'")
-    return FusedStep(model, batch, tables) if engine == "fused" else ReferenceStep(model, batch)
+    if engine == "reference" and options.any:
+        raise ValueError(f"engine: expected 'fused', which has the options {options}; got 'reference'")
+    return FusedStep(model, batch, options) if engine == "fused" else ReferenceStep(model, batch)
 
 
 @dataclass(frozen=True)
@@ -175,19 +192,27 @@ class _Draw:
         for own, value in zip((self.temperature, self.top_k, self.top_p), _numbers(params, config), strict=True):
             own.copy_(value)
 
-    def __call__(self, part: LevelLogits, local_BN: Tensor, index: int) -> None:
+    def all_levels(self, index: int) -> dict[str, Tensor]:
+        """What a draw of every level reads at a step, by name."""
+        step = self.numbers[self.first_step + index]
+        filters = {"temperature": self.temperature, "top_k": self.top_k, "top_p": self.top_p}
+        return {"seeds": self.seeds, "step": step, "invalid": self.invalid, **filters}
+
+    def __call__(self, part: LevelLogits | LevelFeatures, local_BN: Tensor, index: int) -> None:
         """Draw the codes of a group that are of one level, into ``local_BN``."""
-        sample_logits(
-            part.logits,
-            temperature=self.temperature[part.level],
-            top_k=self.top_k[part.level],
-            top_p=self.top_p[part.level],
-            seeds=self.seeds,
-            step=self.numbers[self.first_step + index],
-            position=self.numbers[part.first],
-            out=local_BN[:, part.first : part.first + part.logits.shape[1]],
-            invalid=self.invalid,
-        )
+        positions = (part.x if isinstance(part, LevelFeatures) else part.logits).shape[1]
+        options: dict[str, Any] = {
+            "temperature": self.temperature[part.level],
+            "seeds": self.seeds,
+            "step": self.numbers[self.first_step + index],
+            "position": self.numbers[part.first],
+            "out": local_BN[:, part.first : part.first + positions],
+            "invalid": self.invalid,
+        }
+        if isinstance(part, LevelFeatures):
+            draw_from_head(part.x, part.weight, **options)
+        else:
+            sample_logits(part.logits, top_k=self.top_k[part.level], top_p=self.top_p[part.level], **options)
 
 
 def _numbers(params: SamplingParams, config: TransformerConfig) -> tuple[Tensor, Tensor, Tensor]:

@@ -12,6 +12,7 @@ from typing import Literal, Protocol
 from torch import Tensor
 
 from hqtvae_fast.engine.cache import KVCache
+from hqtvae_fast.engine.tables import StepTables
 from hqtvae_fast.model import HQTransformer
 from hqtvae_fast.model.layers import Blocks
 
@@ -28,6 +29,31 @@ class LevelLogits:
     logits: Tensor
 
 
+@dataclass(frozen=True)
+class LevelFeatures:
+    """What the head reads in their place, x [B, G, D] and its weight [K, D], for a draw that makes the product."""
+
+    level: int
+    first: int
+    x: Tensor
+    weight: Tensor
+
+
+@dataclass(frozen=True)
+class StepOptions:
+    """What the fused step has and the model's modules have not. ``tables``: read what depends on codes alone from them.
+    ``fused_draw``: leave the head's last product to the draw, which can have neither top-k nor top-p then.
+    ``dependent_launch``: products of few rows begin to fetch their weights while the kernel before them runs."""
+
+    tables: StepTables | None = None
+    fused_draw: bool = False
+    dependent_launch: bool = False
+
+    @property
+    def any(self) -> bool:
+        return self != StepOptions()
+
+
 class Step(Protocol):
     """Runs a model step by step for one batch; its caches are allocated when it is made."""
 
@@ -36,7 +62,7 @@ class Step(Protocol):
     def body(self, step: int, condition: Tensor | None, local_BTN: Tensor) -> Tensor:
         """MT at ``step`` (called for 0, 1, ...), which reads the codes drawn at the one before: h [B, D]."""
 
-    def head(self, h_BD: Tensor, local_BN: Tensor, group: range) -> Sequence[LevelLogits]:
+    def head(self, h_BD: Tensor, local_BN: Tensor, group: range) -> Sequence[LevelLogits | LevelFeatures]:
         """PHT over a group, called in drawing order; reads the codes of earlier groups."""
 
     def skip(self, h_BD: Tensor) -> None:

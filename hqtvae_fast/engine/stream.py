@@ -1,26 +1,25 @@
-"""Batches in order, the codes of one drawn while the one before it is decoded.
+"""Batches in order, one issued ahead of the one that is waited for (:mod:`hqtvae_fast.engine.lanes`).
 
-On a GPU two streams share the device: drawing codes is a chain of small products that leaves most of it idle, decoding
-is arithmetic. Nothing here is a thread: the host issues one batch ahead and waits for the older one, so a consumer that
-is slow, stops or fails holds up nothing but the batch in flight. A CPU is kept busy by either half; there each batch is
-finished before the next.
+A consumer that is slow, stops or fails holds up nothing but the batch in flight.
 """
 
 from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Generator, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from hqtvae_fast.engine.batches import Batch, Cutter, is_out_of_memory
+from hqtvae_fast.engine.lanes import Codes, Done, Job, Lanes, make_lanes
 from hqtvae_fast.engine.loop import NAN_LOGITS
 
-Codes = tuple[Tensor, ...]
+_T = TypeVar("_T")
 
 
 class GenerationError(RuntimeError):
@@ -38,58 +37,64 @@ class Finished:
 
 
 @dataclass(frozen=True)
-class Job:
-    """What is done with each batch, in order: ``draw`` gives the codes of its rows and sets a bool scalar where logits
-    were NaN, ``decode`` (None: not wanted) gives the pictures of the first rows of codes, as many as are asked for.
-    Both only issue work on the device's current stream. ``describe`` names a batch to a user."""
-
-    draw: Callable[[Batch, Tensor], Codes]
-    decode: Callable[[Codes, int], Tensor] | None
-    describe: Callable[[Batch], str]
+class _InFlight:
+    batch: Batch
+    wait: Callable[[], Done]
 
 
 def generate(
-    job: Job, cutter: Cutter, device: torch.device, *, overlap: bool = True
+    job: Job, cutter: Cutter, device: torch.device, *, overlap: bool | None = None
 ) -> Generator[Finished, None, None]:
     """Do all batches; yields them in order.
 
     A batch that runs out of memory is done again in smaller ones (:meth:`Cutter.shrink`). ValueError and
-    :class:`GenerationError` name the batch. ``overlap``: on a GPU, issue a batch ahead.
+    :class:`GenerationError` name the batch. ``overlap``: draw a batch while the one before it is decoded; None: on a
+    GPU.
     """
-    lanes = _Lanes(device, overlap)
-    ahead = 1 if lanes.overlap else 0
+    lanes = make_lanes(device, overlap)
     in_flight: deque[_InFlight] = deque()
     start = 0
     try:
         while start < cutter.total or in_flight:
-            while start < cutter.total and len(in_flight) <= ahead:
+            while start < cutter.total and len(in_flight) <= lanes.ahead:
                 batch = cutter.next(start)
-                issued = _issue(job, batch, lanes)
+                issued = _attempt(job, batch, lanes, partial(lanes.issue, job, batch))
                 if issued is not None:
-                    in_flight.append(issued)
+                    in_flight.append(_InFlight(batch, issued))
                     start = batch.stop
                 elif in_flight:
                     break  # what is in flight holds memory too: take it first
-                elif not cutter.shrink(batch):
-                    raise MemoryError(f"{job.describe(batch)}: not enough memory for {batch.size} at once")
-            with _named(job, in_flight[0].batch):
-                finished = in_flight[0].wait()
-            in_flight.popleft()
-            yield finished
+                else:
+                    _shrink(job, cutter, batch)
+            oldest = in_flight.popleft()
+            done = _attempt(job, oldest.batch, lanes, oldest.wait)
+            if done is None:  # again from there on, smaller
+                in_flight.clear()
+                _shrink(job, cutter, oldest.batch)
+                start = oldest.batch.start
+                continue
+            if done.invalid:
+                raise ValueError(f"{job.describe(oldest.batch)}: {NAN_LOGITS}")
+            yield Finished(oldest.batch, done.codes, done.images)
     finally:
-        lanes.drain()  # nothing may run on in memory that is given back
+        lanes.close()  # nothing may run on in memory that is given back
 
 
-def _issue(job: Job, batch: Batch, lanes: _Lanes) -> _InFlight | None:
-    """None where memory does not suffice."""
+def _shrink(job: Job, cutter: Cutter, batch: Batch) -> None:
+    if not cutter.shrink(batch):
+        raise MemoryError(f"{job.describe(batch)}: not enough memory for {batch.size} at once")
+
+
+def _attempt(job: Job, batch: Batch, lanes: Lanes, work: Callable[[], _T]) -> _T | None:
+    """What ``work`` gives; None where memory does not suffice, and then nothing is running any more."""
     try:
         with _named(job, batch), torch.inference_mode():
-            return lanes.issue(job, batch)
+            return work()
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
             raise
     lanes.drain()
-    if lanes.device.type == "cuda":
+    if torch.cuda.is_available():
         torch.cuda.empty_cache()
     return None
 
@@ -105,68 +110,3 @@ def _named(job: Job, batch: Batch) -> Iterator[None]:
             raise
         first = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise GenerationError(f"{job.describe(batch)}: {first}") from error
-
-
-class _InFlight:
-    """A batch whose work has been issued. Holds what the device still reads until it is done."""
-
-    def __init__(
-        self,
-        batch: Batch,
-        held: Any,
-        codes: Codes,
-        images: Tensor | None,
-        invalid: Tensor,
-        done: torch.cuda.Event | None,
-    ) -> None:
-        self.batch, self._held, self.codes, self.images = batch, held, codes, images
-        self.invalid, self.done = invalid, done
-
-    def wait(self) -> Finished:
-        if self.done is not None:
-            self.done.synchronize()
-        self._held = None
-        if bool(self.invalid):
-            raise ValueError(NAN_LOGITS)
-        return Finished(self.batch, self.codes, self.images)
-
-
-class _Lanes:
-    """The streams for drawing and for decoding; on a CPU none."""
-
-    def __init__(self, device: torch.device, overlap: bool) -> None:
-        self.device, self.overlap = device, overlap and device.type == "cuda"
-        self.drawing = torch.cuda.Stream(device) if self.overlap else None
-        self.decoding = torch.cuda.Stream(device) if self.overlap else None
-        for stream in (self.drawing, self.decoding):
-            if stream is not None:  # weights may still be on their way on the caller's stream
-                stream.wait_stream(torch.cuda.current_stream(device))
-
-    def issue(self, job: Job, batch: Batch) -> _InFlight:
-        with self._on(self.drawing):
-            invalid = torch.zeros((), dtype=torch.bool, device=self.device)
-            drawn = job.draw(batch, invalid)
-        if self.decoding is not None and self.drawing is not None:
-            self.decoding.wait_stream(self.drawing)
-        with self._on(self.decoding):
-            kept = tuple(level[: batch.count] for level in drawn)
-            images = None if job.decode is None else job.decode(drawn, batch.count)
-            codes = tuple(self._to_host(level) for level in kept)
-            pictures = None if images is None else self._to_host(images)
-            wrong = self._to_host(invalid)
-            done = torch.cuda.current_stream(self.device).record_event() if self.device.type == "cuda" else None
-        return _InFlight(batch, (drawn, images, invalid), codes, pictures, wrong, done)
-
-    def _on(self, stream: torch.cuda.Stream | None) -> Any:
-        return nullcontext() if stream is None else torch.cuda.stream(stream)
-
-    def _to_host(self, value: Tensor) -> Tensor:
-        """A copy that does not hold up the host: only from page-locked memory can it run beside other work."""
-        if value.device.type != "cuda":
-            return value
-        return torch.empty(value.shape, dtype=value.dtype, pin_memory=True).copy_(value, non_blocking=True)
-
-    def drain(self) -> None:
-        for stream in (self.drawing, self.decoding):
-            if stream is not None:
-                stream.synchronize()

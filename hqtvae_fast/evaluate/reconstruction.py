@@ -71,7 +71,7 @@ def measure_reconstructions(
         rebuilt: Tensor = pipe.decode(codes, "pt")
         part = ReconstructionState(
             Moments.of(extractor(images)),
-            Moments.of(extractor((rebuilt.clamp(0, 1) * 255).round().to(torch.uint8))),
+            Moments.of(extractor(rounded(rebuilt))),
             float(psnr(rebuilt, images.float() / 255).double().sum()),
             float(structural_similarity(rebuilt, images.float() / 255).double().sum()),
             len(images),
@@ -82,6 +82,11 @@ def measure_reconstructions(
     if state is None:
         raise ValueError(f"{pictures.name}: expected pictures in {span}; there are none")
     return state
+
+
+def rounded(images: Tensor) -> Tensor:
+    """Float images in [0, 1] as bytes, as files hold them."""
+    return (images.clamp(0, 1) * 255).round().to(torch.uint8)
 
 
 def code_counts(codes: tuple[Tensor, ...], sizes: tuple[int, ...]) -> tuple[Tensor, ...]:

@@ -20,6 +20,7 @@ from torch import Tensor
 from hqtvae_fast.evaluate.extractors import Extractor
 from hqtvae_fast.evaluate.frechet import Gaussian
 from hqtvae_fast.evaluate.measure import SetState
+from hqtvae_fast.evaluate.pictures import NPZ_PICTURES
 
 MEAN, COVARIANCE = "mu", "sigma"
 
@@ -54,10 +55,20 @@ class Reference:
 
 def holds_statistics(path: Path) -> bool:
     """Whether a file is an .npz with a mean and a covariance."""
+    return {MEAN, COVARIANCE} <= _arrays(path)
+
+
+def holds_pictures(path: Path) -> bool:
+    """Whether a file is an .npz of pictures, whatever else is in it."""
+    return NPZ_PICTURES in _arrays(path)
+
+
+def _arrays(path: Path) -> set[str]:
+    """Names of an .npz file's arrays; none if it is no such file."""
     if path.suffix != ".npz" or not path.is_file() or not zipfile.is_zipfile(path):
-        return False
+        return set()
     with zipfile.ZipFile(path) as archive:
-        return {f"{MEAN}.npy", f"{COVARIANCE}.npy"} <= set(archive.namelist())
+        return {name.removesuffix(".npy") for name in archive.namelist()}
 
 
 def read_reference(path: Path) -> Reference:

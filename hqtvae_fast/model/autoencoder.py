@@ -6,6 +6,8 @@ read without a transposition, and it makes the attention's [B, H*W, C] a view.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -14,6 +16,7 @@ from hqtvae_fast.config import VAEConfig
 from hqtvae_fast.ops.conv_bytes import conv_bytes
 from hqtvae_fast.ops.group_norm_silu import add_group_norm_silu, group_norm_silu
 from hqtvae_fast.ops.upsample_conv import fold_upsampling, upsample_conv
+from hqtvae_fast.ops.winograd_conv import Transformed, pays, winograd_conv
 
 GROUPS = 32
 GROUP_NORM_EPS = 1e-6
@@ -21,13 +24,16 @@ IMAGE_CHANNELS = 3
 
 
 class Trunk:
-    """A map, and what the last block adds to it: the next norm takes that sum while it reads both anyway.
+    """A map, and what is yet to be added to it, which the next norm does while it reads the maps anyway: what the last
+    block adds, and a bias [C]. (A bias alone: of a map that nothing but that norm reads.)
 
     Who takes the maps has them alone: callers keep the trunk, not its maps, which are the decoder's memory.
     """
 
-    def __init__(self, x: Tensor, branch: Tensor | None = None) -> None:
+    def __init__(self, x: Tensor, branch: Tensor | None = None, shift: Tensor | None = None) -> None:
         self._maps: tuple[Tensor, Tensor | None] | None = (x, branch)
+        self.shape = x.shape
+        self.shift = shift
 
     def take(self) -> tuple[Tensor, Tensor | None]:
         assert self._maps is not None, "expected a trunk whose maps are still there"
@@ -36,16 +42,55 @@ class Trunk:
 
     def sum(self) -> Tensor:
         x, branch = self.take()
-        return x if branch is None else x + branch
+        total = x if branch is None else x + branch
+        return total if self.shift is None else total.add_(self.shift[:, None, None])
 
 
 def normalise(norm: nn.GroupNorm, trunk: Trunk, *, silu: bool) -> tuple[Tensor, Tensor]:
-    """The trunk's sum, and the norm of it, with x*sigmoid(x) after it or not."""
+    """The trunk's sum (of a map and a bias alone: the map), and the norm of it, with x*sigmoid(x) after it or not."""
     rest = (norm.weight, norm.bias, GROUPS, GROUP_NORM_EPS)
     x, branch = trunk.take()
     if branch is None:
-        return x, group_norm_silu(x, *rest, silu=silu)
-    return add_group_norm_silu(x, branch, *rest, silu=silu)
+        return x, group_norm_silu(x, *rest, silu=silu, shift=trunk.shift)
+    return add_group_norm_silu(x, branch, *rest, silu=silu, shift=trunk.shift)
+
+
+class Conv(nn.Conv2d):
+    """A convolution that may leave its bias to who reads its output."""
+
+    def forward(self, x: Tensor, *, with_bias: bool = True) -> Tensor:
+        return super().forward(x) if with_bias else self._conv_forward(x, self.weight, None)
+
+
+class Conv3x3(Conv):
+    """3x3 convolution, padded by 1. For inference in fp32 on a CPU a kernel with a quarter of the multiplications takes
+    it, whose weights, four times as many, are made when they are first needed and never saved."""
+
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        super().__init__(in_channels, out_channels, 3, padding=1)
+        self._transformed = Transformed()
+
+    def forward(self, x: Tensor, *, with_bias: bool = True) -> Tensor:
+        if not with_bias or not pays(x, self.out_channels):
+            return super().forward(x, with_bias=with_bias)
+        assert self.bias is not None
+        return winograd_conv(x, self._transformed.of(self.weight), self.bias)
+
+    def _apply(self, *arguments: Any, **options: Any) -> Conv3x3:
+        self._transformed = Transformed()  # to another device or dtype
+        return super()._apply(*arguments, **options)
+
+
+def adds_bias_later(x: Tensor) -> bool:
+    """Whether convolutions of ``x`` leave their bias to the next norm: in inference on a GPU, where torch would add it
+    in a pass over memory of its own, since cuDNN's convolution takes none. (On a CPU it is added before outputs are
+    written.) Where a sum is wanted and no norm, the later pass costs what the earlier would have."""
+    return x.is_cuda and not torch.is_grad_enabled()
+
+
+def convolve(conv: Conv, x: Tensor) -> tuple[Tensor, Tensor | None]:
+    """The convolution of ``x``, and the bias that is yet to be added to it."""
+    return (conv(x, with_bias=False), conv.bias) if adds_bias_later(x) else (conv(x), None)
 
 
 class NormSwish(nn.Module):
@@ -65,19 +110,23 @@ class ResBlock(nn.Module):
     def __init__(self, in_channels: int, out_channels: int, dropout: float) -> None:
         super().__init__()
         self.norm1 = NormSwish(in_channels)
-        self.conv1 = nn.Conv2d(in_channels, out_channels, 3, padding=1)
+        self.conv1 = Conv3x3(in_channels, out_channels)
         self.norm2 = NormSwish(out_channels)
         self.dropout = nn.Dropout(dropout)
-        self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
+        self.conv2 = Conv3x3(out_channels, out_channels)
         same = in_channels == out_channels
-        self.shortcut = nn.Identity() if same else nn.Conv2d(in_channels, out_channels, 1)
+        self.shortcut = nn.Identity() if same else Conv(in_channels, out_channels, 1)
 
     def forward(self, trunk: Trunk) -> Trunk:
         x, y = self.norm1(trunk)
-        hidden = Trunk(self.conv1(y))
-        del y  # so that three maps are alive at once, not four
-        branch = self.conv2(self.dropout(self.norm2(hidden)[1]))
-        return Trunk(self.shortcut(x), branch)
+        first, shift = convolve(self.conv1, y)
+        hidden = Trunk(first, shift=shift)
+        del y, first  # so that three maps are alive at once, not four
+        branch, shift = convolve(self.conv2, self.dropout(self.norm2(hidden)[1]))
+        if isinstance(self.shortcut, Conv):
+            x, other = convolve(self.shortcut, x)
+            shift = other if shift is None or other is None else shift + other
+        return Trunk(x, branch, shift)
 
 
 class AttnBlock(nn.Module):
@@ -133,11 +182,17 @@ class Upsample(nn.Module):
         super().__init__()
         self.conv = nn.Conv2d(channels, channels, 3, padding=1)
         self.register_buffer("folded", None, persistent=False)
+        self._transformed = Transformed()
 
     @torch.no_grad()
     def fold(self) -> None:
         """Fold the weights, to be called in fp32 before any cast; kept until training starts."""
         self.folded = fold_upsampling(self.conv.weight).contiguous(memory_format=torch.channels_last)
+        self._transformed = Transformed()
+
+    def _apply(self, *arguments: Any, **options: Any) -> Upsample:
+        self._transformed = Transformed()
+        return super()._apply(*arguments, **options)
 
     def train(self, mode: bool = True) -> Upsample:
         if mode:
@@ -148,6 +203,8 @@ class Upsample(nn.Module):
         if self.folded is None or torch.is_grad_enabled():
             return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
         assert self.conv.bias is not None
+        if pays(x, self.conv.out_channels, doubled=True):
+            return winograd_conv(x, self._transformed.of(self.folded), self.conv.bias, doubled=True)
         return upsample_conv(x, self.folded, self.conv.bias)
 
 
@@ -193,7 +250,7 @@ class Encoder(nn.Module):
             self.down.append(layers)
         self.middle = _middle(widths[-1], config)
         self.norm_out = NormSwish(widths[-1])
-        self.conv_out = nn.Conv2d(widths[-1], config.latent_channels, 3, padding=1)
+        self.conv_out = Conv3x3(widths[-1], config.latent_channels)
 
     def forward(self, images: Tensor) -> Tensor:
         trunk = Trunk(self.conv_in(images.contiguous(memory_format=torch.channels_last)))
@@ -208,7 +265,7 @@ class Decoder(nn.Module):
     def __init__(self, config: VAEConfig) -> None:
         super().__init__()
         widths = [config.channels * m for m in config.channel_multipliers]
-        self.conv_in = nn.Conv2d(config.latent_channels, widths[-1], 3, padding=1)
+        self.conv_in = Conv3x3(config.latent_channels, widths[-1])
         self.middle = _middle(widths[-1], config)
         self.up = nn.ModuleList()  # in the order of running: smallest map first
         side, before = config.resolution // config.downsampling, widths[-1]

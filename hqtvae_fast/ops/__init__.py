@@ -13,12 +13,16 @@ from hqtvae_fast.ops.hierarchical_quantize import hierarchical_quantize
 from hqtvae_fast.ops.linear.few_rows import linear
 from hqtvae_fast.ops.local_attention import local_attention
 from hqtvae_fast.ops.nearest_code import nearest_code
+from hqtvae_fast.ops.prediction_head import PredictionHead
 from hqtvae_fast.ops.prefill_attention import prefill_attention
+from hqtvae_fast.ops.quantized_conv import quantized_conv
 from hqtvae_fast.ops.sample_logits import sample_logits
 from hqtvae_fast.ops.soft_label_cross_entropy import soft_label_cross_entropy
 from hqtvae_fast.ops.upsample_conv import upsample_conv
+from hqtvae_fast.ops.winograd_conv import winograd_conv
 
 __all__ = [
+    "PredictionHead",
     "add_group_norm_silu",
     "add_layer_norm",
     "bias_gelu",
@@ -35,7 +39,9 @@ __all__ = [
     "local_attention",
     "nearest_code",
     "prefill_attention",
+    "quantized_conv",
     "sample_logits",
     "soft_label_cross_entropy",
     "upsample_conv",
+    "winograd_conv",
 ]

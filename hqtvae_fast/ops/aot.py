@@ -47,6 +47,8 @@ RESERVED = KIB  # of shared memory, which the driver keeps in every block beside
 # Machine code, not PTX, is searched: what ptxas dropped does not count.
 MMA = {"wgmma": r"\b[BHIQ]GMMA\b", "mma.sync": r"\b[BDHIQ]MMA\b"}
 COPIES = {"bulk": r"\b(UBLKCP|UTMALDG|UTMASTG)\b", "cp.async": r"\bLDGSTS\b"}
+# Of a dependent launch: the wait for the kernel before, and a cache told to fetch meanwhile.
+DEPENDENT = {"wait": r"\bACQBULK\b", "prefetch": r"\bCCTL\b"}
 
 Budget = Mapping[str, Any]
 Budgets = dict[str, dict[str, Budget]]  # by architecture ("sm_80"), then by the variant's name
@@ -56,8 +58,9 @@ CEILINGS = ("registers", "stack", "spills", "shared")
 @dataclass(frozen=True)
 class Resources:
     """What a compiled kernel takes: registers, bytes of stack and bytes spilled (stored plus loaded) for each thread;
-    bytes of shared memory (static plus dynamic) and warps for each block. ``mma`` and ``copies`` name the kinds of
-    tensor-core instructions and of asynchronous copies found, empty if none; ``needs`` is the variant's own."""
+    bytes of shared memory (static plus dynamic) and warps for each block. ``mma``, ``copies`` and ``dependent`` name
+    the kinds of tensor-core instructions, of asynchronous copies and of those of a dependent launch found, empty if
+    none; ``needs`` is the variant's own."""
 
     registers: int
     stack: int
@@ -67,6 +70,7 @@ class Resources:
     mma: str
     copies: str
     needs: tuple[str, ...] = ()
+    dependent: str = ""
 
 
 @dataclass(frozen=True)
@@ -113,6 +117,7 @@ def compile_variant(variant: Variant, arch: int) -> Resources:
         mma=mma,
         copies=_kinds(COPIES, sass),
         needs=variant.needs,
+        dependent=_kinds(DEPENDENT, sass),
     )
 
 
@@ -201,6 +206,7 @@ def judge(resources: Resources, budget: Budget | None, arch: int) -> list[str]:
         if got > budget[what] and not (what == "shared" and got > limit):
             problems.append(f"{what}: {got}, budget {budget[what]}")
     found = {"mma": resources.mma, "async": resources.copies}
+    found |= {kind: kind for kind in DEPENDENT if kind in resources.dependent.split("+")}
     # The row's needs count as well: a spec that asks for less than before is no way around them.
     for need in sorted({*resources.needs, *budget["needs"]}):
         if not found.get(need):

@@ -19,7 +19,10 @@ _SIGNATURES = {
     "hqtvae_group_norm_silu_bf16": (*[_POINTER] * 9, *[_COUNT] * 5, ctypes.c_float, ctypes.c_int),
     "hqtvae_group_norm_silu_backward_fp32": (*[_POINTER] * 9, *[_COUNT] * 5, ctypes.c_int),
     "hqtvae_group_norm_silu_backward_bf16": (*[_POINTER] * 9, *[_COUNT] * 5, ctypes.c_int),
+    "hqtvae_winograd_scratch": (_COUNT, _COUNT),
+    "hqtvae_winograd": (*[_POINTER] * 6, *[_COUNT] * 6, ctypes.c_int),
 }
+_RESULTS = {"hqtvae_winograd_scratch": _COUNT}
 
 operators = torch.library.Library("hqtvae_fast", "FRAGMENT")
 """Where the kernels are defined as operators of torch. By hand: torch.library.custom_op wraps the same in 3 more
@@ -40,7 +43,7 @@ def load() -> tuple[ctypes.CDLL | None, str]:
         function = getattr(kernels, name, None)
         if function is None:
             return None, f"built from older sources: {found[0].name} has no {name}; install again"
-        function.argtypes, function.restype = types, None
+        function.argtypes, function.restype = types, _RESULTS.get(name)
     return kernels, ""
 
 

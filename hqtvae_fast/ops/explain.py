@@ -109,6 +109,8 @@ def _backend_rows(spec: Spec, inputs: Sequence[Any], backend: str | None) -> lis
     except BackendError as error:
         return [("backend", f"none: {error}")]
     rows = [("backend", f"{choice.backend.name}, chosen by {choice.asked_by}")]
+    if choice.backend.origin is not None:
+        rows.append(("kernels from", choice.backend.origin()))
     return rows + [("passed over", f"{name}: {reason}") for name, reason in choice.passed_over]
 
 

@@ -32,6 +32,18 @@ def why_not(*inputs: Tensor | None) -> str | None:
     return None
 
 
+def capability_at_least(x: Tensor, least: tuple[int, int]) -> bool:
+    """Whether the GPU that ``x`` is on can do what came with this compute capability; so can the interpreter and, where
+    there is no GPU to ask, a fake one."""
+    return not (x.is_cuda and torch.cuda.is_available()) or torch.cuda.get_device_capability(x.device) >= least
+
+
+def dependents(x: Tensor) -> bool:
+    """Whether kernels here may tell that the next one can be launched (programmatic dependent launch, from compute
+    capability 9.0 on). Telling costs an instruction, and means nothing to a kernel that is launched as usual."""
+    return x.is_cuda and torch.cuda.is_available() and capability_at_least(x, (9, 0))
+
+
 def interpreted() -> bool:
     """Whether Triton runs kernels on the CPU, as it read when they were defined."""
     return os.environ.get("TRITON_INTERPRET") == "1"

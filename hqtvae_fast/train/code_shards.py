@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from hqtvae_fast.engine.encoding import Encode, make_encoder
 from hqtvae_fast.model import HQVAE
 from hqtvae_fast.shard_files import add_member, keep_spec, write_whole
 from hqtvae_fast.train.code_cache import vae_hash
@@ -72,14 +73,16 @@ class CodeShards:
         return [shard for shard in range(len(self)) if self.file(shard).exists()]
 
     def make(self, batch: int, *, workers: int = 0, advance: Callable[[int], None] = lambda number: None) -> ShardCount:
-        """Encode what is missing, on the VAE's device. ``advance`` hears of pictures that are done."""
+        """Encode what is missing, on the VAE's device (on a GPU by one captured graph, shorter batches filled up).
+        ``advance`` hears of pictures that are done."""
         done = set(self.done())
+        encode = make_encoder(self.vae, batch) if len(done) < len(self) else self.vae.encode
         encoded = 0
         for shard in range(len(self)):
             if shard in done:
                 advance(len(self.span(shard)))
                 continue
-            encoded += self._make(shard, batch, workers, advance)
+            encoded += self._make(shard, encode, batch, workers, advance)
         broken = sum(len(self.broken(shard)) for shard in range(len(self)))
         return ShardCount(encoded, len(self.source) - broken - encoded, broken)
 
@@ -91,12 +94,12 @@ class CodeShards:
     def _broken_file(self, shard: int) -> Path:
         return self.file(shard).with_suffix(".broken.json")
 
-    def _make(self, shard: int, batch: int, workers: int, advance: Callable[[int], None]) -> int:
+    def _make(self, shard: int, encode: Encode, batch: int, workers: int, advance: Callable[[int], None]) -> int:
         broken: list[str] = []
 
         def write(out: Any) -> int:
             with tarfile.open(fileobj=out, mode="w") as tar:
-                for index, levels, fields in self._encoded(shard, batch, workers, advance):
+                for index, levels, fields in self._encoded(shard, encode, batch, workers, advance):
                     if levels is None:
                         broken.append(self.source.key(index))
                     else:
@@ -113,7 +116,7 @@ class CodeShards:
             write_whole(self._broken_file(shard), lambda out: out.write(data + b"\n"))
 
     def _encoded(
-        self, shard: int, batch: int, workers: int, advance: Callable[[int], None]
+        self, shard: int, encode: Encode, batch: int, workers: int, advance: Callable[[int], None]
     ) -> Iterator[tuple[int, list[np.ndarray] | None, dict[str, Any]]]:
         """Index, codes a level and fields of each picture; None for the codes of one that is broken."""
         device = next(self.vae.parameters()).device
@@ -121,7 +124,7 @@ class CodeShards:
         squares = CentreSquares(self.source, self.vae.config.resolution, span.start, span.stop)
         at = span.start
         for images, broken in squares.batches(batch, workers=workers, pinned=device.type == "cuda"):
-            levels = [level.cpu() for level in self.vae.encode(images.to(device, non_blocking=True))]
+            levels = [level.cpu() for level in encode(images)]
             for row, is_broken in enumerate(broken.tolist()):
                 index = at + row
                 fields = None if is_broken else _fields(self.source, index)

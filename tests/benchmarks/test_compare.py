@@ -32,9 +32,9 @@ def made_up(random, loss, rounds=12, turns=16, processes=0.008, noise=0.03):
     return Paired(samples)
 
 
-def alarm_rate(loss, trials=200):
+def alarm_rate(loss, trials=200, turns=16):
     random = np.random.default_rng(round(loss * 1000))
-    found = [judge(between_sides(made_up(random, loss)), THRESHOLD)[0].is_loss for _ in range(trials)]
+    found = [judge(between_sides(made_up(random, loss, turns=turns)), THRESHOLD)[0].is_loss for _ in range(trials)]
     return sum(found) / trials
 
 
@@ -44,6 +44,12 @@ def test_losses_are_found_and_nothing_is_not():
     assert rates[0.01] <= 0.15  # below half the threshold: seldom more than a matter of luck
     assert rates[0.03] >= 0.90
     assert rates[0.10] == 1
+
+
+@pytest.mark.parametrize("turns", [1, 3])
+def test_few_turns_make_no_false_alarms(turns):
+    """They cost power: the ranks' own rate holds for any number of turns, as long as no side is favoured."""
+    assert alarm_rate(0.0, turns=turns) <= 0.03
 
 
 def test_gains_are_no_alarm():

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-import json
-
 import pytest
 import torch
 import typer
 from conftest import CASES, golden_pipeline, golden_values
+from torch import nn
 from typer.testing import CliRunner
 
 from benchmarks import decode, generate
+from benchmarks.decode_layers import decode_layers
 from benchmarks.plain_decoder import PlainDecoder
+from benchmarks.schema import read
+from hqtvae_fast.model.autoencoder import AttnBlock, NormSwish, Upsample
+from hqtvae_fast.model.cost import decode_flops
 
 TOLERANCE = 1e-4
 
@@ -35,19 +38,69 @@ def test_a_run_reports_every_entrant(tmp_path):
     result = run("--decode-only", "--preset", "tiny", "--batch", 3, "--repeats", 2, "--dtype", "fp32", "--json", file)
     assert result.exit_code == 0, result.output
     assert "Decoding 3 images, tiny" in result.output
-    document = json.loads(file.read_text())
-    ours, one, whole = document["entrants"]
-    assert [each["name"] for each in (ours, one, whole)] == [
+    assert "of the GEMM" in result.output
+    assert "group norm and SiLU, 32x32x32" in result.output
+    results = read(file)
+    ours, one, whole = results.rows
+    assert [row.entrant for row in (ours, one, whole)] == [
         *("hqtvae_fast", "plain torch, one image at a time", "plain torch, the batch at once"),
     ]
-    assert all(len(each["seconds"]) == 2 and min(each["seconds"]) > 0 for each in (ours, one, whole))
-    assert ours["flops_an_image"] < one["flops_an_image"] == whole["flops_an_image"]
-    assert (document["batch"], document["model"]) == (3, "tiny")
+    assert [row.ours for row in (ours, one, whole)] == [True, False, False]
+    assert all(len(row.runs) == 2 and min(row.runs) > 0 and row.work["images"] == 3 for row in (ours, one, whole))
+    assert ours.work["flops"] < one.work["flops"] == whole.work["flops"]
+    assert ours.name == "tiny, batch 3: decode"
+    assert results.details["gemm_flops"] > 0
+    assert results.details["layers"]
+
+
+def test_everything_that_a_gpu_is_measured_with_decodes_the_same():
+    """On a CPU: a capture is a call there, and torch's compiler gives the graph that it has read back as it is."""
+    vae, device = decode._open_vae("tiny", None), torch.device("cpu")
+    entrants = decode.make_entrants(vae, device, torch.float32, 2, everything=True, compile_backend="eager")
+    assert [entrant.name for entrant in entrants] == [
+        *("hqtvae_fast", "hqtvae_fast, captured", "plain torch", "plain torch, channels-last"),
+        *("torch.compile, channels-last", "plain torch, one image at a time", "plain torch, the batch at once"),
+    ]
+    codes = decode._random_codes(vae.config, 2, device)
+    decode.check_alike(entrants, codes)
+    images = [entrant.run(codes) for entrant in entrants]
+    assert all(image.shape == (2, 3, 32, 32) and image.dtype is torch.float32 for image in images)
+    for image in images[:-1]:
+        torch.testing.assert_close(image, images[-1], rtol=0, atol=TOLERANCE)
+
+
+def test_plain_decoders_keep_to_torchs_convolutions(monkeypatch):
+    def fail(*_, **__):
+        raise AssertionError("a plain decoder asked for our kernel")
+
+    monkeypatch.setattr("hqtvae_fast.model.autoencoder.winograd_conv", fail)
+    vae = golden_pipeline("class_parallel").vae
+    codes = [torch.zeros(1, side, side, dtype=torch.int64) for side in vae.config.level_sides]
+    for channels_last in (False, True):
+        PlainDecoder(vae, channels_last=channels_last)(codes)
+
+
+# ----------------------------------------------------------------------------------------------------- layer by layer
+
+
+def test_layers_are_all_of_the_decoder(monkeypatch):
+    vae = golden_pipeline("class_parallel").vae
+    codes = [torch.zeros(2, side, side, dtype=torch.int64) for side in vae.config.level_sides]
+    monkeypatch.setattr("benchmarks.decode_layers.chunk_size", lambda vae, device: 2)
+    *layers, rest = decode_layers(vae, codes, torch.device("cpu"))
+    kinds = (nn.Conv2d, Upsample, NormSwish, AttnBlock)
+    inner = sum(isinstance(layer, Upsample) for layer in vae.decoder.modules())  # each has a convolution of its own
+    assert sum(layer.count for layer in layers) == sum(isinstance(m, kinds) for m in vae.decoder.modules()) - inner
+    assert [layer.seconds for layer in layers] == sorted((layer.seconds for layer in layers), reverse=True)
+    assert rest.name == "everything else (2 images in all)"
+    counted = sum(layer.flops for layer in layers)
+    assert counted == pytest.approx(2 * decode_flops(vae.config, fold_upsampling=True), rel=0.02)
+    assert not any(module._forward_hooks for module in vae.decoder.modules())
 
 
 def test_an_entrant_that_decodes_something_else_is_refused():
     vae = decode._open_vae("tiny", None)
-    entrants = decode.make_entrants(vae, torch.device("cpu"), torch.float32)
+    entrants = decode.make_entrants(vae, torch.device("cpu"), torch.float32, 2, everything=False)
     codes = decode._random_codes(vae.config, 2, torch.device("cpu"))
     decode.check_alike(entrants, codes)
     right = entrants[0].run

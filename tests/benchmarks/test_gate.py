@@ -9,13 +9,14 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from benchmarks import gate, pairs, proxies, revisions, schema, tally, worker
 from benchmarks.environment import describe
-from benchmarks.pairs import Plan, Side, Worker, measure
+from benchmarks.pairs import Paired, Plan, Side, Worker, measure
 from benchmarks.schema import Results, Row
 from hqtvae_fast import cli
 from hqtvae_fast.cli import bench
@@ -37,66 +38,79 @@ def folder(tmp_path):
 
 def test_two_sides_take_turns(folder):
     plan = Plan(WORKLOAD, rounds=2, turns=3, least_seconds=0.001)
-    paired = measure([Side("base", folder), Side("new, slower", folder, slow=1.0)], plan)
+    (paired,) = measure([Side("base", folder), Side("new, slower", folder, slow=1.0)], plan)
     (part,) = paired.samples[0]
     assert part == "tiny, batch 1: decode"
     assert [[len(turns) for turns in samples[part]] for samples in paired.samples] == [[3, 3], [3, 3]]
-    assert all(0.3 < ratio < 1.2 for ratio in paired.log_ratios(part, 1))  # log 2 is 0.69
+    assert all(0.3 < ratio < 1.2 for ratio in paired.log_ratios(part))  # log 2 is 0.69
     assert paired.environments[0]["threads"] == 1
 
 
-def test_the_order_turns_round(monkeypatch):
-    asked = []
+class Caches:
+    """Workers on one core: a call is quicker where the one before it was of the same process, whose data are cached."""
 
-    class Fake:
-        def __init__(self, name):
-            self.name = name
+    def __init__(self, cold=1.0, warm=0.97):
+        self.asked, self.cold, self.warm = [], cold, warm
 
-        def ask(self, part, calls, slow=0.0):
-            asked.append(self.name)
-            return 1.0
+    def worker(self, name):
+        def ask(part, calls, slow=0.0):
+            self.asked.append(name)
+            return self.warm if self.asked[-2:-1] == [name] else self.cold
 
-    a, b = Path("a"), Path("b")
-    paired = pairs.Paired([{}, {}])
-    pairs._take_turns("x", [Side("a", a), Side("b", b)], {a: Fake("a"), b: Fake("b")}, Plan({}, turns=4), paired, 0)
-    assert "".join(asked) == "a" * pairs.WARM_UP + "b" * pairs.WARM_UP + "abbaabba"
+        return SimpleNamespace(ask=ask)
+
+
+def turns_of(names, turns, number=0):
+    """What is asked for, in order, and the pairs that come of it."""
+    caches, sides = Caches(), [Side(name, Path(name[0])) for name in names]
+    workers = {folder: caches.worker(str(folder)) for folder in dict.fromkeys(side.folder for side in sides)}
+    pairs_of = [Paired([{}, {}]) for _ in names[1:]]
+    pairs._take_turns("x", sides, workers, Plan({}, turns=turns), pairs_of, number)
+    return "".join(caches.asked)[len(workers) * pairs.WARM_UP :], pairs_of
+
+
+def test_sides_alternate_and_the_first_one_changes_with_the_round():
+    assert turns_of("ab", 3)[0] == "ababab"
+    assert turns_of("ab", 3, number=1)[0] == "bababa"
+    assert turns_of(("a", "b1", "b2"), 2)[0] == "abababab"
+
+
+@pytest.mark.parametrize("turns", [1, 2, 3, 4, 16])
+@pytest.mark.parametrize("number", [0, 1])
+def test_no_side_gains_by_following_itself(turns, number):
+    """Two equal sides are equal to the last bit, with however few turns."""
+    for names in ("ab", ("a", "b1", "b2", "b3")):
+        for pair in turns_of(names, turns, number)[1]:
+            assert pair.log_ratios("x") == [0.0]
 
 
 def test_a_worker_that_dies_says_why(folder):
-    with Worker(folder, {**WORKLOAD, "preset": "huge"}) as dying:
-        dying.say(seed=0)
-        with pytest.raises(RuntimeError, match=r"ended with 1: .*expected one of S, .* got 'huge'"):
-            dying.listen()
+    message = r"ended with 1: .*expected one of S, .* got 'huge'"
+    with Worker(folder, {**WORKLOAD, "preset": "huge"}) as dying, pytest.raises(RuntimeError, match=message):
+        dying.listen()
 
 
 def test_a_worker_of_another_package_is_refused(folder):
     with Worker(folder, WORKLOAD) as other:
         other._folder = folder / "elsewhere"
-        other.say(seed=0)
         with pytest.raises(RuntimeError, match=r"elsewhere: expected .*elsewhere/hqtvae_fast; got"):
             other.ready()
-        other.say(end=True)
 
 
-def test_a_process_may_also_start_anew(folder):
-    """As on a GPU: no fork, and the same answers."""
-    code = (
-        "import json, sys; from benchmarks import worker; worker._fork = worker._start_anew;"
-        " worker.serve(json.loads(sys.argv[1]))"
-    )
-    asked = [{"seed": 1}, {"part": "tiny, batch 1: decode", "calls": 1}, {"end": True}]
-    command = [sys.executable, "-c", code, json.dumps(WORKLOAD)]
-    pipe = subprocess.PIPE
-    with subprocess.Popen(command, cwd=folder, stdin=pipe, stdout=pipe, text=True) as process:
-        answers = []
-        for line in asked:
-            print(json.dumps(line), file=process.stdin, flush=True)
-            answers.append(json.loads(process.stdout.readline()))
-        process.stdin.close()
-    assert process.returncode == 0
-    assert answers[0]["parts"] == ["tiny, batch 1: decode"]
-    assert answers[1]["seconds"] > 0
-    assert answers[2] == {"ended": True}
+def test_each_pair_has_processes_of_its_own(folder, monkeypatch):
+    """Units that share a process they were forked from share its luck, and are not independent. Both sides of a pair
+    hash alike."""
+    said = []
+    ready = Worker.ready
+    monkeypatch.setattr(Worker, "ready", lambda self: said.append((self._process.pid, answer := ready(self))) or answer)
+    other = folder / "other"
+    other.mkdir()
+    for name in ("hqtvae_fast", "benchmarks"):
+        (other / name).symlink_to(ROOT / name)
+    measure([Side("base", folder), Side("new", other)], Plan(WORKLOAD, rounds=2, turns=1, least_seconds=0.0))
+    assert len({pid for pid, _ in said}) == 4
+    hashes = [answer["hash"] for _, answer in said]
+    assert hashes[0] == hashes[1] != hashes[2] == hashes[3]
 
 
 def test_a_planted_loss_is_as_long_as_it_says():

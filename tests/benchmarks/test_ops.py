@@ -105,6 +105,18 @@ def test_a_long_run_is_repeated_less_often(monkeypatch):
     assert {len(row.seconds) for row in measured().rows if row.what in ("asleep", "ours: slow")} == {3}
 
 
+def test_what_takes_too_long_is_left_out(monkeypatch):
+    monkeypatch.setattr(op_timing, "LONGEST_CALL", 0.015)
+    outcome = measured()
+    assert [row.what for row in outcome.rows] == ["ours: torch", "nothing at all", "asleep"]
+    assert outcome.notes[-1] == "left out: double, large: ours: slow: a call takes 0 s"
+
+
+def test_notes_are_gathered_by_reason():
+    notes = [f"left out: double, {case}: needs a GPU" for case in ("a", "b, c")] + ["left out: double, a: no", "odd"]
+    assert ops.gathered(notes) == ["left out: double: needs a GPU (2 cases)", "left out: double, a: no", "odd"]
+
+
 def test_a_wrong_result_is_a_failure_and_not_timed():
     outcome = measured(replace(SPEC, run=lambda x, backend=None: x, backends=()))
     assert outcome.rows == []
@@ -143,6 +155,12 @@ def test_what_allocates_too_much_is_left_out_and_the_rest_timed():
     (note,) = outcome.notes
     assert note.startswith("left out: double, large: hog does not fit in memory")
     assert "\n" not in note
+
+
+def test_a_baseline_that_fails_costs_its_own_row_only():
+    outcome = measured(replace(SPEC, baselines={"broken": lambda x: 1 / 0, "asleep": lambda x: time.sleep(0.001)}))
+    assert [row.what for row in outcome.rows] == ["ours: torch", "ours: slow", "asleep"]
+    assert outcome.notes[-1] == "left out: double, large: broken: ZeroDivisionError: division by zero"
 
 
 def test_errors_that_are_not_about_memory_pass_the_guard():
@@ -191,6 +209,18 @@ def test_table_and_json(invoke, tmp_path):
     assert row["work"]["floor_seconds"] == pytest.approx(8e-6)
 
 
+def test_results_are_kept_when_a_later_case_is_cut_off(monkeypatch, tmp_path):
+    def cut_off(case, device, seed):
+        raise KeyboardInterrupt
+
+    specs = {"double": SPEC, "endless": replace(SPEC, op="endless", make_inputs=cut_off)}
+    monkeypatch.setattr(ops, "all_specs", lambda: specs)
+    monkeypatch.setattr(ops, "peaks_of", lambda device: PEAKS)
+    with pytest.raises(KeyboardInterrupt):
+        ops.ops(all_ops=True, repeats=1, json=tmp_path / "r.json")
+    assert {row["work"]["op"] for row in json.loads((tmp_path / "r.json").read_text())["rows"]} == {"double"}
+
+
 def test_one_that_fails_does_not_cost_the_others_their_rows(invoke):
     result = invoke("--all", "--repeats", "1")
     assert result.exit_code == 1
@@ -215,7 +245,9 @@ def test_what_cannot_be_done_is_said_in_a_sentence(invoke, arguments, message):
     assert message in " ".join(result.output.split())
 
 
-def test_a_small_case_can_be_asked_for_by_name(invoke):
-    result = invoke("--op", "double", "--case", "small", "--repeats", "1")
+@pytest.mark.parametrize("how", [("--case", "small"), ("--small",)])
+def test_small_cases_can_be_asked_for(invoke, how):
+    result = invoke("--op", "double", *how, "--repeats", "1")
     assert result.exit_code == 0
     assert "small" in result.output
+    assert "large" not in result.output

@@ -22,5 +22,6 @@ def test_compare():
 def test_table(capsys):
     main([str(GOLDEN / "class_parallel"), "--images", "2", "--dtype", "fp32"])
     rows = re.findall(r"(fp32|bf16|fp16) +(\S+) +([\d.]+)% +(\S+) +([\d.]+)% +(\S+)", capsys.readouterr().out)
-    assert [row[:2] for row in rows] == [("fp32", "int8")]
-    assert all(0 < float(kl) < 1e-2 for kl in (rows[0][3], rows[0][5]))
+    assert [row[:2] for row in rows] == [("fp32", "int8"), ("fp32", "fp8")]
+    assert all(0 < float(kl) < 1e-2 for row in rows for kl in (row[3], row[5]))
+    assert all(float(int8) < float(fp8) for int8, fp8 in zip(rows[0][3::2], rows[1][3::2], strict=True))

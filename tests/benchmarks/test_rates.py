@@ -23,7 +23,7 @@ def measured(monkeypatch, tmp_path):
             {"decode": [[1 + side.slow + (noise[r] if index else 0)] * 3 for r in range(plan.rounds)]}
             for index, side in enumerate(sides)
         ]
-        return Paired(sides_seconds)
+        return [Paired([sides_seconds[0], seconds]) for seconds in sides_seconds[1:]]
 
     class Nowhere:
         def __enter__(self):

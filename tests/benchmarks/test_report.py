@@ -11,8 +11,6 @@ import pytest
 import torch
 from PIL import Image
 
-pytest.importorskip("matplotlib", reason="pictures need the extra `bench`")
-
 from benchmarks import html, plots, schema
 from benchmarks.environment import HERE, describe
 from benchmarks.schema import Results, Row
@@ -53,8 +51,8 @@ def _images(batch):
 def test_pictures_are_drawn_in_both_themes(theme):
     bars, size = plots.bars(ops())
     for plot, wanted in (
-        (plots.throughput([generate()]), plots.SIZE),
-        (plots.roofline(ops()), plots.SIZE),
+        (plots.throughput([generate()])["tiny"], plots.SIZE),
+        (plots.roofline(ops()), plots.WIDE),
         (bars, size),
     ):
         picture = Image.open(io.BytesIO(plots.draw(plot, theme, wanted))).convert("RGB")
@@ -64,7 +62,7 @@ def test_pictures_are_drawn_in_both_themes(theme):
 
 
 def test_no_picture_without_its_rows():
-    assert plots.throughput([ops()]) is None
+    assert plots.throughput([ops()]) == {}
     assert plots.roofline(generate()) is None
     assert plots.bars(generate()) is None
 
@@ -77,6 +75,35 @@ def test_rows_that_lose_come_first_and_the_unfit_are_marked():
     assert rows[1].startswith("| double, large † |")
     assert "† unfit to quote: too warm." in text
     assert FACTS["git_revision"] in text
+
+
+def test_reasons_that_differ_in_figures_are_one():
+    rows = [op_row(f"{n}", "ours", 1.0, 1.0, unfit=f"others kept {n}.5 CPUs busy") for n in range(3)]
+    rows.append(op_row("x", "ours", 1.0, 1.0, unfit="throttled"))
+    assert html.unfit(Results("ops", FACTS, tuple(rows))) == [
+        "others kept 0.5 CPUs busy (and so in 3 rows)",
+        "throttled",
+    ]
+
+
+def test_energy_and_floor_are_told_where_they_were_measured():
+    images = {**_images(8), "floor_seconds": 0.25, "joules": 2.0, "times_longer_than_ours": 0.5}
+    row = Row("tiny, batch 8: total", "hqtvae_fast", ((0.5,),), work=images)
+    head, (cells,) = html.table(Results("generate", FACTS, (row,)))
+    told = dict(zip(head, cells, strict=True))
+    assert (told["of its floor"], told["images/J"], told["/ ours"]) == ("50.0%", "4", "**0.50x**")
+    assert html.table(generate())[1][0][5:8] == ["-", "-", "-"]
+
+
+def test_the_newest_of_two_points_is_drawn(monkeypatch):
+    drawn = {}
+    monkeypatch.setattr(plots, "_lines", lambda model, lines, axes: drawn.update(lines))
+    old, new = (
+        Results("generate", {**FACTS, "date": date}, (Row("t", "us", ((seconds,),), work=_images(4)),))
+        for date, seconds in (("2026-01-01", 1.0), ("2026-02-01", 2.0))
+    )
+    plots.throughput([new, old])["tiny"](None)
+    assert drawn == {"us, float32": {4: (2.0, 2.0, 2.0)}}
 
 
 def test_the_table_of_whole_images():
@@ -104,7 +131,7 @@ def test_the_page_loads_nothing_and_escapes_names(tmp_path, capsys):
         files.append(str(tmp_path / f"{name}.json"))
     assert cli.main(["bench", "report", *files, "--out", str(tmp_path / "out")]) == 0
     made = {file.name for file in (tmp_path / "out").iterdir()}
-    pictures = {f"{what}-{theme}.png" for what in ("throughput", "roofline", "ops") for theme in ("light", "dark")}
+    pictures = {f"{what}-{theme}.png" for what in ("throughput-tiny", "roofline", "ops") for theme in ("light", "dark")}
     assert made == pictures | {"index.html", "table.md"}
     source = (tmp_path / "out/index.html").read_text()
     page = Page()

@@ -95,14 +95,26 @@ def test_a_process_that_fails_is_no_result():
 # ------------------------------------------------------------------------------------------------------------- clocks
 
 
-def fake_nvml(mhz, reasons=()):
-    """A library whose SM clock takes the given values in turn and then stays."""
-    left, why = list(mhz), list(reasons) or [0]
+class NotSupported(Exception):
+    pass
+
+
+def fake_nvml(mhz, reasons=(), millijoules=(0,)):
+    """A library whose SM clock takes the given values in turn and then stays; likewise the energy, None: an error."""
+    left, why, energy = list(mhz), list(reasons) or [0], list(millijoules)
 
     def take(values):
         return values.pop(0) if len(values) > 1 else values[0]
 
+    def consumed(handle):
+        value = take(energy)
+        if value is None:
+            raise NotSupported
+        return value
+
     return SimpleNamespace(
+        NVMLError=NotSupported,
+        nvmlDeviceGetTotalEnergyConsumption=consumed,
         NVML_CLOCK_SM=0,
         NVML_CLOCK_MEM=1,
         NVML_TEMPERATURE_GPU=0,
@@ -148,11 +160,19 @@ def test_an_idle_gpu_is_not_judged(monkeypatch):
     assert watched(monkeypatch, 5, [200], [1]).summary() is None
 
 
+def test_energy_is_that_of_the_time_watched(monkeypatch):
+    assert watched(monkeypatch, 1, [1900], [4], [5_000, 255_000]).joules is None  # too short for the counter's steps
+    monkeypatch.setattr(clocks, "METERED", 0.0)
+    assert watched(monkeypatch, 1, [1900], [4], [5_000, 255_000]).joules == 250
+    assert watched(monkeypatch, 1, [1900], [4], [None]).joules is None
+
+
 def test_a_cpu_has_no_clocks():
     with clocks.Watch(CPU) as watch:
         pass
     assert watch.summary() is None
     assert watch.unfit() is None
+    assert watch.joules is None
 
 
 def test_a_busy_machine_is_unfit():

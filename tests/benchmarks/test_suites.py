@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from benchmarks import calls, schema, train
 from benchmarks.calls import Entrant
+from benchmarks.ours import BENCHMARK_PRESETS, TINY
 from hqtvae_fast import cli
 
 CPU = torch.device("cpu")
@@ -19,7 +22,7 @@ def run(suite, *arguments):
 @pytest.mark.parametrize(
     "suite,options,names",
     [
-        ("generate", (), ["tiny, batch 2: draw", "tiny, batch 2: decode", "tiny, batch 2: total"]),
+        ("generate", ("--baselines", "none"), ["tiny, batch 2: draw", "tiny, batch 2: decode", "tiny, batch 2: total"]),
         ("train", ("--stage", "1"), ["tiny, stage 1, batch 2, fp32: update"]),
         ("train", ("--stage", "2"), ["tiny, stage 2, batch 2, fp32: update"]),
         ("encode", (), ["tiny, batch 2: encode"]),
@@ -44,6 +47,17 @@ def test_an_update_trains():
     losses = [float(task.update([batch], step)["loss"]) for step in range(8)]
     assert losses[-1] < losses[0]
     assert any(not torch.equal(value, before[name]) for name, value in task.transformer.named_parameters())
+
+
+def test_text_models_are_trained_too(monkeypatch):
+    text = replace(TINY.transformer, condition="text", prefix_vocab_size=6000, prefix_length=8)
+    monkeypatch.setitem(BENCHMARK_PRESETS, "tiny-text", replace(TINY, transformer=text))
+    task = train.make_task(2, "tiny-text", CPU, "no", checkpointing=False)
+    batch = train.make_batch("tiny-text", 3, CPU)
+    before = task.transformer.prefix.embedding.weight.clone()
+    assert float(task.update([batch], 0)["text"]) > 0
+    task.update([batch], 1)
+    assert not torch.equal(task.transformer.prefix.embedding.weight, before)
 
 
 def test_what_cannot_be_trained_is_said(capsys):

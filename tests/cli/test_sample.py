@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import GOLDEN, golden_values
-from PIL import Image
+from PIL import ExifTags, Image
 from safetensors.torch import load_file, save_file
 
 from hqtvae_fast.cli.codes import write_codes
@@ -60,6 +60,22 @@ def test_sheet_of_enlarged_pictures_with_captions(sample: Any, tmp_path: Path) -
     with Image.open(plain) as small, Image.open(shown) as large:
         assert large.width == 4 * small.width
         assert large.height > 4 * small.height
+
+
+def test_webp_files_hold_the_same_pixels_and_notes(sample: Any, tmp_path: Path) -> None:
+    for kind in ("png", "webp"):
+        result = sample(CLASSES, "--classes", "3", "--num-images", "2", "--out-dir", tmp_path / kind, "--format", kind)
+        assert result.code == 0, result.err
+    assert sorted(file.name for file in (tmp_path / "webp").iterdir()) == [
+        "class-0003-0000.webp",
+        "class-0003-0001.webp",
+    ]
+    with (
+        Image.open(tmp_path / "png" / "class-0003-0001.png") as one,
+        Image.open(tmp_path / "webp" / "class-0003-0001.webp") as other,
+    ):
+        assert np.array_equal(np.asarray(one.convert("RGB")), np.asarray(other.convert("RGB")))
+        assert other.getexif()[ExifTags.Base.ImageDescription] == one.text["Description"]  # type: ignore[attr-defined]
 
 
 def test_separate_files_carry_what_draws_them_again(sample: Any, tmp_path: Path) -> None:

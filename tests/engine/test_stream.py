@@ -11,6 +11,7 @@ import torch
 from hqtvae_fast.engine import Batch, Cutter, GenerationError, Job, generate
 
 CPU = torch.device("cpu")
+both_lanes = pytest.mark.parametrize("overlap", [False, True])
 
 
 def cuts(total: int, limit: int, *, fixed: bool = False) -> list[tuple[int, int, int]]:
@@ -58,9 +59,10 @@ def job(draw=draw, decode=decode) -> Job:
     return Job(draw, decode, describe)
 
 
+@both_lanes
 @pytest.mark.parametrize("fixed", [False, True])
-def test_batches_come_in_order_without_their_padding(fixed):
-    finished = list(generate(job(), Cutter(7, 3, fixed=fixed), CPU))
+def test_batches_come_in_order_without_their_padding(fixed, overlap):
+    finished = list(generate(job(), Cutter(7, 3, fixed=fixed), CPU, overlap=overlap))
     assert [batch.codes[0].flatten().tolist() for batch in finished] == [[0, 1, 2], [3, 4, 5], [6]]
     assert torch.equal(torch.cat([batch.images for batch in finished]).flatten(), torch.arange(7) / 10)
 
@@ -87,7 +89,57 @@ def test_nothing_is_done_that_is_not_asked_for():
     assert threading.active_count() == threads
 
 
-def test_a_consumer_that_fails_ends_the_drawing():
+def test_on_a_cpu_the_next_batch_is_drawn_while_one_is_decoded():
+    """Each waits for the other to have begun: one after the other they would wait for ever."""
+    drawing, decoding, seen = threading.Event(), threading.Event(), []
+
+    def second_draws(batch, invalid):
+        if batch.start == 2:
+            seen.append(decoding.wait(20))
+            drawing.set()
+        return draw(batch, invalid)
+
+    def first_decodes(codes, count):
+        if int(codes[0][0]) == 0:
+            decoding.set()
+            seen.append(drawing.wait(20))
+        return decode(codes, count)
+
+    finished = list(generate(job(second_draws, first_decodes), Cutter(6, 2), CPU, overlap=True))
+    assert seen == [True, True]
+    assert torch.cat([batch.codes[0] for batch in finished]).flatten().tolist() == list(range(6))
+
+
+def test_one_batch_is_drawn_ahead_and_no_thread_stays():
+    drawn, threads = [], threading.active_count()
+
+    def counted(batch, invalid):
+        drawn.append(batch.start)
+        return draw(batch, invalid)
+
+    stream = generate(job(counted), Cutter(100, 2), CPU, overlap=True)
+    next(stream)
+    assert threading.active_count() == threads + 1
+    stream.close()
+    assert drawn == [0, 2]
+    assert threading.active_count() == threads
+
+
+def test_a_decoding_thread_that_fails_names_its_batch_and_stays_nowhere():
+    threads = threading.active_count()
+
+    def broken(codes, count):
+        if int(codes[0][0]) == 2:
+            raise RuntimeError("no such convolution")
+        return decode(codes, count)
+
+    with pytest.raises(GenerationError, match="images 2 to 3: no such convolution"):
+        list(generate(job(decode=broken), Cutter(10, 2), CPU, overlap=True))
+    assert threading.active_count() == threads
+
+
+@both_lanes
+def test_a_consumer_that_fails_ends_the_drawing(overlap):
     drawn = []
 
     def counted(batch, invalid):
@@ -95,13 +147,13 @@ def test_a_consumer_that_fails_ends_the_drawing():
         return draw(batch, invalid)
 
     def consume():
-        for batch in generate(job(counted), Cutter(100, 2), CPU):
+        for batch in generate(job(counted), Cutter(100, 2), CPU, overlap=overlap):
             if batch.batch.start == 4:
                 raise KeyError("the consumer's own")
 
     with pytest.raises(KeyError, match="the consumer's own"):
         consume()
-    assert drawn == [0, 2, 4]
+    assert drawn == ([0, 2, 4, 6] if overlap else [0, 2, 4])
 
 
 def fails_above(limit: int, error: Exception, drawn: list[int]):
@@ -133,14 +185,15 @@ def test_less_memory_makes_smaller_batches_and_says_so(error):
     assert len(messages) == 2  # once a size, not once a batch
 
 
-def test_decoding_may_run_out_of_memory_too():
+@both_lanes
+def test_decoding_may_run_out_of_memory_too(overlap):
     def limited(codes, count):
         if len(codes[0]) > 1:
             raise torch.OutOfMemoryError("CUDA out of memory")
         return decode(codes, count)
 
     with pytest.warns(UserWarning, match="going on with 1"):
-        finished = list(generate(job(decode=limited), Cutter(3, 2), CPU))
+        finished = list(generate(job(decode=limited), Cutter(3, 2), CPU, overlap=overlap))
     assert torch.cat([batch.images for batch in finished]).flatten().tolist() == pytest.approx([0, 0.1, 0.2])
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -35,6 +36,29 @@ def test_the_same_figures_from_pictures_and_from_saved_statistics(run, script, s
     assert "30 pictures of 16 pixels" in first.out
     assert "it is not FID" in first.err
     assert "30 pictures: published figures are of 50,000" in first.err
+
+
+def test_adms_reference_batches_give_statistics_and_pictures(run, sets, tmp_path, monkeypatch):
+    """Their mu and sigma are of more pictures than they hold; precision and recall are of those they hold."""
+    from hqtvae_fast.evaluate import Extractor
+    from hqtvae_fast.evaluate import open_extractor as open_any
+
+    def as_fid(spec: str, device: str) -> Extractor:
+        return replace(open_any(spec, device), is_fid=True)
+
+    monkeypatch.setattr("hqtvae_fast.evaluate.open_extractor", as_fid)
+    np.savez(tmp_path / "adm.npz", make_pixels(40), mu=np.full(12, 0.5), sigma=np.eye(12) / 100, mu_s=np.zeros(3))
+    common = ("--samples", sets[1], "--features", f"{__package__}.conftest:pooled")
+    found = run("evaluate", "--reference", tmp_path / "adm.npz", *common, "--out", "adm.json")
+    assert found.code == 0, found.err
+    metrics = json.loads(Path("adm.json").read_text())["metrics"]
+    assert "30 samples, an unknown number of references" in metrics["frechet"]["of"]
+    assert "30 samples, 40 references" in metrics["precision"]["of"]
+    plain = run("evaluate", "--reference", sets[0], *common, "--out", "plain.json")
+    assert plain.code == 0, plain.err
+    other = json.loads(Path("plain.json").read_text())["metrics"]
+    assert metrics["recall"]["value"] == other["recall"]["value"]
+    assert metrics["frechet"]["value"] != pytest.approx(other["frechet"]["value"])
 
 
 def test_captions_give_a_clip_score(run, script, sets, tmp_path):

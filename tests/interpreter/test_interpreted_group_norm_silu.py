@@ -21,7 +21,8 @@ CPU = torch.device("cpu")
 def small_cases():
     for case in SPEC.small:
         for silu in (True, False):
-            inputs = (*make_inputs(case, CPU, 0)[:-1], silu)
+            *most, _, shift = make_inputs(case, CPU, 0)
+            inputs = (*most, silu, shift)
             got = SPEC.run(*inputs, backend="triton")
             try:
                 SPEC.check(got, SPEC.reference(*inputs), inputs)
@@ -46,7 +47,7 @@ def an_image_alone_and_in_a_batch():
 def backward():
     for case in (SPEC.small[1], SPEC.small[2], SPEC.small[3], SPEC.small[4], SPEC.small[6]):
         for silu in (True, False):
-            x, _, weight, bias, groups, eps, _ = make_inputs(case, CPU, 0, offset=30.0)
+            x, _, weight, bias, groups, eps, *_ = make_inputs(case, CPU, 0, offset=30.0)
             dy = torch.randn(x.shape).to(x.dtype).contiguous(memory_format=torch.channels_last)
             _, _, mean, rstd = fused.forward(x, None, weight, bias, groups, eps, silu)
             got = fused.backward(dy, x, weight, bias, mean, rstd, silu)
@@ -61,10 +62,10 @@ def backward():
 
 
 def operators():
-    x, residual, weight, bias, groups, eps, silu = make_inputs(SPEC.small[2], CPU, 0)
+    x, residual, weight, bias, groups, eps, silu, _ = make_inputs(SPEC.small[2], CPU, 0)
     x, residual, weight, bias = (y.requires_grad_() for y in (x, residual, weight, bias))
     for added in (None, residual):
-        inputs = (x, added, weight, bias, groups, eps, silu, "triton")
+        inputs = (x, added, weight, bias, groups, eps, silu, None, "triton")
         torch.library.opcheck(torch.ops.hqtvae_fast.group_norm_silu.default, inputs)
 """
 

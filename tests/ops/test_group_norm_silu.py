@@ -23,6 +23,11 @@ BACKENDS = [
 ]
 
 
+def with_silu(inputs, silu):
+    *most, _, shift = inputs
+    return (*most, silu, shift)
+
+
 def define(x, weight, bias, groups=32, silu=True):
     """In double precision, written out."""
     values = x.double().reshape(len(x), groups, -1)
@@ -36,7 +41,11 @@ def define(x, weight, bias, groups=32, silu=True):
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("case", SPEC.small, ids=lambda case: case.name)
 def test_small_cases(case, backend, silu):
-    inputs = (*make_inputs(case, CPU, 0)[:-1], silu)
+    inputs = with_silu(make_inputs(case, CPU, 0), silu)
+    if backend == "native" and inputs[-1] is not None:
+        with pytest.raises(BackendError, match="expected no shift: convolutions on a CPU add their bias themselves"):
+            SPEC.run(*inputs, backend=backend)
+        return
     if backend == "native" and case.dtype is torch.float16:
         with pytest.raises(BackendError, match=r"expected fp32 or bf16 on the CPU; got torch.float16"):
             SPEC.run(*inputs, backend=backend)
@@ -176,19 +185,54 @@ def test_a_gradient_of_the_sum_alone_passes_by_the_norm():
 @pytest.mark.parametrize("added", [False, True])
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_opcheck(backend, added):
-    x, residual, weight, bias, groups, eps, silu = make_inputs(SPEC.small[2], CPU, 0)
+    x, residual, weight, bias, groups, eps, silu, _ = make_inputs(SPEC.small[2], CPU, 0)
     x, residual, weight, bias = (y.requires_grad_() for y in (x, residual, weight, bias))
-    inputs = (x, residual if added else None, weight, bias, groups, eps, silu, backend)
+    inputs = (x, residual if added else None, weight, bias, groups, eps, silu, None, backend)
     torch.library.opcheck(torch.ops.hqtvae_fast.group_norm_silu.default, inputs)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_opcheck_of_the_backward_operator(backend):
-    x, _, weight, bias, groups, eps, silu = make_inputs(SPEC.small[2], CPU, 0)
+    x, _, weight, bias, groups, eps, silu, _ = make_inputs(SPEC.small[2], CPU, 0)
     operators = torch.ops.hqtvae_fast
-    _, _, mean, rstd = operators.group_norm_silu(x, None, weight, bias, groups, eps, silu, backend)
+    _, _, mean, rstd = operators.group_norm_silu(x, None, weight, bias, groups, eps, silu, None, backend)
     inputs = (torch.ones_like(x), x, weight, bias, mean, rstd, silu, backend)
     torch.library.opcheck(operators.group_norm_silu_backward.default, inputs)
+
+
+@pytest.mark.parametrize("case", SPEC.small[-2:], ids=lambda case: case.name)
+def test_opcheck_with_a_shift(case):
+    torch.library.opcheck(torch.ops.hqtvae_fast.group_norm_silu.default, (*make_inputs(case, CPU, 0), "reference"))
+
+
+def test_a_shift_is_an_addition():
+    x, _, weight, bias, *_, shift = make_inputs(SPEC.small[-2], CPU, 0)
+    moved = x + shift[:, None, None]
+    torch.testing.assert_close(
+        group_norm_silu(x, weight, bias, shift=shift), group_norm_silu(moved, weight, bias), rtol=0, atol=2e-6
+    )
+    total, y = add_group_norm_silu(x, 2 * x, weight, bias, shift=shift)
+    torch.testing.assert_close(total, 2 * x + moved, rtol=0, atol=2e-6)
+    assert torch.equal(y, group_norm_silu(total, weight, bias, backend="reference"))
+
+
+def test_the_check_sees_a_forgotten_shift():
+    *most, shift = inputs = make_inputs(SPEC.small[-1], CPU, 0)
+    with pytest.raises(AssertionError, match="the sum: off by"):
+        SPEC.check(SPEC.run(*most, torch.zeros_like(shift)), SPEC.reference(*inputs), inputs)
+
+
+@pytest.mark.parametrize(
+    "shift,message",
+    [
+        (torch.zeros(7), r"shift: expected floating \[8\]; got torch.float32 \[7\]"),
+        (torch.zeros(8).int(), r"shift: expected floating \[8\]; got torch.int32 \[8\]"),
+        (torch.zeros(8, requires_grad=True), "shift: expected inference; got tensors that require gradients"),
+    ],
+)
+def test_shifts_that_are_refused(shift, message):
+    with pytest.raises(ValueError, match=message):
+        group_norm_silu(torch.zeros(2, 8, 3, 3), torch.ones(8), torch.zeros(8), 4, shift=shift)
 
 
 def test_not_a_number_stays_in_its_group():
@@ -251,5 +295,5 @@ def test_on_a_gpu(case):
     inputs = make_inputs(case, torch.device("cuda"), 0)
     got = SPEC.run(*inputs, backend="triton")
     SPEC.check(got, SPEC.reference(*inputs), inputs)
-    if inputs[1] is not None:
+    if inputs[1] is not None and inputs[-1] is None:
         assert torch.equal(got[1], inputs[0] + inputs[1])

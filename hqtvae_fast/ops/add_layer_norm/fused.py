@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from hqtvae_fast.ops import triton_launch
-from hqtvae_fast.ops.triton_launch import on, power_of_2, row_warps, rows
+from hqtvae_fast.ops.triton_launch import dependents, on, power_of_2, row_warps, rows
 
 WIDEST = 1 << 13
 
@@ -36,6 +36,7 @@ def add_layer_norm(
             *(x_MD, added_MD, bias, weight, shift, total, normal, eps, D),
             *(x_MD.stride(0), 0 if added_MD is None else added_MD.stride(0)),
             WIDTH=power_of_2(D),
+            TRIGGER=dependents(x),
             num_warps=row_warps(D),
         )
     return total, normal

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import triton
 import triton.language as tl
+from triton.language.extra.cuda import gdc_launch_dependents
 
 
 @triton.jit
@@ -28,7 +29,10 @@ def add_layer_norm_kernel(
     stride_x,
     stride_added,
     WIDTH: tl.constexpr,
+    TRIGGER: tl.constexpr,  # whether the next kernel may be launched to wait beside this one
 ):
+    if TRIGGER:
+        gdc_launch_dependents()
     i_row = tl.program_id(0).to(tl.int64)
     o_d = tl.arange(0, WIDTH)
     m_d = o_d < D

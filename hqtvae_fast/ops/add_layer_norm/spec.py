@@ -85,7 +85,8 @@ def variants(arch: int) -> list[Variant]:
             names = [name for name, there in present.items() if there] + ["total", "normal"]
             signature = dict.fromkeys(names, f"*{TRITON_NAMES[dtype]}")
             signature |= {"eps": "fp32"} | dict.fromkeys(("D", "stride_x", "stride_added"), "i32")
-            constants = {name: None for name, there in present.items() if not there} | {"WIDTH": power_of_2(D)}
+            constants: dict[str, Any] = {name: None for name, there in present.items() if not there}
+            constants |= {"WIDTH": power_of_2(D), "TRIGGER": arch >= 90}
             aligned = tuple(name for name in signature if name != "eps")
             what = " ".join(name for name in ("added", "bias") if present[name]) or "nothing"
             name = f"layer norm of {D} {TRITON_NAMES[dtype]} with {what}"

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import triton
 import triton.language as tl
+from triton.language.extra.cuda import gdc_launch_dependents
 
 
 @triton.jit
@@ -39,7 +40,10 @@ def decode_attention_kernel(
     C,
     BLOCK: tl.constexpr,
     WIDTH: tl.constexpr,
+    TRIGGER: tl.constexpr,  # whether the next kernel may be launched to wait beside this one
 ):
+    if TRIGGER:
+        gdc_launch_dependents()
     i_b, i_h = tl.program_id(0).to(tl.int64) // H, tl.program_id(0) % H
     o_e = tl.arange(0, WIDTH)
     m_e = o_e < E

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from hqtvae_fast.ops import others
 from hqtvae_fast.ops.decode_attention import BACKENDS, decode_attention, fused, reference
 from hqtvae_fast.ops.spec import Case, Cost, Spec, Variant, check_errors
 from hqtvae_fast.ops.triton_launch import TRITON_NAMES
@@ -80,16 +81,40 @@ def check(got: tuple[Tensor, ...], wanted: tuple[Tensor, ...], inputs: tuple[Any
         assert torch.equal(ours[:, :, others], before[:, :, others]), "another position of the cache was changed"
 
 
-def sdpa(qkv: Tensor, bias: Tensor | None, keys: Tensor, values: Tensor, fixed: int, start: Tensor) -> Tensor:
-    """Torch's own kernel over the whole cache with a mask, as it must be where the position is on the device."""
-    B, T, _, H, E = qkv.shape
-    if bias is not None:
-        qkv = qkv + bias.view(3, H, E)
-    q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)
+def _cached(qkv: Tensor, bias: Tensor | None, keys: Tensor, values: Tensor, start: Tensor) -> tuple[Tensor, Tensor]:
+    """Queries [B, H, T, E], keys and values being written, and who is seen [1, C]: the position is on the device, so
+    that all of the cache must be looked at."""
+    _, _, _, H, E = qkv.shape
+    q, k, v = (qkv if bias is None else qkv + bias.view(3, H, E)).permute(2, 0, 3, 1, 4).unbind(0)
     keys.index_copy_(2, start[None], k)
     values.index_copy_(2, start[None], v)
-    seen = (torch.arange(keys.shape[2], device=start.device) <= start)[None]
-    return F.scaled_dot_product_attention(q, keys, values, attn_mask=seen).transpose(1, 2).reshape(B, T, H * E)
+    return q, (torch.arange(keys.shape[2], device=start.device) <= start)[None]
+
+
+def sdpa(qkv: Tensor, bias: Tensor | None, keys: Tensor, values: Tensor, fixed: int, start: Tensor) -> Tensor:
+    """Torch's own kernel with a mask."""
+    q, seen = _cached(qkv, bias, keys, values, start)
+    return F.scaled_dot_product_attention(q, keys, values, attn_mask=seen).transpose(1, 2).flatten(2)
+
+
+def flash_attn(qkv: Tensor, bias: Tensor | None, keys: Tensor, values: Tensor, fixed: int, start: Tensor) -> Tensor:
+    """Its kernel for caches, which writes the new position too and stops at the last one. The bias comes before."""
+    package = others.attention("flash_attn", qkv)
+    B, _, _, H, E = qkv.shape
+    q, k, v = (qkv if bias is None else qkv + bias.view(3, H, E)).unbind(2)
+    caches, lengths = (keys.transpose(1, 2), values.transpose(1, 2)), start.to(torch.int32).repeat(B)
+    return package.flash_attn_with_kvcache(q, *caches, k, v, cache_seqlens=lengths).flatten(2)
+
+
+def xformers(qkv: Tensor, bias: Tensor | None, keys: Tensor, values: Tensor, fixed: int, start: Tensor) -> Tensor:
+    """With the mask as a bias on the scores, for its own masks want the lengths on the host."""
+    others.attention("xformers", qkv)
+    ops = others.installed("xformers.ops")
+    q, seen = _cached(qkv, bias, keys, values, start)
+    hidden = torch.zeros_like(seen, dtype=qkv.dtype).masked_fill_(~seen, float("-inf"))
+    shape = (*q.shape[:3], keys.shape[2])
+    scores = {"attn_bias": hidden.expand(shape)}
+    return ops.memory_efficient_attention(*(x.transpose(1, 2) for x in (q, keys, values)), **scores).flatten(2)
 
 
 def cost(case: Case) -> Cost:
@@ -109,7 +134,7 @@ def variants(arch: int) -> list[Variant]:
             signature = dict.fromkeys(names, f"*{TRITON_NAMES[dtype]}") | {"start": "*i64", "scale": "fp32"}
             signature |= dict.fromkeys(("H", "E", "C"), "i32")
             constants: dict[str, Any] = {} if biased else {"bias": None}
-            constants |= {"BLOCK": fused.BLOCK, "WIDTH": 64}
+            constants |= {"BLOCK": fused.BLOCK, "WIDTH": 64, "TRIGGER": arch >= 90}
             name = f"decode attention {TRITON_NAMES[dtype]}{' with bias' if biased else ''}"
             launch = ((*names, "E"), fused.WARPS, 1)
             made.append(Variant(name, kernels.decode_attention_kernel, signature, constants, *launch))
@@ -127,5 +152,5 @@ SPEC = Spec(
     cost=cost,
     variants=variants,
     backends=BACKENDS,
-    baselines={"torch, scaled_dot_product_attention": sdpa},
+    baselines={"torch, scaled_dot_product_attention": sdpa, "flash-attn": flash_attn, "xformers": xformers},
 )

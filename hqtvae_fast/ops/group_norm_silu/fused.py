@@ -17,7 +17,14 @@ TILES_PER_RUN, FEWEST_RUNS, MOST_RUNS = 16, 8, 128
 
 
 def why_not(
-    x: Tensor, residual: Tensor | None, weight: Tensor, bias: Tensor, num_groups: int, *rest: object
+    x: Tensor,
+    residual: Tensor | None,
+    weight: Tensor,
+    bias: Tensor,
+    num_groups: int,
+    eps: float,
+    silu: bool,
+    shift: Tensor | None = None,
 ) -> str | None:
     """None where the kernels can take this map, else the reason."""
     if not x.is_contiguous(memory_format=torch.channels_last):
@@ -27,7 +34,7 @@ def why_not(
         return f"expected powers of two, up to {TILE_VALUES} channels; got {C} channels in {num_groups} groups"
     if x[0].numel() >= 2**31:
         return f"expected maps of fewer than 2^31 values an image; got {list(x.shape[1:])}"
-    return triton_launch.why_not(x, weight, bias)
+    return triton_launch.why_not(x, shift, weight, bias)
 
 
 def rows_of_tile(C: int) -> int:
@@ -52,7 +59,14 @@ def describe(x: Tensor, *rest: object) -> dict[str, str]:
 
 
 def forward(
-    x: Tensor, residual: Tensor | None, weight: Tensor, bias: Tensor, num_groups: int, eps: float, silu: bool
+    x: Tensor,
+    residual: Tensor | None,
+    weight: Tensor,
+    bias: Tensor,
+    num_groups: int,
+    eps: float,
+    silu: bool,
+    shift: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """As :func:`reference.forward`."""
     from hqtvae_fast.ops.group_norm_silu import kernels
@@ -65,13 +79,21 @@ def forward(
     mean, rstd = (torch.empty(B, num_groups, dtype=torch.float32, device=x.device) for _ in range(2))
     y = torch.empty_like(x)
     total = x.new_empty(0) if residual is None else torch.empty_like(x)
-    source = x if residual is None else total
+    source, added = x if residual is None else total, residual is not None
+    lacks = weight if shift is None else shift  # one that is absent is never read
     with on(x):
         kernels.statistics_kernel[grid](
-            *(x, x if residual is None else residual, source, runs, HW, run), ADD=residual is not None, **constants
+            *(x, residual if added else x, source, lacks, runs, HW, run),
+            ADD=added,
+            SHIFT=shift is not None,
+            **constants,
         )
         kernels.apply_kernel[grid](
-            *(source, runs, weight, bias, y, mean, rstd, HW, run, eps), SPLITS=MOST_RUNS, SILU=silu, **constants
+            *(source, lacks, runs, weight, bias, y, mean, rstd, HW, run, eps),
+            SPLITS=MOST_RUNS,
+            SILU=silu,
+            SHIFT=shift is not None and not added,  # the sum has it
+            **constants,
         )
     return y, total, mean, rstd
 

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from hqtvae_fast.ops.cpu_library import library, load
+from hqtvae_fast.ops.cpu_maps import in_large_pages
 
 SUFFIXES = {torch.float32: "fp32", torch.bfloat16: "bf16"}
 CHANNELS = 2048  # at most
@@ -13,8 +14,19 @@ SPLITS = 64
 """Runs of rows that an image is cut into: threads are given runs, so that one image keeps a few dozen busy."""
 
 
-def why_not(x: Tensor, residual: Tensor | None, weight: Tensor, *rest: object) -> str | None:
+def why_not(
+    x: Tensor,
+    residual: Tensor | None,
+    weight: Tensor,
+    bias: Tensor,
+    num_groups: int,
+    eps: float,
+    silu: bool,
+    shift: Tensor | None = None,
+) -> str | None:
     """None where the kernels can take this map, else the reason."""
+    if shift is not None:
+        return "expected no shift: convolutions on a CPU add their bias themselves"
     if x.device.type != "cpu" or x.dtype not in SUFFIXES:
         return f"expected fp32 or bf16 on the CPU; got {x.dtype} on {x.device}"
     if weight.dtype is torch.float64:
@@ -27,11 +39,19 @@ def why_not(x: Tensor, residual: Tensor | None, weight: Tensor, *rest: object) -
 
 
 def forward(
-    x: Tensor, residual: Tensor | None, weight: Tensor, bias: Tensor, num_groups: int, eps: float, silu: bool
+    x: Tensor,
+    residual: Tensor | None,
+    weight: Tensor,
+    bias: Tensor,
+    num_groups: int,
+    eps: float,
+    silu: bool,
+    shift: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """As :func:`reference.forward`."""
+    """As :func:`reference.forward`; there is no ``shift``."""
     B, C, HW, splits = _sizes(x)
-    y, total = torch.empty_like(x), x.new_empty(0) if residual is None else torch.empty_like(x)
+    y = in_large_pages(torch.empty_like(x))
+    total = x.new_empty(0) if residual is None else in_large_pages(torch.empty_like(x))
     mean, rstd = (x.new_empty(B, num_groups, dtype=torch.float32) for _ in range(2))
     runs = torch.empty(B, splits, 2, num_groups, dtype=torch.float64)
     weight, bias = weight.float().contiguous(), bias.float().contiguous()

@@ -7,11 +7,20 @@ from torch import Tensor
 
 
 def forward(
-    x: Tensor, residual: Tensor | None, weight: Tensor, bias: Tensor, num_groups: int, eps: float, silu: bool
+    x: Tensor,
+    residual: Tensor | None,
+    weight: Tensor,
+    bias: Tensor,
+    num_groups: int,
+    eps: float,
+    silu: bool,
+    shift: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The result and x + residual (empty without one), in x's dtype and layout; means and 1 / deviations [B, G]."""
-    total = torch.empty(0, dtype=x.dtype, device=x.device) if residual is None else x + residual
-    groups_BSGE = _groups(x if residual is None else total, num_groups)
+    """The result and x + residual + shift (empty without a residual), in x's dtype and layout; means and 1 / deviations
+    [B, G]. Sums are rounded once, to x's dtype where they are stored."""
+    wide = x if shift is None else x.to(torch.promote_types(x.dtype, torch.float32)) + shift[:, None, None]
+    total = torch.empty(0, dtype=x.dtype, device=x.device) if residual is None else (wide + residual).to(x.dtype)
+    groups_BSGE = _groups(wide if residual is None else total, num_groups)
     variance, mean = torch.var_mean(groups_BSGE, dim=(1, 3), correction=0)
     rstd = (variance + eps).rsqrt()
     n_BSGE = (

@@ -13,13 +13,14 @@ from hqtvae_fast.ops.group_norm_silu.fused import MOST_RUNS, WARPS, describe, ro
 from hqtvae_fast.ops.spec import Case, Cost, Spec, Variant
 
 EPS = 1e-6
-# The decoder's maps; "sum": with the residual, as before a block's first convolution.
+# The decoder's maps; "sum": with the residual, as before a block's first convolution; "shift": with a bias.
 CASES = (
     Case("last, 256x256x128, 8 images, bf16", {"B": 8, "C": 128, "H": 256, "G": 32, "sum": 0}, torch.bfloat16),
     Case("128x128x128, sum, 8 images, bf16", {"B": 8, "C": 128, "H": 128, "G": 32, "sum": 1}, torch.bfloat16),
     Case("64x64x256, sum, 8 images, bf16", {"B": 8, "C": 256, "H": 64, "G": 32, "sum": 1}, torch.bfloat16),
     Case("16x16x512, sum, 1 image, bf16", {"B": 1, "C": 512, "H": 16, "G": 32, "sum": 1}, torch.bfloat16),
     Case("128x128x128, sum, 8 images", {"B": 8, "C": 128, "H": 128, "G": 32, "sum": 1}),
+    Case("256x256x128, shift, 8 images", {"B": 8, "C": 128, "H": 256, "G": 32, "sum": 0, "shift": 1}, torch.bfloat16),
 )
 SMALL_CASES = (
     Case("one tile", {"B": 2, "C": 64, "H": 8, "G": 32, "sum": 0}),
@@ -30,8 +31,10 @@ SMALL_CASES = (
     Case("one group", {"B": 2, "C": 8, "H": 5, "G": 1, "sum": 0}),
     Case("bf16", {"B": 2, "C": 256, "H": 9, "G": 32, "sum": 1}, torch.bfloat16),
     Case("fp16", {"B": 2, "C": 256, "H": 9, "G": 32, "sum": 1}, torch.float16),
+    Case("shift", {"B": 2, "C": 64, "H": 13, "G": 32, "sum": 0, "shift": 1}),
+    Case("sum and shift, bf16", {"B": 2, "C": 128, "H": 9, "G": 32, "sum": 1, "shift": 1}, torch.bfloat16),
 )
-Inputs = tuple[Tensor, Tensor | None, Tensor, Tensor, int, float, bool]
+Inputs = tuple[Tensor, Tensor | None, Tensor, Tensor, int, float, bool, Tensor | None]
 Outputs = tuple[Tensor, Tensor | None]
 
 
@@ -47,7 +50,10 @@ def make_inputs(case: Case, device: torch.device, seed: int, offset: float = 0.5
         for y in (x, torch.randn(B, C, H, H, generator=generator))
     )
     residual = branch if case["sum"] else None
-    return x, residual, weight.to(device, case.dtype), bias.to(device, case.dtype), G, EPS, True
+    shift = None
+    if case.sizes.get("shift"):
+        shift = torch.randn(C, generator=generator).to(device, case.dtype)
+    return x, residual, weight.to(device, case.dtype), bias.to(device, case.dtype), G, EPS, True, shift
 
 
 def run(
@@ -58,11 +64,12 @@ def run(
     num_groups: int,
     eps: float,
     silu: bool,
+    shift: Tensor | None = None,
     *,
     backend: str | None = None,
 ) -> Outputs:
     """The result, and the sum where there is a residual."""
-    options: dict[str, Any] = {"silu": silu, "backend": backend}
+    options: dict[str, Any] = {"silu": silu, "shift": shift, "backend": backend}
     if residual is None:
         return group_norm_silu(x, weight, bias, num_groups, eps, **options), None
     total, y = add_group_norm_silu(x, residual, weight, bias, num_groups, eps, **options)
@@ -70,19 +77,40 @@ def run(
 
 
 def exact(
-    x: Tensor, residual: Tensor | None, weight: Tensor, bias: Tensor, num_groups: int, eps: float, silu: bool
+    x: Tensor,
+    residual: Tensor | None,
+    weight: Tensor,
+    bias: Tensor,
+    num_groups: int,
+    eps: float,
+    silu: bool,
+    shift: Tensor | None = None,
 ) -> Outputs:
     """In fp64; of the sum as it is stored, in x's dtype."""
-    total = x.cpu() if residual is None else x.cpu() + residual.cpu()
+    total = _total(x.cpu().double(), residual, shift)
+    total = total if residual is None else total.to(x.dtype)
     y = reference.forward(total.double(), None, weight.cpu().double(), bias.cpu().double(), num_groups, eps, silu)[0]
     return y, None if residual is None else total
 
 
+def _total(x: Tensor, residual: Tensor | None, shift: Tensor | None) -> Tensor:
+    """x with what is added to it, in x's dtype and on its device."""
+    total = x if residual is None else x + residual.to(x)
+    return total if shift is None else total + shift.to(x)[:, None, None]
+
+
 def written_out(
-    x: Tensor, residual: Tensor | None, weight: Tensor, bias: Tensor, num_groups: int, eps: float, silu: bool
+    x: Tensor,
+    residual: Tensor | None,
+    weight: Tensor,
+    bias: Tensor,
+    num_groups: int,
+    eps: float,
+    silu: bool,
+    shift: Tensor | None = None,
 ) -> Outputs:
-    """An addition, torch's normalisation and an activation."""
-    total = x if residual is None else x + residual
+    """Additions, torch's normalisation and an activation."""
+    total = _total(x, residual, shift)
     n = F.group_norm(total, num_groups, weight, bias, eps)
     return F.silu(n) if silu else n, None if residual is None else total
 
@@ -98,7 +126,7 @@ def check(got: Outputs, wanted: Outputs, inputs: tuple[Any, ...]) -> None:
     """The sum is off by at most one unit in the last place. The result, held to float64 on that sum, is off by at most
     twice as much as torch's in the same dtype, in NCHW memory, where torch takes differences from means as well, plus
     2e-6 (two units in the last place of a value about 8) in fp32 and one unit in the last place in bf16 and fp16."""
-    x, residual, *rest = inputs
+    x, residual, *rest, shift = inputs
     assert got[0].dtype == x.dtype, f"expected {x.dtype}; got {got[0].dtype}"
     assert got[0].stride() == x.stride(), f"expected strides {x.stride()}; got {got[0].stride()}"
     ulp = torch.finfo(x.dtype).eps
@@ -107,10 +135,11 @@ def check(got: Outputs, wanted: Outputs, inputs: tuple[Any, ...]) -> None:
         assert total is not None
         assert wanted[1] is not None
         _within(total, wanted[1].double(), ulp * wanted[1].double().abs(), "the sum")
-        x = total
-    x, *rest = (y.cpu() if isinstance(y, Tensor) else y for y in (x, *rest))
+        x, shift = total, None
+    x, shift, *rest = (y.cpu() if isinstance(y, Tensor) else y for y in (x, shift, *rest))
     right = wanted[0] if residual is None else exact(x, None, *rest)[0]
-    plain = written_out(x.contiguous(), None, *rest)[0].double()
+    as_read: tuple[Any, ...] = (x.contiguous(), None, *rest, shift)
+    plain = written_out(*as_read)[0].double()
     unit = torch.full_like(right, 2e-6) if x.dtype is torch.float32 else ulp * right.abs()
     _within(got[0], right, unit + 2 * (plain - right).abs().max(), "the result")
 
@@ -139,18 +168,21 @@ def _compilations(C: int, dtype: torch.dtype) -> list[Variant]:
     x = f"*{TRITON_NAMES[dtype]}"
     maps = {"dy": x, "x": x, "weight": x, "bias": x, "mean": "*fp32", "rstd": "*fp32", "sums": "*fp32"}
     counts = {"HW": "i32", "run": "i32"}
-    statistics = {"x": x, "residual": x, "total": x, "runs": "*fp32", **counts}
-    apply = {"x": x, "runs": "*fp32", "weight": x, "bias": x, "y": x, "mean": "*fp32", "rstd": "*fp32"}
+    statistics = {"x": x, "residual": x, "total": x, "shift": x, "runs": "*fp32", **counts}
+    apply = {"x": x, "shift": x, "runs": "*fp32", "weight": x, "bias": x, "y": x, "mean": "*fp32", "rstd": "*fp32"}
     apply |= {**counts, "eps": "fp32"}
     made: list[tuple[str, Any, dict[str, str], dict[str, Any]]] = [
-        ("statistics", kernels.statistics_kernel, statistics, {"ADD": False}),
-        ("sum and statistics", kernels.statistics_kernel, statistics, {"ADD": True}),
+        (_statistics_name(add, shift), kernels.statistics_kernel, statistics, {"ADD": add, "SHIFT": shift})
+        for add in (False, True)
+        for shift in (False, True)
     ]
+    shifted = {"SILU": True, "SHIFT": True, "SPLITS": MOST_RUNS}
+    made.append(("apply with SiLU and shift", kernels.apply_kernel, apply, shifted))
     for silu in (True, False) if ATTENTION_WIDTH == C else (True,):
         name = "with" if silu else "without"
         flag = {"SILU": silu}
         made += [
-            (f"apply {name} SiLU", kernels.apply_kernel, apply, {**flag, "SPLITS": MOST_RUNS}),
+            (f"apply {name} SiLU", kernels.apply_kernel, apply, {**flag, "SHIFT": False, "SPLITS": MOST_RUNS}),
             (f"backward sums {name} SiLU", kernels.sums_kernel, {**maps, **counts}, flag),
             (f"backward {name} SiLU", kernels.gradient_kernel, {**maps, "dx": x, **counts}, flag),
         ]
@@ -167,6 +199,10 @@ def _compilations(C: int, dtype: torch.dtype) -> list[Variant]:
         )
         for name, kernel, signature, constants in made
     ]
+
+
+def _statistics_name(add: bool, shift: bool) -> str:
+    return ("sum and " if add else "") + "statistics" + (" with shift" if shift else "")
 
 
 SPEC = Spec(

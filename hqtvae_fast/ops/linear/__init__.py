@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from hqtvae_fast.ops.linear import native, onednn
 from hqtvae_fast.ops.linear.memory import huge_pages
-from hqtvae_fast.ops.linear.reference import quantize_int8
+from hqtvae_fast.ops.linear.reference import quantize
 
 Module = TypeVar("Module", bound=nn.Module)
 
@@ -28,43 +28,44 @@ class PackedWeight(Protocol):
 
 
 @dataclass(frozen=True)
-class Int8Weight:
-    """A weight as int8 [out, in] and a scale fp32 [out]: weight ~ stored * scale."""
+class NarrowWeight:
+    """A weight as int8 or fp8 [out, in] and a scale fp32 [out]: weight ~ stored * scale."""
 
     stored: Tensor
     scale: Tensor
 
-    def to(self, device: torch.device) -> Int8Weight:
-        return Int8Weight(self.stored.to(device), self.scale.to(device))
+    def to(self, device: torch.device) -> NarrowWeight:
+        return NarrowWeight(self.stored.to(device), self.scale.to(device))
 
 
 class Linear(nn.Linear):
-    """``nn.Linear`` with an optional packed copy of its weight, and an optional one in int8.
+    """``nn.Linear`` with an optional packed copy of its weight, and an optional narrow one.
 
     A sampling step multiplies a few rows by every weight, so its time on a CPU is the time to stream the weights, and
     the order in which they lie decides how fast that goes. :meth:`pack` lays them out once. The plain weight stays the
     parameter that is saved, moved and trained.
 
-    :meth:`quantize` rounds the weight to int8 numbers times a scale an output, and keeps these for products of few rows
-    (:attr:`streamed`); the plain weight becomes their product, so that whoever reads it computes with the same numbers
-    but for a rounding to its dtype.
+    :meth:`quantize` rounds the weight to one-byte numbers times a scale an output, and keeps these for products of few
+    rows (:attr:`streamed`); the plain weight becomes their product, so that whoever reads it computes with the same
+    numbers but for a rounding to its dtype.
     """
 
     _packed: PackedWeight | None = None
-    _int8: Int8Weight | None = None
+    _narrow: NarrowWeight | None = None
 
     @torch.no_grad()
-    def quantize(self) -> None:
-        """Round the weight, for good. One that is rounded stays as it is."""
-        if self._int8 is None:
-            self._int8 = Int8Weight(*quantize_int8(self.weight))
-            self.weight.copy_(self._int8.stored * self._int8.scale[:, None])
+    def quantize(self, to: str = "int8") -> None:
+        """Round the weight, for good, to "int8" or "fp8" (e4m3). One that is rounded stays as it is."""
+        if self._narrow is None:
+            self._narrow = NarrowWeight(*quantize(self.weight, to))
+            self.weight.copy_(self._narrow.stored.float() * self._narrow.scale[:, None])
             self._packed = None
 
     @property
     def streamed(self) -> tuple[Tensor, Tensor | None]:
-        """What a product should read that takes as long as reading does: int8 and its scale, or the weight and None."""
-        return (self.weight, None) if self._int8 is None else (self._int8.stored, self._int8.scale)
+        """What a product should read that takes as long as reading does: the narrow numbers and their scale, or the
+        weight and None."""
+        return (self.weight, None) if self._narrow is None else (self._narrow.stored, self._narrow.scale)
 
     def pack(self) -> None:
         """Lay the weight out for inference on the CPU; a no-op where no kernel wants that."""
@@ -77,7 +78,7 @@ class Linear(nn.Linear):
     def train(self, mode: bool = True) -> Linear:
         if mode:
             self.unpack()  # the weight is about to change
-            self._int8 = None
+            self._narrow = None
         return super().train(mode)
 
     def forward(self, input: Tensor) -> Tensor:
@@ -99,13 +100,13 @@ class Linear(nn.Linear):
     def _apply(self, fn, recurse: bool = True):  # type: ignore[no-untyped-def]
         self.unpack()  # .to(...) makes a new weight
         super()._apply(fn, recurse)
-        if self._int8 is not None:  # no buffers: the scale stays fp32 in any dtype
-            self._int8 = self._int8.to(self.weight.device)
+        if self._narrow is not None:  # no buffers: the scale stays fp32 in any dtype
+            self._narrow = self._narrow.to(self.weight.device)
         return self
 
     def _load_from_state_dict(self, *args, **kwargs):  # type: ignore[no-untyped-def]
         self.unpack()
-        self._int8 = None
+        self._narrow = None
         return super()._load_from_state_dict(*args, **kwargs)
 
 
@@ -120,12 +121,12 @@ def pack_weight(weight: Tensor) -> PackedWeight | None:
     return onednn.OneDNNWeight(weight) if onednn.why_not(weight) is None else None
 
 
-def quantize_linears(module: Module) -> Module:
-    """Round every :class:`Linear` inside ``module`` to int8, see :meth:`Linear.quantize`, and return it. Best done from
-    fp32: then each weight is rounded once. Costs one more byte a value in memory."""
+def quantize_linears(module: Module, to: str = "int8") -> Module:
+    """Round every :class:`Linear` inside ``module``, see :meth:`Linear.quantize`, and return it. Best done from fp32:
+    then each weight is rounded once. Costs one more byte a value in memory."""
     for child in module.modules():
         if isinstance(child, Linear):
-            child.quantize()
+            child.quantize(to)
     return module
 
 

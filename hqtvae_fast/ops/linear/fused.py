@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import ceil
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from hqtvae_fast.ops import triton_launch
-from hqtvae_fast.ops.triton_launch import interpreted, on
+from hqtvae_fast.ops.triton_launch import capability_at_least, dependents, interpreted, on, power_of_2
 
 MOST_ROWS = 16
 OUT = 32
@@ -17,6 +18,9 @@ WARPS, STAGES = 4, 4
 PROGRAMS = 264  # wanted: two for each of an H100's multiprocessors. None of these is measured on a GPU yet.
 MOST_PARTS = 16
 MOST_TILES = 4096
+LINE = 128  # bytes
+FP8_CAPABILITY = (8, 9)
+DEPENDENT_CAPABILITY = (9, 0)
 
 
 @dataclass(frozen=True)
@@ -59,12 +63,24 @@ def why_not(
         return f"expected at most {OUT * MOST_TILES} outputs; got {weight.shape[0]}"
     if not weight.is_contiguous():
         return "expected a contiguous weight"
+    if others[1:] and others[1] and not (x.is_cuda and capability_at_least(x, DEPENDENT_CAPABILITY)):
+        return "expected compute capability 9.0 or above for a prefetch in a dependent launch"
+    if weight.dtype is torch.float8_e4m3fn:
+        if not capability_at_least(x, FP8_CAPABILITY):
+            return "expected compute capability 8.9 or above for fp8, which has the instruction that widens it"
+        weight = weight.view(torch.int8)
     return triton_launch.why_not(x, weight, scale, bias, residual)
 
 
 def constants(N: int, K: int, dtype: torch.dtype, gelu: str) -> dict[str, Any]:
     shape = {"PARTS": parts(N, K, dtype), "GELU": gelu, "ROWS": MOST_ROWS, "OUT": OUT, "BK": width(dtype)}
     return {**shape, "PRECISION": "tf32x3" if dtype is torch.float32 else "ieee"}
+
+
+def prefetched_lines(K: int, weight: torch.dtype, chosen: dict[str, Any]) -> int:
+    """Lines of 128 bytes in an output's part of a weight, rounded up to a power of 2."""
+    chunks = ceil(K / chosen["BK"])
+    return power_of_2(ceil(ceil(chunks / chosen["PARTS"]) * chosen["BK"] * weight.itemsize / LINE))
 
 
 def linear(
@@ -74,6 +90,7 @@ def linear(
     bias: Tensor | None,
     residual: Tensor | None,
     gelu: str,
+    prefetch: bool,
     partials: Tensor,
     counters: Tensor,
 ) -> Tensor:
@@ -87,7 +104,10 @@ def linear(
             *(x_MK, weight, scale, bias, None if residual is None else residual.contiguous(), out),
             *(partials, counters, len(x_MK), N, K),
             **chosen,
+            TRIGGER=dependents(x),
+            PREFETCH=prefetched_lines(K, weight.dtype, chosen) if prefetch else 0,
             INTERPRET=interpreted(),
+            **({"launch_pdl": True} if prefetch else {}),
             num_warps=WARPS,
             num_stages=STAGES,
         )

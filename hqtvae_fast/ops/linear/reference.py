@@ -8,7 +8,9 @@ from torch import Tensor
 
 from hqtvae_fast.ops.bias_gelu import reference as pointwise
 
-INT8_LARGEST = 127
+NARROW = {"int8": torch.int8, "fp8": torch.float8_e4m3fn}
+"""What a weight may be rounded to, one scale an output: 255 even steps, or four significant bits over 15 octaves."""
+_LARGEST = {"int8": 127.0, "fp8": 448.0}
 
 
 def linear(
@@ -18,6 +20,7 @@ def linear(
     bias: Tensor | None,
     residual: Tensor | None,
     gelu: str,
+    prefetch: bool = False,
     partials: Tensor | None = None,
     counters: Tensor | None = None,
 ) -> Tensor:
@@ -35,7 +38,12 @@ def linear(
     return y.to(x.dtype)
 
 
-def quantize_int8(weight: Tensor) -> tuple[Tensor, Tensor]:
-    """A weight [N, K] as int8 [N, K] and a scale fp32 [N] for each output: weight ~ int8 * scale, to the nearest."""
-    scale = weight.float().abs().amax(dim=1).clamp_min(torch.finfo(torch.float32).tiny) / INT8_LARGEST
-    return (weight.float() / scale[:, None]).round_().clamp_(-INT8_LARGEST, INT8_LARGEST).to(torch.int8), scale
+def quantize(weight: Tensor, to: str) -> tuple[Tensor, Tensor]:
+    """A weight [N, K] as numbers [N, K] of a dtype of :data:`NARROW` and a scale fp32 [N], one an output: weight ~
+    numbers * scale, each to the nearest; the largest of an output is the largest of the dtype."""
+    if to not in NARROW:
+        raise ValueError(f"quantization: expected one of {', '.join(NARROW)}; got {to!r}")
+    wide = weight.float()
+    scale = wide.abs().amax(dim=1).clamp_min(torch.finfo(torch.float32).tiny) / _LARGEST[to]
+    scaled = (wide / scale[:, None]).clamp_(-_LARGEST[to], _LARGEST[to])
+    return (scaled.round_() if to == "int8" else scaled).to(NARROW[to]), scale

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import triton
 import triton.language as tl
+from triton.language.extra.cuda import gdc_launch_dependents
 
 
 @triton.jit
@@ -60,7 +61,10 @@ def local_attention_kernel(
     LEVELS: tl.constexpr,
     POSITIONS: tl.constexpr,
     WIDTH: tl.constexpr,
+    TRIGGER: tl.constexpr,  # whether the next kernel may be launched to wait beside this one
 ):
+    if TRIGGER:
+        gdc_launch_dependents()
     i_b, i_h = tl.program_id(0).to(tl.int64) // H, tl.program_id(0) % H
     o_e = tl.arange(0, WIDTH)
     m_e = o_e < E

@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from hqtvae_fast.backend import BackendError
+from hqtvae_fast.ops import others
 from hqtvae_fast.ops.local_attention import BACKENDS, fused, local_attention, reference
 from hqtvae_fast.ops.spec import Case, Cost, Spec, Variant, check_errors
 from hqtvae_fast.ops.triton_launch import TRITON_NAMES
@@ -92,18 +94,44 @@ def check(got: tuple[Tensor, ...], wanted: tuple[Tensor, ...], inputs: tuple[Any
         assert torch.equal(ours[:, :, start + T :], before[:, :, start + T :]), "the cache was written beyond the end"
 
 
-def sdpa(qkv: Tensor, bias: Tensor | None, keys: Tensor | None, values: Tensor | None, start: int, mask: str) -> Tensor:
+Maybe = Tensor | None
+
+
+def _cached(qkv: Tensor, bias: Maybe, keys: Maybe, values: Maybe, start: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Queries of the new positions, keys and values of all, [B, H, positions, E] each; the cache is written."""
+    _, T, _, H, E = qkv.shape
+    q, k, v = (qkv if bias is None else qkv + bias.view(3, H, E)).permute(2, 0, 3, 1, 4).unbind(0)
+    if keys is None or values is None:
+        return q, k, v
+    keys[:, :, start : start + T].copy_(k)
+    values[:, :, start : start + T].copy_(v)
+    return q, keys[:, :, : start + T], values[:, :, : start + T]
+
+
+def sdpa(qkv: Tensor, bias: Maybe, keys: Maybe, values: Maybe, start: int, mask: str) -> Tensor:
     """Torch's own kernel, with what it takes to bring bias and cache to it."""
-    B, T, _, H, E = qkv.shape
-    if bias is not None:
-        qkv = qkv + bias.view(3, H, E)
-    q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)
-    if keys is not None and values is not None:
-        keys[:, :, start : start + T].copy_(k)
-        values[:, :, start : start + T].copy_(v)
-        k, v = keys[:, :, : start + T], values[:, :, : start + T]
-    attn_mask = reference.level_mask(start, T).to(qkv.device) if mask == "levels" else None
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=attn_mask).transpose(1, 2).reshape(B, T, H * E)
+    attn_mask = reference.level_mask(start, qkv.shape[1]).to(qkv.device) if mask == "levels" else None
+    q, k, v = _cached(qkv, bias, keys, values, start)
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=attn_mask).transpose(1, 2).flatten(2)
+
+
+def flash_attn(qkv: Tensor, bias: Maybe, keys: Maybe, values: Maybe, start: int, mask: str) -> Tensor:
+    """Has no mask by level."""
+    package = others.attention("flash_attn", qkv)
+    if mask != "full":
+        raise BackendError(f"flash_attn: expected mask 'full'; got {mask!r}")
+    parts = _cached(qkv, bias, keys, values, start)
+    return package.flash_attn_func(*(part.transpose(1, 2) for part in parts)).flatten(2)
+
+
+def xformers(qkv: Tensor, bias: Maybe, keys: Maybe, values: Maybe, start: int, mask: str) -> Tensor:
+    """Takes a mask only as a bias padded to multiples of 8 positions, which these are not."""
+    others.attention("xformers", qkv)
+    if mask != "full":
+        raise BackendError(f"xformers: expected mask 'full'; got {mask!r}")
+    parts = _cached(qkv, bias, keys, values, start)
+    ops = others.installed("xformers.ops")
+    return ops.memory_efficient_attention(*(part.transpose(1, 2) for part in parts)).flatten(2)
 
 
 def cost(case: Case) -> Cost:
@@ -124,7 +152,7 @@ def variants(arch: int) -> list[Variant]:
             signature = dict.fromkeys(pointers, f"*{TRITON_NAMES[dtype]}") | {"scale": "fp32"}
             signature |= dict.fromkeys(("H", "E", "C"), "i32")
             constants: dict[str, Any] = {} if C else {"keys": None, "values": None}
-            constants |= fused.constants(T, 64, start, "full")
+            constants |= fused.constants(T, 64, start, "full") | {"TRIGGER": arch >= 90}
             name = f"local attention {passing} {TRITON_NAMES[dtype]}"
             launch = ((*pointers, "E"), fused.warps(start + T), 1)
             made.append(Variant(name, kernels.local_attention_kernel, signature, constants, *launch))
@@ -142,5 +170,5 @@ SPEC = Spec(
     cost=cost,
     variants=variants,
     backends=BACKENDS,
-    baselines={"torch, scaled_dot_product_attention": sdpa},
+    baselines={"torch, scaled_dot_product_attention": sdpa, "flash-attn": flash_attn, "xformers": xformers},
 )

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hqtvae_fast.ops.nearest_code import BACKENDS, nearest_code, reference
+from hqtvae_fast.ops.nearest_code import BACKENDS, nearest_code, others, reference
 from hqtvae_fast.ops.nearest_code.tensor_cores import LARGE, SETTLE, SMALL, Tile, describe, rows
 from hqtvae_fast.ops.spec import Case, Cost, Spec, Variant
 
@@ -54,14 +54,12 @@ def _product(z: Tensor, codebook: Tensor) -> Tensor:
     return z @ codebook.T
 
 
-def _scores_argmin(z: Tensor, codebook: Tensor) -> Tensor:
-    """As one would write it: all scores in memory, in the inputs' own precision; wrong where rounding decides."""
-    return torch.addmm(codebook.square().sum(dim=1), z, codebook.T, alpha=-2).argmin(dim=1)
-
-
 BASELINES = {
-    "torch, product + argmin": _scores_argmin,
+    "torch, product + argmin": others.scores_argmin,
+    "torch.compile, product + argmin": others.compiled,
     "torch.cdist + argmin": lambda z, codebook: torch.cdist(z.float(), codebook.float()).argmin(dim=1),
+    "faiss": others.faiss,
+    "cuVS": others.cuvs,
     "product alone": _product,
 }
 

@@ -5,14 +5,12 @@ flash-attn and xformers are imported where they are asked for and nowhere else; 
 
 from __future__ import annotations
 
-import importlib.util
 from typing import Any
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-HALF = (torch.bfloat16, torch.float16)
+from hqtvae_fast.ops.others import why_not_attention
 
 
 def sdpa(qkv: Tensor) -> Tensor:
@@ -37,15 +35,9 @@ def xformers(qkv: Tensor) -> Tensor:
 
 def why_not_flash_attn(qkv: Tensor, *others: Any) -> str | None:
     """None where flash-attn can take these queries, keys and values, else the reason."""
-    return _why_not("flash_attn", qkv)
+    return why_not_attention("flash_attn", qkv)
 
 
 def why_not_xformers(qkv: Tensor, *others: Any) -> str | None:
     """None where xformers can, else the reason."""
-    return _why_not("xformers", qkv)
-
-
-def _why_not(package: str, qkv: Tensor) -> str | None:
-    if not qkv.is_cuda or qkv.dtype not in HALF:
-        return f"expected bf16 or fp16 on a CUDA device; got {qkv.dtype} on {qkv.device}"
-    return None if importlib.util.find_spec(package) else f"{package} is not installed"
+    return why_not_attention("xformers", qkv)

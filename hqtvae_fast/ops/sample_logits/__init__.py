@@ -8,8 +8,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from hqtvae_fast import _cuda
 from hqtvae_fast.backend import Backend, choose
-from hqtvae_fast.ops.sample_logits import cpu, fused, reference
+from hqtvae_fast.ops.sample_logits import cpu, cuda, fused, reference
 
 
 def check_sampling(temperature: float, top_k: int | None, top_p: float | None, num_codes: int) -> None:
@@ -46,7 +47,8 @@ def sample_logits(
     ``temperature`` (fp32), ``top_k`` (int64) and ``top_p`` (fp32) may be scalars on the device of the logits, as may
     ``step``: then they are read there, when the draw is made, and are the caller's to check.
 
-    ``backend``: "triton" (CUDA; one kernel), "cpu" or "reference" (anywhere; waits for a GPU). Raises ValueError on
+    ``backend``: "triton" (CUDA; one kernel), "cuda" (likewise, from csrc/cuda; only by name), "cpu" or "reference"
+    (anywhere; waits for a GPU). Raises ValueError on
     parameters out of range, and on NaN logits on the CPU; on other devices a row with NaN gives an unspecified index
     within [0, K), and sets ``invalid``, a bool scalar there, without a synchronisation.
     """
@@ -125,6 +127,7 @@ def _by_rows(draw: Callable[..., Tensor]) -> Callable[..., None]:
 
 
 BACKENDS = (
+    Backend("cuda", cuda.sample_logits, cuda.why_not, _cuda.origin, only_by_name=True),
     Backend("triton", fused.sample_logits, fused.why_not),
     Backend("cpu", _by_rows(cpu.sample_logits), cpu.why_not),
     Backend("reference", _by_rows(reference.sample_logits)),

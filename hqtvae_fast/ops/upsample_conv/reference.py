@@ -20,6 +20,15 @@ def upsample_conv(x: Tensor, folded: Tensor, bias: Tensor) -> Tensor:
     return out
 
 
+def interleave(phases: Tensor, out: Tensor) -> Tensor:
+    """[B, 4N, H+1, W+1] or larger, phases (row, column) row by row, into ``out`` [B, N, 2H, 2W]."""
+    H, W = out.shape[2] // 2, out.shape[3] // 2
+    for index, phase in enumerate(phases.chunk(4, dim=1)):
+        p, q = divmod(index, 2)
+        out[:, :, p::2, q::2] = phase[:, :, p : p + H, q : q + W]
+    return out
+
+
 def empty_doubled(x: Tensor, folded: Tensor) -> Tensor:
     """[B, N, 2H, 2W] in channels-last memory, unset."""
     B, _, H, W = x.shape

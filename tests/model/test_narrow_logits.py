@@ -1,4 +1,4 @@
-"""What rounding weights to int8, one scale an output, does to a trained model's predictions."""
+"""What rounding weights to one byte, one scale an output, does to a trained model's predictions."""
 
 from __future__ import annotations
 
@@ -9,20 +9,17 @@ import torch
 
 from hqtvae_fast import HQTVAEPipeline
 from hqtvae_fast.ops.linear import Linear
-from hqtvae_fast.ops.linear.reference import quantize_int8
+from hqtvae_fast.ops.linear.reference import quantize
 
 PROMPTS = ["tiger face, 3d", "red apple, flat", "rocket, shaded", "owl, 3d"]
 
 
-def rounded(weight):
-    stored, scale = quantize_int8(weight)
-    return stored.float() * scale[:, None]
-
-
 @pytest.mark.slow
-def test_logits_of_the_demo_model():
-    """Teacher forced on four of its own drawings: measured KL 7e-5 (top) and 2e-4 nats (bottom), bf16 weights 6e-6 and
-    1e-5; the likeliest code the same at every position. Over 32 drawings KL is five times that (benchmarks/README)."""
+@pytest.mark.parametrize("to,bound", [("int8", 1e-3), ("fp8", 1.5e-2)])
+def test_logits_of_the_demo_model(to, bound):
+    """Teacher forced on four of its own drawings: measured KL 7e-5 (top) and 2e-4 nats (bottom) as int8, the likeliest
+    code the same at every position, bf16 weights 6e-6 and 1e-5. Over 32 drawings KL is five times that, and that of fp8
+    thirteen times int8's (benchmarks/README)."""
     pipe = HQTVAEPipeline.from_pretrained("demo", device="cpu", dtype=torch.float32)
     codes = pipe(prompt=PROMPTS, seed=0, output_type="codes", progress=False).codes
     condition, narrow = pipe.tokenizer(PROMPTS), copy.deepcopy(pipe.transformer)
@@ -30,10 +27,11 @@ def test_logits_of_the_demo_model():
     assert len(linears) > 20
     with torch.no_grad():
         for linear in linears:
-            linear.weight.copy_(rounded(linear.weight))
+            stored, scale = quantize(linear.weight, to)
+            linear.weight.copy_(stored.float() * scale[:, None])
         pairs = list(zip(pipe.transformer(codes, condition).levels, narrow(codes, condition).levels, strict=True))
     for exact, got in pairs:
         assert not torch.equal(exact, got)
         p, q = exact.log_softmax(dim=-1), got.log_softmax(dim=-1)
-        assert float((p.exp() * (p - q)).sum(dim=-1).mean()) < 1e-3
-        assert float((exact.argmax(dim=-1) == got.argmax(dim=-1)).float().mean()) > 0.99
+        assert float((p.exp() * (p - q)).sum(dim=-1).mean()) < bound
+        assert float((exact.argmax(dim=-1) == got.argmax(dim=-1)).float().mean()) > 1 - 10 * bound

@@ -1,4 +1,4 @@
-"""int8 weights in the engine: read by products of few rows, the same numbers to everyone else."""
+"""Narrow weights in the engine: read by products of few rows, the same numbers to everyone else."""
 
 from __future__ import annotations
 
@@ -12,14 +12,16 @@ from test_fused_step import condition_of, draw, same
 from hqtvae_fast import HQTVAEPipeline
 from hqtvae_fast.engine import fused_step
 from hqtvae_fast.engine.fused_step import FusedStep
+from hqtvae_fast.engine.step import StepOptions
 from hqtvae_fast.ops.linear import Linear, quantize_linears
-from hqtvae_fast.ops.linear.reference import quantize_int8
+from hqtvae_fast.ops.linear.reference import NARROW, quantize
 
 CASES = ["class_parallel", "class_parallel_iet1", "uncond_reduce"]
+both = pytest.mark.parametrize("to", NARROW)
 
 
-def quantized(case):
-    return quantize_linears(copy.deepcopy(golden_pipeline(case).transformer))
+def quantized(case, to="int8"):
+    return quantize_linears(copy.deepcopy(golden_pipeline(case).transformer), to)
 
 
 def few_rows_everywhere(monkeypatch):
@@ -36,21 +38,23 @@ def few_rows_everywhere(monkeypatch):
     return seen
 
 
+@both
 @pytest.mark.parametrize("case", CASES)
-def test_few_rows_read_int8_and_give_the_same_codes(case, monkeypatch):
-    model, plain = quantized(case), golden_pipeline(case).transformer
+def test_few_rows_read_narrow_numbers_and_give_the_same_codes(case, to, monkeypatch):
+    model, plain = quantized(case, to), golden_pipeline(case).transformer
     wanted, many_rows = draw(model, "reference"), draw(model, "fused")
     assert same(many_rows, wanted)
     seen = few_rows_everywhere(monkeypatch)
     assert same(draw(model, "fused"), wanted)
-    assert set(seen) == {(torch.int8, True)}
+    assert set(seen) == {(NARROW[to], True)}
     seen.clear()
     draw(plain, "fused")
     assert set(seen) == {(torch.float32, False)}
 
 
-def test_logits_of_few_rows_are_those_of_the_rounded_weights(monkeypatch):
-    model = quantized("class_parallel")
+@both
+def test_logits_of_few_rows_are_those_of_the_rounded_weights(to, monkeypatch):
+    model = quantized("class_parallel", to)
     config, batch = model.config, 2
     local, condition = (
         torch.zeros(batch, config.num_steps, config.num_local, dtype=torch.int64),
@@ -69,17 +73,32 @@ def test_logits_of_few_rows_are_those_of_the_rounded_weights(monkeypatch):
         torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-5)
 
 
-def test_weights_are_rounded_once():
+@pytest.mark.parametrize("wanted", [False, True])
+def test_products_of_few_rows_are_told_to_prefetch(wanted, monkeypatch):
+    monkeypatch.setattr(FusedStep, "_few", lambda self, x: True)
+    told, linear = set(), fused_step.linear
+
+    def watched(*tensors, **options):
+        told.add(options.pop("prefetch"))
+        return linear(*tensors, **options)
+
+    monkeypatch.setattr(fused_step, "linear", watched)
+    draw(golden_pipeline("class_parallel").transformer, "fused", options=StepOptions(dependent_launch=wanted))
+    assert told == {wanted}
+
+
+@both
+def test_weights_are_rounded_once(to):
     layer = Linear(40, 8).eval()
-    stored, scale = quantize_int8(layer.weight.detach())
+    stored, scale = quantize(layer.weight.detach(), to)
     assert layer.streamed == (layer.weight, None)
-    layer.quantize()
-    layer.quantize()
+    layer.quantize(to)
+    layer.quantize(to)
     layer.to(torch.bfloat16).to(torch.float32)
-    assert torch.equal(layer.streamed[0], stored)
+    assert torch.equal(layer.streamed[0].float(), stored.float())
     assert torch.equal(layer.streamed[1], scale)  # fp32 still, whatever dtype the layer has been in
-    torch.testing.assert_close(layer.weight.detach(), stored * scale[:, None], rtol=2**-8, atol=0)
-    assert torch.equal(copy.deepcopy(layer).streamed[0], stored)
+    torch.testing.assert_close(layer.weight.detach(), stored.float() * scale[:, None], rtol=2**-8, atol=0)
+    assert torch.equal(copy.deepcopy(layer).streamed[0].float(), stored.float())
 
 
 @pytest.mark.parametrize(
@@ -92,20 +111,21 @@ def test_a_weight_that_changes_drops_the_int8_copy(change):
     assert layer.streamed == (layer.weight, None)
 
 
-def test_the_pipelines_option():
+@pytest.mark.parametrize("to,step", [("int8", 1 / 250), ("fp8", 1 / 27)])
+def test_the_pipelines_option(to, step):
     options = {"device": "cpu", "dtype": "fp32"}
     plain, narrow = (
         HQTVAEPipeline.from_pretrained(GOLDEN / "class_parallel", **options, quantization=quantization)
-        for quantization in (None, "int8")
+        for quantization in (None, to)
     )
     for name, weight in narrow.transformer.named_parameters():
         before = plain.transformer.get_parameter(name).detach()
         is_linear = isinstance(narrow.transformer.get_submodule(name.rpartition(".")[0]), Linear)
         assert torch.equal(weight, before) != (is_linear and name.endswith("weight")), name
-        assert float((weight.detach() - before).abs().max()) <= float(before.abs().max()) / 250
+        assert float((weight.detach() - before).abs().max()) <= float(before.abs().max()) * step
     assert all(
         torch.equal(a, b)
         for a, b in zip(plain.vae.state_dict().values(), narrow.vae.state_dict().values(), strict=True)
     )
-    with pytest.raises(ValueError, match="quantization: expected 'int8' or None; got 'int4'"):
+    with pytest.raises(ValueError, match="quantization: expected 'int8', 'fp8' or None; got 'int4'"):
         HQTVAEPipeline.from_pretrained(GOLDEN / "class_parallel", **options, quantization="int4")

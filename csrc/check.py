@@ -1,0 +1,149 @@
+"""make csrc-check: what can be known of csrc/cuda without a GPU.
+
+Every kernel is compiled for sm_80 and sm_90a and its registers, shared memory and spills are listed; a spill, or more
+shared memory than a block may have, fails. Then the extension is linked against the torch that is installed, loaded,
+and must refuse a tensor in the wrong place; and the tests of the device functions run (tests/csrc; not with
+``--compile-only``). Exit code 1 where something fails. Without nvcc the first two parts are skipped, and that is said.
+"""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1])]
+import nvcc
+
+from hqtvae_fast.ops.prediction_head import cuda as head
+
+ROOT = Path(__file__).parents[1]
+ARCHITECTURES = "80 90a"
+KIB = 1024
+MOST_SHARED = {"sm_80": 163 * KIB, "sm_90a": 227 * KIB}
+"""Of one block."""
+
+_ENTRY = re.compile(
+    r"Compiling entry function '(?P<kernel>\w+)' for '(?P<arch>\w+)'.*?"
+    r"(?P<stack>\d+) bytes stack frame, (?P<stores>\d+) bytes spill stores, (?P<loads>\d+) bytes spill loads.*?"
+    r"Used (?P<registers>\d+) registers(?P<rest>[^\n]*)",
+    re.S,
+)
+
+
+@dataclass(frozen=True)
+class Usage:
+    """What one kernel takes on one architecture. ``dynamic``: shared memory that its launcher asks for, at preset S."""
+
+    kernel: str
+    arch: str
+    registers: int
+    static: int
+    dynamic: int
+    spills: int
+    stack: int
+
+    @property
+    def problems(self) -> list[str]:
+        found = [] if self.spills == 0 else [f"{self.spills} bytes spilled"]
+        if self.static + self.dynamic > MOST_SHARED[self.arch]:
+            found.append(f"more than {MOST_SHARED[self.arch]} bytes of shared memory")
+        return found
+
+
+def usages(compiler_output: str) -> list[Usage]:
+    """Read from what ptxas -v says."""
+    found = []
+    for match in _ENTRY.finditer(compiler_output):
+        static = re.search(r"(\d+) bytes smem", match["rest"])
+        found.append(
+            Usage(
+                kernel=match["kernel"],
+                arch=match["arch"],
+                registers=int(match["registers"]),
+                static=int(static[1]) if static else 0,
+                dynamic=dynamic_shared(match["kernel"], match["arch"]),
+                spills=int(match["stores"]) + int(match["loads"]),
+                stack=int(match["stack"]),
+            )
+        )
+    return found
+
+
+def dynamic_shared(kernel: str, arch: str) -> int:
+    """Bytes that the launcher asks for, 8192 codes."""
+    if kernel.startswith("sample_logits"):
+        return 4 * 8192
+    if kernel.startswith("prediction_head"):
+        return head.shared_bytes(head.ring_slots(MOST_SHARED[arch]))
+    return 0
+
+
+def print_table(rows: list[Usage]) -> None:
+    print(f"{'kernel':<26} {'arch':<7} {'registers':>9} {'shared, static + dynamic':>25} {'spills':>7} {'stack':>6}")
+    for row in sorted(rows, key=lambda row: (row.kernel, row.arch)):
+        shared = f"{row.static} + {row.dynamic}"
+        line = f"{row.kernel:<26} {row.arch:<7} {row.registers:>9} {shared:>25} {row.spills:>7} {row.stack:>6}"
+        print(line + "".join(f"  FAILS: {problem}" for problem in row.problems))
+
+
+def compile_all(compiler: str, folder: Path) -> list[str]:
+    """Compile, list, link and load; what is wrong, a line each."""
+    rows, objects = [], []
+    for source in (*nvcc.KERNELS, nvcc.BINDINGS):
+        objects.append(folder / f"{source.stem}.o")
+        try:
+            said = nvcc.compile_source(compiler, source, objects[-1], ARCHITECTURES, ("-Xptxas", "-v"))
+        except subprocess.CalledProcessError as error:
+            return [f"{source.name} does not compile:\n{error.output}"]
+        rows += usages(said)
+    print_table(rows)
+    problems = [f"{row.kernel}, {row.arch}: {problem}" for row in rows for problem in row.problems]
+    if {row.arch for row in rows} != set(MOST_SHARED) or len(rows) < 2 * len(nvcc.KERNELS):
+        problems.append(f"expected a line a kernel and architecture from ptxas; got {len(rows)}")
+    library = folder / "_C.so"
+    nvcc.link(compiler, objects, library)
+    loaded = subprocess.run([sys.executable, "-c", LOAD, str(library)], text=True, capture_output=True)
+    if loaded.returncode != 0:
+        problems.append(f"the extension does not load, or does not refuse:\n{loaded.stderr}")
+    print(loaded.stdout, end="")
+    return problems
+
+
+LOAD = """
+import sys, torch
+torch.ops.load_library(sys.argv[1])
+print(f"{len([op for op in torch._C._dispatch_get_all_op_names() if op.startswith('hqtvae_fast_cuda::')])} operators"
+      f" registered in torch {torch.__version__}")
+zeros = lambda *shape: torch.zeros(*shape, dtype=torch.int64)
+try:
+    torch.ops.hqtvae_fast_cuda.sample_logits(
+        torch.zeros(2, 1, 8), zeros(2, 1), torch.tensor(False), zeros(2), zeros(2), zeros(2),
+        torch.tensor(1.0), torch.tensor(8), torch.tensor(1.0))
+    sys.exit("a tensor on the CPU was not refused")
+except RuntimeError as error:
+    print(f"refuses what it should: {error}")
+"""
+
+
+def main() -> int:
+    problems = []
+    compiler = nvcc.find_nvcc()
+    if compiler is None:
+        print("SKIPPED: nvcc is neither on PATH nor in CUDA_HOME; nothing of csrc/cuda was compiled", file=sys.stderr)
+    else:
+        with tempfile.TemporaryDirectory() as folder:
+            problems = compile_all(compiler, Path(folder))
+    tests = [sys.executable, "-m", "pytest", "-q", "tests/csrc"]
+    if "--compile-only" not in sys.argv and subprocess.run(tests, cwd=ROOT).returncode != 0:
+        problems.append("tests/csrc failed")
+    for problem in problems:
+        print(f"csrc-check: {problem}", file=sys.stderr)
+    return 1 if problems else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,44 @@
+// Launching a kernel by its arguments' addresses: what the launchers at the end of each .cu share. Host code.
+//
+// No allocation, no synchronisation, the stream that is given: a launch can be captured in a graph.
+#pragma once
+
+#include <cuda_runtime.h>
+
+namespace hqtvae {
+
+struct Launch {
+  int blocks, threads;
+  int shared_bytes = 0;
+  // All blocks are on the device at once, or the launch fails: what a grid-wide barrier needs.
+  bool cooperative = false;
+  // May start while the kernel before it still runs, and waits for it itself (sm_90).
+  bool dependent = false;
+};
+
+inline cudaError_t launch(const void* kernel, const Launch& how, void** arguments, cudaStream_t stream) {
+  if (how.shared_bytes > 48 * 1024) {  // more than that, a kernel has to be allowed
+    const auto error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, how.shared_bytes);
+    if (error != cudaSuccess) return error;
+  }
+  cudaLaunchAttribute attributes[2];
+  int count = 0;
+  if (how.cooperative) {
+    attributes[count].id = cudaLaunchAttributeCooperative;
+    attributes[count++].val.cooperative = 1;
+  }
+  if (how.dependent) {
+    attributes[count].id = cudaLaunchAttributeProgrammaticStreamSerialization;
+    attributes[count++].val.programmaticStreamSerializationAllowed = 1;
+  }
+  cudaLaunchConfig_t config{};
+  config.gridDim = how.blocks;
+  config.blockDim = how.threads;
+  config.dynamicSmemBytes = how.shared_bytes;
+  config.stream = stream;
+  config.attrs = attributes;
+  config.numAttrs = count;
+  return cudaLaunchKernelExC(&config, kernel, arguments);
+}
+
+}  // namespace hqtvae

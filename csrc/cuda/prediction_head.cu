@@ -1,0 +1,283 @@
+// The prediction head's two passes, both heads and both draws of one step, in one launch, for 1 to 16 images.
+//
+// Why. At small batch a step of the head is the time to read its weights: per block 12 D^2 values, of which pass 1 needs no
+// query rows (position 0 sees itself alone: its attention is its value), and two heads of K D. Preset S (D = 1536, 4
+// blocks, K = 8192, bf16):
+//   pass 1: 4 x 11 D^2 = 103.8 M, + 12.6 M   232.8 MB      pass 2: 4 x 12 D^2 = 113.2 M, + 12.6 M   251.7 MB
+// 484 MB a step, 145 us on an H100 (3.35 TB/s), 238 us on an A100 (2.04 TB/s): the floor. A second reading of a block is a
+// second reading from memory, as the caches hold a fifth of it (50 and 40 MB). One launch a product would make about 70
+// launches a step, each of which drains the memory system and fills it again: at 2 us that is 140 us, the floor again.
+//
+// Schedule. A persistent grid, one block a multiprocessor, of 8 warps that multiply and one that copies (weight_stream.h).
+// Phases, with a grid-wide barrier after each:
+//   a block   LayerNorm + qkv | attention (pass 2) | out + residual | LayerNorm + up + GELU | down + residual
+//   a pass    embedding, the blocks, LayerNorm + head | draw: one block of the grid a row (sample_row.h)
+// Embeddings and LayerNorms are no phases: each block makes them again for the rows that it multiplies, as it loads them,
+// from residuals of 3 KB a row in the second-level cache. Every product's output is finished by the block that summed it.
+//
+// Barriers. 4 x 4 + 2 in pass 1, 4 x 5 + 1 in pass 2 (nothing follows the last draw): 39. Each is a reduction to one counter
+// and polling it, two trips to the second-level cache, about 1.3 us, and what must be loaded after it is another trip or
+// two: 2.5 us of latency a phase, about 100 us a step, as long as the copies if they took turns. They do not: the copying
+// warp knows no barriers. Its ring holds 42 slots of 4 KB a multiprocessor on an H100, 22.7 MB in all, 6.8 us of memory
+// bandwidth; a phase that stalls for less than that costs nothing as long as what it then finds waiting is consumed
+// faster than it came: 4 KB take 280 cycles to arrive and about 100 to multiply. On an A100: 27 slots, 11.9 MB, 5.9 us.
+//
+// Activations. Each block reads each product's inputs whole from the second-level cache: rows x inputs x 2 bytes x 132
+// blocks. For 4 rows that is 1.6 MB for D inputs; for 64 rows (16 images, pass 2) 26 MB, and 104 MB where 4 D are read,
+// 182 MB a block of the model against 57 MB of weights: there the caches' bandwidth sets the time, and products tiled in
+// both directions should win. Where they do is to be measured.
+//
+// Bits. bf16 weights and activations, fp32 sums in the order that schedule.h fixes, rounded once where a value is stored.
+// They depend neither on the number of images nor on that of multiprocessors, and not on what runs when.
+//
+// The launch is cooperative: all blocks are resident, or it fails. On sm_90 it may be a dependent launch too: then weights
+// are copied while the kernel before still runs, and everything else waits for it.
+
+#include "head_rows.h"
+#include "sample_row.h"
+
+namespace hqtvae {
+
+constexpr int kHeadThreads = Team::kThreads + 32;
+
+struct HeadShared {
+  union {
+    Partials partials;
+    float row[kMostCodes];  // of logits, while a code is drawn
+  };
+  RowScratch scratch;
+  float2 statistics[kMostRows];  // of each row's LayerNorm
+};
+static_assert(sizeof(Partials) == kMostCodes * sizeof(float), "neither wastes room of the other");
+static_assert(sizeof(HeadShared) == kHeadSharedBytes, "the launcher in Python counts on it");
+ANYWHERE int head_shared_bytes(int slots) { return (ring_bytes(slots) + 127) / 128 * 128 + int{sizeof(HeadShared)}; }
+
+struct GlobalCounter {
+  uint32_t* counters;
+  DEVICE void arrive() const { add_release(counters, 1); }
+  DEVICE uint32_t arrived() const { return load_acquire(counters); }
+  DEVICE uint32_t leave() const { return atomicAdd(counters + 1, 1); }
+  DEVICE void reset() const { counters[0] = counters[1] = 0; }
+};
+
+// What differs from step to step. codes [images, 5], top first; parameters of the draw: one of each a level.
+struct HeadStep {
+  const uint16_t* h;  // [images, D]
+  long long* codes;
+  bool* invalid;
+  const long long *seeds, *step;
+  const float* temperature;
+  const long long* top_k;
+  const float* top_p;
+  long long stride_codes;
+  int images, draw_top;
+};
+
+// One product of a pass: what it reads, and what becomes of its outputs. Both kinds of warps walk the same list.
+enum Which { kProject, kOut, kUp, kDown, kLogits };
+
+DEVICE Product product_of(const HeadTable& model, bool bottom, int layer, int which) {
+  const HeadLayer& weights = model.layer[layer];
+  const int D = static_cast<int>(model.dim);
+  switch (which) {
+    case kProject:  // in pass 1 without the queries
+      return bottom ? Product{weights.qkv, 3 * D, D} : Product{weights.qkv + int64_t{D} * D, 2 * D, D};
+    case kOut: return {weights.out, D, D};
+    case kUp: return {weights.up, 4 * D, D};
+    case kDown: return {weights.down, D, 4 * D};
+    default: return {model.levels[bottom].logits, static_cast<int>(model.levels[bottom].codes), D};
+  }
+}
+
+// Calls run(layer, which) for the products of a pass in their order.
+template <class Run>
+DEVICE void each_product(const HeadTable& model, bool with_logits, Run run) {
+  const int count = 4 * static_cast<int>(model.layers);
+  for (int i = 0; i < count + with_logits; ++i) run(i == count ? 0 : i / 4, i == count ? int{kLogits} : i % 4);
+}
+
+template <int mma_rows>
+DEVICE void stream_pass(Ring& ring, const HeadTable& model, bool bottom, bool with_logits, int lane) {
+  each_product(model, with_logits, [&](int layer, int which) {
+    stream_weight<mma_rows>(ring, product_of(model, bottom, layer, which), lane);
+  });
+}
+
+// What a multiplying warp has at hand all along.
+struct Worker {
+  Team team;
+  HeadShared& shared;
+  Ring ring;
+  const HeadTable& model;
+  const HeadStep& in;
+  GridBarrier grid{};
+
+  DEVICE void barrier() {
+    team.sync();
+    if (threadIdx.x == 0) grid.wait(GlobalCounter{model.barrier}, gridDim.x);
+    team.sync();
+  }
+};
+
+// What becomes of outputs: + bias, GELU, + residual (which they replace), rounded and stored.
+struct Finish {
+  uint16_t* out;
+  int stride;
+  const uint16_t* bias;
+  enum { kStore, kGelu, kSigmoidGelu, kResidual } kind;
+
+  DEVICE void operator()(int row, int column, float value) const {
+    uint16_t* at = out + int64_t{row} * stride + column;
+    if (bias != nullptr) value += from_bf16(bias[column]);
+    if (kind == kGelu || kind == kSigmoidGelu) value = gelu(value, kind == kSigmoidGelu);
+    if (kind == kResidual) value += from_bf16(load_2_bytes(at));
+    *at = to_bf16(value);
+  }
+};
+
+DEVICE Finish finish_of(const HeadTable& model, bool bottom, int layer, int which) {
+  const HeadLayer& weights = model.layer[layer];
+  const int D = static_cast<int>(model.dim);
+  switch (which) {
+    case kProject:
+      if (bottom) return {model.qkv, 3 * D, weights.qkv_bias, Finish::kStore};
+      return {model.first + int64_t{layer} * kMostImages * 2 * D, 2 * D, weights.qkv_bias ? weights.qkv_bias + D : nullptr,
+              Finish::kStore};
+    case kOut: return {model.stream, D, weights.out_bias, Finish::kResidual};
+    case kUp: return {model.hidden, 4 * D, weights.up_bias, model.sigmoid_gelu ? Finish::kSigmoidGelu : Finish::kGelu};
+    case kDown: return {model.stream, D, weights.down_bias, Finish::kResidual};
+    default: return {model.logits, static_cast<int>(model.levels[bottom].codes), nullptr, Finish::kStore};
+  }
+}
+
+DEVICE Activations activations_of(const HeadTable& model, const HeadShared& shared, bool bottom, int layer, int which) {
+  const HeadLayer& weights = model.layer[layer];
+  const HeadLevel& level = model.levels[bottom];
+  const int D = static_cast<int>(model.dim);
+  const uint32_t statistics = shared_address(shared.statistics);
+  switch (which) {
+    case kProject: return {model.stream, D, weights.norm1_weight, weights.norm1_bias, statistics};
+    case kOut:  // of position 0 alone the attention is the value
+      if (!bottom) return {model.first + int64_t{layer} * kMostImages * 2 * D + D, 2 * D};
+      return {model.attended, D};
+    case kUp: return {model.stream, D, weights.norm2_weight, weights.norm2_bias, statistics};
+    case kDown: return {model.hidden, 4 * D};
+    default: return {model.stream, D, level.norm_weight, level.norm_bias, statistics};
+  }
+}
+
+template <int mma_rows>
+DEVICE void multiply_pass(Worker& worker, bool bottom, bool with_logits) {
+  const HeadTable& model = worker.model;
+  const int images = worker.in.images, rows = bottom ? images * kBottoms : images;
+  each_product(model, with_logits, [&](int layer, int which) {
+    if (bottom && which == kOut) {
+      attend(worker.team, model, layer, images);
+      worker.barrier();
+    }
+    const Activations activations = activations_of(model, worker.shared, bottom, layer, which);
+    if (activations.weight != nullptr)
+      row_statistics(worker.team, worker.shared.statistics, activations.x, rows, activations.stride, model.epsilon);
+    multiply<mma_rows>(worker.team, worker.ring, worker.shared.partials, product_of(model, bottom, layer, which), rows,
+                       activations, [&] { return finish_of(model, bottom, layer, which); });
+    worker.barrier();
+  });
+}
+
+DEVICE void draw_rows(Worker& worker, bool bottom) {
+  const HeadTable& model = worker.model;
+  const HeadStep& in = worker.in;
+  const int group = bottom ? kBottoms : 1, codes = static_cast<int>(model.levels[bottom].codes);
+  for (int row = blockIdx.x; row < in.images * group; row += gridDim.x) {
+    const int image = row / group, position = bottom ? 1 + row % group : 0;
+    const Draw how{in.temperature[bottom], in.top_k[bottom], in.top_p[bottom], in.seeds[image], *in.step, position};
+    const auto load = [&](int i) { return from_bf16(load_2_bytes(model.logits + int64_t{row} * codes + i)); };
+    const int drawn =
+        draw_from_row(worker.team, worker.shared.scratch, worker.shared.row, codes, load, how, in.invalid);
+    if (worker.team.thread == 0) in.codes[image * in.stride_codes + position] = drawn;
+  }
+  worker.team.sync();  // the block itself may read its codes now
+}
+
+// Pass 1 begins with h + p_0, pass 2 with E(top code) + p_1 .. p_4: written, an image a block, by the block that has drawn
+// the image's top code.
+DEVICE void begin_pass(Worker& worker, bool bottom) {
+  const HeadTable& model = worker.model;
+  const HeadStep& in = worker.in;
+  const int D = static_cast<int>(model.dim);
+  for (int image = blockIdx.x; image < in.images; image += gridDim.x) {
+    if (!bottom) write_sum(worker.team, model.stream + image * D, in.h + image * D, model.start, D);
+    if (!bottom) continue;
+    const int64_t code = load_8_bytes(in.codes + image * in.stride_codes);
+    for (int k = 0; k < kBottoms; ++k)
+      write_sum(worker.team, model.stream + (image * kBottoms + k) * D, model.codes + code * D, model.positions + k * D, D);
+  }
+  worker.barrier();
+}
+
+template <int mma_rows>
+DEVICE void multiply_and_draw(Worker& worker) {
+#pragma unroll 1
+  for (int bottom = 0; bottom < 2; ++bottom) {
+    const bool draws = bottom || worker.in.draw_top;
+    begin_pass(worker, bottom);
+    multiply_pass<mma_rows>(worker, bottom, draws);
+    if (bottom) let_next_kernel_start();
+    if (draws) draw_rows(worker, bottom);
+  }
+}
+
+// mma_rows: groups of 16 rows, 1, 2 or 4 for up to 4, 8 or 16 images, as pass 2 needs; pass 1 has a quarter of the rows, and
+// the rest of its instructions multiply zeros, which costs nothing while weights are on their way.
+template <int mma_rows>
+DEVICE void prediction_head(const HeadTable& model, const HeadStep& in, int slots) {
+  extern __shared__ __align__(128) unsigned char memory[];
+  auto& shared = *reinterpret_cast<HeadShared*>(memory + head_shared_bytes(slots) - sizeof(HeadShared));
+  Ring ring{shared_address(memory), slots};
+  const int thread = static_cast<int>(threadIdx.x);
+  if (thread == 0) ring.init();
+  __syncthreads();
+  if (thread >= Team::kThreads) {
+    for (int bottom = 0; bottom < 2; ++bottom)
+      stream_pass<mma_rows>(ring, model, bottom, bottom || in.draw_top, thread % 32);
+    return;
+  }
+  wait_for_kernel_before();
+  Worker worker{Team{thread}, shared, ring, model, in};
+  multiply_and_draw<mma_rows>(worker);
+  if (thread == 0) worker.grid.leave(GlobalCounter{model.barrier}, gridDim.x);
+}
+
+}  // namespace hqtvae
+
+// Grid: any number of blocks that fit the device at once; dynamic shared memory: head_shared_bytes(slots).
+#define PREDICTION_HEAD_KERNEL(name, mma_rows)                                                                     \
+  extern "C" __global__ void __launch_bounds__(hqtvae::kHeadThreads, 1)                                            \
+      name(const hqtvae::HeadTable* table, const uint16_t* h, long long* codes, bool* invalid,                     \
+           const long long* seeds, const long long* step, const float* temperature, const long long* top_k,        \
+           const float* top_p, long long stride_codes, int images, int draw_top, int slots) {                      \
+    hqtvae::prediction_head<mma_rows>(                                                                             \
+        *table, {h, codes, invalid, seeds, step, temperature, top_k, top_p, stride_codes, images, draw_top}, slots); \
+  }
+
+PREDICTION_HEAD_KERNEL(prediction_head_1, 1)
+PREDICTION_HEAD_KERNEL(prediction_head_2, 2)
+PREDICTION_HEAD_KERNEL(prediction_head_4, 4)
+
+#if !defined(__CUDACC_RTC__)
+#include "launch.h"
+#include "launchers.h"
+
+cudaError_t hqtvae::launch_prediction_head(int images, int blocks, int slots, bool dependent, void** arguments,
+                                           cudaStream_t stream) {
+  const void* kernel = reinterpret_cast<void*>(images <= 4   ? prediction_head_1
+                                               : images <= 8 ? prediction_head_2
+                                                             : prediction_head_4);
+  const Launch how{.blocks = blocks,
+                   .threads = kHeadThreads,
+                   .shared_bytes = head_shared_bytes(slots),
+                   .cooperative = true,
+                   .dependent = dependent};
+  return launch(kernel, how, arguments, stream);
+}
+#endif

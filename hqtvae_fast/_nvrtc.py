@@ -1,0 +1,145 @@
+"""The kernels of csrc/cuda where no extension was compiled: CuPy has NVRTC compile them, launches and caches them.
+
+Each function takes the tensors of the operator of the same name in csrc/cuda/bindings.cpp; what calls them
+(:mod:`hqtvae_fast.ops`) has checked them. Launches go to torch's current stream and neither allocate nor wait, once a
+kernel has been compiled: before a graph is captured, everything must have run once.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+PACKAGE = Path(__file__).parent
+FOLDERS = (PACKAGE / "_cuda_sources", PACKAGE.parent / "csrc/cuda")
+"""Of the sources: as installed, and as they lie in a checkout."""
+OPTIONS = ("--std=c++20",)
+NAMES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
+THREADS = 256
+HEAD_SLOT_BYTES, HEAD_FIXED_BYTES = 4624, 37520
+"""Shared memory of the prediction head's kernel: of a slot of its ring, and beside the ring."""
+
+
+def why_not() -> str | None:
+    """None where the sources can be compiled and launched, else the reason."""
+    if importlib.util.find_spec("cupy") is None:
+        return "CuPy is not installed (extras cuda12, cuda13)"
+    if not any(folder.is_dir() for folder in FOLDERS):
+        return f"the sources are not in {FOLDERS[0]}"
+    return None
+
+
+def source(name: str) -> str:
+    """``<name>.cu`` as one text, each of our headers in the place where it is first included. CuPy's cache on disk goes
+    by this text alone, so that a change of a header is a change of the key."""
+    folder = next(folder for folder in FOLDERS if folder.is_dir())
+    seen: set[str] = set()
+
+    def read(file: str) -> str:
+        if file in seen:
+            return ""
+        seen.add(file)
+        text = (folder / file).read_text().replace("#pragma once", "")
+        device = re.sub(r"^#if !defined\(__CUDACC_RTC__\)\n#include.*?^#endif\n", "", text, flags=re.M | re.S)
+        return re.sub(r'^#include "(\S+)"$', lambda found: read(found[1]), device, flags=re.M)
+
+    return read(f"{name}.cu")
+
+
+@cache
+def _module(name: str, cooperative: bool) -> Any:
+    import cupy
+
+    return cupy.RawModule(code=source(name), options=OPTIONS, backend="nvrtc", enable_cooperative_groups=cooperative)
+
+
+def launch(
+    name: str,
+    kernel: str,
+    arguments: Sequence[Tensor | int | float],
+    blocks: int,
+    *,
+    threads: int = THREADS,
+    shared_bytes: int = 0,
+    cooperative: bool = False,
+) -> None:
+    """Kernel ``kernel`` of ``<name>.cu``. Tensors become addresses; an int is an ``int``, strides are given as
+    :class:`Long`. The first tensor's device and torch's current stream there."""
+    import cupy
+    import numpy as np
+
+    device = next(value.device for value in arguments if isinstance(value, Tensor))
+    kinds = {Tensor: lambda x: np.uint64(x.data_ptr()), Long: np.int64, float: np.float32, int: np.int32}
+    values = tuple(next(make(x) for kind, make in kinds.items() if isinstance(x, kind)) for x in arguments)
+    stream = torch.cuda.current_stream(device).cuda_stream
+    with cupy.cuda.Device(device.index), cupy.cuda.ExternalStream(stream):
+        function = _module(name, cooperative).get_function(kernel)
+        if shared_bytes > function.max_dynamic_shared_size_bytes:
+            function.max_dynamic_shared_size_bytes = shared_bytes
+        function((blocks,), (threads,), values, shared_mem=shared_bytes)
+
+
+class Long(int):
+    """A number that the kernel takes in 64 bits."""
+
+
+def sample_logits(
+    logits: Tensor,
+    out: Tensor,
+    invalid: Tensor,
+    seeds: Tensor,
+    step: Tensor,
+    position: Tensor,
+    temperature: Tensor,
+    top_k: Tensor,
+    top_p: Tensor,
+) -> None:
+    B, G, K = logits.shape
+    strides = [Long(x.stride(d)) for x in (logits, out) for d in (0, 1)]
+    if B * G > 0:
+        tensors = (logits, out, invalid, seeds, step, position, temperature, top_k, top_p)
+        offsets = (*strides, step.stride(0), position.stride(0))
+        arguments: list[Tensor | int | float] = [*tensors, G, K, *offsets]
+        launch(
+            "sample_logits",
+            f"sample_logits_{NAMES[logits.dtype]}",
+            arguments,
+            B * G,
+            shared_bytes=-(-K // 4) * 16,
+        )
+
+
+def prediction_head(
+    table: Tensor,
+    h: Tensor,
+    codes: Tensor,
+    invalid: Tensor,
+    seeds: Tensor,
+    step: Tensor,
+    temperature: Tensor,
+    top_k: Tensor,
+    top_p: Tensor,
+    draw_top: bool,
+    blocks: int,
+    slots: int,
+    dependent: bool,
+) -> None:
+    """``dependent`` is left out: CuPy launches nothing of that kind, and nothing but time depends on it."""
+    images = len(h)
+    tensors = (table, h, codes, invalid, seeds, step, temperature, top_k, top_p)
+    launch(
+        "prediction_head",
+        f"prediction_head_{1 if images <= 4 else 2 if images <= 8 else 4}",
+        [*tensors, Long(codes.stride(0)), images, int(draw_top), slots],
+        blocks,
+        threads=THREADS + 32,
+        shared_bytes=-(-slots * HEAD_SLOT_BYTES // 128) * 128 + HEAD_FIXED_BYTES,
+        cooperative=True,
+    )

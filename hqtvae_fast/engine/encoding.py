@@ -1,0 +1,62 @@
+"""Pictures to codes in batches of one size: captured once as a CUDA graph on a GPU, then replayed."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from hqtvae_fast.engine.graph import CaptureError, Replay
+from hqtvae_fast.model import HQVAE
+
+Encode = Callable[[Tensor], tuple[Tensor, ...]]
+
+
+class EncodeReplay:
+    """:meth:`hqtvae_fast.model.HQVAE.encode` for up to ``batch`` images over a static buffer. CaptureError where the
+    work cannot be captured."""
+
+    def __init__(self, vae: HQVAE, batch: int) -> None:
+        R, weight = vae.config.resolution, vae.quant_conv.weight
+        shape = (batch, 3, R, R)
+        self.images = torch.zeros(shape, device=weight.device).contiguous(memory_format=torch.channels_last)
+        self.vae = vae
+        self.codes: tuple[Tensor, ...] = ()
+        with torch.inference_mode():
+            self.replay = Replay(self._work, weight.device)
+
+    @property
+    def bytes(self) -> int:
+        """Of memory that the capture holds."""
+        return self.replay.bytes
+
+    def _work(self) -> None:
+        self.codes = self.vae.encode(self.images)
+
+    @torch.inference_mode()
+    def __call__(self, images: Tensor) -> tuple[Tensor, ...]:
+        """Codes int64 [B, h, w] a level, top first, the caller's own, of images [B, 3, R, R] in [-1, 1] from any
+        device. Rows of the buffer beyond B keep what an earlier call left: an image's codes depend on it alone."""
+        count, shape = len(images), self.images.shape
+        if images.shape[1:] != shape[1:] or not 1 <= count <= len(self.images):
+            wanted = f"[1..{shape[0]}, 3, {shape[2]}, {shape[3]}]"
+            raise ValueError(f"images: this capture is for {wanted}; got {list(images.shape)}")
+        self.images[:count].copy_(images, non_blocking=True)
+        self.replay()
+        return tuple(level[:count].clone() for level in self.codes)
+
+
+def make_encoder(vae: HQVAE, batch: int, *, graphs: bool | None = None) -> Encode:
+    """What encodes images [B, 3, R, R] for B up to ``batch``: by a capture (``graphs``; None: on a GPU), else by the
+    model. What cannot be captured is run as it is, and a warning says so."""
+    device = vae.quant_conv.weight.device
+    if graphs is None:
+        graphs = device.type == "cuda"
+    if graphs:
+        try:
+            return EncodeReplay(vae, batch)
+        except CaptureError as error:
+            warnings.warn(f"{error}: encoding step by step, which is slower", stacklevel=2)
+    return lambda images: vae.encode(images.to(device, non_blocking=True))

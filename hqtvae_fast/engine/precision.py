@@ -1,0 +1,73 @@
+"""What the transformer and the decoder compute in: a dtype, whether fp32 products may be TF32, and narrow weights."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+
+from hqtvae_fast.hardware import default_dtype
+from hqtvae_fast.ops.linear.fused import FP8_CAPABILITY
+from hqtvae_fast.ops.linear.reference import NARROW
+
+Quantization = Literal["int8", "fp8"] | None
+
+
+@dataclass(frozen=True)
+class Precision:
+    """``tf32``: products of fp32 numbers, which tensor cores then round to 10 bits of mantissa and add up in fp32."""
+
+    dtype: torch.dtype
+    tf32: bool = False
+
+
+PRECISIONS = {
+    "fp32": Precision(torch.float32),
+    "tf32": Precision(torch.float32, tf32=True),
+    "bf16": Precision(torch.bfloat16),
+    "fp16": Precision(torch.float16),
+}
+
+
+def read_precision(asked: Any) -> Precision:
+    """Of a name in :data:`PRECISIONS` or a torch dtype; ValueError on anything else."""
+    if asked in PRECISIONS:
+        return PRECISIONS[asked]
+    for precision in PRECISIONS.values():
+        if asked is precision.dtype:
+            return precision
+    raise ValueError(f"dtype: expected one of {', '.join(PRECISIONS)} (or the torch dtype); got {asked!r}")
+
+
+def default_precision(device: torch.device) -> Precision:
+    return Precision(default_dtype(device))
+
+
+def check_precision(precision: Precision, quantization: str | None, device: torch.device) -> None:
+    """ValueError where this device cannot do what was asked for."""
+    if quantization is not None and quantization not in NARROW:
+        raise ValueError(f"quantization: expected {', '.join(map(repr, NARROW))} or None; got {quantization!r}")
+    if precision.tf32 and device.type != "cuda":
+        raise ValueError(f"dtype: tf32 is how an NVIDIA GPU multiplies fp32; expected a CUDA device, got {device}")
+    if quantization == "fp8" and device.type == "cuda" and torch.cuda.get_device_capability(device) < FP8_CAPABILITY:
+        least, found = (".".join(map(str, c)) for c in (FP8_CAPABILITY, torch.cuda.get_device_capability(device)))
+        raise ValueError(f"quantization: fp8 expects compute capability {least} or above; got {found}: int8 runs there")
+
+
+@contextmanager
+def fp32_products(device: torch.device, tf32: bool) -> Iterator[None]:
+    """How cuBLAS and cuDNN multiply fp32 numbers meanwhile. Torch's default is TF32 in convolutions and not in matrix
+    products; a captured graph keeps what held when it was captured."""
+    if device.type != "cuda":
+        yield
+        return
+    matmul, conv = torch.backends.cuda.matmul, torch.backends.cudnn.conv  # type: ignore[attr-defined]
+    before = matmul.fp32_precision, conv.fp32_precision
+    matmul.fp32_precision = conv.fp32_precision = "tf32" if tf32 else "ieee"
+    try:
+        yield
+    finally:
+        matmul.fp32_precision, conv.fp32_precision = before

@@ -1,0 +1,164 @@
+"""Figures with axes: use of codes, and speed against quality. They need matplotlib, of the ``eval`` extra."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from hqtvae_fast.train.code_usage import perplexity
+
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")  # Okabe and Ito's
+INK, FAINT = "#24292f", "#d0d7de"
+DPI = 120
+
+
+def draw(plot: Callable[[Any], None], size: tuple[float, float], panels: int = 1) -> bytes:
+    """A PNG of what ``plot`` does with the figure's axes (a list of them if there are several panels)."""
+    try:
+        matplotlib = import_module("matplotlib")
+    except ImportError as error:
+        raise ValueError(f"this figure needs the 'eval' extra: pip install 'hqtvae_fast[eval]' ({error})") from error
+    matplotlib.use("Agg")  # files only: no window, no display
+    pyplot = import_module("matplotlib.pyplot")
+    settings = {
+        **dict.fromkeys(("text.color", "axes.labelcolor", "axes.titlecolor", "xtick.color", "ytick.color"), INK),
+        **dict.fromkeys(("axes.edgecolor", "grid.color"), FAINT),
+        "axes.prop_cycle": matplotlib.cycler(color=COLOURS),
+        **{"axes.spines.top": False, "axes.spines.right": False, "legend.frameon": False},
+        **{"font.size": 9.5, "axes.titlesize": 10.5, "axes.titlelocation": "left"},
+    }
+    with matplotlib.rc_context(settings):
+        figure, axes = pyplot.subplots(1, panels, figsize=size, dpi=DPI, layout="constrained", sharey=True)
+        plot(axes)
+        buffer = io.BytesIO()
+        figure.savefig(buffer, format="png")
+        pyplot.close(figure)
+    return buffer.getvalue()
+
+
+# --------------------------------------------------------------------------------------------------------------- usage
+
+
+def usage_plot(counts: Sequence[Tensor]) -> bytes:
+    """How often each code was chosen, a panel for each level: codes sorted from most to least used, as multiples of
+    equal use; log scale. Codes never chosen are missing on the right."""
+
+    def plot(axes: Any) -> None:
+        for level, (own, panel) in enumerate(zip(counts, axes if len(counts) > 1 else [axes], strict=True)):
+            _usage_panel(panel, own, level, len(counts))
+        (axes[0] if len(counts) > 1 else axes).set_ylabel("use, as a multiple of equal use")
+
+    return draw(plot, (3.6 * len(counts) + 0.4, 3.4), len(counts))
+
+
+def _usage_panel(panel: Any, counts: Tensor, level: int, levels: int) -> None:
+    used = counts[counts > 0].sort(descending=True).values.double()
+    if len(used) == 0:
+        raise ValueError("expected codes that were chosen; got none")
+    relative = (used / counts.sum() * len(counts)).tolist()
+    panel.fill_between(range(1, len(used) + 1), relative, color=COLOURS[level % len(COLOURS)], alpha=0.85, linewidth=0)
+    panel.axhline(1, color=INK, linewidth=0.8, linestyle=":")
+    name = "top" if level == 0 else "bottom" if level == levels - 1 else f"level {level}"
+    share = len(used) / len(counts)
+    panel.set_yscale("log")
+    panel.yaxis.set_major_formatter("{x:g}")
+    panel.set(
+        xlim=(1, len(counts)),
+        xlabel=f"codes of {len(counts):,}, most used first",
+        title=f"{name}: {share:.1%} used, perplexity {float(perplexity(counts)):,.0f}",
+    )
+
+
+# ------------------------------------------------------------------------------------------------------ speed, quality
+
+
+@dataclass(frozen=True)
+class Point:
+    """``speed`` in images/s; ``quality``: the metric called ``metric``, of ``of``."""
+
+    label: str
+    speed: float
+    quality: float
+    metric: str
+    better: str
+    of: str = ""
+
+
+def read_point(text: str, key: str) -> Point:
+    """``LABEL=EVALUATION.json,SPEED``: what `hqtvae evaluate --out` wrote, and images/s as a number or as the fastest
+    whole run of ours in a results file of `hqtvae bench generate`. ``key``: which metric."""
+    label, equals, rest = text.partition("=")
+    file, comma, speed = rest.rpartition(",")
+    if not (label and equals and file and comma and speed):
+        raise ValueError(f"expected LABEL=EVALUATION.json,SPEED; got {text!r}")
+    evaluation = _read(Path(file), "kind", "evaluation")
+    metric = evaluation["metrics"].get(key)
+    if metric is None:
+        raise ValueError(f"{file}: expected a metric {key}; it has {', '.join(evaluation['metrics'])}")
+    return Point(label, _speed(speed), metric["value"], metric["name"], metric["better"], metric.get("of", ""))
+
+
+def _speed(text: str) -> float:
+    if text.endswith(".json"):
+        rows = _read(Path(text), "benchmark", "generate")["rows"]
+        rates = [row["work"]["images"] / row["median"] for row in rows if _whole(row)]
+        if not rates:
+            raise ValueError(f"{text}: expected a row of ours with part 'total' that may be quoted; found none")
+        return max(rates)
+    try:
+        speed = float(text)
+    except ValueError:
+        speed = 0.0
+    if not 0 < speed < float("inf"):
+        raise ValueError(f"expected images/s, above 0, or a results file (.json); got {text!r}")
+    return speed
+
+
+def _whole(row: dict[str, Any]) -> bool:
+    return bool(row["ours"]) and row["work"].get("part") == "total" and row.get("unfit") is None
+
+
+def _read(file: Path, field: str, wanted: str) -> dict[str, Any]:
+    try:
+        document = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ValueError(f"{file}: no such file") from None
+    except ValueError as error:
+        raise ValueError(f"{file}: expected JSON; {error}") from error
+    if not isinstance(document, dict) or document.get(field) != wanted:
+        got = document.get(field) if isinstance(document, dict) else type(document).__name__
+        raise ValueError(f"{file}: expected {field} {wanted!r}; got {got!r}")
+    return document
+
+
+def speed_plot(points: Sequence[Point]) -> bytes:
+    """A scatter of quality over speed, both better towards the corner that the axes' arrows point to."""
+    metrics = {(point.metric, point.better) for point in points}
+    if len(metrics) != 1:
+        raise ValueError(
+            f"expected points of one metric; got {', '.join(sorted(name for name, _ in metrics)) or 'none'}"
+        )
+    ((metric, better),) = metrics
+
+    def plot(axes: Any) -> None:
+        axes.grid(True, linewidth=0.6)
+        axes.set_axisbelow(True)
+        for number, point in enumerate(points):
+            axes.scatter(point.speed, point.quality, s=46, color=COLOURS[number % len(COLOURS)], zorder=3)
+            axes.annotate(point.label, (point.speed, point.quality), (7, 5), textcoords="offset points", fontsize=9)
+        if max(point.speed for point in points) > 20 * min(point.speed for point in points):
+            axes.set_xscale("log")
+        axes.margins(0.18)
+        arrow = "lower is better ↓" if better == "lower" else "higher is better ↑"
+        axes.set(xlabel="images/s (more is better →)", ylabel=f"{metric}\n({arrow})")
+        if len(described := {point.of for point in points}) == 1:
+            axes.set_title(described.pop(), fontsize=9)
+
+    return draw(plot, (6.4, 4.2))

@@ -1,0 +1,81 @@
+"""What the engine is told to compute in, and whether fp32 products may be TF32."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from conftest import GOLDEN
+
+from hqtvae_fast import HQTVAEPipeline
+from hqtvae_fast.engine import options, precision
+from hqtvae_fast.engine.options import EngineOptions, check_options
+from hqtvae_fast.engine.precision import Precision, check_precision, fp32_products, read_precision
+
+CPU, CUDA = torch.device("cpu"), torch.device("cuda")
+
+
+def flags():
+    return torch.backends.cuda.matmul.fp32_precision, torch.backends.cudnn.conv.fp32_precision
+
+
+def test_names_and_dtypes():
+    assert read_precision("tf32") == Precision(torch.float32, tf32=True)
+    assert read_precision("fp32") == read_precision(torch.float32) == Precision(torch.float32)
+    assert read_precision(torch.bfloat16) == read_precision("bf16")
+    with pytest.raises(ValueError, match="expected one of fp32, tf32, bf16, fp16"):
+        read_precision("fp64")
+
+
+@pytest.mark.parametrize("tf32,wanted", [(True, "tf32"), (False, "ieee")])
+def test_fp32_products_holds_meanwhile_only(tf32, wanted):
+    before = flags()
+    with fp32_products(CPU, tf32):
+        assert flags() == before
+    with fp32_products(CUDA, tf32):
+        assert flags() == (wanted, wanted)
+    assert flags() == before
+
+
+def test_tf32_needs_a_gpu():
+    with pytest.raises(ValueError, match=r"dtype: tf32 .* expected a CUDA device, got cpu"):
+        HQTVAEPipeline.from_pretrained(GOLDEN / "class_parallel", device="cpu", dtype="tf32")
+    pipe = HQTVAEPipeline.from_pretrained(GOLDEN / "class_parallel", device="cpu", dtype="fp32")
+    with pytest.raises(ValueError, match="tf32"):
+        pipe.to(dtype="tf32")
+    assert pipe.precision == Precision(torch.float32)  # as before
+
+
+@pytest.mark.parametrize("capability,allowed", [((8, 0), False), ((8, 6), False), ((8, 9), True), ((9, 0), True)])
+def test_fp8_needs_the_instruction(capability, allowed, monkeypatch):
+    monkeypatch.setattr(precision.torch.cuda, "get_device_capability", lambda device: capability)
+    bf16 = Precision(torch.bfloat16)
+    check_precision(bf16, "int8", CUDA)
+    if allowed:
+        check_precision(bf16, "fp8", CUDA)
+    else:
+        with pytest.raises(ValueError, match=r"fp8 expects compute capability 8\.9 or above; got 8\.\d: int8 runs"):
+            check_precision(bf16, "fp8", CUDA)
+
+
+@pytest.mark.parametrize("capability,allowed", [((8, 9), False), ((9, 0), True), ((10, 0), True)])
+def test_dependent_launch_needs_hopper(capability, allowed, monkeypatch):
+    wanted = EngineOptions(dependent_launch=True)
+    with pytest.raises(ValueError, match=r"dependent_launch: expected a GPU of compute capability 9\.0 .*; got cpu"):
+        HQTVAEPipeline.from_pretrained(GOLDEN / "class_parallel", device="cpu", dependent_launch=True)
+    monkeypatch.setattr(options.torch.cuda, "get_device_capability", lambda device: capability)
+    if allowed:
+        check_options(wanted, CUDA)
+    else:
+        with pytest.raises(ValueError, match=r"got 8\.9"):
+            check_options(wanted, CUDA)
+
+
+@pytest.mark.gpu
+def test_tf32_changes_products_on_a_gpu():
+    x = torch.randn(512, 512, device="cuda")
+    exact = x.double() @ x.double()
+    errors = []
+    for tf32 in (False, True):
+        with fp32_products(CUDA, tf32):
+            errors.append(float((x @ x - exact).abs().max()))
+    assert errors[1] > 20 * errors[0]

@@ -1,0 +1,37 @@
+"""The Triton kernel of 8-bit convolutions, interpreted on the CPU, against float64."""
+
+from __future__ import annotations
+
+import pytest
+from interpreted import needs_triton, outcomes
+
+PROGRAM = """
+import torch
+
+from hqtvae_fast.ops.quantized_conv import tensor_cores
+from hqtvae_fast.ops.quantized_conv.spec import SPEC, make_inputs
+from hqtvae_fast.ops.upsample_conv.tensor_cores import Tile
+
+torch.set_num_threads(1)
+CPU = torch.device("cpu")
+tensor_cores.TILE = Tile(32, 64, 64, warps=4, stages=2)  # NumPy multiplies integers without a library
+
+
+def small_cases():
+    for case in SPEC.small:
+        inputs = make_inputs(case, CPU, 0)
+        SPEC.check(SPEC.run(*inputs, backend="triton"), SPEC.reference(*inputs), inputs)
+
+
+def operators():
+    inputs = (*make_inputs(SPEC.small[3], CPU, 0), "triton")
+    torch.library.opcheck(torch.ops.hqtvae_fast.quantized_conv.default, inputs)
+"""
+
+CHECKS = ("small_cases", "operators")
+
+
+@needs_triton
+@pytest.mark.parametrize("check", CHECKS)
+def test_interpreted(check):
+    assert outcomes(PROGRAM, CHECKS)[check] == ""
