@@ -29,6 +29,7 @@ from hqtvae_fast.engine.precision import (
     default_precision,
     read_precision,
 )
+from hqtvae_fast.hub import CardFacts, push
 from hqtvae_fast.images import to_tensor
 from hqtvae_fast.model import HQVAE, HQTransformer
 from hqtvae_fast.ops.linear import pack_linears, quantize_linears
@@ -174,6 +175,11 @@ class HQTVAEPipeline:
     def save_pretrained(self, directory: str | os.PathLike[str]) -> None:
         """Write ``config.json`` and ``model.safetensors``, in the dtypes that the weights now have."""
         checkpoints.save(self._checkpoint, directory)
+
+    def push_to_hub(self, repo_id: str, card: CardFacts | None = None, **options: Any) -> str:
+        """Upload files and a model card to a Hub repository; returns the commit's address. ``card``: what the card says
+        besides; ``options``: private, token, revision, commit_message, create_pr (:func:`hqtvae_fast.hub.push`)."""
+        return push(self._checkpoint, repo_id, card, **options)
 
     def encode(self, images: Tensor | Sequence[Image.Image]) -> tuple[Tensor, ...]:
         """Codes, int64 [N, h, w] a level, of PIL images (fitted to R) or a tensor [N, 3, R, R] in [-1, 1]."""

@@ -34,7 +34,7 @@ STAGE1 = {
 }
 STAGE2 = {
     "batch_size": 64,
-    "steps": 300,
+    "steps": 200,
     "warmup_epochs": 0.2,
     "learning_rate": 1.0e-3,
     "weight_decay": 0.01,
@@ -88,17 +88,17 @@ RUNS = (
         vae="vae-shuffle",
         prior="global-prior",
     ),
-    Run("vae-2+4", "stage1", "6: 2x2 + 4x4", {"channel_multipliers": [1, 2, 2], "attention_resolutions": [4]}),
-    Run("vae-2+4+8", "stage1", "6: 2x2 + 4x4 + 8x8", THREE),
     Run(
         "vae-4+8+16",
         "stage1",
         "6: 4x4 + 8x8 + 16x16",
         {**THREE, "channel_multipliers": [2], "attention_resolutions": [16]},
     ),
-    Run("levels-2+4", "stage2", "6: 2x2 + 4x4", vae="vae-2+4"),
-    Run("levels-2+4+8", "stage2", "6: 2x2 + 4x4 + 8x8", vae="vae-2+4+8"),
     Run("levels-4+8+16", "stage2", "6: 4x4 + 8x8 + 16x16", vae="vae-4+8+16"),
+    Run("vae-2+4+8", "stage1", "6: 2x2 + 4x4 + 8x8", THREE),
+    Run("levels-2+4+8", "stage2", "6: 2x2 + 4x4 + 8x8", vae="vae-2+4+8"),
+    Run("vae-2+4", "stage1", "6: 2x2 + 4x4", {"channel_multipliers": [1, 2, 2], "attention_resolutions": [4]}),
+    Run("levels-2+4", "stage2", "6: 2x2 + 4x4", vae="vae-2+4"),
     Run("vae-shuffle-long", "stage1", "4: PixelUnshuffle, 50/15 times as long", fields={"steps": 1067}),
 )
 """In the order in which they are made: what a run needs comes before it. (The last is the row of 50 epochs for 15.)"""

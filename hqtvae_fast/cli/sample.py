@@ -82,6 +82,16 @@ Prompt = Annotated[
         rich_help_panel=WHAT,
     ),
 ]
+PromptFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--prompts",
+        metavar="FILE",
+        help="A text file of descriptions, one a line, after those of --prompt.",
+        show_default=False,
+        rich_help_panel=WHAT,
+    ),
+]
 NumImages = Annotated[
     int,
     typer.Option(
@@ -225,6 +235,7 @@ def sample(
     checkpoint: Checkpoint,
     classes: Classes = None,
     prompt: Prompt = None,
+    prompts: PromptFile = None,
     num_images: NumImages = 1,
     given_top: GivenTop = None,
     refiner: Refiner = None,
@@ -257,6 +268,7 @@ def sample(
     dependent_launch: DependentLaunch = False,
 ) -> None:
     """Draw pictures from classes, from prompts or from nothing, as the model was trained."""
+    prompt = [*(prompt or []), *_read_prompts(prompts)]
     if classes and prompt:
         raise ValueError("--classes and --prompt: expected one of them; a model is conditioned on one or the other")
     labels, keep = parse_classes(classes or []), kept_level(top_only, bottom_only)
@@ -271,16 +283,9 @@ def sample(
     if "WORLD_SIZE" in os.environ:  # set by torchrun, whose processes cannot share a sheet
         out, shards = None, _shards_of_a_team(shards, out)
     if shards is not None:
-        others: dict[str, Any] = {
-            "--out": out,
-            "--out-dir": out_dir,
-            "--save-codes": save_codes,
-            "--given-top": given_top,
-        }
-        others["--classifier"] = classifier
-        if keep is not None or any(other is not None for other in others.values()):
-            raise ValueError(f"--shards: expected neither {', '.join(others)} nor a level alone")
-        wanted = Wanted(labels, prompt or [], num_images, seed)
+        others = {"out": out, "out_dir": out_dir, "save_codes": save_codes, "given_top": given_top}
+        _check_shards_alone(keep, **others, classifier=classifier)
+        wanted = Wanted(labels, prompt, num_images, seed)
         with _options_named():
             sample_set(machine, shards, wanted, sampling, shard_size=shard_size, batch_size=batch_size)
         return
@@ -303,6 +308,23 @@ def sample(
         drawings, codes = _draw_all(pipe, drawings, sampling, keep, writer, batch, save_codes, rejection)
     writer.finish()
     _save_codes(save_codes, drawings, codes)
+
+
+def _read_prompts(file: Path | None) -> list[str]:
+    """The lines that are not empty, none without a file; ValueError if there are none in one."""
+    if file is None:
+        return []
+    found = [line.strip() for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
+    if not found:
+        raise ValueError(f"{file}: expected a description on each line; got none")
+    return found
+
+
+def _check_shards_alone(level: int | None, **others: Any) -> None:
+    """ValueError where something is asked for, by its option's name, that shards do not go with."""
+    if level is not None or any(other is not None for other in others.values()):
+        names = ", ".join(f"--{name.replace('_', '-')}" for name in others)
+        raise ValueError(f"--shards: expected neither {names} nor a level alone")
 
 
 def _shards_of_a_team(shards: Path | None, out: Path | None) -> Path:

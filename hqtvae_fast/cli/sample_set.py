@@ -58,8 +58,8 @@ def sample_set(
         if pipe.transformer is None:
             raise ValueError("this checkpoint has stage 1 only: it can encode and decode, but not draw")
         subjects = make_subjects(pipe.transformer.config, wanted.labels, wanted.prompts, wanted.num_images)
-        size = {"batch_size": batch_of(pipe, batch_size), "shard_size": shard_size}
-        shards = SampleShards(folder, pipe, SampleSpec(subjects, seed=wanted.seed, **sampling, **size))
+        how = {"batch_size": batch_of(pipe, batch_size), "shard_size": shard_size, "engine": machine.engine}
+        shards = SampleShards(folder, pipe, SampleSpec(subjects, seed=wanted.seed, **sampling, **how))
         draw_together(team, shards)
 
 

@@ -15,12 +15,13 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import os
 import platform
 import tarfile
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -35,13 +36,14 @@ from hqtvae_fast.shard_files import PARTIAL, add_member, keep_spec, write_whole
 
 FORMAT = "hqtvae_fast sample shards, version 1"
 SPEC_FILE, MANIFEST_FILE, SUMS_FILE = "samples.json", "manifest.json", "SHA256SUMS"
-ENCODERS = 4  # threads that compress PNGs: zlib lets go of Python's lock
+MAX_ENCODERS = 16  # threads that compress PNGs: zlib lets go of Python's lock
 PNG_LEVEL = 1  # of zlib: drawn pictures hardly shrink further, and level 6 takes three times as long
 
 
 @dataclass(frozen=True)
 class SampleSpec:
-    """What a set is drawn from. ``top_k``, ``top_p``, ``temperature``: a number, or one a level."""
+    """What a set is drawn from. ``top_k``, ``top_p``, ``temperature``: a number, or one a level. ``engine``: options of
+    the pipeline, by name, that may change bits, such as ``tables`` or ``quantization``."""
 
     subjects: Subjects
     seed: int = 0
@@ -50,6 +52,7 @@ class SampleSpec:
     temperature: Any = 1.0
     batch_size: int = 50
     shard_size: int = 1000
+    engine: dict[str, Any] = field(default_factory=dict)
 
 
 class SampleShards:
@@ -80,7 +83,7 @@ class SampleShards:
             "subjects": self.spec.subjects.digest(),
             "pictures": self.spec.subjects.total,
             "resolution": self.pipe.config.vae.resolution,
-            "dtype": str(self.pipe.dtype).removeprefix("torch."),
+            "dtype": "tf32" if self.pipe.precision.tf32 else str(self.pipe.dtype).removeprefix("torch."),
             **own,
         }
 
@@ -97,7 +100,7 @@ class SampleShards:
         A shard is written by a thread of its own while the next one is drawn.
         """
         drawn, writing = 0, None
-        with ThreadPoolExecutor(ENCODERS) as encoders, ThreadPoolExecutor(1) as writer:
+        with ThreadPoolExecutor(_encoders()) as encoders, ThreadPoolExecutor(1) as writer:
             for shard in shards:
                 samples = list(self._draw(shard, encoders, advance))
                 drawn += len(samples)
@@ -116,7 +119,10 @@ class SampleShards:
             for drawn in stream:
                 assert drawn.image is not None  # PIL images were asked for
                 yield encoders.submit(_png, drawn.image)
-                advance(1)
+                # Once a batch: each call asks torchrun's store, which a thousand GPUs share.
+                own, last = drawn.index % self.spec.batch_size + 1, drawn.index == len(span) - 1
+                if last or own == self.spec.batch_size:
+                    advance(own)
 
     def _stream(self, subjects: dict[str, Any], seed: Any) -> Generator[HQTVAEImage, None, None]:
         spec = self.spec
@@ -195,6 +201,12 @@ def weights_hash(pipe: HQTVAEPipeline) -> str:
             digest.update(f"{part}.{name} {tuple(value.shape)} {value.dtype}".encode())
             digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()[:16]
+
+
+def _encoders() -> int:
+    """This process's share of the machine's cores."""
+    here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # set by torchrun
+    return max(1, min(MAX_ENCODERS, (os.cpu_count() or 1) // here))
 
 
 def _png(image: Image.Image) -> bytes:

@@ -40,6 +40,22 @@ def test_it_says_what_it_wrote_and_goes_on(tmp_path, capsys):
     assert "1 image in" in out
 
 
+def test_prompts_come_from_a_file(tmp_path):
+    file = tmp_path / "captions.txt"
+    file.write_text("red apple, flat\n\n  rocket, shaded \n", encoding="utf-8")
+    arguments = ("--prompt", "owl, 3d", "--prompts", file, "--shards", tmp_path / "samples", *QUICK)
+    assert main(["sample", "demo", *map(str, arguments)]) == 0
+    source = open_source(tmp_path / "samples")
+    captions = [source.fields(index)["caption"] for index in range(len(source))]
+    assert captions == ["owl, 3d", "red apple, flat", "rocket, shaded"]
+
+
+def test_a_file_without_prompts_is_refused(tmp_path, capsys):
+    (tmp_path / "captions.txt").write_text("\n")
+    assert main(["sample", "demo", "--prompts", str(tmp_path / "captions.txt")]) == 2
+    assert "expected a description on each line" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     "arguments, message",
     [(("--classes", "99"), "--classes: expected 0 to 9; got 99"),
