@@ -23,7 +23,7 @@ from rich.console import Console
 from benchmarks.compare import between_sides, judge
 from benchmarks.environment import describe
 from benchmarks.pairs import Plan, Side, measure
-from benchmarks.revisions import checked_out
+from benchmarks.revisions import checked_out, commit_of
 from benchmarks.schema import Results, Row, write
 
 PLANTED = (0.0, 0.01, 0.03, 0.10)
@@ -83,6 +83,7 @@ def rates(
     """Compare a revision with itself, with planted losses, and print how many were found."""
     workload = {"suite": "generate", "preset": "tiny", "batch": 2, "device": "cpu", "part": part}
     plan, done = Plan(workload, rounds, turns, least_seconds=0.01), []
+    facts = {**describe(torch.device("cpu"), "rates"), "git_revision": commit_of(revision)[:12]}  # HEAD may move on
     with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
         base, new = (stack.enter_context(checked_out(revision, name, Path(folder))) for name in ("base", "new"))
         sides = [Side("base", base), *(Side(f"new, {slow:.0%} slower", new, slow) for slow in PLANTED)]
@@ -92,7 +93,7 @@ def rates(
             STDERR.print(f"run {number + 1} of {runs}: {words}", style="dim", markup=False)
             if out is not None:
                 details = {"plan": vars(plan), "threshold": threshold, "runs": done}
-                write(Results("rates", describe(torch.device("cpu"), "rates"), tuple(rows_of(done)), details), out)
+                write(Results("rates", facts, tuple(rows_of(done)), details), out)
     typer.echo("\n".join(table(done)))
 
 

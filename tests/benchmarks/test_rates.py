@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 from benchmarks import rates, schema
 from benchmarks.environment import HERE
 from benchmarks.pairs import Paired
+from benchmarks.revisions import commit_of
 
 
 @pytest.fixture
@@ -45,6 +46,7 @@ def test_rates_are_counted_and_kept(measured):
     assert "| 0% | 3 | 0 | 0% | unchanged 3 |" in result.output
     assert "| 3% | 3 | 3 | 100% | slower 3 |" in result.output
     rows = {row.work["planted"]: row for row in schema.read(file).rows}
+    assert schema.read(file).environment["git_revision"] == commit_of("HEAD")[:12]
     assert [row.work["alarms"] for row in rows.values()] == [0, 0, 3, 3]
     assert rows[0.1].median == pytest.approx(0.1, abs=0.01)
 
