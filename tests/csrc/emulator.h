@@ -1,6 +1,7 @@
-// Enough of a GPU to run a kernel of csrc/cuda on a CPU: its threads take turns, each on a stack of its own, and hand on
-// where they would wait. Blocks, warps, shared memory, barriers, and the instructions of ptx.h, which this file replaces. It
-// shows that indices, schedule and barriers are right, and finds a deadlock; it is no model of memory, and no fence is missed.
+// Enough of a GPU to run a kernel of csrc/cuda on a CPU: its threads take turns, each on a stack of its own, and hand
+// on where they would wait. Blocks, warps, shared memory, barriers, and the instructions of ptx.h, which this file
+// replaces. It shows that indices, schedule and barriers are right, and finds a deadlock; it is no model of memory, and
+// no fence is missed.
 #pragma once
 
 #include <ucontext.h>

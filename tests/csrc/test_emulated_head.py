@@ -59,9 +59,12 @@ def emulated_source() -> str:
 def run_head(tmp_path_factory):
     if shutil.which("g++") is None:
         pytest.skip("g++ is not installed")
-    folder = tmp_path_factory.mktemp("emulated")
+    return compile_head(tmp_path_factory.mktemp("emulated"), emulated_source())
+
+
+def compile_head(folder, text):
     source, library = folder / "head.cpp", folder / "head.so"
-    source.write_text(f'#include "{EMULATOR}"\n{emulated_source()}{ENTRY}')
+    source.write_text(f'#include "{EMULATOR}"\n{text}{ENTRY}')
     flags = ("-O1", "-std=c++20", "-ffp-contract=off", "-w", "-shared", "-fPIC", "-pthread", "-fno-strict-aliasing")
     subprocess.run(["g++", *flags, str(source), "-o", str(library)], check=True)
     function = ctypes.CDLL(str(library)).run_head
@@ -108,3 +111,23 @@ def test_its_bits_depend_on_neither_grid_nor_ring_nor_rows(run_head):
         again, bits = run(run_head, inputs, mma_rows, blocks, slots)
         assert torch.equal(again, codes)
         assert torch.equal(bits, logits)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "fault",
+    [
+        ("    worker.barrier();\n  });", "  });"),  # between products
+        ("team.sync();\n    const int cells", "const int cells"),  # before warps' sums are added
+        ("mbarrier_wait(ring.empty(), ring.cursor.parity ^ 1);", ""),  # before a slot is overwritten
+        ("if (lane == 0) mbarrier_arrive(taken.empty());", ";"),  # a slot is never given back
+    ],
+)
+def test_planted_faults_are_seen(tmp_path, fault):
+    """The gate itself: without one of its barriers the kernel is wrong, or never ends."""
+    text = emulated_source()
+    assert text.count(fault[0]) == 1
+    broken = compile_head(tmp_path, text.replace(*fault))
+    inputs = spec.make_inputs(Case("", {"B": 2, "D": 256, "L": 1, "K": 40}, torch.bfloat16), torch.device("cpu"), 4)
+    with pytest.raises(AssertionError):
+        check(inputs, *run(broken, inputs, 1, 2))
