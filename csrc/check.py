@@ -129,7 +129,9 @@ print(f"torch {torch.__version__} has loaded the extension: {', '.join(sorted(fo
 def run_tests(library: Path) -> list[str]:
     """tests/csrc, those of the extension's refusals included where it was linked."""
     environment = {**os.environ, **({"HQTVAE_TEST_EXTENSION": str(library)} if library.exists() else {})}
-    done = subprocess.run([sys.executable, "-m", "pytest", "-q", "tests/csrc"], cwd=ROOT, env=environment)
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-m", "not slow", "tests/csrc"], cwd=ROOT, env=environment
+    )
     return [] if done.returncode == 0 else ["tests/csrc failed"]
 
 

@@ -1,0 +1,219 @@
+// Enough of a GPU to run a kernel of csrc/cuda on a CPU: its threads take turns, each on a stack of its own, and hand
+// on where they would wait. Blocks, warps, shared memory, barriers, and the instructions of ptx.h, which this file
+// replaces. It shows that indices, schedule and barriers are right, and finds a deadlock; it is no model of memory, and
+// no fence is missed.
+#pragma once
+
+#include <ucontext.h>
+
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <memory>
+#include <vector>
+
+#define __device__
+#define __host__
+#define __global__
+#define __forceinline__ inline
+#define __launch_bounds__(...)
+#define __CUDACC__ 1
+
+struct uint4 {
+  uint32_t x, y, z, w;
+};
+struct float2 {
+  float x, y;
+};
+inline float2 make_float2(float x, float y) { return {x, y}; }
+struct Index {
+  unsigned x;
+};
+inline Index threadIdx, blockIdx, gridDim;
+
+// ------------------------------------------------------------------------------------------------- threads, in turns
+
+inline ucontext_t scheduler;
+inline ucontext_t* running;
+inline uint64_t events;  // that somebody may have waited for
+
+inline void hand_on() { swapcontext(running, &scheduler); }
+
+struct Meeting {
+  int size, missing = size;
+  uint32_t generation = 0;
+
+  void arrive_and_wait() {
+    const uint32_t own = generation;
+    if (--missing == 0) missing = size, ++generation, ++events;
+    while (generation == own) hand_on();
+  }
+};
+
+struct EmulatedWarp {
+  Meeting all{32};
+  uint32_t lane[32][6];
+};
+
+struct EmulatedBlock {
+  std::vector<unsigned char> shared;
+  Meeting all, team{256};
+  std::vector<EmulatedWarp> warps;
+
+  EmulatedBlock(int threads, int bytes) : shared(bytes + 128), all{threads}, warps(threads / 32) {}
+  unsigned char* memory() { return shared.data() + (128 - reinterpret_cast<uintptr_t>(shared.data()) % 128); }
+};
+inline EmulatedBlock* emulated;
+
+inline EmulatedWarp& own_warp() { return emulated->warps[threadIdx.x / 32]; }
+inline void __syncthreads() { emulated->all.arrive_and_wait(); }
+inline void __syncwarp() { own_warp().all.arrive_and_wait(); }
+inline float __shfl_xor_sync(uint32_t, float x, int other) {
+  auto& warp = own_warp();
+  std::memcpy(warp.lane[threadIdx.x % 32], &x, 4);
+  warp.all.arrive_and_wait();
+  std::memcpy(&x, warp.lane[threadIdx.x % 32 ^ other], 4);
+  warp.all.arrive_and_wait();
+  return x;
+}
+
+struct Fiber {
+  ucontext_t context;
+  std::unique_ptr<char[]> stack;
+  EmulatedBlock* block;
+  unsigned thread, index;
+  bool done = false;
+};
+inline Fiber* starting;
+inline void (*entry)();
+
+inline void run_fiber() {
+  Fiber* own = starting;
+  entry();
+  own->done = true;
+  ++events;
+  hand_on();
+}
+
+// False where nobody gets on any more.
+inline bool run_grid(int blocks, int threads, int shared_bytes, void (*kernel)()) {
+  constexpr size_t kStack = 1 << 17;
+  gridDim.x = blocks, entry = kernel;
+  std::vector<std::unique_ptr<EmulatedBlock>> grid;
+  std::vector<Fiber> fibers(blocks * threads);
+  for (int b = 0; b < blocks; ++b) grid.push_back(std::make_unique<EmulatedBlock>(threads, shared_bytes));
+  for (int i = 0; i < blocks * threads; ++i) {
+    Fiber& fiber = fibers[i];
+    fiber.stack = std::make_unique<char[]>(kStack);
+    fiber.block = grid[i / threads].get(), fiber.thread = i % threads, fiber.index = i / threads;
+    getcontext(&fiber.context);
+    fiber.context.uc_stack.ss_sp = fiber.stack.get(), fiber.context.uc_stack.ss_size = kStack;
+    makecontext(&fiber.context, run_fiber, 0);
+  }
+  uint64_t seen = 0;
+  for (int idle = 0, left = 1; left > 0; idle = events == seen ? idle + 1 : 0) {
+    if (idle > 100) return false;
+    seen = events, left = 0;
+    for (Fiber& fiber : fibers) {
+      if (fiber.done) continue;
+      ++left;
+      emulated = fiber.block, threadIdx.x = fiber.thread, blockIdx.x = fiber.index;
+      starting = &fiber, running = &fiber.context;
+      swapcontext(&scheduler, running);
+    }
+  }
+  return true;
+}
+
+// ------------------------------------------------------------------------------------------------ what CUDA C++ has
+
+inline float __fadd_rn(float a, float b) { return a + b; }
+inline float __fmul_rn(float a, float b) { return a * b; }
+inline float __fdiv_rn(float a, float b) { return a / b; }
+inline float __fdividef(float a, float b) { return a / b; }
+inline int __float2int_rn(float x) { return static_cast<int>(std::nearbyint(x)); }
+inline float __expf(float x) { return std::exp(x); }
+inline float rsqrtf(float x) { return 1 / std::sqrt(x); }
+template <class To, class From>
+To same_bits(From x) {
+  To y;
+  std::memcpy(&y, &x, sizeof y);
+  return y;
+}
+inline float __uint_as_float(uint32_t x) { return same_bits<float>(x); }
+inline float __int_as_float(int x) { return same_bits<float>(x); }
+inline uint32_t __float_as_uint(float x) { return same_bits<uint32_t>(x); }
+inline uint32_t __umulhi(uint32_t a, uint32_t b) { return static_cast<uint32_t>(uint64_t{a} * b >> 32); }
+inline uint32_t atomicAdd(uint32_t* x, uint32_t value) { return (*x += value) - value; }
+
+// --------------------------------------------------------------------------------------------------------- for ptx.h
+
+namespace hqtvae {
+
+#define HAS_BULK_COPIES 0
+inline int opaque(int x) { return x; }
+inline uint32_t shared_address(const void* p) {
+  return static_cast<uint32_t>(static_cast<const unsigned char*>(p) - emulated->memory());
+}
+template <class T>
+T load_bytes(const void* p) {
+  T v;
+  std::memcpy(&v, p, sizeof v);
+  return v;
+}
+inline uint4 load_16_bytes(const void* p) { return load_bytes<uint4>(p); }
+inline uint32_t load_4_bytes(const void* p) { return load_bytes<uint32_t>(p); }
+inline uint16_t load_2_bytes(const void* p) { return load_bytes<uint16_t>(p); }
+inline int64_t load_8_bytes(const void* p) { return load_bytes<int64_t>(p); }
+inline uint4 load_shared_16(uint32_t at) { return load_bytes<uint4>(emulated->memory() + at); }
+inline float2 load_shared_floats(uint32_t at) { return load_bytes<float2>(emulated->memory() + at); }
+
+uint16_t to_bf16(float x);
+inline uint32_t pack_bf16(float low, float high) { return uint32_t{to_bf16(high)} << 16 | to_bf16(low); }
+
+// As the tensor core's manual lays the operands out among 32 lanes.
+inline void mma_16_8_16(float (&sums)[4], uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3, uint32_t b0, uint32_t b1) {
+  auto& warp = own_warp();
+  const int lane = threadIdx.x % 32;
+  const uint32_t own[6] = {a0, a1, a2, a3, b0, b1};
+  std::memcpy(warp.lane[lane], own, sizeof own);
+  warp.all.arrive_and_wait();
+  const auto half = [](uint32_t pair, int k) { return same_bits<float>(k % 2 ? pair & 0xFFFF0000u : pair << 16); };
+  const auto a = [&](int row, int k) { return half(warp.lane[row % 8 * 4 + k % 8 / 2][row / 8 + k / 8 * 2], k); };
+  const auto b = [&](int k, int column) { return half(warp.lane[column * 4 + k % 8 / 2][4 + k / 8], k); };
+  for (int i = 0; i < 4; ++i)
+    for (int k = 0; k < 16; ++k) sums[i] += a(lane / 4 + i / 2 * 8, k) * b(k, lane % 4 * 2 + i % 2);
+  warp.all.arrive_and_wait();
+}
+
+// A barrier in shared memory: how many must arrive, how many are missing, and the parity of the phase under way.
+struct EmulatedBarrier {
+  uint16_t arrivals, missing;
+  uint32_t parity;
+};
+inline EmulatedBarrier& barrier_at(uint32_t at) { return *reinterpret_cast<EmulatedBarrier*>(emulated->memory() + at); }
+inline void mbarrier_init(uint32_t at, int arrivals) {
+  barrier_at(at) = {static_cast<uint16_t>(arrivals), static_cast<uint16_t>(arrivals), 0};
+}
+inline void mbarrier_arrive(uint32_t at) {
+  EmulatedBarrier& barrier = barrier_at(at);
+  if (--barrier.missing == 0) barrier.missing = barrier.arrivals, barrier.parity ^= 1, ++events;
+}
+inline void mbarrier_wait(uint32_t at, uint32_t parity) {
+  while (barrier_at(at).parity == parity) hand_on();
+}
+inline void copy_16_async(uint32_t to, const void* from, int size = 16) {
+  std::memset(emulated->memory() + to, 0, 16);
+  std::memcpy(emulated->memory() + to, from, size);
+}
+inline void arrive_after_copies(uint32_t at) { mbarrier_arrive(at); }
+inline void fence_barrier_init() {}
+inline void add_release(uint32_t* counter, uint32_t value) { *counter += value, ++events; }
+inline uint32_t load_acquire(const uint32_t* counter) {
+  hand_on();
+  return *counter;
+}
+inline void wait_for_kernel_before() {}
+inline void let_next_kernel_start() {}
+
+}  // namespace hqtvae
