@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -105,6 +106,21 @@ CPU_GEMM_SIZES = (512, 1024, 2048)
 CUDA_GEMM_SIZES = (8192,)
 CPU_STREAM_BYTES = 512 * 2**20  # several times the last-level cache of most processors
 CUDA_STREAM_BYTES = 2**30
+
+
+def pick_device(wanted: Any) -> torch.device:
+    """The device asked for; None: the GPU where there is one. ValueError unless it is here and can be used."""
+    if wanted is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        picked = torch.device(wanted)
+        torch.empty(0, device=picked)
+    except (RuntimeError, AssertionError, TypeError, NotImplementedError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(
+            f"device: expected cpu, cuda or cuda:N that is present here; got {wanted!r} ({reason})"
+        ) from None
+    return picked
 
 
 def device_name(device: torch.device) -> str:

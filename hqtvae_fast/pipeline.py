@@ -29,6 +29,7 @@ from hqtvae_fast.engine.precision import (
     default_precision,
     read_precision,
 )
+from hqtvae_fast.hardware import pick_device
 from hqtvae_fast.hub import CardFacts, push
 from hqtvae_fast.images import to_tensor
 from hqtvae_fast.model import HQVAE, HQTransformer
@@ -44,7 +45,7 @@ from hqtvae_fast.request import (
     read_given_codes,
     read_params,
 )
-from hqtvae_fast.text import PromptTokenizer
+from hqtvae_fast.text import load_tokenizer
 from hqtvae_fast.tuning import any_request, tuning_facts
 
 Number = int | float | None
@@ -63,23 +64,20 @@ class HQTVAEPipeline:
         *,
         device: Any = None,
         dtype: Any = None,
-        graphs: bool | None = None,
-        tables: bool = False,
-        fused_draw: bool = False,
-        overlap: bool | None = None,
-        dependent_launch: bool = False,
         quantization: Quantization = None,
+        **engine: bool | None,
     ) -> None:
+        """``engine``: fields of :class:`hqtvae_fast.engine.options.EngineOptions`."""
         self._checkpoint, self._quantization = checkpoint, quantization
-        self._options = EngineOptions(graphs, tables, fused_draw, overlap, dependent_launch)
-        self.device = _pick_device(device)
+        self._options = EngineOptions(**engine)  # type: ignore[arg-type]
+        self.device = pick_device(device)
         self._wanted = None if dtype is None else read_precision(dtype)
         check_precision(self.precision, quantization, self.device)
         check_options(self._options, self.device)
         if quantization is not None:
             for model in self._models():
                 quantize_linears(model, quantization)
-        self.tokenizer = _load_tokenizer(checkpoint)
+        self.tokenizer = load_tokenizer(checkpoint)
         self.to()
 
     @classmethod
@@ -117,15 +115,15 @@ class HQTVAEPipeline:
         :class:`hqtvae_fast.checkpoint.CheckpointError`, a ValueError, naming the file, and ValueError where the device
         cannot do what is asked for.
         """
-        device = _pick_device(device)  # before gigabytes are read
+        device = pick_device(device)  # before gigabytes are read
         check_precision(default_precision(device) if dtype is None else read_precision(dtype), quantization, device)
         check_options(EngineOptions(dependent_launch=dependent_launch), device)
         checkpoint = checkpoints.load(path_or_hub_id)
         if refiner is not None:
             checkpoint = checkpoints.with_refiner(checkpoint, checkpoints.load(refiner))
-        options: dict[str, Any] = {"graphs": graphs, "tables": tables, "fused_draw": fused_draw}
-        options |= {"overlap": overlap, "dependent_launch": dependent_launch}
-        return cls(checkpoint, device=device, dtype=dtype, quantization=quantization, **options)
+        engine: dict[str, Any] = {"graphs": graphs, "tables": tables, "fused_draw": fused_draw, "overlap": overlap}
+        engine["dependent_launch"] = dependent_launch
+        return cls(checkpoint, device=device, dtype=dtype, quantization=quantization, **engine)
 
     @property
     def config(self) -> HQTVAEConfig:
@@ -145,7 +143,7 @@ class HQTVAEPipeline:
 
     def to(self, device: Any = None, dtype: Any = None) -> HQTVAEPipeline:
         """Move to a device and computing dtype, in place; None keeps what was asked for, at first the default."""
-        picked = self.device if device is None else _pick_device(device)
+        picked = self.device if device is None else pick_device(device)
         wanted = self._wanted if dtype is None else read_precision(dtype)
         check_precision(wanted or default_precision(picked), self._quantization, picked)
         check_options(self._options, picked)
@@ -377,24 +375,3 @@ class HQTVAEPipeline:
         if self.tokenizer is None:
             raise ValueError(f"prompt: this checkpoint has no {checkpoints.TOKENIZER_FILE} to read words with")
         return self.tokenizer(prompts)
-
-
-def _load_tokenizer(checkpoint: Checkpoint) -> PromptTokenizer | None:
-    stage2 = checkpoint.config.transformer
-    if stage2 is None or stage2.condition != "text" or checkpoint.tokenizer_file is None:
-        return None
-    return PromptTokenizer(checkpoint.tokenizer_file, stage2.prefix_length, stage2.prefix_vocab_size)
-
-
-def _pick_device(device: Any) -> torch.device:
-    if device is None:
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        picked = torch.device(device)
-        torch.empty(0, device=picked)
-    except (RuntimeError, AssertionError, TypeError, NotImplementedError) as error:
-        reason = str(error).splitlines()[0]
-        raise ValueError(
-            f"device: expected cpu, cuda or cuda:N that is present here; got {device!r} ({reason})"
-        ) from None
-    return picked

@@ -9,6 +9,8 @@ import torch
 from tokenizers import Tokenizer
 from torch import Tensor
 
+from hqtvae_fast.checkpoint import Checkpoint
+
 PAD_TOKENS = ("[PAD]", "<pad>", "<|pad|>")
 
 
@@ -32,3 +34,11 @@ class PromptTokenizer:
     def __call__(self, prompts: Sequence[str]) -> Tensor:
         """Token ids of prompts: int64 [B, length]."""
         return torch.tensor([encoding.ids for encoding in self.tokenizer.encode_batch(list(prompts))])
+
+
+def load_tokenizer(checkpoint: Checkpoint) -> PromptTokenizer | None:
+    """Of a text-conditional model that comes with one."""
+    stage2 = checkpoint.config.transformer
+    if stage2 is None or stage2.condition != "text" or checkpoint.tokenizer_file is None:
+        return None
+    return PromptTokenizer(checkpoint.tokenizer_file, stage2.prefix_length, stage2.prefix_vocab_size)

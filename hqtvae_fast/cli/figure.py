@@ -22,7 +22,7 @@ from hqtvae_fast.cli.options import (
 from hqtvae_fast.cli.output import check_file, png, progress, write_file
 from hqtvae_fast.cli.pictures import find_pictures
 from hqtvae_fast.cli.plan import Drawing, arguments, plan
-from hqtvae_fast.cli.sample import Classes, NumImages, Prompt, Seed, Temperature, TopK, TopP
+from hqtvae_fast.cli.sample_options import Classes, NumImages, Prompt, Seed, Temperature, TopK, TopP
 from hqtvae_fast.images import open_image, to_tensor
 from hqtvae_fast.pipeline import HQTVAEPipeline
 
