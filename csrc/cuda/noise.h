@@ -55,7 +55,7 @@ DEVICE float uniform(uint32_t word) {
   return v < 0x1.fffffep-1f ? v : 0x1.fffffep-1f;
 }
 
-// -ln(-ln(1 - v)). ln(1 - v) is taken as ln(w) + (what rounding w lost) / w: small v resolve finely, and 1 - v does not.
+// -ln(-ln(1 - v)). ln(1 - v) is taken as ln(w) + (what rounding w lost) / w: small v resolve finely, 1 - v does not.
 DEVICE float gumbel(uint32_t word) {
   const float v = uniform(word), w = add(1.0f, -v);
   const float lost = add(v, -add(1.0f, -w));

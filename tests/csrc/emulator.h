@@ -172,7 +172,8 @@ uint16_t to_bf16(float x);
 inline uint32_t pack_bf16(float low, float high) { return uint32_t{to_bf16(high)} << 16 | to_bf16(low); }
 
 // As the tensor core's manual lays the operands out among 32 lanes.
-inline void mma_16_8_16(float (&sums)[4], uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3, uint32_t b0, uint32_t b1) {
+inline void mma_16_8_16(float (&sums)[4], uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3, uint32_t b0,
+                        uint32_t b1) {
   auto& warp = own_warp();
   const int lane = threadIdx.x % 32;
   const uint32_t own[6] = {a0, a1, a2, a3, b0, b1};
