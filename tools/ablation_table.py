@@ -67,7 +67,7 @@ def table5(runs: list[Row]) -> list[str]:
         "## Table 5: decoding policy and labels",
         "",
         "All on the codes of table 4's PixelUnshuffle: nats of the same codes, so lower is better without more ado.",
-        "Global conditioning is two transformers (4 and 2 blocks), each trained with the whole budget: twice the others'.",
+        "Global conditioning is two transformers (4 and 2 blocks), each with the whole budget: twice the others'.",
         "",
         "| policy, labels | nats a picture | top codes | bottom codes | Fréchet |",
         "|---|---|---|---|---|",
