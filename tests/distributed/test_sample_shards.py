@@ -43,7 +43,8 @@ def test_pictures_are_the_pipelines(alone, class_pipeline):
         assert source.key(index) == f"samples-{index // 4:06d}.tar/{index:09d}"
         assert source.fields(index) == {"index": index, "seed": drawn.seeds[index], "label": labels[index]}
         with Image.open(io.BytesIO(source.picture(index))) as stored:
-            assert ImageChops.difference(stored, image).getbbox() is None
+            # Batches of other sizes may round otherwise: codes are the same, a pixel may be one level off.
+            assert max(high for _, high in ImageChops.difference(stored, image).getextrema()) <= 1
 
 
 def test_the_manifest_has_every_shard_and_its_checksum(alone):
