@@ -58,8 +58,10 @@ def sample_set(
         if pipe.transformer is None:
             raise ValueError("this checkpoint has stage 1 only: it can encode and decode, but not draw")
         subjects = make_subjects(pipe.transformer.config, wanted.labels, wanted.prompts, wanted.num_images)
-        how = {"batch_size": batch_of(pipe, batch_size), "shard_size": shard_size, "engine": machine.engine}
-        shards = SampleShards(folder, pipe, SampleSpec(subjects, seed=wanted.seed, **sampling, **how))
+        how: dict[str, Any] = {"batch_size": batch_of(pipe, batch_size), "shard_size": shard_size}
+        shards = SampleShards(
+            folder, pipe, SampleSpec(subjects, seed=wanted.seed, engine=machine.engine, **sampling, **how)
+        )
         draw_together(team, shards)
 
 
