@@ -204,10 +204,11 @@ def test_stage1_loss_of_what_is_left_below_the_top():
 
 
 def test_the_picture_of_top_codes_is_what_they_decode_to():
+    """To the golden cases' 1e-4: without gradients convolutions may add up in another order."""
     vae, images = golden_pipeline("class_level3").vae, golden_values("class_level3")["image"]
     with torch.no_grad():
         output = vae(images, top_only=True)
-        torch.testing.assert_close(output.top_only, vae.decode([output.levels[0].codes, None, None]))
+        torch.testing.assert_close(output.top_only, vae.decode([output.levels[0].codes, None, None]), rtol=0, atol=1e-4)
         assert vae(images).top_only is None
 
 
