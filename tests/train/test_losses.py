@@ -203,12 +203,13 @@ def test_stage1_loss_of_what_is_left_below_the_top():
     torch.testing.assert_close(totals[0].residual, left.detach())
 
 
-def test_the_picture_of_top_codes_is_what_they_decode_to():
-    """To the golden cases' 1e-4: without gradients convolutions may add up in another order."""
+def test_the_picture_of_top_codes_is_what_they_decode_to(monkeypatch):
+    """With the same convolutions: decoding alone may take others, held to 1e-4 by the golden cases."""
+    monkeypatch.setenv("HQTVAE_BACKEND", "winograd_conv=reference")
     vae, images = golden_pipeline("class_level3").vae, golden_values("class_level3")["image"]
     with torch.no_grad():
         output = vae(images, top_only=True)
-        torch.testing.assert_close(output.top_only, vae.decode([output.levels[0].codes, None, None]), rtol=0, atol=1e-4)
+        torch.testing.assert_close(output.top_only, vae.decode([output.levels[0].codes, None, None]))
         assert vae(images).top_only is None
 
 
