@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import replace
+from functools import reduce
+from operator import add
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import torch
 import typer
@@ -15,10 +19,14 @@ from hqtvae_fast.cli.options import MACHINE, OUTPUT, Device, DType, open_pipelin
 from hqtvae_fast.cli.output import check_file, count, progress, rate, show, table, write_file
 
 if TYPE_CHECKING:
+    from hqtvae_fast.distributed import Team
     from hqtvae_fast.evaluate import Extractor, Pictures, Reference
+    from hqtvae_fast.evaluate.measure import SetState
+    from hqtvae_fast.evaluate.reconstruction import ReconstructionState
     from hqtvae_fast.evaluate.report import Metric
 
 WHAT, HOW = "What to judge", "How"  # panels of --help
+State = TypeVar("State")
 KEPT = 50_000  # features of each set that precision and recall look at, at most
 
 ReferencePath = Annotated[
@@ -146,8 +154,10 @@ def evaluate(
 ) -> None:
     """Judge samples against a reference: Fréchet distance (FID), precision, recall, CLIP-score; or reconstructions.
 
-    The distance bears the name FID only where it is one: with FID's own network and weights.
+    The distance bears the name FID only where it is one: with FID's own network and weights. Under torchrun, each
+    process measures a part of the pictures; the figures are those of one process but for the last bits of sums.
     """
+    from hqtvae_fast.distributed import join_team
     from hqtvae_fast.evaluate import open_extractor
 
     wanted = (samples is not None) + (reconstruct is not None)
@@ -155,24 +165,43 @@ def evaluate(
         raise ValueError("expected --reference, and one of --samples, --reconstruct and --save-reference")
     for file in (save_reference, out):
         check_file(file)
-    extractor = open_extractor(features, device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    job = _Job(extractor, batch_size, workers, keep, neighbours)
-    started = time.perf_counter()
-    if reconstruct is not None:
-        pipe = open_pipeline(reconstruct, device, dtype)
-        metrics, facts = job.reconstructions(pipe, reference, reconstruct)
-    else:
-        metrics, facts = job.samples(reference, samples, resolution, clip, caption, save_reference)
-    typer.echo(f"{rate(job.seen, 'picture', time.perf_counter() - started)}, {extractor.device}", err=True)
-    _finish(metrics, facts, out)
+    with join_team() as team:
+        own = team.device(device) or ("cuda" if torch.cuda.is_available() else "cpu")
+        job = _Job(open_extractor(features, own), batch_size, workers, keep, neighbours, team)
+        started = time.perf_counter()
+        if reconstruct is not None:
+            pipe = open_pipeline(reconstruct, own, dtype)
+            metrics, facts = job.reconstructions(pipe, reference, reconstruct)
+        else:
+            metrics, facts = job.samples(reference, samples, resolution, clip, caption, save_reference)
+        if team.leads:
+            typer.echo(f"{rate(job.seen, 'picture', time.perf_counter() - started)}, {own}", err=True)
+            _finish(metrics, facts, out)
 
 
 class _Job:
-    """One run of the command: what is measured with, and what was said on the way."""
+    """One run of the command: what is measured with, and what was said on the way. Of a team's processes the leader
+    speaks and writes."""
 
-    def __init__(self, extractor: Extractor, batch: int, workers: int, keep: int, k: int) -> None:
+    def __init__(self, extractor: Extractor, batch: int, workers: int, keep: int, k: int, team: Team) -> None:
         self.extractor, self.batch, self.workers, self.keep, self.k = extractor, batch, workers, keep, k
-        self.seen = 0
+        self.team, self.seen = team, 0
+
+    def _together(self, label: str, pictures: Pictures, measured: Callable[..., State]) -> State:
+        """Each process's part of the pictures, added up; ``measured(span, advance)`` is of one part."""
+        from hqtvae_fast.evaluate.measure import spans
+
+        parts = spans(len(pictures), min(self.team.world, max(1, len(pictures))))
+
+        def own() -> State | None:
+            if self.team.rank >= len(parts):
+                return None  # fewer pictures than processes
+            part = parts[self.team.rank]
+            with progress(label, len(part)) if self.team.leads else nullcontext(lambda done: None) as advance:
+                return measured(part, advance)
+
+        states = [state for state in self.team.gather(own) if state is not None]
+        return reduce(add, states)
 
     def samples(
         self,
@@ -190,7 +219,7 @@ class _Job:
 
         judged = None if samples is None else open_pictures(samples, resolution, caption_template(caption))
         against = self._reference(reference, resolution if judged is None else judged.resolution)
-        if save is not None:
+        if save is not None and self.team.leads:
             write_file(save, write_reference(against))
             typer.echo(f"wrote {save} ({against.gaussian.count:,} pictures, {self.extractor.name})")
         if judged is None:
@@ -213,10 +242,12 @@ class _Job:
         from hqtvae_fast.evaluate.report import judge
 
         pictures = open_pictures(reference, pipe.config.vae.resolution)
-        with progress("Reconstructing", len(pictures)) as advance:
-            state = measure_reconstructions(
-                pipe, pictures, self.extractor, batch=self.batch, workers=self.workers, advance=advance
-            )
+
+        def part(span: range, advance: Callable[[int], None]) -> ReconstructionState:
+            how: dict[str, Any] = {"batch": self.batch, "workers": self.workers, "advance": advance}
+            return measure_reconstructions(pipe, pictures, self.extractor, span, **how)
+
+        state = self._together("Reconstructing", pictures, part)
         self.seen += state.count
         facts = {"reference": reference, "model": name, "pictures": state.count, "extractor": self.extractor.name}
         self._warn(state.count, len(state.originals.mean))
@@ -230,9 +261,8 @@ class _Job:
         if len(paths) == 1 and holds_statistics(Path(paths[0])):
             known = read_reference(Path(paths[0]))
             if known.resolution not in (None, resolution or known.resolution):
-                typer.echo(
-                    f"warning: {paths[0]} is of pictures of {known.resolution} pixels, the samples have {resolution}",
-                    err=True,
+                self._say(
+                    f"warning: {paths[0]} is of pictures of {known.resolution} pixels, the samples have {resolution}"
                 )
             if known.features is None and self.keep:
                 return self._with_features(known, Path(paths[0]), resolution)
@@ -246,7 +276,7 @@ class _Job:
         from hqtvae_fast.evaluate.reference import holds_pictures
 
         if not holds_pictures(path):
-            typer.echo(f"note: {path} holds neither features nor pictures: no precision and recall", err=True)
+            self._say(f"note: {path} holds neither features nor pictures: no precision and recall")
             return known
         state = self._measure("Reference", open_pictures(path, resolution), None)
         known.check(self.extractor, len(state.moments.mean), str(path))
@@ -255,16 +285,11 @@ class _Job:
     def _measure(self, label: str, pictures: Pictures, clip: Any) -> Any:
         from hqtvae_fast.evaluate import measure
 
-        with progress(label, len(pictures)) as advance:
-            state = measure(
-                pictures,
-                self.extractor,
-                keep=self.keep,
-                clip=clip,
-                batch=self.batch,
-                workers=self.workers,
-                advance=advance,
-            )
+        def part(span: range, advance: Callable[[int], None]) -> SetState:
+            how: dict[str, Any] = {"batch": self.batch, "workers": self.workers, "advance": advance}
+            return measure(pictures, self.extractor, span, keep=self.keep, clip=clip, **how)
+
+        state = self._together(label, pictures, part)
         self.seen += state.moments.count
         return state
 
@@ -272,7 +297,11 @@ class _Job:
         from hqtvae_fast.evaluate.report import cautions
 
         for caution in cautions(number, width, self.extractor):
-            typer.echo(f"warning: {caution}", err=True)
+            self._say(f"warning: {caution}")
+
+    def _say(self, text: str) -> None:
+        if self.team.leads:
+            typer.echo(text, err=True)
 
 
 def _finish(metrics: list[Metric], facts: dict[str, Any], out: Path | None) -> None:

@@ -69,6 +69,25 @@ class Team:
             dist.broadcast_object_list(value, src=0)
         return value[0]
 
+    def gather(self, make: Callable[[], Item]) -> list[Item]:
+        """What every process's ``make`` returns, by rank, to every process. All of them must call it; where one fails,
+        all of them fail."""
+        if self.world == 1:
+            return [make()]
+        failure: Exception | None = None
+        try:
+            own: tuple[Any, str] = (make(), "")
+        except Exception as error:
+            failure, own = error, (None, str(error) or type(error).__name__)
+        found: list[tuple[Any, str]] = [(None, "")] * self.world
+        dist.all_gather_object(found, own)
+        if failure is not None:
+            raise failure
+        for rank, (_, message) in enumerate(found):
+            if message:
+                raise TeamError(f"process {rank} failed: {message}")
+        return [value for value, _ in found]
+
     def take(self, items: Sequence[Item]) -> Iterator[Item]:
         """Items of a list that all processes have: each goes to one process, which asks for it when it is free."""
         while (place := self.store.add(TAKEN, 1) - 1) < len(items):
