@@ -76,8 +76,8 @@ def test_plain_decoders_keep_to_torchs_convolutions(monkeypatch):
     monkeypatch.setattr("hqtvae_fast.model.autoencoder.winograd_conv", fail)
     vae = golden_pipeline("class_parallel").vae
     codes = [torch.zeros(1, side, side, dtype=torch.int64) for side in vae.config.level_sides]
-    for channels_last in (False, True):
-        PlainDecoder(vae, channels_last=channels_last)(codes)
+    images = [PlainDecoder(vae, channels_last=channels_last)(codes) for channels_last in (False, True)]
+    torch.testing.assert_close(*images, rtol=0, atol=TOLERANCE)
 
 
 # ----------------------------------------------------------------------------------------------------- layer by layer

@@ -151,12 +151,20 @@ def test_options_are_the_pipelines():
     ours.stream([1, 1])
 
 
-def test_text_and_no_condition_stream_too():
+def test_text_and_no_condition_stream_too(monkeypatch):
     for config in (TEXT, replace(TINY.transformer, condition="none")):
         model = checkpoint.build(replace(TINY, transformer=config))
         ours = Ours(model, CPU, "fp32", same_for_all(TINY.vae, 1.0, None, None))
+        decoded, decode = [], ours._executor.decode
+
+        def counted(codes, count, decode=decode, decoded=decoded, **how):
+            decoded.append(count)
+            return decode(codes, count, **how)
+
+        monkeypatch.setattr(ours._executor, "decode", counted)
         ours.one_by_one([2, 1])
         ours.stream([2, 1])
+        assert decoded == [2, 1, 2, 1]
 
 
 def test_values_of_a_list_option():
