@@ -162,7 +162,7 @@ def make_step(
     if engine not in ENGINES:
         raise ValueError(f"engine: expected one of {', '.join(ENGINES)}; got {engine!r}")
     if engine == "reference" and options.any:
-        raise ValueError(f"engine: expected 'fused', which has the options {options}; got 'reference'")
+        raise ValueError("options: expected engine 'fused', which alone has any; got 'reference'")
     return FusedStep(model, batch, options) if engine == "fused" else ReferenceStep(model, batch)
 
 

@@ -52,7 +52,8 @@ def test_help_has_an_example(run: Run, command: str) -> None:
 @pytest.mark.parametrize("command", sorted(set(EXAMPLES) - {"info"}))
 def test_examples_are_understood(run: Run, command: str) -> None:
     """They get as far as looking for the checkpoint, or for weights or pictures."""
-    assert_one_line_error(run(*shlex.split(EXAMPLES[command])[1:]), "path/to/", "no such ")
+    missing = "no such file" if command in ("evaluate", "pack") else "no such directory"
+    assert_one_line_error(run(*shlex.split(EXAMPLES[command])[1:]), "path/to/", missing)
 
 
 # ------------------------------------------------------------------------------------------------------------- errors

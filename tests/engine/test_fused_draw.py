@@ -88,7 +88,7 @@ def test_narrow_heads_give_logits(drawn_inside):
 
 def test_the_modules_cannot():
     model = golden_pipeline("class_parallel").transformer
-    with pytest.raises(ValueError, match="expected 'fused'"):
+    with pytest.raises(ValueError, match="expected engine 'fused'"):
         make_step(model, 1, "reference", INSIDE)
     assert isinstance(make_step(model, 1, options=INSIDE), loop.FusedStep)
 

@@ -84,6 +84,6 @@ def test_memory_of_presets():
 
 def test_the_reference_reads_none():
     model = golden_pipeline("class_parallel").transformer
-    with pytest.raises(ValueError, match="expected 'fused', which has the options"):
+    with pytest.raises(ValueError, match="options: expected engine 'fused', which alone has any; got 'reference'"):
         make_step(model, 1, "reference", StepOptions(make_tables(model)))
     assert isinstance(make_step(model, 1, None, StepOptions(make_tables(model))), FusedStep)
