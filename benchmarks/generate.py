@@ -203,7 +203,7 @@ def _pick_device(name: str) -> torch.device:
         count = torch.cuda.device_count()
         if (device.index or 0) >= count:
             raise ValueError(f"--device {name}: torch {torch.__version__} sees {count} CUDA devices here")
-        torch.cuda.set_device(device)
+        torch.cuda.set_device(device.index or 0)  # which takes no device without a number
     return device
 
 

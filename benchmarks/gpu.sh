@@ -48,7 +48,8 @@ compare() { echo "$PYTHON -m benchmarks.cli compare HEAD HEAD --device cuda --ro
 # The commands of a part, one a line.
 commands() {
   case "$1" in
-    1) echo "$PYTHON -m pytest -q -m gpu tests" ;;
+    # -v: each outcome as it comes, for over its limit there is no summary; one test file's missing import costs that file.
+    1) echo "$PYTHON -m pytest -v --tb=short --continue-on-collection-errors -m gpu tests" ;;
     2) echo "$PYTHON -m benchmarks.sanitizer --tool memcheck racecheck" ;;
     3) echo "$PYTHON -m benchmarks.ops --all --device cuda --repeats 20 --json $out/ops.json"
        echo "$PYTHON -m benchmarks.head --preset S --device cuda --json $out/head.json" ;;

@@ -13,8 +13,9 @@ import pytest
 import torch
 import typer
 import yaml
+from torch.cuda._utils import _get_device_index
 
-from benchmarks import encode, gate, generate, ops, train
+from benchmarks import encode, gate, generate, head, ops, train
 from benchmarks.options import ManyValues
 from benchmarks.sanitizer import __main__ as sanitizer
 from benchmarks.sanitizer import cases
@@ -57,6 +58,7 @@ def test_every_benchmark_that_it_runs_takes_its_options(tmp_path):
     """Each command's arguments are parsed, as far as that goes without a GPU."""
     lines = re.findall(r"-m (benchmarks[.\w]*) (.*)", gpu("--dry-run", "--out", str(tmp_path)).stdout)
     commands = {"ops": ops.ops, "generate": generate.generate, "train": train.train, "encode": encode.encode}
+    commands["head"] = head.head
     parsers = {f"benchmarks.{name}": typer.main.get_command(_app(run)) for name, run in commands.items()}
     parsers["benchmarks.cli"] = typer.main.get_command(_app(gate.compare))
     seen = 0
@@ -66,6 +68,16 @@ def test_every_benchmark_that_it_runs_takes_its_options(tmp_path):
             parsers[module].make_context(module, words[1:] if module == "benchmarks.cli" else words)
             seen += 1
     assert seen > 15
+
+
+@pytest.mark.parametrize("name,number", [("cuda", 0), ("cuda:0", 0), ("cuda:1", 1)])
+def test_a_gpu_is_picked_with_and_without_its_number(name, number, monkeypatch):
+    """Torch's own reading of a device's number, which refuses one without; there is no GPU to be set."""
+    chosen = []
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: chosen.append(_get_device_index(device)))
+    assert generate._pick_device(name) == torch.device(name)
+    assert chosen == [number]
 
 
 def _app(run):
