@@ -28,10 +28,9 @@ class KVCache:
         self.keys = torch.zeros(shape, dtype=dtype, device=device)
         self.values = torch.zeros(shape, dtype=dtype, device=device)
         self.length = 0
-        self._layers = [LayerKV(self, index) for index in range(layers)]
 
     def layer(self, index: int) -> LayerKV:
-        return self._layers[index]
+        return LayerKV(self, index)  # not kept: the two would hold each other, and the memory with them
 
     def advance(self, positions: int) -> None:
         """Called once a pass, after all layers have appended."""

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from hqtvae_fast.engine.graph import CaptureError, Replay
+from hqtvae_fast.engine.capture import CaptureError, Replay
 from hqtvae_fast.model import HQVAE
 
 Encode = Callable[[Tensor], tuple[Tensor, ...]]
@@ -43,9 +43,10 @@ class EncodeReplay:
         if images.shape[1:] != shape[1:] or not 1 <= count <= len(self.images):
             wanted = f"[1..{shape[0]}, 3, {shape[2]}, {shape[3]}]"
             raise ValueError(f"images: this capture is for {wanted}; got {list(images.shape)}")
-        self.images[:count].copy_(images, non_blocking=True)
-        self.replay()
-        return tuple(level[:count].clone() for level in self.codes)
+        with self.replay.turn():
+            self.images[:count].copy_(images, non_blocking=True)
+            self.replay(self._work)
+            return tuple(level[:count].clone() for level in self.codes)
 
 
 def make_encoder(vae: HQVAE, batch: int, *, graphs: bool | None = None) -> Encode:

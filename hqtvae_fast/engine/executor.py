@@ -10,9 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hqtvae_fast.engine.capture import CaptureError
 from hqtvae_fast.engine.decoding import decode_codes
 from hqtvae_fast.engine.fused_step import make_tables
-from hqtvae_fast.engine.graph import CaptureError, DecodeReplay, DrawReplay
+from hqtvae_fast.engine.graph import DecodeReplay, DrawReplay
 from hqtvae_fast.engine.graph_cache import GraphCache
 from hqtvae_fast.engine.loop import OnStep, SamplingParams, draw_codes
 from hqtvae_fast.engine.options import EngineOptions

@@ -3,83 +3,21 @@
 The loop of :mod:`hqtvae_fast.engine.loop` is what is captured, all steps of it with the draws inside. Whatever a
 request may change without changing a shape (conditions, seeds, temperature, top-k, top-p, given top codes) lies in a
 buffer that a replay reads. Drawing and decoding are two graphs, so that they can run on two streams.
-
-A capture keeps its activations in a memory pool of its own for as long as it lives. Three runs come before it, on a
-side stream: in the first, libraries choose their algorithms and take their workspaces, and Triton compiles. No setting
-of the allocator is needed or changed; where captures of many sizes leave too little in one piece, torch's own
-``PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True`` is for that, and the cap on all captures together is
-:class:`hqtvae_fast.engine.graph_cache.GraphCache`'s.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
+from hqtvae_fast.engine.capture import Replay
 from hqtvae_fast.engine.decoding import chunk_size, decode_codes
 from hqtvae_fast.engine.loop import SamplingParams, StepRunner, check_given
 from hqtvae_fast.engine.step import Engine, StepOptions
 from hqtvae_fast.model import HQVAE, HQTransformer
-
-WARM_UPS = 3
-
-
-class CaptureError(RuntimeError):
-    """Something in the work cannot be captured; the message names the operator."""
-
-
-class Replay:
-    """``work``, which reads and writes static buffers alone: a graph on a GPU, a plain call elsewhere."""
-
-    def __init__(self, work: Callable[[], None], device: torch.device) -> None:
-        self.work = work
-        self.bytes = 0
-        """Of memory that the capture holds."""
-        self._graph = None if device.type != "cuda" else self._capture(device)
-
-    def __call__(self) -> None:
-        if self._graph is None:
-            self.work()
-        else:
-            self._graph.replay()
-
-    def _capture(self, device: torch.device) -> torch.cuda.CUDAGraph:
-        side = torch.cuda.Stream(device)
-        side.wait_stream(torch.cuda.current_stream(device))
-        with torch.cuda.stream(side):
-            for _ in range(WARM_UPS):
-                self.work()
-        torch.cuda.current_stream(device).wait_stream(side)
-        torch.cuda.synchronize(device)
-        before = torch.cuda.memory_reserved(device)
-        graph, watch = torch.cuda.CUDAGraph(), _LastOperator()
-        try:
-            # Other threads (a loader's, say) may go on using the device meanwhile.
-            with torch.cuda.graph(graph, capture_error_mode="thread_local"), watch:
-                self.work()
-        except RuntimeError as error:
-            if isinstance(error, torch.OutOfMemoryError):
-                raise
-            first = str(error).strip().splitlines()[0]
-            raise CaptureError(f"cannot be captured in a CUDA graph: {watch.name} ({first})") from error
-        self.bytes = max(0, torch.cuda.memory_reserved(device) - before)
-        return graph
-
-
-class _LastOperator(TorchDispatchMode):
-    """Remembers what was called last."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.name = "nothing yet"
-
-    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        self.name = str(function)
-        return function(*args, **(kwargs or {}))
 
 
 class DrawReplay:
@@ -110,7 +48,8 @@ class DrawReplay:
 
     @property
     def bytes(self) -> int:
-        return self.replay.bytes
+        """Of memory that the capture holds, its keys and values among it."""
+        return self.replay.bytes + sum(cache.keys.nbytes + cache.values.nbytes for cache in self.run.step.caches)
 
     def _condition_buffer(self, device: torch.device) -> Tensor | None:
         shapes = {"none": None, "class": (self.batch,)}
@@ -139,19 +78,21 @@ class DrawReplay:
             wanted = f"{self.batch} seeds, top codes {'given' if self.run.keep_top else 'drawn'}"
             got = f"{len(seeds)}, top codes {'drawn' if given_top_codes is None else 'given'}"
             raise ValueError(f"this capture is for {wanted}; got {got}")
-        self.seeds.copy_(seeds)
-        if self.condition is not None:
-            if condition is None or condition.shape != self.condition.shape:
-                found = None if condition is None else list(condition.shape)
-                raise ValueError(f"condition: expected {list(self.condition.shape)}; got {found}")
-            self.condition.copy_(condition)
-        if given_top_codes is not None:
-            self.run.local_BTN[:, :, :1].copy_(check_given(given_top_codes, self.config, self.batch))
-        self.run.draw.load(params, self.config)
-        self.replay()
-        if invalid is not None:
-            invalid |= self.run.draw.invalid
-        return tuple(level.clone() for level in self.run.maps())
+        if self.condition is not None and (condition is None or condition.shape != self.condition.shape):
+            found = None if condition is None else list(condition.shape)
+            raise ValueError(f"condition: expected {list(self.condition.shape)}; got {found}")
+        given = None if given_top_codes is None else check_given(given_top_codes, self.config, self.batch)
+        with self.replay.turn():
+            self.seeds.copy_(seeds)
+            if self.condition is not None and condition is not None:
+                self.condition.copy_(condition)
+            if given is not None:
+                self.run.local_BTN[:, :, :1].copy_(given)
+            self.run.draw.load(params, self.config)
+            self.replay(self._work)
+            if invalid is not None:
+                invalid |= self.run.draw.invalid
+            return tuple(level.clone() for level in self.run.maps())
 
 
 class DecodeReplay:
@@ -170,6 +111,7 @@ class DecodeReplay:
 
     @property
     def bytes(self) -> int:
+        """Of memory that the capture holds."""
         return self.replay.bytes
 
     def _work(self) -> None:
@@ -182,7 +124,9 @@ class DecodeReplay:
         for own, level in zip(self.codes, codes, strict=True):
             if level.shape != own.shape:
                 raise ValueError(f"this capture is for codes {list(own.shape)}; got {list(level.shape)}")
-            own.copy_(level)
-        self.replay()
-        assert self.images is not None
-        return self.images.clone()
+        with self.replay.turn():
+            for own, level in zip(self.codes, codes, strict=True):
+                own.copy_(level)
+            self.replay(self._work)
+            assert self.images is not None
+            return self.images.clone()
