@@ -18,7 +18,8 @@ from rich.table import Table
 from torch import Tensor
 
 from hqtvae_fast import HQTVAEPipeline
-from hqtvae_fast.engine.precision import Quantization, fp32_products
+from hqtvae_fast.engine.precision import Quantization
+from hqtvae_fast.hardware import fp32_products
 from hqtvae_fast.model import HQTransformer
 
 ROWS: tuple[tuple[str, Quantization], ...] = (

@@ -11,7 +11,8 @@ from __future__ import annotations
 import os
 import platform
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -96,6 +97,26 @@ def default_dtype(device: str | torch.device) -> torch.dtype:
     if device.type == "cuda":
         return torch.bfloat16 if torch.cuda.get_device_capability(device) >= (8, 0) else torch.float16
     return torch.bfloat16 if device.type == "cpu" and cpu_supports_bf16() else torch.float32
+
+
+@contextmanager
+def fp32_products(device: torch.device, tf32: bool) -> Iterator[None]:
+    """How cuBLAS and cuDNN multiply fp32 numbers meanwhile. Torch's default is TF32 in convolutions and not in matrix
+    products; a captured graph keeps what held when it was captured.
+
+    Set by the new one of torch's two names for these switches alone, which never looks at the old one: reading that,
+    ``allow_tf32``, is refused wherever the two tell different stories, in here too.
+    """
+    if device.type != "cuda":
+        yield
+        return
+    matmul, conv = torch.backends.cuda.matmul, torch.backends.cudnn.conv  # type: ignore[attr-defined]
+    before = matmul.fp32_precision, conv.fp32_precision
+    matmul.fp32_precision = conv.fp32_precision = "tf32" if tf32 else "ieee"
+    try:
+        yield
+    finally:
+        matmul.fp32_precision, conv.fp32_precision = before
 
 
 # ---------------------------------------------------------------------------------------------------- this machine

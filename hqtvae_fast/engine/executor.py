@@ -17,8 +17,8 @@ from hqtvae_fast.engine.graph import DecodeReplay, DrawReplay
 from hqtvae_fast.engine.graph_cache import GraphCache
 from hqtvae_fast.engine.loop import OnStep, SamplingParams, draw_codes
 from hqtvae_fast.engine.options import EngineOptions
-from hqtvae_fast.engine.precision import fp32_products
 from hqtvae_fast.engine.step import StepOptions
+from hqtvae_fast.hardware import fp32_products
 from hqtvae_fast.model import HQVAE, HQTransformer
 
 Codes = tuple[Tensor, ...]

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -55,19 +53,3 @@ def check_precision(precision: Precision, quantization: str | None, device: torc
     if quantization == "fp8" and device.type == "cuda" and torch.cuda.get_device_capability(device) < FP8_CAPABILITY:
         least, found = (".".join(map(str, c)) for c in (FP8_CAPABILITY, torch.cuda.get_device_capability(device)))
         raise ValueError(f"quantization: fp8 expects compute capability {least} or above; got {found}: int8 runs there")
-
-
-@contextmanager
-def fp32_products(device: torch.device, tf32: bool) -> Iterator[None]:
-    """How cuBLAS and cuDNN multiply fp32 numbers meanwhile. Torch's default is TF32 in convolutions and not in matrix
-    products; a captured graph keeps what held when it was captured."""
-    if device.type != "cuda":
-        yield
-        return
-    matmul, conv = torch.backends.cuda.matmul, torch.backends.cudnn.conv  # type: ignore[attr-defined]
-    before = matmul.fp32_precision, conv.fp32_precision
-    matmul.fp32_precision = conv.fp32_precision = "tf32" if tf32 else "ieee"
-    try:
-        yield
-    finally:
-        matmul.fp32_precision, conv.fp32_precision = before

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hqtvae_fast.config import VAEConfig
+from hqtvae_fast.hardware import fp32_products
 from hqtvae_fast.model.autoencoder import Decoder, Encoder, Upsample
 from hqtvae_fast.model.code_tables import CodeTables, fold_tables
 from hqtvae_fast.ops.ema_update import code_statistics, ema_update
@@ -286,11 +287,8 @@ class HQVAE(nn.Module):
 
 @contextmanager
 def _full_precision(device: torch.device) -> Iterator[None]:
-    """No autocast, and no TF32 in convolutions, torch's default on Ampere and later: codes would change."""
-    # flags() resets what it is not told: without `enabled`, convolutions would run without cuDNN.
-    cudnn = torch.backends.cudnn
-    keep = {"enabled": cudnn.enabled, "benchmark": cudnn.benchmark, "deterministic": cudnn.deterministic}
-    with torch.autocast(device.type, enabled=False), cudnn.flags(**keep, allow_tf32=False):
+    """No autocast, and no TF32, torch's default in convolutions on Ampere and later: codes would change."""
+    with torch.autocast(device.type, enabled=False), fp32_products(device, tf32=False):
         yield
 
 

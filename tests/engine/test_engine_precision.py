@@ -9,7 +9,9 @@ from conftest import GOLDEN
 from hqtvae_fast import HQTVAEPipeline
 from hqtvae_fast.engine import options, precision
 from hqtvae_fast.engine.options import EngineOptions, check_options
-from hqtvae_fast.engine.precision import Precision, check_precision, fp32_products, read_precision
+from hqtvae_fast.engine.precision import Precision, check_precision, read_precision
+from hqtvae_fast.hardware import fp32_products
+from hqtvae_fast.model.hqvae import _full_precision
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 
@@ -33,6 +35,18 @@ def test_fp32_products_holds_meanwhile_only(tf32, wanted):
         assert flags() == before
     with fp32_products(CUDA, tf32):
         assert flags() == (wanted, wanted)
+    assert flags() == before
+
+
+@pytest.mark.parametrize("everywhere", ["none", "tf32"])
+def test_encoding_is_fp32_whatever_holds_around_it(everywhere, monkeypatch):
+    """Also where a user has set the switch by its new name, which torch does not let the old one read."""
+    monkeypatch.setattr(torch.backends, "fp32_precision", everywhere)
+    before = flags()
+    with _full_precision(CUDA):
+        assert flags() == ("ieee", "ieee")
+    with fp32_products(CUDA, tf32=True), _full_precision(CUDA):
+        assert flags() == ("ieee", "ieee")
     assert flags() == before
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from conftest import golden_pipeline, golden_values
 
-from hqtvae_fast.engine.precision import fp32_products
+from hqtvae_fast.hardware import fp32_products
 from hqtvae_fast.model import autoencoder
 
 CASES = ("class_parallel", "stage1_conv2")

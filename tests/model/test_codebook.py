@@ -53,7 +53,11 @@ def test_an_unused_code_restarts_from_the_batch_and_a_used_one_does_not():
 
 def test_full_precision_changes_tf32_alone():
     cudnn = torch.backends.cudnn
-    before = (cudnn.enabled, cudnn.benchmark, cudnn.deterministic, cudnn.allow_tf32)
-    with _full_precision(torch.device("cpu")):
-        assert (cudnn.enabled, cudnn.benchmark, cudnn.deterministic, cudnn.allow_tf32) == (*before[:3], False)
-    assert (cudnn.enabled, cudnn.benchmark, cudnn.deterministic, cudnn.allow_tf32) == before
+
+    def flags():
+        return cudnn.enabled, cudnn.benchmark, cudnn.deterministic, cudnn.conv.fp32_precision
+
+    before = flags()
+    with _full_precision(torch.device("cuda")):
+        assert flags() == (*before[:3], "ieee")
+    assert flags() == before
