@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 TERA, GIGA, KIB = 10**12, 10**9, 2**10
 
@@ -142,6 +143,12 @@ def pick_device(wanted: Any) -> torch.device:
             f"device: expected cpu, cuda or cuda:N that is present here; got {wanted!r} ({reason})"
         ) from None
     return picked
+
+
+def send(value: Tensor, device: torch.device) -> Tensor:
+    """A CPU's tensor on a device. On a GPU nothing waits: from memory that is not page-locked, a copy would hold up the
+    host until the stream's earlier work is done. (Torch keeps the page-locked copy until it has been read.)"""
+    return value.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else value.to(device)
 
 
 def device_name(device: torch.device) -> str:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from hqtvae_fast.config import TransformerConfig, VAEConfig, first_level
 from hqtvae_fast.engine import Batch, SamplingParams, image_seeds
+from hqtvae_fast.hardware import send
 
 
 @dataclass(frozen=True)
@@ -29,7 +30,9 @@ class Request:
         def cut(part: Tensor) -> Tensor:
             own = part[start : start + count]
             more = max(0, padded - len(own))
-            return torch.cat([own, own[-1:].expand(more, *own.shape[1:])]).to(device) if more else own.to(device)
+            if more:
+                own = torch.cat([own, own[-1:].expand(more, *own.shape[1:])])
+            return send(own, device)
 
         condition = None if self.condition is None else cut(self.condition)
         given = None if self.given is None else cut(self.given)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -149,7 +149,9 @@ class _Streams:
         def wait() -> Done:
             event.synchronize()
             held.clear()
-            return Done(codes, pictures, bool(wrong))
+            # Copies: page-locked memory is little and dear, and a caller may keep what it gets.
+            own = None if pictures is None else pictures.clone()
+            return Done(tuple(level.clone() for level in codes), own, bool(wrong))
 
         return wait
 
@@ -162,7 +164,9 @@ class _Streams:
                 stream.synchronize()
 
     def close(self) -> None:
-        self.drain()
+        # A device that has failed does so again here, and whoever waited for its batch has been told which that was.
+        with suppress(RuntimeError):
+            self.drain()
 
 
 def _to_host(value: Tensor) -> Tensor:

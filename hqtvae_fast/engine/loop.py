@@ -17,6 +17,7 @@ from hqtvae_fast.config import TransformerConfig
 from hqtvae_fast.engine.fused_step import FusedStep
 from hqtvae_fast.engine.step import ENGINES, Engine, LevelFeatures, LevelLogits, ReferenceStep, Step, StepOptions
 from hqtvae_fast.engine.whole_head import WholeHead
+from hqtvae_fast.hardware import send
 from hqtvae_fast.model import HQTransformer
 from hqtvae_fast.model.pyramid import to_local, to_maps
 from hqtvae_fast.ops.draw_from_head import draw_from_head
@@ -190,7 +191,7 @@ class _Draw:
     def load(self, params: SamplingParams, config: TransformerConfig) -> None:
         """Other parameters from now on, in the same memory."""
         for own, value in zip((self.temperature, self.top_k, self.top_p), _numbers(params, config), strict=True):
-            own.copy_(value)
+            own.copy_(send(value, own.device))
 
     def all_levels(self, index: int) -> dict[str, Tensor]:
         """What a draw of every level reads at a step, by name."""
