@@ -6,10 +6,12 @@ release the interpreter's lock and take microseconds. On a CPU, or without nvidi
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import operator
 import threading
 import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from types import ModuleType, TracebackType
 from typing import Any
@@ -22,6 +24,7 @@ MOST_MOVED = 0.03  # the share by which the clock may move during one measuremen
 # moves the clock, the clock says so.
 SLOWED = ("HwSlowdown", "HwThermalSlowdown", "HwPowerBrakeSlowdown", "SwThermalSlowdown")
 IDLE = "GpuIdle"
+JUDGED = {"sm_mhz", "throttle_reasons"}  # what a sample must hold to speak for or against a figure
 METERED = 0.5  # seconds: the energy counter moves in steps of tens of milliseconds, and shorter times are mostly that
 BUSY_ELSEWHERE = 0.25  # CPUs that other processes may keep busy, on average
 
@@ -40,23 +43,46 @@ def library() -> ModuleType | None:
 
 
 def handle_of(nvml: ModuleType, device: torch.device) -> Any:
-    """The device's handle, by its UUID: CUDA_VISIBLE_DEVICES renumbers what torch sees, and NVML does not follow."""
+    """The device's handle, by its UUID: CUDA_VISIBLE_DEVICES renumbers what torch sees, and NVML does not follow. None
+    where NVML does not know it: a part of a GPU, or a container that hides it."""
     uuid = str(torch.cuda.get_device_properties(device).uuid)
-    return nvml.nvmlDeviceGetHandleByUUID(uuid if uuid.startswith("GPU-") else f"GPU-{uuid}")
+    try:
+        return nvml.nvmlDeviceGetHandleByUUID(uuid if uuid.startswith("GPU-") else f"GPU-{uuid}")
+    except nvml.NVMLError:
+        return None
+
+
+Readings = Mapping[str, Callable[[ModuleType, Any], float]]
+LIMITS: Readings = {
+    "most_sm_mhz": lambda nvml, handle: nvml.nvmlDeviceGetMaxClockInfo(handle, nvml.NVML_CLOCK_SM),
+    "most_memory_mhz": lambda nvml, handle: nvml.nvmlDeviceGetMaxClockInfo(handle, nvml.NVML_CLOCK_MEM),
+    "power_limit_watts": lambda nvml, handle: nvml.nvmlDeviceGetEnforcedPowerLimit(handle) / 1000,
+}
+STATE: Readings = {
+    "sm_mhz": lambda nvml, handle: nvml.nvmlDeviceGetClockInfo(handle, nvml.NVML_CLOCK_SM),
+    "memory_mhz": lambda nvml, handle: nvml.nvmlDeviceGetClockInfo(handle, nvml.NVML_CLOCK_MEM),
+    "watts": lambda nvml, handle: nvml.nvmlDeviceGetPowerUsage(handle) / 1000,
+    "celsius": lambda nvml, handle: nvml.nvmlDeviceGetTemperature(handle, nvml.NVML_TEMPERATURE_GPU),
+    "memory_used": lambda nvml, handle: nvml.nvmlDeviceGetMemoryInfo(handle).used,
+    "throttle_reasons": lambda nvml, handle: nvml.nvmlDeviceGetCurrentClocksThrottleReasons(handle),
+}
+ENERGY: Readings = {"joules": lambda nvml, handle: nvml.nvmlDeviceGetTotalEnergyConsumption(handle) / 1000}
+
+
+def _read(readings: Readings, nvml: ModuleType, handle: Any) -> dict[str, float]:
+    """What the driver gives of them: GPUs, their drivers and containers lack one or another."""
+    found = {}
+    for name, reading in readings.items():
+        with contextlib.suppress(nvml.NVMLError):
+            found[name] = reading(nvml, handle)
+    return found
 
 
 def describe(device: torch.device) -> dict[str, Any] | None:
     """The GPU's limits and present state; None where they cannot be had."""
     nvml = library() if device.type == "cuda" else None
-    if nvml is None:
-        return None
-    handle = handle_of(nvml, device)
-    return {
-        "most_sm_mhz": nvml.nvmlDeviceGetMaxClockInfo(handle, nvml.NVML_CLOCK_SM),
-        "most_memory_mhz": nvml.nvmlDeviceGetMaxClockInfo(handle, nvml.NVML_CLOCK_MEM),
-        "power_limit_watts": nvml.nvmlDeviceGetEnforcedPowerLimit(handle) / 1000,
-        **_sample(nvml, handle),
-    }
+    handle = None if nvml is None else handle_of(nvml, device)
+    return None if nvml is None or handle is None else _read({**LIMITS, **STATE}, nvml, handle)
 
 
 def driver(device: torch.device) -> str | None:
@@ -64,23 +90,9 @@ def driver(device: torch.device) -> str | None:
     return None if nvml is None else str(nvml.nvmlSystemGetDriverVersion())
 
 
-def _sample(nvml: ModuleType, handle: Any) -> dict[str, float]:
-    return {
-        "sm_mhz": nvml.nvmlDeviceGetClockInfo(handle, nvml.NVML_CLOCK_SM),
-        "memory_mhz": nvml.nvmlDeviceGetClockInfo(handle, nvml.NVML_CLOCK_MEM),
-        "watts": nvml.nvmlDeviceGetPowerUsage(handle) / 1000,
-        "celsius": nvml.nvmlDeviceGetTemperature(handle, nvml.NVML_TEMPERATURE_GPU),
-        "memory_used": nvml.nvmlDeviceGetMemoryInfo(handle).used,
-        "throttle_reasons": nvml.nvmlDeviceGetCurrentClocksThrottleReasons(handle),
-    }
-
-
 def _energy(nvml: ModuleType, handle: Any) -> float | None:
     """Joules since the driver was loaded; None on GPUs before Volta, which do not count them."""
-    try:
-        return nvml.nvmlDeviceGetTotalEnergyConsumption(handle) / 1000
-    except nvml.NVMLError:
-        return None
+    return _read(ENERGY, nvml, handle).get("joules")
 
 
 @dataclass
@@ -100,8 +112,9 @@ class Watch:
     def __enter__(self) -> Watch:
         if self.nvml is None and self.device.type == "cuda":
             self.nvml = library()
-        if self.nvml is not None:
-            self.handle = self.handle if self.handle is not None else handle_of(self.nvml, self.device)
+        if self.nvml is not None and self.handle is None:
+            self.handle = handle_of(self.nvml, self.device)
+        if self.handle is not None:
             self._stop = threading.Event()
             self._thread = threading.Thread(target=self._run, daemon=True)
             self._thread.start()
@@ -111,7 +124,7 @@ class Watch:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self.nvml is not None:
+        if self.handle is not None:
             energy, seconds = _energy(self.nvml, self.handle), time.perf_counter() - self._started
             if energy is not None and self._energy is not None and seconds >= METERED:
                 self.joules = energy - self._energy
@@ -120,7 +133,7 @@ class Watch:
 
     def _run(self) -> None:
         while True:
-            self.samples.append(_sample(self.nvml, self.handle))
+            self.samples.append(_read(STATE, self.nvml, self.handle))
             if self._stop.wait(PERIOD):
                 return
 
@@ -128,11 +141,12 @@ class Watch:
         """Least and most of each reading, and all reasons for throttling that were seen; None without samples of a
         busy GPU."""
         # Between two kernels an idle GPU may lower its clock: that is no time of the measurement.
-        busy = [sample for sample in self.samples if IDLE not in self._names(int(sample["throttle_reasons"]))]
+        complete = [sample for sample in self.samples if sample.keys() >= JUDGED]
+        busy = [sample for sample in complete if IDLE not in self._names(int(sample["throttle_reasons"]))]
         if not busy:
             return None
         reasons = functools.reduce(operator.or_, (int(sample["throttle_reasons"]) for sample in busy))
-        names = [name for name in busy[0] if name != "throttle_reasons"]
+        names = [name for name in busy[0] if name != "throttle_reasons" and all(name in sample for sample in busy)]
         spans = {name: [min(s[name] for s in busy), max(s[name] for s in busy)] for name in names}
         return {"samples": len(busy), **spans, "throttle_reasons": self._names(reasons)}
 

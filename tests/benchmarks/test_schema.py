@@ -167,6 +167,48 @@ def test_energy_is_that_of_the_time_watched(monkeypatch):
     assert watched(monkeypatch, 1, [1900], [4], [None]).joules is None
 
 
+def refuses(*_):
+    raise NotSupported("not supported")
+
+
+def test_a_reading_that_the_driver_lacks_costs_itself_alone(monkeypatch):
+    nvml = fake_nvml([1900])
+    nvml.nvmlDeviceGetTemperature = refuses
+    monkeypatch.setattr(clocks, "PERIOD", 1e-4)
+    with clocks.Watch(CPU, nvml, handle="gpu") as watch:
+        while len(watch.samples) < 3:
+            pass
+    assert watch.summary()["watts"] == [500, 500]
+    assert "celsius" not in watch.summary()
+    assert watch.unfit() is None
+
+
+@pytest.mark.parametrize("name", ["nvmlDeviceGetClockInfo", "nvmlDeviceGetCurrentClocksThrottleReasons"])
+def test_without_its_clock_nothing_is_said_of_a_gpu(name, monkeypatch):
+    nvml = fake_nvml([1900])
+    setattr(nvml, name, refuses)
+    monkeypatch.setattr(clocks, "PERIOD", 1e-4)
+    with clocks.Watch(CPU, nvml, handle="gpu") as watch:
+        while len(watch.samples) < 3:
+            pass
+    assert watch.summary() is None
+    assert watch.unfit() is None
+
+
+def test_a_gpu_that_nvml_does_not_know_is_not_watched(monkeypatch):
+    """A slice of one, say, whose number is no whole GPU's."""
+    nvml = fake_nvml([1900])
+    nvml.nvmlDeviceGetHandleByUUID = refuses
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(uuid="1-2-3"))
+    monkeypatch.setattr(clocks, "library", lambda: nvml)
+    cuda = torch.device("cuda")
+    assert clocks.describe(cuda) is None
+    with clocks.Watch(cuda) as watch:
+        pass
+    assert watch.summary() is None
+    assert watch.joules is None
+
+
 def test_a_cpu_has_no_clocks():
     with clocks.Watch(CPU) as watch:
         pass
