@@ -29,6 +29,7 @@ CHECK_SECONDS = 5.0
 # What the references, float64 and plain torch on a CPU, reach for sure on one thread: where a check would take longer
 # than CHECK_SECONDS by these rates, it is left out. A 1024^3 fp64 GEMM reaches 40 GFLOP/s on an EPYC's core.
 CHECK_FLOPS, CHECK_BANDWIDTH = 1e10, 1e9
+HELD = 1_000_000  # cycles of a GPU, about half a millisecond: what the host may take to issue a call
 MOST_COPIES = 256  # of inputs that are rotated; the clearing between runs covers the smallest cases
 
 
@@ -229,11 +230,13 @@ def _time(
 def time_once(run: Callable[..., Any], inputs: tuple[Any, ...], device: torch.device) -> float:
     """Seconds of one call.
 
-    On a GPU a tensor twice as large as the L2 cache is written first. It leaves nothing of the inputs in the cache, and
-    while it runs the host issues the op: the events then enclose the op's kernels, not the launching of them.
+    On a GPU a tensor twice as large as the L2 cache is written first, which leaves nothing of the inputs in the cache.
+    Then the GPU waits in a kernel of its own while the host issues the op: the events enclose the op's kernels, not the
+    launching of them. (Writing alone takes 40 us, and issuing one of our operators about as long.)
     """
     if device.type == "cuda":
         torch.empty(2 * l2_bytes(device), dtype=torch.int8, device=device).zero_()
+        torch.cuda._sleep(HELD)
     marks = Marks(device)
     marks.mark()
     run(*inputs)

@@ -104,7 +104,10 @@ class DecodeReplay:
         self.codes = [torch.zeros(batch, side, side, dtype=torch.int64, device=device) for side in sides[:present]]
         self.vae, self.missing, self.as_bytes = vae, len(sides) - present, as_bytes
         self.images: Tensor | None = None
-        # How much memory is free is asked once, here: a replay has to do what was captured.
+        # How much memory is free is asked once, here: a replay has to do what was captured. What torch keeps for reuse
+        # is not free to the driver, whom it asks.
+        if device.type == "cuda":
+            torch.cuda.empty_cache()
         self.chunk = min(batch, chunk_size(vae, device))
         with torch.inference_mode():
             self.replay = Replay(self._work, device)

@@ -30,17 +30,18 @@ class GraphCache:
     def __init__(self, device: torch.device, limit: int | None = None) -> None:
         if limit is None and device.type == "cuda":
             limit = int(torch.cuda.get_device_properties(device).total_memory * GPU_SHARE)
-        self.limit = limit
+        self.device, self.limit = device, limit
         self._kept: OrderedDict[Hashable, Any] = OrderedDict()
         self._uses: dict[Hashable, int] = {}
 
     def get(self, key: Hashable, make: Callable[[], Any]) -> Any:
         """The capture for ``key``, made by ``make`` if there is none. It has an attribute ``bytes``.
 
-        A capture larger than the cap alone is kept all the same, as the only one.
+        A capture larger than the cap alone is kept all the same, as the only one. Where memory does not suffice for it,
+        all others are given up first.
         """
         if key not in self._kept:
-            self._kept[key] = make()
+            self._kept[key] = self._made(make)
             self._uses[key] = 0
         self._kept.move_to_end(key)
         self._uses[key] += 1
@@ -49,14 +50,28 @@ class GraphCache:
             del self._uses[given_up]
         return self._kept[key]
 
+    def _made(self, make: Callable[[], Any]) -> Any:
+        try:
+            return make()
+        except torch.OutOfMemoryError:
+            if not self._kept:
+                raise
+        self.clear()
+        return make()
+
     @property
     def bytes(self) -> int:
         return sum(kept.bytes for kept in self._kept.values())
 
     def clear(self) -> None:
-        """Give up all captures: the weights have moved, or memory is short."""
+        """Give up all captures: memory is short, or nothing more is to be captured. Waits for a GPU first: what still
+        runs on another stream reads their buffers."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
         self._kept.clear()
         self._uses.clear()
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
 
     def report(self) -> list[CaptureReport]:
         """What is kept, the most recently used last."""

@@ -161,6 +161,25 @@ def test_captures_are_kept_up_to_a_cap():
     assert cache.report() == []
 
 
+def test_captures_are_given_up_before_a_new_one_is_refused():
+    """One lacks memory while others are kept; when it is the only one, that is told."""
+    cache, tried = GraphCache(CPU, limit=None), []
+
+    def make():
+        tried.append([report.key for report in cache.report()])
+        if tried[-1] or len(tried) > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return Held(80)
+
+    cache.get("a", lambda: Held(40))
+    assert cache.get("b", make).bytes == 80
+    assert tried == [["a"], []]
+    assert [report.key for report in cache.report()] == ["b"]
+    with pytest.raises(torch.OutOfMemoryError):
+        cache.get("c", make)
+    assert cache.report() == []
+
+
 def test_moving_a_pipeline_gives_up_its_captures():
     pipe = HQTVAEPipeline(golden_pipeline("class_parallel")._checkpoint, device="cpu", dtype="fp32", graphs=True)
     pipe(1, output_type="codes", progress=False)
