@@ -87,7 +87,12 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--steps", default=8, type=int, help="of a run, at least 2")
     parser.add_argument("--repeats", default=5, type=int, help="runs of each")
     parser.add_argument("--options", default=OPTIONS[:2], nargs="+", choices=OPTIONS, help="each by itself")
-    return parser.parse_args(argv)
+    options = parser.parse_args(argv)
+    try:
+        check_options(EngineOptions(dependent_launch="dependent_launch" in options.options), options.device)
+    except ValueError as error:
+        parser.error(str(error))
+    return options
 
 
 def _with(name: str, model: HQTransformer) -> StepOptions:
@@ -111,7 +116,6 @@ def main(argv: Sequence[str] | None = None) -> None:
         torch.manual_seed(0)
         model = HQTransformer(config).to(DTYPES[options.dtype]).eval()
         inputs = _inputs(config, options.batch)
-    check_options(EngineOptions(dependent_launch="dependent_launch" in options.options), options.device)
     steps = {NONE: FusedStep(model, options.batch)}
     steps |= {name: FusedStep(model, options.batch, _with(name, model)) for name in options.options}
     times = _measure(steps, inputs, options.steps, options.repeats)
