@@ -15,7 +15,7 @@ from benchmarks.ops import ops
 from benchmarks.options import ManyValues
 from benchmarks.precision import main as precision
 from benchmarks.proxies import main as proxies
-from benchmarks.tables import main as tables
+from benchmarks.steps import main as steps
 from benchmarks.train import train
 
 app = typer.Typer(
@@ -47,10 +47,10 @@ def _precision(context: typer.Context) -> None:
     precision(context.args)
 
 
-@app.command("tables", context_settings=THEIR_OWN)
-def _tables(context: typer.Context) -> None:
-    """Steps with and without tables of what depends on a code or a class alone."""
-    tables(context.args)
+@app.command("steps", context_settings=THEIR_OWN)
+def _steps(context: typer.Context) -> None:
+    """Steps with and without options: tables of what depends on a code alone, no query in the head's first pass."""
+    steps(context.args)
 
 
 app.command()(launches)

@@ -76,6 +76,7 @@ Temperature = Annotated[float, typer.Option(help="Divides the logits.")]
 Quantize = Annotated[Narrow | None, typer.Option("--quantize", help="Of ours: the transformer's matrices.")]
 Tables = Annotated[bool, typer.Option("--tables", help="Of ours: keep what depends on a code or a class in memory.")]
 FusedDraw = Annotated[bool, typer.Option("--fused-draw", help="Of ours: draw inside the head's product.")]
+SkipQuery = Annotated[bool, typer.Option("--skip-query", help="Of ours: no queries in the head's first pass.")]
 Baselines = Annotated[
     list[str] | None,
     typer.Option("--baselines", help=f"Some of {', '.join(KINDS)}, or none. Default: all; on a CPU not compile."),
@@ -112,6 +113,7 @@ def generate(
     quantize: Quantize = None,
     tables: Tables = False,
     fused_draw: FusedDraw = False,
+    skip_query: SkipQuery = False,
     baselines: Baselines = None,
     released: ReleasedDir = None,
     released_repeats: ReleasedRepeats = 2,
@@ -125,7 +127,8 @@ def generate(
     """
     if threads is not None:
         torch.set_num_threads(threads)
-    options = {"quantization": quantize and quantize.value, "tables": tables, "fused_draw": fused_draw}
+    options = {"quantization": quantize and quantize.value, "tables": tables}
+    options |= {"fused_draw": fused_draw, "skip_query": skip_query}
     models = [str(checkpoint)] if checkpoint is not None else preset
     try:
         if json is not None and not json.absolute().parent.is_dir():

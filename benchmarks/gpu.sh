@@ -61,6 +61,8 @@ commands() {
        for narrow in int8 fp8; do generate "S-$narrow" --preset S --batches 1 50 --quantize "$narrow" --baselines none; done
        generate S-tables --preset S --batches 1 50 --tables --baselines none
        generate S-fused-draw --preset S --batches 1 50 256 --fused-draw --baselines none
+       generate S-skip-query --preset S --batches 1 8 50 --skip-query --baselines none
+       echo "$PYTHON -m benchmarks.steps --preset S --device cuda --dtype bf16 --batch 1 --steps 64"
        echo "$PYTHON -m benchmarks.idle --preset S --batch 1 50" ;;
     7) train 1 S; train 2 S; train 2 S-text
        echo "$PYTHON -m benchmarks.encode --preset S --device cuda --batch 64 --compile --json $out/encode.json"

@@ -43,22 +43,27 @@ def one_run(sides: list[Side], plan: Plan, threshold: float) -> dict[str, Any]:
 
 
 def table(runs: list[dict[str, Any]]) -> list[str]:
-    """Markdown: alarms by planted loss, with all verdicts' words and the estimates' spread."""
+    """Markdown: alarms by planted loss, then each part's verdicts and how its estimates spread."""
     lines = [
-        "| planted loss | runs | alarms | rate | verdicts | estimates: least, median, most |",
-        "|--:|--:|--:|--:|---|---|",
+        "| planted loss | runs | alarms | rate | part | verdicts | estimates: least, median, most |",
+        "|--:|--:|--:|--:|---|---|---|",
     ]
     for planted in runs[0]:
         each = [run[planted] for run in runs]
         alarms = sum(one["alarm"] for one in each)
-        words = Counter(row["word"] for one in each for row in one["rows"].values())
-        estimates = sorted(row["estimate"] for one in each for row in one["rows"].values())
-        spread = ", ".join(f"{x:+.1%}" for x in (estimates[0], estimates[len(estimates) // 2], estimates[-1]))
-        told = ", ".join(f"{word} {number}" for word, number in words.most_common())
-        lines.append(
-            f"| {float(planted):.0%} | {len(each)} | {alarms} | {alarms / len(each):.0%} | {told} | {spread} |"
-        )
+        head = f"| {float(planted):.0%} | {len(each)} | {alarms} | {alarms / len(each):.0%} |"
+        for part in each[0]["rows"]:
+            lines.append(f"{head} {part.split(': ')[-1]} | {_told([one['rows'][part] for one in each])} |")
+            head = "| | | | |"
     return lines
+
+
+def _told(rows: list[dict[str, Any]]) -> str:
+    """Two cells: how often each word was the verdict, and the estimates."""
+    words = Counter(row["word"] for row in rows)
+    estimates = sorted(row["estimate"] for row in rows)
+    spread = ", ".join(f"{x:+.1%}" for x in (estimates[0], estimates[len(estimates) // 2], estimates[-1]))
+    return f"{', '.join(f'{word} {number}' for word, number in words.most_common())} | {spread}"
 
 
 def rows_of(runs: list[dict[str, Any]]) -> Iterator[Row]:
@@ -75,7 +80,7 @@ def rates(
     runs: Annotated[int, typer.Option(min=1, help="Whole comparisons.")] = 20,
     rounds: Annotated[int, typer.Option(min=1, help="Pairs of processes in each.")] = 12,
     turns: Annotated[int, typer.Option(min=1, help="Turns of each side in a pair of processes.")] = 16,
-    part: Annotated[str, typer.Option(help="Only parts of tiny's generation that end so: draw, decode.")] = "decode",
+    part: Annotated[str, typer.Option(help="Only parts of tiny's generation that end so: draw, decode.")] = "",
     threshold: Annotated[float, typer.Option(help="As a share.")] = 0.03,
     revision: Annotated[str, typer.Option(help="What is compared with itself.")] = "HEAD",
     out: Annotated[Path | None, typer.Option(help="Write every verdict there, after each run.")] = None,
@@ -89,7 +94,7 @@ def rates(
         sides = [Side("base", base), *(Side(f"new, {slow:.0%} slower", new, slow) for slow in PLANTED)]
         for number in range(runs):
             done.append(one_run(sides, plan, threshold))
-            words = {planted: next(iter(one["rows"].values()))["word"] for planted, one in done[-1].items()}
+            words = {share: [row["word"] for row in one["rows"].values()] for share, one in done[-1].items()}
             STDERR.print(f"run {number + 1} of {runs}: {words}", style="dim", markup=False)
             if out is not None:
                 details = {"plan": vars(plan), "threshold": threshold, "runs": done}

@@ -93,6 +93,7 @@ class HQTVAEPipeline:
         fused_draw: bool = False,
         overlap: bool | None = None,
         dependent_launch: bool = False,
+        skip_query: bool = False,
         quantization: Quantization = None,
     ) -> HQTVAEPipeline:
         """Open a released directory, one of ours, or a Hub repository.
@@ -107,7 +108,8 @@ class HQTVAEPipeline:
         and keep it (379 MB for preset S in bf16, see :func:`hqtvae_fast.engine.tables.table_bytes`). ``fused_draw``:
         where a request has neither top-k nor top-p, draw inside the head's product, its logits never stored.
         ``overlap``: draw a batch's codes while the one before it is decoded; None: on a GPU. ``dependent_launch``: at
-        up to 16 rows on Hopper, fetch a product's weight while the kernel before it runs.
+        up to 16 rows on Hopper, fetch a product's weight while the kernel before it runs. ``skip_query``: leave out the
+        queries of the head's first pass, whose one position sees itself alone.
 
         ``quantization``: "int8" or "fp8" (e4m3) rounds the transformer's matrices, one scale an output; products of up
         to 16 rows on a GPU then read half the bytes, all others the same numbers in ``dtype`` (so nothing is faster on
@@ -122,7 +124,7 @@ class HQTVAEPipeline:
         if refiner is not None:
             checkpoint = checkpoints.with_refiner(checkpoint, checkpoints.load(refiner))
         engine: dict[str, Any] = {"graphs": graphs, "tables": tables, "fused_draw": fused_draw, "overlap": overlap}
-        engine["dependent_launch"] = dependent_launch
+        engine |= {"dependent_launch": dependent_launch, "skip_query": skip_query}
         return cls(checkpoint, device=device, dtype=dtype, quantization=quantization, **engine)
 
     @property

@@ -142,6 +142,14 @@ DependentLaunch = Annotated[
         rich_help_panel=MACHINE,
     ),
 ]
+SkipQuery = Annotated[
+    bool,
+    typer.Option(
+        "--skip-query",
+        help="Leave the queries of the head's first pass out, whose one position sees itself alone.",
+        rich_help_panel=MACHINE,
+    ),
+]
 OutDir = Annotated[
     Path | None,
     typer.Option(

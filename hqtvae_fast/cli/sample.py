@@ -28,6 +28,7 @@ from hqtvae_fast.cli.options import (
     OutDir,
     Overlap,
     Quantize,
+    SkipQuery,
     Tables,
     TopOnly,
     batch_of,
@@ -101,6 +102,7 @@ def sample(
     fused_draw: FusedDraw = False,
     overlap: Overlap = None,
     dependent_launch: DependentLaunch = False,
+    skip_query: SkipQuery = False,
 ) -> None:
     """Draw pictures from classes, from prompts or from nothing, as the model was trained."""
     prompt = [*(prompt or []), *_read_prompts(prompts)]
@@ -113,7 +115,8 @@ def sample(
         "temperature": parse_per_level("--temperature", temperature, float),
     }
     engine: dict[str, Any] = {"graphs": graphs, "tables": tables, "fused_draw": fused_draw, "overlap": overlap}
-    engine |= {"dependent_launch": dependent_launch, "quantization": None if quantize is None else quantize.value}
+    engine |= {"dependent_launch": dependent_launch, "skip_query": skip_query}
+    engine["quantization"] = None if quantize is None else quantize.value
     machine = Machine(checkpoint, device, dtype, refiner, engine)
     if "WORLD_SIZE" in os.environ:  # set by torchrun, whose processes cannot share a sheet
         out, shards = None, _shards_of_a_team(shards, out)

@@ -17,6 +17,7 @@ from hqtvae_fast.cli.options import (
     Graphs,
     Overlap,
     Quantize,
+    SkipQuery,
     Tables,
     open_pipeline,
     parse_classes,
@@ -59,6 +60,7 @@ def tune(
     fused_draw: FusedDraw = False,
     overlap: Overlap = None,
     dependent_launch: DependentLaunch = False,
+    skip_query: SkipQuery = False,
 ) -> None:
     """Time drawing and decoding at several batch sizes, and keep what was found for later runs.
 
@@ -74,7 +76,7 @@ def tune(
     if min(wanted, default=0) < 1:
         raise ValueError(f"--sizes: expected batch sizes from 1 on; got {sizes!r}")
     engine: dict[str, Any] = {"graphs": graphs, "tables": tables, "fused_draw": fused_draw, "overlap": overlap}
-    engine["dependent_launch"] = dependent_launch
+    engine |= {"dependent_launch": dependent_launch, "skip_query": skip_query}
     narrow = None if quantize is None else quantize.value
     pipe = open_pipeline(checkpoint, device, dtype, quantization=narrow, **engine)
     found = pipe.tune_batches(

@@ -83,7 +83,7 @@ class Executor:
     ) -> Codes:
         model, batch = self.models[index], len(seeds)
         fused_draw = self.options.fused_draw and not params.filtered
-        options = StepOptions(self.tables[index], fused_draw, self.options.dependent_launch)
+        options = StepOptions(self.tables[index], fused_draw, self.options.dependent_launch, self.options.skip_query)
         what = ("top codes given" if given is not None else "all codes", "fused draw" if fused_draw else "any draw")
         with self._products():
             replay = self._captured(

@@ -29,7 +29,7 @@ from hqtvae_fast.ops.linear import Linear
 from hqtvae_fast.ops.linear.fused import MOST_ROWS, Workspace
 
 Attend = Callable[[Tensor, "Tensor | None", int], Tensor]
-"""(q/k/v [B, T, 3, H, E] without their bias, the bias, the layer's number) -> [B, T, D]."""
+"""(q/k/v [B, T, 3, H, E] without their bias, the bias, the layer's number) -> [B, T, D]. Without queries: k/v."""
 
 
 class FusedStep:
@@ -107,7 +107,8 @@ class FusedStep:
         def attend(qkv: Tensor, bias: Tensor | None, layer: int) -> Tensor:
             return local_attention(qkv, bias, cache.keys[layer], cache.values[layer], group.start)
 
-        return self._run(head.blocks, x_BGD, start_vector, attend, norm, first_qkv)
+        queries = not (self.options.skip_query and group == range(1))  # position 0 sees itself alone
+        return self._run(head.blocks, x_BGD, start_vector, attend, norm, first_qkv, queries=queries)
 
     def _embed(self, local_BN: Tensor, step: Tensor) -> Tensor:
         """The body's token [B, 1, D] of the codes drawn at ``step``."""
@@ -128,13 +129,13 @@ class FusedStep:
             return linear(x, weight, mlp.up.bias, scale=scale, gelu=mlp.gelu, **self._few_rows)
         return bias_gelu(F.linear(x, mlp.up.weight), mlp.up.bias, mlp.gelu)
 
-    def _multiply(self, x: Tensor, layer: nn.Module) -> Tensor:
-        """The product alone; whatever reads it adds the bias."""
+    def _multiply(self, x: Tensor, layer: nn.Module, first: int = 0) -> Tensor:
+        """The product alone, of outputs from ``first`` on; whatever reads it adds the bias."""
         layer = cast(Linear, layer)
         if not self._few(x):
-            return F.linear(x, layer.weight)
+            return F.linear(x, layer.weight[first:])
         weight, scale = layer.streamed
-        return linear(x, weight, scale=scale, **self._few_rows)
+        return linear(x, weight[first:], scale=None if scale is None else scale[first:], **self._few_rows)
 
     def _few(self, x: Tensor) -> bool:
         """Whether a product with these rows is the time to read its weight, which our kernel does alone."""
@@ -148,26 +149,29 @@ class FusedStep:
         attend: Attend,
         last: nn.LayerNorm | None,
         qkv_BTD: Tensor | None = None,
+        queries: bool = True,
     ) -> tuple[Tensor, Tensor]:
         """A stack over x + ``added`` (a vector [D]), and the LayerNorm that follows it; None: none that counts.
-        ``qkv_BTD``: the first block's product, where it is known."""
+        ``qkv_BTD``: the first block's product, where it is known. ``queries``: False leaves theirs out of all."""
         layers = [cast(Block, layer) for layer in blocks.layers]
+        first = 0 if queries else x_BTD.shape[-1]  # of the projection's outputs, queries are the first D
         if not layers:
             assert last is not None
             return _add(x_BTD, None, added, last)
         if qkv_BTD is None:
             x_BTD, normal_BTD = _add(x_BTD, None, added, layers[0].norm1)
-            qkv_BTD = self._multiply(normal_BTD, layers[0].attention.qkv)
+            qkv_BTD = self._multiply(normal_BTD, layers[0].attention.qkv, first)
         for index, (block, after) in enumerate(zip(layers, [*layers[1:], None], strict=True)):
             attention, mlp = block.attention, block.mlp
-            qkv_BT3HE = qkv_BTD.view(*qkv_BTD.shape[:2], 3, attention.num_heads, -1)
-            y_BTD = self._multiply(attend(qkv_BT3HE, attention.qkv.bias, index), attention.out)
+            qkv_BTPHE = qkv_BTD.unflatten(-1, (3 if queries else 2, attention.num_heads, -1))
+            bias = None if attention.qkv.bias is None else attention.qkv.bias[first:]
+            y_BTD = self._multiply(attend(qkv_BTPHE, bias, index), attention.out)
             x_BTD, normal_BTD = _add(x_BTD, y_BTD, attention.out.bias, block.norm2)
             y_BTD = self._multiply(self._up(normal_BTD, mlp), mlp.down)
             following = after.norm1 if after is not None else last or block.norm1
             x_BTD, normal_BTD = _add(x_BTD, y_BTD, mlp.down.bias, following)
             if after is not None:
-                qkv_BTD = self._multiply(normal_BTD, after.attention.qkv)
+                qkv_BTD = self._multiply(normal_BTD, after.attention.qkv, first)
         return x_BTD, normal_BTD
 
 

@@ -21,7 +21,10 @@ def measured(monkeypatch, tmp_path):
     def measure(sides, plan):
         noise = [0.002, -0.002, 0.001] * 4
         sides_seconds = [
-            {"decode": [[1 + side.slow + (noise[r] if index else 0)] * 3 for r in range(plan.rounds)]}
+            {
+                f"tiny: {part}": [[1 + side.slow + (noise[r] if index else 0)] * 3 for r in range(plan.rounds)]
+                for part in ("draw", "decode")
+            }
             for index, side in enumerate(sides)
         ]
         return [Paired([sides_seconds[0], seconds]) for seconds in sides_seconds[1:]]
@@ -43,9 +46,10 @@ def measured(monkeypatch, tmp_path):
 def test_rates_are_counted_and_kept(measured):
     result, file = measured
     assert result.exit_code == 0, result.output
-    assert "| 0% | 3 | 0 | 0% | unchanged 3 |" in result.output
-    assert "| 3% | 3 | 3 | 100% | slower 3 |" in result.output
-    rows = {row.work["planted"]: row for row in schema.read(file).rows}
+    assert "| 0% | 3 | 0 | 0% | draw | unchanged 3 |" in result.output
+    assert "| 3% | 3 | 3 | 100% | draw | slower 3 | +3." in result.output
+    assert result.output.count("| | | | | decode |") == len(rates.PLANTED)
+    rows = {row.work["planted"]: row for row in schema.read(file).rows if "decode" in row.name}
     assert schema.read(file).environment["git_revision"] == commit_of("HEAD")[:12]
     assert [row.work["alarms"] for row in rows.values()] == [0, 0, 3, 3]
     assert rows[0.1].median == pytest.approx(0.1, abs=0.01)

@@ -6,13 +6,16 @@ import dataclasses
 
 import pytest
 import torch
-from conftest import CASES, golden_pipeline, golden_values
+import torch.nn.functional as F
+from conftest import CASES, GOLDEN, golden_pipeline, golden_values
 
+from hqtvae_fast import HQTVAEPipeline
 from hqtvae_fast.config import preset
 from hqtvae_fast.engine import SamplingParams, draw_codes, image_seeds
+from hqtvae_fast.engine.fused_step import FusedStep
 from hqtvae_fast.engine.launches import count_launches, launches_a_block
 from hqtvae_fast.engine.loop import make_step
-from hqtvae_fast.engine.step import ReferenceStep
+from hqtvae_fast.engine.step import ReferenceStep, StepOptions
 
 DRAWN = [
     case
@@ -71,6 +74,50 @@ def test_given_top_codes():
     fused, plain = (draw(model, engine, seed=9, given_top_codes=top) for engine in ("fused", "reference"))
     assert torch.equal(fused[0], top)
     assert same(fused, plain)
+
+
+@pytest.mark.parametrize("case", DRAWN)
+def test_without_the_first_query(case):
+    model = golden_pipeline(case).transformer
+    options = StepOptions(skip_query=True)
+    assert same(draw(model, None, options=options), draw(model, "reference"))
+    if model.config.decoding != "global":
+        top = draw(model, "reference")[0]
+        given = [draw(model, None, options=which, given_top_codes=top) for which in (options, StepOptions())]
+        assert same(*given)
+
+
+def test_the_pipeline_passes_the_option_on(monkeypatch):
+    found, told = [], []
+    multiply = FusedStep._multiply
+    monkeypatch.setattr(
+        FusedStep, "_multiply", lambda self, *inputs: (told.append(self.options.skip_query), multiply(self, *inputs))[1]
+    )
+    for options in ({"tables": False}, {"skip_query": True}, {"skip_query": True, "graphs": True}):
+        pipe = HQTVAEPipeline.from_pretrained(GOLDEN / "class_parallel", device="cpu", dtype="fp32", **options)
+        found.append(pipe(class_labels=[1, 0], seed=3, output_type="codes", progress=False).codes)
+    assert same(found[0], found[1])
+    assert same(found[0], found[2])
+    assert set(told) == {True}
+
+
+@pytest.mark.parametrize("skip_query,parts", [(False, 3), (True, 2)])
+def test_the_first_pass_alone_multiplies_no_queries(skip_query, parts, monkeypatch):
+    model = golden_pipeline("class_parallel").transformer
+    D, layers, outputs, linear = model.config.dim, model.config.head.num_layers, [], F.linear
+
+    def watched(x, weight, *bias):
+        outputs.append(len(weight))
+        return linear(x, weight, *bias)
+
+    monkeypatch.setattr(F, "linear", watched)
+    step = FusedStep(model, 2, StepOptions(skip_query=skip_query))
+    for group, expected in ((range(1), parts * D), (range(1, 5), 3 * D)):
+        outputs.clear()
+        with torch.inference_mode():
+            step.head(torch.randn(2, D), torch.zeros(2, 5, dtype=torch.int64), group)
+        projections = [size for size in outputs if size in (2 * D, 3 * D)]
+        assert projections == [expected] * layers
 
 
 def test_sigmoid_gelu_and_no_biases():

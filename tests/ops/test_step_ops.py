@@ -155,6 +155,10 @@ SOURCES = torch.zeros(4, 1, dtype=torch.int32)
         (lambda: local_attention(QKV, start=1), "or neither and start = 0"),
         (lambda: local_attention(QKV, None, CACHE, CACHE, 2), r"C >= 6; got torch.float32 \[2, 2, 5, 8\]"),
         (lambda: local_attention(QKV, torch.ones(8)), r"bias: expected torch.float32 \[48\]"),
+        (lambda: local_attention(QKV[:, :1, 1:].contiguous(), torch.ones(48)), r"bias: expected torch.float32 \[32\]"),
+        (lambda: local_attention(QKV[:, :, 1:].contiguous()), "qkv: expected queries .*; got 4 and none"),
+        (lambda: local_attention(QKV[:, :1, 1:].contiguous(), None, CACHE, CACHE, 2), "expected queries .*; got 3"),
+        (lambda: local_attention(QKV[:, :1, :1].contiguous()), r"qkv: expected contiguous .*; got \[2, 1, 1, 2, 8\]"),
         (lambda: decode_attention(QKV, CACHE, CACHE, 3), r"C >= 7; got \[2, 2, 5, 8\]"),
         (lambda: embed_codes(CODES, [TABLE], SOURCES, TABLE[:4], mode="max"), "mode: expected one of sum, mean"),
         (lambda: embed_codes(CODES, [TABLE] * 2, SOURCES, TABLE[:4], mode="interleave"), r"tables: .*widths \[8, 2\]"),
@@ -185,6 +189,14 @@ def test_position_zero_sees_itself_alone():
     y = local_attention(qkv, None, keys, values)
     assert torch.equal(y.view(2, 2, 8), qkv[:, 0, 2])
     assert torch.equal(keys[:, :, 0], qkv[:, 0, 1])
+
+
+def test_position_zero_needs_no_query():
+    qkv, bias = torch.randn(2, 1, 3, 2, 8), torch.randn(48)
+    with_query, without = torch.zeros(2, 2, 2, 2, 5, 8)
+    y = local_attention(qkv, bias, *with_query)
+    assert torch.equal(local_attention(qkv[:, :, 1:].contiguous(), bias[16:], *without), y)
+    assert torch.equal(without, with_query)
 
 
 def test_level_mask():

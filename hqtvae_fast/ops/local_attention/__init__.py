@@ -25,23 +25,26 @@ def local_attention(
 ) -> Tensor:
     """Attend over the local positions 0 .. start + T - 1, of which the last T are new.
 
-    ``qkv`` [B, T, 3, H, E], contiguous: queries, keys and values of the new positions, as one projection gives them, to
-    which ``bias`` [3 * H * E] is added, if there is one. ``keys`` and ``values`` [B, H, C, E], contiguous, hold those
-    of positions 0 .. start - 1 and get the new ones; without them start is 0 and nothing is kept. ``mask``: "full", or
-    "levels": position p sees the positions of its own level and of coarser ones (0; 1-4; 5-20). Scale E^-1/2. Returns
-    [B, T, H * E], which the output projection reads. One floating dtype; scores and sums in fp32 (fp64 for fp64); new
-    keys and values are rounded to the dtype before they are used, as the cached ones are. No gradient. The position 0
-    alone sees itself: its output is its value. Raises ValueError on other shapes.
+    ``qkv`` [B, T, P, H, E], contiguous: queries, keys and values (P = 3) of the new positions, as one projection gives
+    them, to which ``bias`` [P * H * E] is added, if there is one. ``keys`` and ``values`` [B, H, C, E], contiguous,
+    hold those of positions 0 .. start - 1 and get the new ones; without them start is 0 and nothing is kept. ``mask``:
+    "full", or "levels": position p sees the positions of its own level and of coarser ones (0; 1-4; 5-20). Scale
+    E^-1/2. Returns [B, T, H * E], which the output projection reads. One floating dtype; scores and sums in fp32 (fp64
+    for fp64); new keys and values are rounded to the dtype before they are used, as the cached ones are. No gradient.
+    Position 0 alone sees itself: its output is its value, and ``qkv`` may come without its query (P = 2). Raises
+    ValueError on other shapes.
 
     ``backend``: "triton" (CUDA; at most 32 positions, heads of at most 128) or "reference" (anywhere).
     """
-    B, T, three, H, E = qkv.shape if qkv.ndim == 5 else (0, 0, 0, 0, 0)
-    if three != 3 or not qkv.is_contiguous():
+    B, T, parts, H, E = qkv.shape if qkv.ndim == 5 else (0, 0, 0, 0, 0)
+    if parts not in (2, 3) or not qkv.is_contiguous():
         raise ValueError(f"qkv: expected contiguous [B, T, 3, H, E]; got {list(qkv.shape)}")
+    if parts == 2 and start + T != 1:
+        raise ValueError(f"qkv: expected queries where there is more than one position; got {start + T} and none")
     if mask not in MASKS:
         raise ValueError(f"mask: expected one of {', '.join(MASKS)}; got {mask!r}")
-    if bias is not None and (tuple(bias.shape) != (3 * H * E,) or bias.dtype != qkv.dtype):
-        raise ValueError(f"bias: expected {qkv.dtype} [{3 * H * E}]; got {bias.dtype} {list(bias.shape)}")
+    if bias is not None and (tuple(bias.shape) != (parts * H * E,) or bias.dtype != qkv.dtype):
+        raise ValueError(f"bias: expected {qkv.dtype} [{parts * H * E}]; got {bias.dtype} {list(bias.shape)}")
     if (keys is None) != (values is None) or (keys is None and start != 0):
         raise ValueError("expected both keys and values, or neither and start = 0")
     for cache in (keys, values):

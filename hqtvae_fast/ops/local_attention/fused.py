@@ -21,9 +21,10 @@ def why_not(
     return triton_launch.why_not(qkv, bias, keys, values)
 
 
-def constants(T: int, E: int, start: int, mask: str) -> dict[str, int | bool]:
+def constants(T: int, parts: int, E: int, start: int, mask: str) -> dict[str, int | bool]:
     positions = power_of_2(start + T)
-    return {"START": start, "T": T, "LEVELS": mask == "levels", "POSITIONS": positions, "WIDTH": power_of_2(E)}
+    fixed = {"START": start, "T": T, "PARTS": parts, "LEVELS": mask == "levels"}
+    return fixed | {"POSITIONS": positions, "WIDTH": power_of_2(E)}
 
 
 def warps(positions: int) -> int:
@@ -36,14 +37,14 @@ def local_attention(
 ) -> Tensor:
     from hqtvae_fast.ops.local_attention import kernels
 
-    B, T, _, H, E = qkv.shape
+    B, T, parts, H, E = qkv.shape
     out = torch.empty((B, T, H * E), dtype=qkv.dtype, device=qkv.device)
     if B == 0:
         return out
     with on(qkv):
         kernels.local_attention_kernel[(B * H,)](
             *(qkv, bias, keys, values, out, E**-0.5, H, E, 0 if keys is None else keys.shape[2]),
-            **constants(T, E, start, mask),
+            **constants(T, parts, E, start, mask),
             TRIGGER=dependents(qkv),
             num_warps=warps(start + T),
         )

@@ -6,7 +6,8 @@ a softmax is taken whole; the queries come one after the other, since four of th
 start E read from it: for pass 2 of the head (T = 4, start = 1, E = 64, bf16) 3.3 KB. It is a launch with little to do,
 and is there so that bias, cache and the layout of the next product need no launches of their own.
 
-Pass 1 (T = 1, start = 0) sees itself alone: the value is copied, and the query is never loaded.
+Pass 1 (T = 1, start = 0) sees itself alone: the value is copied, and the query is never loaded. So the projection may
+leave it out (PARTS = 2 of 3), and need not read a third of its own weight.
 """
 
 # mypy: ignore-errors
@@ -28,11 +29,26 @@ def _new(qkv, bias, o_new, o_bias, mask):
 
 
 @triton.jit
-def _tile(qkv, bias, cache, o_position, o_e, i_b, i_h, part, H, E, C, START: tl.constexpr, T: tl.constexpr):
-    """Keys (part 1) or values (2) of all positions, fp32 [POSITIONS, WIDTH]; new ones are written to the cache."""
+def _tile(
+    qkv,
+    bias,
+    cache,
+    o_position,
+    o_e,
+    i_b,
+    i_h,
+    part,
+    H,
+    E,
+    C,
+    START: tl.constexpr,
+    T: tl.constexpr,
+    PARTS: tl.constexpr,
+):
+    """Keys or values of all positions, fp32 [POSITIONS, WIDTH]; new ones are written to the cache."""
     m_e = o_e < E
     m_new = (o_position >= START) & (o_position < START + T)
-    o_row = ((i_b * T + o_position - START) * 3 + part) * H * E + i_h * E
+    o_row = ((i_b * T + o_position - START) * PARTS + part) * H * E + i_h * E
     o_bias = part * H * E + i_h * E + o_e
     mask = m_new[:, None] & m_e[None, :]
     b = _new(qkv, bias, o_row[:, None] + o_e[None, :], o_bias[None, :] + tl.zeros_like(o_position)[:, None], mask)
@@ -47,8 +63,8 @@ def _tile(qkv, bias, cache, o_position, o_e, i_b, i_h, part, H, E, C, START: tl.
 
 @triton.jit
 def local_attention_kernel(
-    qkv,  # [B, T, 3, H, E] fp32, bf16 or fp16
-    bias,  # [3, H, E] as qkv, or None
+    qkv,  # [B, T, PARTS, H, E] fp32, bf16 or fp16: queries, unless PARTS is 2, then keys and values
+    bias,  # [PARTS, H, E] as qkv, or None
     keys,  # [B, H, C, E] as qkv, or None
     values,  # likewise
     out,  # [B, T, H, E] as qkv
@@ -58,6 +74,7 @@ def local_attention_kernel(
     C,
     START: tl.constexpr,
     T: tl.constexpr,
+    PARTS: tl.constexpr,
     LEVELS: tl.constexpr,
     POSITIONS: tl.constexpr,
     WIDTH: tl.constexpr,
@@ -69,15 +86,15 @@ def local_attention_kernel(
     o_e = tl.arange(0, WIDTH)
     m_e = o_e < E
     o_position = tl.arange(0, POSITIONS)
-    b_v = _tile(qkv, bias, values, o_position, o_e, i_b, i_h, 2, H, E, C, START, T)
+    b_v = _tile(qkv, bias, values, o_position, o_e, i_b, i_h, PARTS - 1, H, E, C, START, T, PARTS)
     if START + T > 1 or keys is not None:
-        b_k = _tile(qkv, bias, keys, o_position, o_e, i_b, i_h, 1, H, E, C, START, T)
+        b_k = _tile(qkv, bias, keys, o_position, o_e, i_b, i_h, PARTS - 2, H, E, C, START, T, PARTS)
     for i_t in tl.static_range(T):
         o_out = ((i_b * T + i_t) * H + i_h) * E + o_e
         if START + T == 1:
             b_y = tl.sum(b_v, axis=0)  # the other positions are zeros
         else:
-            b_q = _new(qkv, bias, ((i_b * T + i_t) * 3 * H + i_h) * E + o_e, i_h * E + o_e, m_e)
+            b_q = _new(qkv, bias, ((i_b * T + i_t) * PARTS * H + i_h) * E + o_e, i_h * E + o_e, m_e)
             b_scores = tl.sum(b_k * b_q[None, :], axis=1) * scale
             end = START + T
             if LEVELS:

@@ -10,13 +10,14 @@ LEVEL_ENDS = (1, 5, 21)
 
 
 def local_attention(
-    qkv_BT3HE: Tensor, bias: Tensor | None, keys_BHCE: Tensor | None, values_BHCE: Tensor | None, start: int, mask: str
+    qkv_BTPHE: Tensor, bias: Tensor | None, keys_BHCE: Tensor | None, values_BHCE: Tensor | None, start: int, mask: str
 ) -> Tensor:
-    B, T, _, H, E = qkv_BT3HE.shape
-    wide = torch.promote_types(qkv_BT3HE.dtype, torch.float32)
+    B, T, _, H, E = qkv_BTPHE.shape
+    wide = torch.promote_types(qkv_BTPHE.dtype, torch.float32)
     if bias is not None:
-        qkv_BT3HE = (qkv_BT3HE.to(wide) + bias.to(wide).view(3, H, E)).to(qkv_BT3HE.dtype)
-    q_BHTE, k_BHSE, v_BHSE = qkv_BT3HE.permute(2, 0, 3, 1, 4).unbind(0)
+        qkv_BTPHE = (qkv_BTPHE.to(wide) + bias.to(wide).view(-1, H, E)).to(qkv_BTPHE.dtype)
+    parts = qkv_BTPHE.permute(2, 0, 3, 1, 4).unbind(0)
+    q_BHTE, k_BHSE, v_BHSE = parts[0], *parts[-2:]  # without queries: a key stands in, as any softmax of one is 1
     if keys_BHCE is not None and values_BHCE is not None:
         end = start + T
         keys_BHCE[:, :, start:end].copy_(k_BHSE)
@@ -26,7 +27,7 @@ def local_attention(
     if mask == "levels":
         scores_BHTS.masked_fill_(~level_mask(start, T).to(scores_BHTS.device), float("-inf"))
     y_BHTE = scores_BHTS.softmax(dim=-1) @ v_BHSE.to(wide)
-    return y_BHTE.transpose(1, 2).reshape(B, T, H * E).to(qkv_BT3HE.dtype)
+    return y_BHTE.transpose(1, 2).reshape(B, T, H * E).to(qkv_BTPHE.dtype)
 
 
 def level_mask(start: int, T: int) -> Tensor:

@@ -15,12 +15,24 @@ from hqtvae_fast.ops.spec import Case, Cost, Spec, Variant, check_errors
 from hqtvae_fast.ops.triton_launch import TRITON_NAMES
 
 # start and T: the passes of the head over two and three levels, and IET's or a teacher-forced pass (C = 0: no cache).
-PASSES = {"pass 1": (0, 1, 5), "pass 2": (1, 4, 5), "IET": (0, 5, 0), "pass 3": (5, 16, 21)}
+PASSES = {
+    "pass 1": (0, 1, 5),
+    "pass 1, no query": (0, 1, 5),
+    "pass 2": (1, 4, 5),
+    "IET": (0, 5, 0),
+    "pass 3": (5, 16, 21),
+}
 
 
 def _case(name: str, B: int, passing: str, sizes: tuple[int, int], levels: int, dtype: torch.dtype) -> Case:
     (start, T, C), (H, E) = PASSES[passing], sizes
-    return Case(name, {"B": B, "T": T, "H": H, "E": E, "start": start, "C": C, "levels": levels, "bias": 1}, dtype)
+    fixed = {"T": T, "parts": parts_of(passing), "start": start, "C": C, "bias": 1}
+    return Case(name, {"B": B, "H": H, "E": E, "levels": levels} | fixed, dtype)
+
+
+def parts_of(passing: str) -> int:
+    """Queries, keys and values, or two of them."""
+    return 2 if passing.endswith("no query") else 3
 
 
 CASES = tuple(
@@ -30,11 +42,15 @@ CASES = tuple(
 )
 SMALL_CASES = (
     _case("pass 1", 2, "pass 1", (2, 16), 0, torch.float32),
+    _case("pass 1, no query, bf16", 2, "pass 1, no query", (2, 16), 0, torch.bfloat16),
     _case("pass 2, bf16", 2, "pass 2", (2, 16), 0, torch.bfloat16),
     _case("IET, heads of 20", 2, "IET", (3, 20), 0, torch.float32),
     _case("all positions by level", 1, "IET", (2, 16), 1, torch.float16),
     _case("pass 3", 1, "pass 3", (2, 16), 0, torch.float32),
-    Case("21 positions by level", {"B": 1, "T": 21, "H": 1, "E": 8, "start": 0, "C": 0, "levels": 1, "bias": 0}),
+    Case(
+        "21 positions by level",
+        {"B": 1, "T": 21, "parts": 3, "H": 1, "E": 8, "start": 0, "C": 0, "levels": 1, "bias": 0},
+    ),
 )
 
 Inputs = tuple[Tensor, "Tensor | None", "Tensor | None", "Tensor | None", int, str]
@@ -42,10 +58,10 @@ Inputs = tuple[Tensor, "Tensor | None", "Tensor | None", "Tensor | None", int, s
 
 def make_inputs(case: Case, device: torch.device, seed: int) -> Inputs:
     """Scores spread over a few units; what a cache holds beyond the positions that count is random."""
-    B, T, H, E, C = (case[letter] for letter in "BTHEC")
+    B, T, parts, H, E, C = (case[name] for name in ("B", "T", "parts", "H", "E", "C"))
     generator = torch.Generator().manual_seed(seed)
-    qkv = 1.5 * torch.randn(B, T, 3, H, E, generator=generator)
-    bias = 0.5 * torch.randn(3 * H * E, generator=generator)
+    qkv = 1.5 * torch.randn(B, T, parts, H, E, generator=generator)
+    bias = 0.5 * torch.randn(parts * H * E, generator=generator)
     cache = torch.randn(2, B, H, max(C, 1), E, generator=generator)
     qkv, bias, cache = (tensor.to(case.dtype).to(device) for tensor in (qkv, bias, cache))
     keys, values = (cache[0], cache[1]) if C else (None, None)
@@ -100,7 +116,8 @@ Maybe = Tensor | None
 def _cached(qkv: Tensor, bias: Maybe, keys: Maybe, values: Maybe, start: int) -> tuple[Tensor, Tensor, Tensor]:
     """Queries of the new positions, keys and values of all, [B, H, positions, E] each; the cache is written."""
     _, T, _, H, E = qkv.shape
-    q, k, v = (qkv if bias is None else qkv + bias.view(3, H, E)).permute(2, 0, 3, 1, 4).unbind(0)
+    parts = (qkv if bias is None else qkv + bias.view(-1, H, E)).permute(2, 0, 3, 1, 4).unbind(0)
+    q, k, v = parts[0], *parts[-2:]  # without queries: the key, as of one position the output is the value
     if keys is None or values is None:
         return q, k, v
     keys[:, :, start : start + T].copy_(k)
@@ -136,9 +153,9 @@ def xformers(qkv: Tensor, bias: Maybe, keys: Maybe, values: Maybe, start: int, m
 
 def cost(case: Case) -> Cost:
     """Two products of every query with every position; the projection is read, output and new cache are written."""
-    B, T, H, E, start = (case[letter] for letter in ("B", "T", "H", "E", "start"))
+    B, T, parts, H, E, start = (case[name] for name in ("B", "T", "parts", "H", "E", "start"))
     cached = 2 * (T + start) if case["C"] else 0
-    return Cost(4 * B * H * T * (T + start) * E, case.dtype.itemsize * (B * H * E * (4 * T + cached) + 3 * H * E))
+    return Cost(4 * B * H * T * (T + start) * E, case.dtype.itemsize * H * E * (B * ((parts + 1) * T + cached) + parts))
 
 
 def variants(arch: int) -> list[Variant]:
@@ -152,7 +169,7 @@ def variants(arch: int) -> list[Variant]:
             signature = dict.fromkeys(pointers, f"*{TRITON_NAMES[dtype]}") | {"scale": "fp32"}
             signature |= dict.fromkeys(("H", "E", "C"), "i32")
             constants: dict[str, Any] = {} if C else {"keys": None, "values": None}
-            constants |= fused.constants(T, 64, start, "full") | {"TRIGGER": arch >= 90}
+            constants |= fused.constants(T, parts_of(passing), 64, start, "full") | {"TRIGGER": arch >= 90}
             name = f"local attention {passing} {TRITON_NAMES[dtype]}"
             launch = ((*pointers, "E"), fused.warps(start + T), 1)
             made.append(Variant(name, kernels.local_attention_kernel, signature, constants, *launch))

@@ -1,7 +1,8 @@
-"""What tables of codes and classes gain (:mod:`hqtvae_fast.engine.tables`): time of a step with and without them.
+"""What options of a step gain (:class:`hqtvae_fast.engine.step.StepOptions`): its time with each, and with none.
 
-``python -m benchmarks.tables --preset S --device cpu --batch 1``. Both take turns, run by run; weights and codes are
-random. A run draws nothing: it is the body and the head's passes of the first ``--steps`` steps.
+``python -m benchmarks.steps --preset S --device cpu --batch 1 --options tables skip_query``. All take turns, run by
+run; weights and codes are random. A run draws nothing: it is the body and the head's passes of the first ``--steps``
+steps.
 """
 
 from __future__ import annotations
@@ -18,10 +19,12 @@ from torch import Tensor
 from benchmarks.ours import BENCHMARK_PRESETS
 from hqtvae_fast.config import TransformerConfig
 from hqtvae_fast.engine.fused_step import FusedStep, make_tables
+from hqtvae_fast.engine.options import EngineOptions, check_options
 from hqtvae_fast.engine.step import StepOptions
-from hqtvae_fast.engine.tables import StepTables
 from hqtvae_fast.model import HQTransformer
 
+NONE = "none"
+OPTIONS = ("tables", "skip_query", "dependent_launch")
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -68,24 +71,44 @@ def _measure(
 
 def _line(what: str, times: dict[str, list[float]]) -> str:
     median = {name: statistics.median(values) for name, values in times.items()}
-    both = ", ".join(f"{name} {median[name]:.2f} ms (min {min(values):.2f})" for name, values in times.items())
-    return f"{what}: {both}: {100 * (1 - median['with'] / median['without']):.1f}% saved"
+    plain = median.pop(NONE)
+    told = [f"{NONE} {plain:.2f} ms (min {min(times[NONE]):.2f})"]
+    for name, middle in median.items():
+        told.append(f"{name} {middle:.2f} ms (min {min(times[name]):.2f}), {100 * (1 - middle / plain):.1f}% saved")
+    return f"{what}: {'; '.join(told)}"
 
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser("python -m benchmarks.tables", description="Steps with and without tables.")
+    parser = argparse.ArgumentParser("python -m benchmarks.steps", description="Steps with and without options.")
     parser.add_argument("--preset", default="S", choices=BENCHMARK_PRESETS)
     parser.add_argument("--device", default="cpu", type=torch.device)
     parser.add_argument("--dtype", default="fp32", choices=DTYPES)
     parser.add_argument("--batch", default=1, type=int)
     parser.add_argument("--steps", default=8, type=int, help="of a run, at least 2")
     parser.add_argument("--repeats", default=5, type=int, help="runs of each")
-    return parser.parse_args(argv)
+    parser.add_argument("--options", default=OPTIONS[:2], nargs="+", choices=OPTIONS, help="each by itself")
+    options = parser.parse_args(argv)
+    try:
+        check_options(EngineOptions(dependent_launch="dependent_launch" in options.options), options.device)
+    except ValueError as error:
+        parser.error(str(error))
+    return options
+
+
+def _with(name: str, model: HQTransformer) -> StepOptions:
+    """One option."""
+    if name != "tables":
+        return StepOptions(**{name: True})
+    start = time.perf_counter()
+    tables = make_tables(model)
+    _synchronise(model.norm.weight.device)
+    print(f"tables: {tables.bytes / 1e6:.1f} MB, made in {time.perf_counter() - start:.2f} s")
+    return StepOptions(tables)
 
 
 @torch.inference_mode()
 def main(argv: Sequence[str] | None = None) -> None:
-    """Print the tables' size and what they save."""
+    """Print what each option saves, and the tables' size."""
     options = _parse(argv)
     config = BENCHMARK_PRESETS[options.preset].transformer
     assert config is not None
@@ -93,13 +116,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         torch.manual_seed(0)
         model = HQTransformer(config).to(DTYPES[options.dtype]).eval()
         inputs = _inputs(config, options.batch)
-    tables: list[StepTables] = []
-    seconds = _timed(options.device, lambda: tables.append(make_tables(model)))
-    print(f"tables: {tables[0].bytes / 1e6:.1f} MB, made in {seconds:.2f} s")
-    steps = {
-        "without": FusedStep(model, options.batch),
-        "with": FusedStep(model, options.batch, StepOptions(tables[0])),
-    }
+    steps = {NONE: FusedStep(model, options.batch)}
+    steps |= {name: FusedStep(model, options.batch, _with(name, model)) for name in options.options}
     times = _measure(steps, inputs, options.steps, options.repeats)
     print(_line("first step", {name: [run[0] for run in runs] for name, runs in times.items()}))
     print(_line("a later step", {name: [t for run in runs for t in run[1:]] for name, runs in times.items()}))
