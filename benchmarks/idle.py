@@ -45,8 +45,8 @@ def profiled(work: Callable[[], object]) -> list[tuple[float, float]]:
 
 
 def measure(pipe: HQTVAEPipeline, batch: int) -> dict[str, float]:
-    """Idle share of a batch drawn, and decoded, :data:`IN_A_ROW` times over, and of as many batches of a stream, after a
-    run of each."""
+    """Idle share of a batch drawn, and of one decoded, :data:`IN_A_ROW` times over, and of as many batches of a stream;
+    after a run of each."""
     executor, device = pipe._executor, pipe.device
     request = any_request([model.config for model in executor.models], batch)
     rows = request.rows(0, batch, device)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import warnings
 from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
 from functools import partial
@@ -18,8 +17,8 @@ from torch import Tensor
 from hqtvae_fast import checkpoint as checkpoints
 from hqtvae_fast.checkpoint import Checkpoint
 from hqtvae_fast.config import HQTVAEConfig
-from hqtvae_fast.engine import Batch, Cutter, Executor, Finished, Job, decode_codes, generate
-from hqtvae_fast.engine.batch_tuning import BatchTuning, Facts, default_file, load, measure, save
+from hqtvae_fast.engine import Batch, Executor, Finished, Job, generate
+from hqtvae_fast.engine.batch_tuning import BatchTuning
 from hqtvae_fast.engine.batches import BUCKETS
 from hqtvae_fast.engine.options import EngineOptions, check_options
 from hqtvae_fast.engine.precision import (
@@ -46,13 +45,11 @@ from hqtvae_fast.request import (
     read_params,
 )
 from hqtvae_fast.text import load_tokenizer
-from hqtvae_fast.tuning import any_request, tuning_facts
+from hqtvae_fast.tuning import BatchSizes, any_request, tuning_facts
 
 Number = int | float | None
 PerLevel = Number | Sequence[Number]
 Deterministic = Literal["batch"] | None
-
-DEFAULT_BATCH = {"cuda": 50, "cpu": 8}  # the paper's protocol; enough rows on a CPU that the weights' stream is shared
 
 
 class HQTVAEPipeline:
@@ -156,7 +153,9 @@ class HQTVAEPipeline:
             pack_linears(model.to(device=self.device, dtype=self.dtype).eval())
         options = dataclasses.replace(self._options, tf32=self.precision.tf32)
         self._executor = Executor(self._models(), self.vae, self.device, options)
-        self._tuning = self._read_tuning()
+        # Of parts, not a method of this object: the two would hold each other, and a GPU's memory with them.
+        facts = (self.config, self.device, self.precision, self._quantization, self._options)
+        self._sizes = BatchSizes(self.device, partial(tuning_facts, *facts))
         return self
 
     @property
@@ -186,15 +185,17 @@ class HQTVAEPipeline:
         pixels = images if isinstance(images, Tensor) else to_tensor(images, self.config.vae.resolution)
         return tuple(level.cpu() for level in self.vae.encode(pixels.to(self.device, torch.float32)))
 
-    def decode(self, codes: Sequence[Tensor | None], output_type: OutputType = "pil") -> Any:
-        """Images of codes [N, h, w] a level, top first; None leaves a level out."""
+    def decode(
+        self, codes: Sequence[Tensor | None], output_type: OutputType = "pil", *, batch_size: int | None = None
+    ) -> Any:
+        """Images of codes [N, h, w] a level, top first; None leaves a level out. ``batch_size``: images of a replay,
+        where decoding is captured (``graphs``); elsewhere they are cut as memory likes."""
         for level in codes:
             if level is not None and level.is_floating_point():
                 raise ValueError(f"codes: expected integers; got {level.dtype}")
-        self.vae.check_codes(codes)
-        on_device = [None if level is None else level.to(self.device, torch.int64) for level in codes]
-        images = decode_codes(self.vae, on_device, as_bytes=output_type == "pil")  # bytes: a quarter to copy
-        return convert_images(images.cpu(), output_type)
+        cutter = self._sizes.cutter(self.vae.check_codes(codes), batch_size, buckets=True)
+        images = self._executor.decode_all(codes, cutter, as_bytes=output_type == "pil")  # bytes: a quarter to copy
+        return convert_images(images, output_type)
 
     def __call__(
         self,
@@ -273,12 +274,7 @@ class HQTVAEPipeline:
     @property
     def best_batch_size(self) -> int:
         """The fastest one that :meth:`tune_batches` found here, else the device's default (50, or 8 on a CPU)."""
-        return self._default_batch if self._tuning is None else self._tuning.best
-
-    @property
-    def _default_batch(self) -> int:
-        """One that no measurement changes: ``deterministic="batch"`` goes by it."""
-        return DEFAULT_BATCH.get(self.device.type, DEFAULT_BATCH["cpu"])
+        return self._sizes.best
 
     def tune_batches(
         self,
@@ -295,10 +291,6 @@ class HQTVAEPipeline:
         """
         if self.transformer is None:
             raise ValueError("this checkpoint has stage 1 only: there is nothing to draw in batches")
-        for size in sizes:
-            check_positive("sizes", size)
-        where = default_file() if file is None else Path(file)
-        load(self._facts, where)  # a file that cannot be kept is told of before the minutes are spent
         overlapping = self._options.overlap or (self._options.overlap is None and self.device.type == "cuda")
         configs, batches = [model.config for model in self._models()], 3 if overlapping else 1
 
@@ -306,20 +298,7 @@ class HQTVAEPipeline:
             for _ in self._generate(any_request(configs, batches * size), size, "batch", "pil", False):
                 pass
 
-        self._tuning = measure(run, sizes, batches=batches, on_size=on_size)
-        save(self._tuning, self._facts, where)
-        return self._tuning
-
-    @property
-    def _facts(self) -> Facts:
-        return tuning_facts(self.config, self.device, self.precision, self._quantization, self._options)
-
-    def _read_tuning(self) -> BatchTuning | None:
-        try:
-            return load(self._facts, default_file())
-        except (ValueError, OSError) as error:
-            warnings.warn(f"{error}: batch sizes are the default ones", stacklevel=3)
-            return None
+        return self._sizes.tune(run, sizes, batches, None if file is None else Path(file), on_size)
 
     # ----------------------------------------------------------------------------------------------------- requests
 
@@ -350,14 +329,10 @@ class HQTVAEPipeline:
         self, request: Request, batch_size: int | None, deterministic: Deterministic, output_type: str, progress: bool
     ) -> Generator[Finished, None, None]:
         """The request's batches; arguments are checked here, work begins with the first of them."""
-        check_positive("batch_size", 1 if batch_size is None else batch_size)
         check_choice("deterministic", deterministic or "batch", ("batch",))
-        total = len(request.seeds)
-        fixed = deterministic == "batch"
-        limit = batch_size or (self._default_batch if fixed else self.best_batch_size)
-        sizes = BUCKETS if self._tuning is None else self._tuning.buckets
-        cutter = Cutter(total, limit, fixed=fixed, buckets=self._executor.graphs is not None, sizes=sizes)
-        steps = sum(model.config.num_steps for model in self._models()) * -(-total // limit)
+        total, fixed = len(request.seeds), deterministic == "batch"
+        cutter = self._sizes.cutter(total, batch_size, fixed=fixed, buckets=self._executor.graphs is not None)
+        steps = sum(model.config.num_steps for model in self._models()) * -(-total // cutter.limit)
 
         def work() -> Generator[Finished, None, None]:
             with drawing_bar(f"Drawing {total} image{'s' if total > 1 else ''}", steps, shown=progress) as on_step:

@@ -1,10 +1,13 @@
-"""Batch sizes for a pipeline by measurement: what is timed, and under which facts the times hold."""
+"""A pipeline's batch sizes: the device's default, or what was measured; what is timed, and under which facts."""
 
 from __future__ import annotations
 
 import dataclasses
 import hashlib
 import json
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,11 +15,59 @@ from torch import Tensor
 
 from hqtvae_fast.config import HQTVAEConfig, TransformerConfig, to_dict
 from hqtvae_fast.engine import SamplingParams
-from hqtvae_fast.engine.batch_tuning import Facts
+from hqtvae_fast.engine.batch_tuning import BatchTuning, Facts, default_file, load, measure, save
+from hqtvae_fast.engine.batches import BUCKETS, Cutter
 from hqtvae_fast.engine.options import EngineOptions
 from hqtvae_fast.engine.precision import Precision
 from hqtvae_fast.hardware import device_name
-from hqtvae_fast.request import Request
+from hqtvae_fast.request import Request, check_positive
+
+DEFAULT_BATCH = {"cuda": 50, "cpu": 8}  # the paper's protocol; enough rows on a CPU that the weights' stream is shared
+
+
+class BatchSizes:
+    """The sizes that a pipeline computes with on a device: those measured under the same facts, if there are any in the
+    default file. ``facts``: what :func:`tuning_facts` says now."""
+
+    def __init__(self, device: torch.device, facts: Callable[[], Facts]) -> None:
+        self.default = DEFAULT_BATCH.get(device.type, DEFAULT_BATCH["cpu"])
+        """One that no measurement changes: ``deterministic="batch"`` goes by it."""
+        self.tuning: BatchTuning | None = None
+        self._facts = facts
+        try:
+            self.tuning = load(facts(), default_file())
+        except (ValueError, OSError) as error:
+            warnings.warn(f"{error}: batch sizes are the default ones", stacklevel=4)
+
+    @property
+    def best(self) -> int:
+        """The fastest one measured, else the default."""
+        return self.default if self.tuning is None else self.tuning.best
+
+    def cutter(self, total: int, batch_size: int | None, *, fixed: bool = False, buckets: bool) -> Cutter:
+        """Of ``total`` images into batches of ``batch_size``; None: of the best size, or the default where they are
+        ``fixed``. ValueError on one that is no size."""
+        check_positive("batch_size", 1 if batch_size is None else batch_size)
+        limit = batch_size or (self.default if fixed else self.best)
+        sizes = BUCKETS if self.tuning is None else self.tuning.buckets
+        return Cutter(total, limit, fixed=fixed, buckets=buckets, sizes=sizes)
+
+    def tune(
+        self,
+        run: Callable[[int], None],
+        sizes: Sequence[int],
+        batches: int,
+        file: Path | None,
+        on_size: Callable[[int, float], None] | None,
+    ) -> BatchTuning:
+        """Times ``run`` as :func:`hqtvae_fast.engine.batch_tuning.measure` does, and goes by the times from now on."""
+        for size in sizes:
+            check_positive("sizes", size)
+        where = default_file() if file is None else file
+        load(self._facts(), where)  # a file that cannot be kept is told of before the minutes are spent
+        self.tuning = measure(run, sizes, batches=batches, on_size=on_size)
+        save(self.tuning, self._facts(), where)
+        return self.tuning
 
 
 def tuning_facts(

@@ -238,7 +238,7 @@ def decode(
         for start in range(0, len(names), size):
             part = [None if level is None else level[start : start + size] for level in levels]
             started = time.perf_counter()
-            pictures = pipe.decode(part)
+            pictures = pipe.decode(part, batch_size=size)
             seconds += time.perf_counter() - started
             for name, image in zip(names[start : start + size], pictures, strict=True):
                 writer.add(image, name)

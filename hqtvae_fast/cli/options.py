@@ -11,7 +11,8 @@ from typing import Annotated, Any
 
 import typer
 
-from hqtvae_fast.pipeline import DEFAULT_BATCH, HQTVAEPipeline
+from hqtvae_fast.pipeline import HQTVAEPipeline
+from hqtvae_fast.tuning import DEFAULT_BATCH
 
 OUTPUT, MACHINE = "Output", "Machine"  # panels of --help
 MAX_RANGE = 1_000_000  # classes in one range: more is a slip of the finger

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hqtvae_fast.engine.batches import Cutter
 from hqtvae_fast.engine.capture import CaptureError
 from hqtvae_fast.engine.decoding import decode_codes
 from hqtvae_fast.engine.fused_step import make_tables
@@ -105,16 +106,36 @@ class Executor:
             warnings.warn(
                 "the checkpoint draws top codes only (give a refiner for the rest): pictures are coarse", stacklevel=3
             )
-        batch, levels = len(codes[0]), len(codes)
+        present = [level[:count] for level in codes]
+        return self._decode([*present, *[None] * missing], len(codes[0]), as_bytes)
+
+    @torch.inference_mode()
+    def decode_all(self, codes: Sequence[Tensor | None], cutter: Cutter, *, as_bytes: bool = False) -> Tensor:
+        """Images on the CPU of codes [N, h, w] a level from any device, None where one is left out: captured in the
+        cutter's batches, else all at once, as :func:`decode_codes` cuts them."""
+        if self.graphs is None:
+            cutter = Cutter(cutter.total, cutter.total)
+        parts, start = [], 0
+        while start < cutter.total:
+            batch = cutter.next(start)
+            part = [None if level is None else level[batch.start : batch.stop] for level in codes]
+            parts.append(self._decode(part, batch.size, as_bytes).cpu())
+            start = batch.stop
+        return torch.cat(parts)
+
+    def _decode(self, codes: Sequence[Tensor | None], size: int, as_bytes: bool) -> Tensor:
+        """``size``: of the capture, at least as many as there are codes."""
+        present = [level is not None for level in codes]
+        levels = [index for index, here in enumerate(present) if here]
         with self._products():
             replay = self._captured(
-                ("decode", batch, levels, "bytes" if as_bytes else "numbers"),
-                lambda: DecodeReplay(self.vae, batch, levels=levels, as_bytes=as_bytes),
+                ("decode", size, f"levels {levels}", "bytes" if as_bytes else "numbers"),
+                lambda: DecodeReplay(self.vae, size, present=present, as_bytes=as_bytes),
             )
             if replay is not None:
-                return replay(codes)[:count]
-            present = [level[:count] for level in codes]
-            return decode_codes(self.vae, [*present, *[None] * missing], as_bytes=as_bytes)
+                return replay(codes)
+            here = [None if level is None else level.to(self.device, torch.int64) for level in codes]
+            return decode_codes(self.vae, here, as_bytes=as_bytes)
 
     def _products(self) -> AbstractContextManager[None]:
         return fp32_products(self.device, self.options.tf32)

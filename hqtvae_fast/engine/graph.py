@@ -96,13 +96,18 @@ class DrawReplay:
 
 
 class DecodeReplay:
-    """:func:`hqtvae_fast.engine.decode_codes` for one batch size; ``levels``: how many of the VAE's have codes."""
+    """:func:`hqtvae_fast.engine.decode_codes` for up to ``batch`` images; ``present``: which of the VAE's levels have
+    codes, by default all."""
 
-    def __init__(self, vae: HQVAE, batch: int, *, levels: int | None = None, as_bytes: bool = False) -> None:
+    def __init__(
+        self, vae: HQVAE, batch: int, *, present: Sequence[bool] | None = None, as_bytes: bool = False
+    ) -> None:
         sides, device = vae.config.level_sides, vae.post_quant_conv.weight.device
-        present = len(sides) if levels is None else levels
-        self.codes = [torch.zeros(batch, side, side, dtype=torch.int64, device=device) for side in sides[:present]]
-        self.vae, self.missing, self.as_bytes = vae, len(sides) - present, as_bytes
+        self.codes = [
+            torch.zeros(batch, side, side, dtype=torch.int64, device=device) if here else None
+            for side, here in zip(sides, present or [True] * len(sides), strict=True)
+        ]
+        self.vae, self.batch, self.as_bytes = vae, batch, as_bytes
         self.images: Tensor | None = None
         # How much memory is free is asked once, here: a replay has to do what was captured. What torch keeps for reuse
         # is not free to the driver, whom it asks.
@@ -118,18 +123,22 @@ class DecodeReplay:
         return self.replay.bytes
 
     def _work(self) -> None:
-        codes = [*self.codes, *[None] * self.missing]
-        self.images = decode_codes(self.vae, codes, chunk=self.chunk, as_bytes=self.as_bytes)
+        self.images = decode_codes(self.vae, self.codes, chunk=self.chunk, as_bytes=self.as_bytes)
 
     @torch.inference_mode()
-    def __call__(self, codes: Sequence[Tensor]) -> Tensor:
-        """Images, float32 [B, 3, R, R] in [0, 1] or uint8 [B, R, R, 3], the caller's own."""
-        for own, level in zip(self.codes, codes, strict=True):
-            if level.shape != own.shape:
-                raise ValueError(f"this capture is for codes {list(own.shape)}; got {list(level.shape)}")
+    def __call__(self, codes: Sequence[Tensor | None]) -> Tensor:
+        """Images, float32 [B, 3, R, R] in [0, 1] or uint8 [B, R, R, 3], the caller's own, of codes [B, h, w] from any
+        device. Rows of the buffers beyond B keep what an earlier call left: an image depends on its codes alone."""
+        shapes = [None if level is None else tuple(level.shape) for level in codes]
+        count = next(shape[0] for shape in shapes if shape is not None)
+        wanted = [None if own is None else (count, *own.shape[1:]) for own in self.codes]
+        if shapes != wanted or not 1 <= count <= self.batch:
+            own_shapes = [None if own is None else list(own.shape) for own in self.codes]
+            raise ValueError(f"this capture is for codes {own_shapes}, or fewer images; got {shapes}")
         with self.replay.turn():
             for own, level in zip(self.codes, codes, strict=True):
-                own.copy_(level)
+                if own is not None and level is not None:
+                    own[:count].copy_(level, non_blocking=True)
             self.replay(self._work)
             assert self.images is not None
-            return self.images.clone()
+            return self.images[:count].clone()

@@ -141,7 +141,7 @@ def test_tuned_sizes_leave_the_codes_alone(opened):
     pipe = opened(graphs=True)
     options = {"class_labels": [1, 2, 3], "seed": 5, "output_type": "codes", "progress": False}
     before = pipe(**options).codes
-    pipe._tuning = BatchTuning({1: 1.0, 2: 1.5})
+    pipe._sizes.tuning = BatchTuning({1: 1.0, 2: 1.5})
     assert all(torch.equal(a, b) for a, b in zip(pipe(**options).codes, before, strict=True))
     drawn = {report.key[2] for report in pipe._executor.graphs.report() if report.key[0] == "draw"}
     assert drawn == {4, 2, 1}  # three in the bucket of four; then two, and one
@@ -149,7 +149,7 @@ def test_tuned_sizes_leave_the_codes_alone(opened):
 
 def test_determinism_goes_by_a_size_that_no_measurement_changes(opened):
     pipe = opened(graphs=True)
-    pipe._tuning = BatchTuning({1: 1.0, 2: 1.5})
+    pipe._sizes.tuning = BatchTuning({1: 1.0, 2: 1.5})
     pipe(class_labels=1, deterministic="batch", output_type="codes", progress=False)
     assert [report.key[2] for report in pipe._executor.graphs.report()] == [8]
 

@@ -13,6 +13,7 @@ import pytest
 import torch
 from conftest import golden_pipeline
 
+from hqtvae_fast import HQTVAEPipeline
 from hqtvae_fast.engine.capture import WARM_UPS, CaptureError, Replay
 from hqtvae_fast.engine.encoding import EncodeReplay
 from hqtvae_fast.engine.graph import DecodeReplay, DrawReplay
@@ -239,6 +240,15 @@ def test_what_a_cache_gives_up_is_gone_at_once(make, no_collection):
     assert [reference() for reference in gone] == [None] * len(gone)
 
 
+def test_a_pipeline_is_gone_with_its_last_user(no_collection):
+    """Its weights and captures are a GPU's memory."""
+    pipe = HQTVAEPipeline(golden_pipeline("class_parallel")._checkpoint, device="cpu", dtype="fp32", graphs=True)
+    pipe(1, output_type="pt", progress=False)
+    gone = [weakref.ref(pipe), weakref.ref(pipe._executor)]
+    del pipe
+    assert [reference() for reference in gone] == [None, None]
+
+
 def test_keys_and_values_count_as_memory():
     replay = DrawReplay(golden_pipeline("class_parallel").transformer, 2)
     assert replay.bytes == sum(part.nbytes for cache in replay.run.step.caches for part in (cache.keys, cache.values))
@@ -248,6 +258,7 @@ def test_keys_and_values_count_as_memory():
 
 FAILED_CAPTURE = """
 import torch
+from hqtvae_fast import HQTVAEPipeline
 from hqtvae_fast.engine.capture import CaptureError, Replay
 
 device, value = torch.device("cuda"), torch.ones(4, device="cuda")

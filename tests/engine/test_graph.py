@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import warnings
 
+import numpy as np
 import pytest
 import torch
 from conftest import golden_pipeline, golden_values
@@ -14,6 +15,7 @@ from hqtvae_fast.engine import Executor, SamplingParams, decode_codes, draw_code
 from hqtvae_fast.engine.capture import CaptureError
 from hqtvae_fast.engine.graph import DecodeReplay, DrawReplay
 from hqtvae_fast.engine.graph_cache import GraphCache
+from hqtvae_fast.hardware import fp32_products
 
 CPU = torch.device("cpu")
 CASES = ("class_parallel", "class_parallel_iet1", "class_sequential", "class_bidirectional", "class_level3")
@@ -97,6 +99,75 @@ def test_decoding_is_replayed_too():
         assert torch.equal(replay(codes), decode_codes(vae, codes, chunk=replay.chunk))
 
 
+def random_codes(vae, count: int, seed: int = 0) -> list[torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    return [torch.randint(64, (count, side, side), generator=generator) for side in vae.config.level_sides]
+
+
+def without(codes, level):
+    return [None if index == level else part for index, part in enumerate(codes)]
+
+
+def test_a_replay_decodes_fewer_images_than_it_holds():
+    """After more of others; and codes of a narrower integer, as files may have them."""
+    vae = golden_pipeline("class_parallel").vae
+    replay = DecodeReplay(vae, 3, as_bytes=True)
+    replay(random_codes(vae, 3))
+    codes = random_codes(vae, 2, seed=1)
+    decoded = replay([level.to(torch.int32) for level in codes])
+    assert torch.equal(decoded, decode_codes(vae, codes, as_bytes=True))
+    kept = decoded.clone()
+    replay(random_codes(vae, 3, seed=2))
+    assert torch.equal(decoded, kept)  # the caller's own
+
+
+def test_other_codes_than_a_replay_is_for_are_refused():
+    vae = golden_pipeline("class_parallel").vae
+    replay = DecodeReplay(vae, 2)
+    for codes in (random_codes(vae, 3), random_codes(vae, 0), without(random_codes(vae, 2), 1)):
+        with pytest.raises(
+            ValueError, match=r"this capture is for codes \[\[2, 4, 4\], \[2, 8, 8\]\], or fewer images; got"
+        ):
+            replay(codes)
+
+
+@pytest.mark.parametrize("missing", [None, 0, 1])
+@pytest.mark.parametrize("output_type", ["pil", "pt"])
+def test_a_pipelines_decode_is_replayed(output_type, missing):
+    """Five images in batches of two, the last one alone, whichever level is left out."""
+    plain = golden_pipeline("class_parallel")
+    replayed = HQTVAEPipeline(plain._checkpoint, device="cpu", dtype="fp32", graphs=True)
+    codes = without(random_codes(plain.vae, 5), missing)
+    left, right = plain.decode(codes, output_type), replayed.decode(codes, output_type, batch_size=2)
+    if output_type == "pt":
+        assert torch.equal(left, right)
+    else:
+        assert [a.tobytes() for a in left] == [b.tobytes() for b in right]
+    kind, here = "bytes" if output_type == "pil" else "numbers", [level for level in (0, 1) if level != missing]
+    kept = [report.key for report in replayed._executor.graphs.report()]
+    assert kept == [("decode", 2, f"levels {here}", kind), ("decode", 1, f"levels {here}", kind)]
+    assert plain._executor.graphs is None
+
+
+def without_captures(kind: str, monkeypatch) -> tuple[HQTVAEPipeline, HQTVAEPipeline]:
+    """A plain pipeline, and one that is to capture what cannot be."""
+
+    def fail(self, *_, **__):
+        raise CaptureError("cannot be captured in a CUDA graph: aten::nonzero")
+
+    monkeypatch.setattr(f"hqtvae_fast.engine.executor.{kind}.__init__", fail)
+    plain = golden_pipeline("class_parallel")
+    return plain, HQTVAEPipeline(plain._checkpoint, device="cpu", dtype="fp32", graphs=True)
+
+
+def test_a_decode_that_cannot_be_captured_runs_as_it_is_and_says_so(monkeypatch):
+    plain, pipe = without_captures("DecodeReplay", monkeypatch)
+    codes = random_codes(plain.vae, 3)
+    with pytest.warns(UserWarning, match="aten::nonzero: running step by step from now on"):
+        decoded = pipe.decode(codes, "pt")
+    assert torch.equal(decoded, plain.decode(codes, "pt"))
+
+
 @pytest.mark.parametrize("case", [*CASES, "uncond_reduce", "global_top"])
 def test_a_pipeline_with_replays_draws_the_same(case, monkeypatch):
     plain = golden_pipeline(case)
@@ -114,12 +185,7 @@ def test_a_pipeline_with_replays_draws_the_same(case, monkeypatch):
 
 
 def test_what_cannot_be_captured_runs_step_by_step_and_says_so(monkeypatch):
-    def fail(self, *_, **__):
-        raise CaptureError("cannot be captured in a CUDA graph: aten::nonzero")
-
-    plain = golden_pipeline("class_parallel")
-    pipe = HQTVAEPipeline(plain._checkpoint, device="cpu", dtype="fp32", graphs=True)
-    monkeypatch.setattr("hqtvae_fast.engine.executor.DrawReplay.__init__", fail)
+    plain, pipe = without_captures("DrawReplay", monkeypatch)
     with pytest.warns(UserWarning, match="aten::nonzero: running step by step from now on"):
         drawn = pipe(1, output_type="codes", progress=False)
     assert same(drawn.codes, plain(1, output_type="codes", progress=False).codes)
@@ -210,6 +276,29 @@ def test_a_graph_equals_the_eager_loop_bit_for_bit(gpu_pipeline):
         labels, seeds = torch.arange(8, device=device), image_seeds(seed, 8).to(device)
         drawn = replay(labels, seeds, sampling)
         assert same(drawn, draw_codes(model, labels, seeds, sampling))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("case", ["class_parallel", "class_level3", "stage1_avgpool", "stage1_conv2"])
+def test_a_captured_decode_equals_the_eager_one_bit_for_bit(case):
+    pipe = on_gpu(case)
+    levels = pipe.config.vae.num_levels
+    for seed, missing, kind in (
+        (0, None, "pt"),
+        (1, None, "pt"),
+        (2, 0, "pt"),
+        (3, levels - 1, "pil"),
+        (4, None, "pil"),
+    ):
+        codes = without(random_codes(pipe.vae, 4, seed), missing)
+        on_device = [None if level is None else level.to(pipe.device) for level in codes]
+        with fp32_products(pipe.device, tf32=False):
+            eager = decode_codes(pipe.vae, on_device, chunk=4, as_bytes=kind == "pil").cpu()
+        decoded = pipe.decode(codes, kind, batch_size=4)
+        if kind == "pil":
+            decoded = torch.stack([torch.from_numpy(np.array(picture)) for picture in decoded])
+        assert torch.equal(decoded, eager)
+    assert {report.key[0] for report in pipe._executor.graphs.report()} == {"decode"}
 
 
 @pytest.mark.gpu
