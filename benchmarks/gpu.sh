@@ -5,8 +5,9 @@
 #   bash benchmarks/gpu.sh --out results/       all of 1 to 4
 #   bash benchmarks/gpu.sh --part 5 --out DIR   one part; 5 and up are the longer lists
 #
-# PYTHON: the interpreter (default: .venv/bin/python, else python3). RELEASED: a checkout of the released implementation,
-# for part 5. A part that fails or runs over its limit does not stop the others; the exit code is 1 then.
+# PYTHON: the interpreter (default: .venv/bin/python, else python3). JOBS: processes of the tests (default: a CPU each).
+# RELEASED: a checkout of the released implementation, for part 5. A part that fails or runs over its limit does not
+# stop the others; the exit code is 1 then.
 set -uo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -16,7 +17,7 @@ PYTHON="${PYTHON:-$default_python}"
 RELEASED="${RELEASED:-}"
 out="" dry=0 only=""
 
-usage() { sed -n '2,9p' "${BASH_SOURCE[0]}" | sed 's/^# \{0,1\}//'; }
+usage() { sed -n '2,10p' "${BASH_SOURCE[0]}" | sed 's/^# \{0,1\}//'; }
 
 while [ $# -gt 0 ]; do
   case "$1" in
@@ -31,10 +32,10 @@ case "$only" in ""|[1-8]) ;; *) echo "gpu.sh: --part: expected 1 to 8; got $only
 out="${out:-gpu-results}"
 
 # part | expected seconds | limit in seconds | what
-PARTS="1|100|150|GPU tests
-2|90|130|compute-sanitizer: planted faults, then every op's small cases (memcheck, racecheck)
-3|120|170|ops: every spec's cases against baselines and floor; the head at small batch
-4|60|140|generate: S at batch 1, 50 and 256: AR and decode apart, overlap, roof, images per joule
+PARTS="1|120|200|GPU tests, one process a CPU; then those that want the GPU to themselves
+2|70|100|compute-sanitizer: planted faults, then every op's small cases (memcheck, racecheck)
+3|110|150|ops: every spec's cases against baselines and floor; the head at small batch
+4|60|130|generate: S at batch 1, 50 and 256: AR and decode apart, overlap, roof, images per joule
 5|500|900|baselines: the paper's protocol (S, batch 50, 1000 images) in turns with plain torch, torch.compile and the released implementation (needs RELEASED)
 6|500|900|generate: S, M, L at batch 1, 8, 50 and 256; S at 128, 512 and 1024; S-text; S with narrow weights, tables, fused draw; idle time
 7|500|1000|train, encode and decode alone: both stages and text, images/s, memory, layers; compute-sanitizer's other tools
@@ -45,11 +46,18 @@ generate() { echo "$PYTHON -m benchmarks.generate --device cuda --repeats 3 --js
 train() { echo "$PYTHON -m benchmarks.train --stage $1 --preset $2 --device cuda --batch 32 --precision bf16 --json $out/train-$1-$2.json"; }
 compare() { echo "$PYTHON -m benchmarks.cli compare HEAD HEAD --device cuda --rounds 10 --turns 4 --json $out/compare-$1.json ${*:2}"; }
 
+JOBS="${JOBS:-$(nproc)}"
+ALONE=(tests/benchmarks/test_idle.py tests/test_hardware.py)  # they measure
+SLOW=tests/ops/test_nearest_code.py::test_on_a_gpu_ten_million_rows_of_a_real_encoder
+gpu_tests() { echo "$PYTHON -m pytest -v --tb=short --continue-on-collection-errors -m gpu $*"; }
+
 # The commands of a part, one a line.
 commands() {
   case "$1" in
-    # -v: each outcome as it comes, for over its limit there is no summary; one test file's missing import costs that file.
-    1) echo "$PYTHON -m pytest -v --tb=short --continue-on-collection-errors -m gpu tests" ;;
+    # Several processes, for most of the time is Triton's compiler and references on the CPU. -v: each outcome as it
+    # comes, for over its limit there is no summary. One test file's missing import costs that file.
+    1) gpu_tests -n "$JOBS" ${ALONE[*]/#/--ignore=} --deselect "$SLOW" tests
+       gpu_tests "${ALONE[@]}" ;;
     2) echo "$PYTHON -m benchmarks.sanitizer --tool memcheck racecheck" ;;
     3) echo "$PYTHON -m benchmarks.ops --all --device cuda --repeats 20 --json $out/ops.json"
        echo "$PYTHON -m benchmarks.head --preset S --device cuda --json $out/head.json" ;;
@@ -67,7 +75,8 @@ commands() {
     7) train 1 S; train 2 S; train 2 S-text
        echo "$PYTHON -m benchmarks.encode --preset S --device cuda --batch 64 --compile --json $out/encode.json"
        echo "$PYTHON -m benchmarks.generate --decode-only --device cuda --preset S --batch 50 --repeats 5 --json $out/decode-S-50.json"
-       echo "$PYTHON -m benchmarks.sanitizer --tool initcheck synccheck" ;;
+       echo "$PYTHON -m benchmarks.sanitizer --tool initcheck synccheck"
+       gpu_tests "$SLOW" ;;
     8) compare generate --preset S --batch 50; compare ops --suite ops ;;
   esac
 }

@@ -17,7 +17,7 @@ from benchmarks.environment import cpu_seconds_elsewhere
 from benchmarks.memory import TooLarge, guarded, require
 from benchmarks.timing import Marks, take_turns
 from hqtvae_fast.backend import BackendError, choose
-from hqtvae_fast.hardware import Device, floor_seconds
+from hqtvae_fast.hardware import Device, floor_seconds, fp32_products
 from hqtvae_fast.ops.spec import Case, Cost, Spec
 
 SEED = 0
@@ -91,7 +91,13 @@ class Plan:
 
 
 def measure(spec: Spec, case: Case, plan: Plan, outcome: Outcome) -> None:
-    """Add the case's rows to ``outcome``, or the line that says why there are none."""
+    """Add the case's rows to ``outcome``, or the line that says why there are none. Products of fp32 are fp32's: by
+    default torch's convolutions would be TF32's on a GPU, which ours are not and no tolerance allows."""
+    with fp32_products(plan.device, tf32=False):
+        _measure(spec, case, plan, outcome)
+
+
+def _measure(spec: Spec, case: Case, plan: Plan, outcome: Outcome) -> None:
     where = f"{spec.op}, {case.name}"
     cost = spec.cost(case)
     try:

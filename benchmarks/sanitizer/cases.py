@@ -1,4 +1,4 @@
-"""Every op's small cases on the GPU, once with each backend that can run there: what the sanitizer watches."""
+"""Every op's small cases on the GPU, once with each backend that has kernels of ours: what the sanitizer watches."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ from benchmarks.op_timing import SEED
 from hqtvae_fast.backend import BackendError
 from hqtvae_fast.ops.spec import all_specs
 
+OURS = {"triton", "cuda"}  # the rest is torch's and other people's, whose kernels are not ours to judge, and many
+
 
 def main(ops: Sequence[str]) -> int:
     if not torch.cuda.is_available():
@@ -21,9 +23,9 @@ def main(ops: Sequence[str]) -> int:
         if ops and name not in ops:
             continue
         for case in spec.small:
-            for backend in [backend.name for backend in spec.backends] or [None]:
+            for backend in sorted(OURS & {backend.name for backend in spec.backends}):
                 try:
-                    spec.run(*spec.make_inputs(case, device, SEED), **({"backend": backend} if backend else {}))
+                    spec.run(*spec.make_inputs(case, device, SEED), backend=backend)
                 except BackendError:
                     continue  # cannot run here, and says so to whoever asks for it by name
                 torch.cuda.synchronize()
