@@ -24,12 +24,13 @@ from benchmarks.generate import _pick_device
 from benchmarks.ours import open_model
 from benchmarks.schema import Results, Row
 from benchmarks.train import DeviceName, Preset, Repeats
+from hqtvae_fast.engine.capture import Replay
 from hqtvae_fast.engine.fused_step import FusedStep
 from hqtvae_fast.engine.whole_head import weights_of, why_not
-from hqtvae_fast.hardware import published
 from hqtvae_fast.model import HQTransformer
 from hqtvae_fast.model.head import PyramidHead
 from hqtvae_fast.ops import sample_logits
+from hqtvae_fast.ops.explain import peaks_of
 from hqtvae_fast.ops.prediction_head import BACKENDS, PredictionHead
 from hqtvae_fast.ops.prediction_head.spec import cost
 from hqtvae_fast.ops.spec import Case
@@ -58,7 +59,7 @@ def head(
         least = cost(case)
         work: dict[str, Any] = {"model": preset, "batch": count, "flops": least.flops, "bytes": least.bytes}
         if target.type == "cuda":
-            work["floor_seconds"] = least.bytes / published(torch.cuda.get_device_name(target)).bandwidth
+            work["floor_seconds"] = least.bytes / peaks_of(target).bandwidth
         rows += measure(f"{preset}, batch {count}: head's step", entrants, count, target, repeats, work)
     show(Results("head", describe(target, "head"), tuple(rows)), json)
 
@@ -101,17 +102,8 @@ def _ways(model: HQTransformer, batch: int) -> dict[str, Callable[[], object]]:
 
 
 def _captured(run: Callable[[], object], device: torch.device) -> Callable[[], object]:
-    if device.type != "cuda":
-        return run
-    side = torch.cuda.Stream(device)
-    with torch.cuda.stream(side):
-        for _ in range(3):
-            run()
-    torch.cuda.synchronize(device)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        run()
-    return graph.replay
+    replay = Replay(run, device)
+    return lambda: replay(run)
 
 
 if __name__ == "__main__":

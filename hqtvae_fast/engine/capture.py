@@ -18,7 +18,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 WARM_UPS = 3
-Work = Callable[[], None]
+Work = Callable[[], object]
 
 
 class CaptureError(RuntimeError):

@@ -14,7 +14,7 @@ import torch
 from conftest import golden_pipeline
 
 from hqtvae_fast import HQTVAEPipeline
-from hqtvae_fast.engine.capture import WARM_UPS, CaptureError, Replay
+from hqtvae_fast.engine.capture import WARM_UPS, CaptureError, Replay, _LastOperator
 from hqtvae_fast.engine.encoding import EncodeReplay
 from hqtvae_fast.engine.graph import DecodeReplay, DrawReplay
 from hqtvae_fast.engine.graph_cache import GraphCache
@@ -203,6 +203,25 @@ def test_a_use_that_fails_is_waited_for_as_well(cuda):
     with replay.turn():
         pass
     assert cuda.log == [("main", "waits for", "the use on main")]
+
+
+@pytest.mark.parametrize("case", ["class_parallel_iet1", "class_level3", "text_parallel", "class_sequential"])
+def test_what_watches_a_capture_changes_nothing(case):
+    """The work runs beneath a dispatch mode while it is captured, and without one before."""
+    pipe = golden_pipeline(case)
+    draw, decode = DrawReplay(pipe.transformer, 2, engine="fused"), DecodeReplay(pipe.vae, 2)
+    with torch.inference_mode():
+        draw.seeds.copy_(torch.tensor([3, 4]))
+        draw._work()
+        wanted = draw.run.local_BTN.clone()
+        decode._work()
+        pixels = decode.images
+        with _LastOperator() as watch:
+            draw._work()
+            decode._work()
+    assert torch.equal(draw.run.local_BTN, wanted)
+    assert torch.equal(decode.images, pixels)
+    assert watch.name.startswith("aten.")
 
 
 # -------------------------------------------------------------------------------------------------------------- memory
