@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -37,6 +38,7 @@ class Replay:
         """Of memory that the capture holds."""
         self._device = device
         self._last: torch.cuda.Event | None = None
+        self._lock = threading.Lock()
         self._graph = None if device.type != "cuda" else self._capture(work)
 
     def __call__(self, work: Work) -> None:
@@ -47,18 +49,20 @@ class Replay:
 
     @contextlib.contextmanager
     def turn(self) -> Iterator[None]:
-        """One use from its first input's copy to its last result's: on the device, a use on another stream waits for
-        it. (Two streams of pictures that a user reads in turn have the same buffers.)"""
-        if self._graph is None:
-            yield
-            return
-        stream = torch.cuda.current_stream(self._device)
-        if self._last is not None:
-            stream.wait_event(self._last)
-        try:
-            yield
-        finally:
-            self._last = stream.record_event()
+        """One use, from its first input's copy to its last result's. The buffers are its own meanwhile: another thread
+        waits for it, and on the device a use on another stream does. (Two streams of pictures that a user reads in turn
+        have the same buffers.)"""
+        with self._lock:
+            if self._graph is None:
+                yield
+                return
+            stream = torch.cuda.current_stream(self._device)
+            if self._last is not None:
+                stream.wait_event(self._last)
+            try:
+                yield
+            finally:
+                self._last = stream.record_event()
 
     def _capture(self, work: Work) -> torch.cuda.CUDAGraph:
         stream = torch.cuda.Stream(self._device)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
@@ -33,6 +34,7 @@ class GraphCache:
         self.device, self.limit = device, limit
         self._kept: OrderedDict[Hashable, Any] = OrderedDict()
         self._uses: dict[Hashable, int] = {}
+        self._lock = threading.Lock()
 
     def get(self, key: Hashable, make: Callable[[], Any]) -> Any:
         """The capture for ``key``, made by ``make`` if there is none. It has an attribute ``bytes``.
@@ -40,15 +42,16 @@ class GraphCache:
         A capture larger than the cap alone is kept all the same, as the only one. Where memory does not suffice for it,
         all others are given up first.
         """
-        if key not in self._kept:
-            self._kept[key] = self._made(make)
-            self._uses[key] = 0
-        self._kept.move_to_end(key)
-        self._uses[key] += 1
-        while self.limit is not None and self.bytes > self.limit and len(self._kept) > 1:
-            given_up, _ = self._kept.popitem(last=False)
-            del self._uses[given_up]
-        return self._kept[key]
+        with self._lock:  # CUDA captures one graph at a time
+            if key not in self._kept:
+                self._kept[key] = self._made(make)
+                self._uses[key] = 0
+            self._kept.move_to_end(key)
+            self._uses[key] += 1
+            while self.limit is not None and self.bytes > self.limit and len(self._kept) > 1:
+                given_up, _ = self._kept.popitem(last=False)
+                del self._uses[given_up]
+            return self._kept[key]
 
     def _made(self, make: Callable[[], Any]) -> Any:
         try:

@@ -68,7 +68,7 @@ def measure_reconstructions(
     state: ReconstructionState | None = None
     for images, _ in pictures.batches(batch, span, workers):
         codes = pipe.encode(images.float() / 127.5 - 1)
-        rebuilt: Tensor = pipe.decode(codes, "pt")
+        rebuilt: Tensor = pipe.decode(codes, "pt", batch_size=batch)
         part = ReconstructionState(
             Moments.of(extractor(images)),
             Moments.of(extractor(rounded(rebuilt))),

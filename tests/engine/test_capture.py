@@ -5,6 +5,8 @@ from __future__ import annotations
 import gc
 import subprocess
 import sys
+import threading
+import time
 import weakref
 from pathlib import Path
 from types import SimpleNamespace
@@ -203,6 +205,31 @@ def test_a_use_that_fails_is_waited_for_as_well(cuda):
     with replay.turn():
         pass
     assert cuda.log == [("main", "waits for", "the use on main")]
+
+
+def test_a_use_in_another_thread_waits_until_the_buffers_are_free():
+    replay, buffer, seen = Replay(lambda: None, CPU), torch.zeros(1), []
+    inside, asked = threading.Event(), threading.Event()
+
+    def use(value, pause):
+        asked.set()
+        with replay.turn():
+            buffer.fill_(value)
+            pause()
+            replay(lambda: seen.append((value, float(buffer))))
+
+    def first_pause():
+        inside.set()
+        asked.clear()
+        assert asked.wait(20)
+        time.sleep(0.05)  # for the other to go in, if it could
+
+    first = threading.Thread(target=use, args=(1, first_pause))
+    first.start()
+    assert inside.wait(20)
+    use(2, lambda: None)
+    first.join()
+    assert seen == [(1, 1), (2, 2)]
 
 
 @pytest.mark.parametrize("case", ["class_parallel_iet1", "class_level3", "text_parallel", "class_sequential"])
