@@ -113,10 +113,10 @@ for part in $chosen; do
     left=$((end - SECONDS))
     echo "$line"
     # shellcheck disable=SC2086  # the lines are ours and split where they should
-    if [ "$left" -le 0 ]; then code=124; else timeout "$left" $line </dev/null; code=$?; fi
+    if [ "$left" -le 0 ]; then code=124; else timeout -k 10 "$left" $line </dev/null; code=$?; fi
     [ "$code" -ne 0 ] && worst=$code
   done < <(commands "$part")
-  case "$worst" in 0) word="ok" ;; 124) word="over its limit" ;; 3) word="NOT RUN: a program is absent" ;; *) word="FAILED ($worst)" ;; esac
+  case "$worst" in 0) word="ok" ;; 124|137) word="over its limit" ;; 3) word="NOT RUN: a program is absent" ;; *) word="FAILED ($worst)" ;; esac
   [ "$worst" -ne 0 ] && failed=1
   summary="$summary$part|$((SECONDS - start))|$word|$(what_of "$part")
 "

@@ -310,6 +310,29 @@ def test_two_models_alternate(gpu_pipeline):
         assert all(same(a, b) for a, b in zip(first, again, strict=True))
 
 
+def read_in_turn(pipe: HQTVAEPipeline) -> tuple[list, list]:
+    """Codes of two streams of one pipeline: each read alone, then both, picture by picture."""
+    requests = [
+        {"class_labels": [1, 2, 3, 4, 5, 6], "seed": 3, "top_k": 20},
+        {"class_labels": [9, 8, 7, 6, 5, 4], "seed": 4, "temperature": 0.7},
+    ]
+    streams = [lambda own=own: pipe.stream(**own, batch_size=2, output_type="pt") for own in requests]
+    alone = [list(stream()) for stream in streams]
+    pairs = list(zip(*(stream() for stream in streams), strict=True))
+    return alone, [[pair[index] for pair in pairs] for index in range(len(streams))]
+
+
+def same_pictures(left: list, right: list) -> bool:
+    return all(same(a.codes, b.codes) and torch.equal(a.image, b.image) for a, b in zip(left, right, strict=True))
+
+
+@pytest.mark.gpu
+def test_two_streams_on_a_gpu_give_what_each_gives_alone(gpu_pipeline):
+    """They replay the same captures, one's while the other's still runs."""
+    alone, both = read_in_turn(gpu_pipeline)
+    assert all(map(same_pictures, alone, both))
+
+
 @pytest.mark.gpu
 def test_a_thousand_replays_hold_no_more_memory(gpu_pipeline):
     device = gpu_pipeline.device
