@@ -105,6 +105,7 @@ fi
 "$PYTHON" -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' \
   || { echo "gpu.sh: torch sees no GPU here; --dry-run shows what would run" >&2; exit 2; }
 mkdir -p "$out"
+export PYTHONUNBUFFERED=1  # what a killed program has said is in its part's log
 summary="" failed=0
 for part in $chosen; do
   echo "==> part $part: $(what_of "$part")"
@@ -113,7 +114,9 @@ for part in $chosen; do
     left=$((end - SECONDS))
     echo "$line"
     # shellcheck disable=SC2086  # the lines are ours and split where they should
-    if [ "$left" -le 0 ]; then code=124; else timeout -k 10 "$left" $line </dev/null; code=$?; fi
+    if [ "$left" -le 0 ]; then code=124; else
+      timeout -k 10 "$left" $line </dev/null 2>&1 | tee -a "$out/part-$part.log"; code=${PIPESTATUS[0]}
+    fi
     [ "$code" -ne 0 ] && worst=$code
   done < <(commands "$part")
   case "$worst" in 0) word="ok" ;; 124|137) word="over its limit" ;; 3) word="NOT RUN: a program is absent" ;; *) word="FAILED ($worst)" ;; esac

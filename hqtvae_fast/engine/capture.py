@@ -94,11 +94,10 @@ def _captured(work: Work, stream: torch.cuda.Stream) -> torch.cuda.CUDAGraph:
     except RuntimeError as error:
         _close_pool(pool)
         # An operator's error makes the capture's end fail as well; the first of the two says more.
-        cause = error.__context__ if isinstance(error.__context__, RuntimeError) else error
-        if isinstance(cause, torch.OutOfMemoryError):
-            raise cause from None
-        first = str(cause).strip().splitlines()[0]
-        raise CaptureError(f"cannot be captured in a CUDA graph: {watch.name} ({first})") from error
+        first = watch.error or str(error)
+        if watch.out_of_memory:
+            raise torch.OutOfMemoryError(first) from error
+        raise CaptureError(f"cannot be captured in a CUDA graph: {watch.name} ({first.splitlines()[0]})") from error
     return graph
 
 
@@ -123,12 +122,20 @@ def _close_pool(pool: Any) -> None:
 
 
 class _LastOperator(TorchDispatchMode):
-    """Remembers what was called last."""
+    """Remembers what was called last, and what it raised."""
 
     def __init__(self) -> None:
         super().__init__()
         self.name = "nothing yet"
+        self.error = ""
+        self.out_of_memory = False
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         self.name = str(function)
         return function(*args, **(kwargs or {}))
+
+    def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
+        # Words, not the error itself, which holds what its frames hold.
+        self.error = "" if error is None else str(error).strip() or type(error).__name__
+        self.out_of_memory = isinstance(error, torch.OutOfMemoryError)
+        super().__exit__(kind, error, trace)

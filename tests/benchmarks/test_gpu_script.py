@@ -24,12 +24,12 @@ ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "benchmarks/gpu.sh"
 
 
-def gpu(*arguments):
+def gpu(*arguments, python=sys.executable):
     return subprocess.run(
         ["bash", str(SCRIPT), *arguments],
         capture_output=True,
         text=True,
-        env={"PATH": "/usr/bin:/bin", "PYTHON": sys.executable},
+        env={"PATH": "/usr/bin:/bin", "PYTHON": str(python)},
     )
 
 
@@ -90,6 +90,27 @@ def test_one_part():
     result = gpu("--dry-run", "--part", "3")
     assert result.stdout.startswith("part 3,")
     assert "part 4" not in result.stdout
+
+
+STAND_IN = """#!/usr/bin/env bash
+case "$*" in
+  *sanitizer*) echo "no sanitizer" >&2; exit 3 ;;
+  *benchmarks.ops*) echo "a wrong op"; exit 1 ;;
+esac
+"""
+
+
+def test_a_rehearsal_with_a_stand_in_for_python(tmp_path):
+    """A part that fails stops no other; what each said is kept, also where its end is cut off."""
+    python, out = tmp_path / "python", tmp_path / "out"
+    python.write_text(STAND_IN)
+    python.chmod(0o755)
+    result = gpu("--out", str(out), python=python)
+    assert result.returncode == 1
+    outcomes = [line.split("|")[2] for line in (out / "summary.txt").read_text().splitlines()]
+    assert outcomes == ["ok", "NOT RUN: a program is absent", "FAILED (1)", "ok"]
+    assert (out / "part-2.log").read_text() == "no sanitizer\n"
+    assert (out / "part-3.log").read_text() == "a wrong op\n"
 
 
 @pytest.mark.parametrize("arguments", [("--part", "9"), ("--part", "x"), ("--fast",)])

@@ -181,6 +181,15 @@ def test_a_lack_of_memory_stays_one(cuda, end_fails):
     assert cuda.current is cuda.main
 
 
+def test_an_error_that_is_being_handled_is_not_taken_for_the_captures(cuda):
+    """A user may draw again after running out of memory, within the handler."""
+    try:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+    except torch.OutOfMemoryError:
+        with pytest.raises(CaptureError, match="not permitted"):
+            Replay(failing(cuda, RuntimeError("CUDA error: operation not permitted")), SECOND)
+
+
 def test_a_use_on_another_stream_waits_for_the_one_before_it(cuda):
     replay = Replay(counted(cuda), SECOND)
     cuda.log.clear()

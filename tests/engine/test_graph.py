@@ -318,7 +318,8 @@ def read_in_turn(pipe: HQTVAEPipeline) -> tuple[list, list]:
     ]
     streams = [lambda own=own: pipe.stream(**own, batch_size=2, output_type="pt") for own in requests]
     alone = [list(stream()) for stream in streams]
-    return alone, [list(pictures) for pictures in zip(*zip(*(stream() for stream in streams), strict=True), strict=True)]
+    pairs = list(zip(*(stream() for stream in streams), strict=True))
+    return alone, [[pair[index] for pair in pairs] for index in range(len(streams))]
 
 
 def same_pictures(left: list, right: list) -> bool:
