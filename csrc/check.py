@@ -79,7 +79,8 @@ def dynamic_shared(kernel: str, arch: str) -> int:
     if kernel.startswith("sample_logits"):
         return 4 * 8192
     if kernel.startswith("prediction_head"):
-        return head.shared_bytes(head.ring_slots(MOST_SHARED[arch]))
+        stored = kernel.split("_")[2]
+        return head.shared_bytes(head.ring_slots(MOST_SHARED[arch], stored), stored)
     return 128 * KIB if kernel.startswith("score_codes") else 0
 
 

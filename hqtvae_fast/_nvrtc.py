@@ -23,8 +23,10 @@ FOLDERS = (PACKAGE / "_cuda_sources", PACKAGE.parent / "csrc/cuda")
 OPTIONS = ("--std=c++20", "-default-device")  # NVRTC takes a generic lambda for a host function without the second
 NAMES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
 THREADS = 256
-HEAD_SLOT_BYTES, HEAD_FIXED_BYTES = 4624, 37520
-"""Shared memory of the prediction head's kernel: of a slot of its ring, and beside the ring."""
+STORED = ("bf16", "int8", "fp8")
+"""How the matrices of the prediction head may be, as its kernels' names have it."""
+HEAD_SLOT_BYTES, HEAD_FIXED_BYTES = {"bf16": 4624, "int8": 4368, "fp8": 4368}, 37520
+"""Shared memory of the prediction head's kernels: of a slot of the ring, and beside the ring."""
 
 
 def why_not() -> str | None:
@@ -127,20 +129,21 @@ def prediction_head(
     top_k: Tensor,
     top_p: Tensor,
     draw_top: bool,
+    stored: int,
     blocks: int,
     slots: int,
     dependent: bool,
 ) -> None:
     """``dependent`` is left out: CuPy launches nothing of that kind, and nothing but time depends on it."""
-    images = len(h)
+    images, name = len(h), STORED[stored]
     tensors = (table, h, codes, invalid, seeds, step, temperature, top_k, top_p)
     launch(
         "prediction_head",
-        f"prediction_head_{1 if images <= 4 else 2 if images <= 8 else 4}",
+        f"prediction_head_{name}_{1 if images <= 4 else 2 if images <= 8 else 4}",
         [*tensors, Long(codes.stride(0)), images, int(draw_top), slots],
         blocks,
         threads=THREADS + 32,
-        shared_bytes=-(-slots * HEAD_SLOT_BYTES // 128) * 128 + HEAD_FIXED_BYTES,
+        shared_bytes=-(-slots * HEAD_SLOT_BYTES[name] // 128) * 128 + HEAD_FIXED_BYTES,
         cooperative=True,
     )
 

@@ -65,7 +65,7 @@ DEVICE void row_statistics(Team team, float2* statistics, const uint16_t* x, int
     float sum = 0.0f, squares = 0.0f, count = static_cast<float>(width / 32);
     const auto take = [&](float value) { sum += value - pivot, squares += (value - pivot) * (value - pivot); };
 #pragma unroll 3  // so many on their way at once; all six of S would spill
-    for (int i = 0; i < width; i += kChunk) {
+    for (int i = 0; i < width; i += 32 * 8) {
       const uint4 v = load_16_bytes(values + i);
       const uint32_t pairs[] = {v.x, v.y, v.z, v.w};
 #pragma unroll

@@ -91,7 +91,7 @@ def parameters(kernel: str) -> list[str]:
     if kernel.startswith("sample_logits"):
         found = re.search(r"SAMPLE_LOGITS_PARAMETERS\(Stored\) (.*?) template", text)
     else:
-        macro = {"prediction_head": "PREDICTION_HEAD", "score_codes": "SCORE_CODES"}.get(kernel.rpartition("_")[0])
+        macro = next((name for name in ("PREDICTION_HEAD", "SCORE_CODES") if kernel.startswith(name.lower())), None)
         start = rf"#define {macro}_KERNEL.*? name\(" if macro else rf"\b{kernel}\("
         found = re.search(rf"{start}([^()]*)\) *{{", text)
     assert found is not None
@@ -118,11 +118,14 @@ def test_arguments_of_the_draw(launched):
     assert function.launched[3] == 48
 
 
-def test_arguments_of_the_head(launched):
+@pytest.mark.parametrize("stored", range(3))
+def test_arguments_of_the_head(launched, stored):
     tensors = [torch.zeros(5, 5, dtype=torch.int64) for _ in range(9)]
-    _nvrtc.prediction_head(*tensors, True, 132, 42, False)
-    function = launched["prediction_head_2"]
-    assert given(function) == parameters("prediction_head_2")
+    _nvrtc.prediction_head(*tensors, True, stored, 132, 42, False)
+    kernel = f"prediction_head_{_nvrtc.STORED[stored]}_2"
+    assert f"PREDICTION_HEAD_KERNEL({kernel}, 2, " in _nvrtc.source("prediction_head")
+    function = launched[kernel]
+    assert given(function) == parameters(kernel)
     assert function.launched[0:2] == ((132,), (288,))
     assert function.max_dynamic_shared_size_bytes == function.launched[3] <= 227 * 1024
 
@@ -188,12 +191,14 @@ def test_what_the_head_refuses(extension):
     numbers = torch.zeros(2, dtype=torch.int64)
     rest = (torch.zeros(2, 5, dtype=torch.int64), torch.tensor(False), numbers, torch.tensor(0), torch.ones(2), numbers)
     with pytest.raises(RuntimeError, match="h: expected an address divisible by 16; got one that leaves 2"):
-        extension.prediction_head(numbers, h, *rest, torch.ones(2), True, 132, 42, False)
+        extension.prediction_head(numbers, h, *rest, torch.ones(2), True, 0, 132, 42, False)
     with pytest.raises(RuntimeError, match="slots: expected 8 to 1024; got 3"):
-        extension.prediction_head(numbers, h.clone(), *rest, torch.ones(2), True, 132, 3, False)
+        extension.prediction_head(numbers, h.clone(), *rest, torch.ones(2), True, 0, 132, 3, False)
+    with pytest.raises(RuntimeError, match="stored: expected 0 to 2; got 3"):
+        extension.prediction_head(numbers, h.clone(), *rest, torch.ones(2), True, 3, 132, 42, False)
     many = torch.zeros(17, 256, dtype=torch.bfloat16)
     with pytest.raises(RuntimeError, match=r"h.shape\[0\]: expected 1 to 16; got 17"):
-        extension.prediction_head(numbers, many, *rest, torch.ones(2), True, 132, 42, False)
+        extension.prediction_head(numbers, many, *rest, torch.ones(2), True, 0, 132, 42, False)
 
 
 def test_what_the_search_refuses(extension):

@@ -60,7 +60,8 @@ class PredictionHead:
         :func:`hqtvae_fast.ops.sample_logits` at positions 0 and 1-4; NaN sets ``invalid``, a bool scalar. Nothing is
         allocated and nothing waits for the device with "cuda". Raises ValueError on other shapes and dtypes.
 
-        ``backend``: "cuda" (1 to 16 images, bf16; one persistent kernel; only by name) or "reference" (anywhere).
+        ``backend``: "cuda" (1 to 16 images, bf16; matrices in bf16, or all in int8 or fp8; one persistent kernel; only
+        by name) or "reference" (anywhere).
         """
         B, device = len(h), h.device
         wanted = {
@@ -82,7 +83,7 @@ class PredictionHead:
         made = self.made
         memory = (None, None, None) if made is None else (made.table, made.buffer, made.barrier)
         tensors = list(self.weights.named().values())
-        options = (self.num_heads, self.gelu, draw_top)
+        options = (self.num_heads, self.gelu, draw_top, "" if made is None else made.stored)
         torch.ops.hqtvae_fast.prediction_head(*inputs, tensors, *options, *memory, choice.backend.name)
         return codes
 
@@ -109,6 +110,7 @@ def _prediction_head(
     num_heads: int,
     gelu: str,
     draw_top: bool,
+    stored: str,
     table_fields: Tensor | None,
     table_buffer: Tensor | None,
     table_barrier: Tensor | None,
@@ -119,7 +121,7 @@ def _prediction_head(
         reference.prediction_head(*inputs, HeadWeights.of(weights), num_heads, gelu, draw_top)
     else:
         assert table_fields is not None
-        cuda.launch(table_fields, *inputs, draw_top)
+        cuda.launch(table_fields, *inputs, draw_top, stored)
 
 
 @_prediction_head.register_fake
@@ -136,6 +138,7 @@ def _(
     num_heads: int,
     gelu: str,
     draw_top: bool,
+    stored: str,
     table_fields: Tensor | None,
     table_buffer: Tensor | None,
     table_barrier: Tensor | None,
