@@ -134,7 +134,9 @@ def prediction_head(
     slots: int,
     dependent: bool,
 ) -> None:
-    """``dependent`` is left out: CuPy launches nothing of that kind, and nothing but time depends on it."""
+    """RuntimeError with ``dependent``: CuPy hands no attributes to a launch."""
+    if dependent:
+        raise RuntimeError("prediction_head: dependent: expected False, CuPy launches no kernel so; got True")
     images, name = len(h), STORED[stored]
     tensors = (table, h, codes, invalid, seeds, step, temperature, top_k, top_p)
     launch(

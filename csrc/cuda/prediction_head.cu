@@ -38,8 +38,18 @@
 // scale, rounded once where a value is stored. They depend neither on the number of images nor on that of
 // multiprocessors, and not on what runs when.
 //
-// The launch is cooperative: all blocks are resident, or it fails. On sm_90 it may be a dependent launch too: then
-// weights are copied while the kernel before still runs, and everything else waits for it.
+// The launch is cooperative: all blocks are resident, or it fails. On sm_90 it may be a dependent launch too, both at
+// once: CUDA describes each attribute without a word against the other, and NVIDIA's own TensorRT-LLM launches its
+// routing kernels with both. Then blocks take their places as the kernel before leaves them, and
+//   before griddepcontrol.wait   only shared memory, the table and the weights are touched: nobody writes these while a
+//       loop runs (what has just written weights must not be the kernel before);
+//   after it   the kernel before is complete and its writes are there, and by its own wait, if it had started early, so
+//       is everything before it. So nobody reads any more what is overwritten here (the codes, the work space), and the
+//       barrier's counters are the zeros that this kernel's own last launch left, be it one step earlier in a captured
+//       graph or the kernel before itself;
+//   launch_dependents   comes after the last grid-wide barrier. All blocks have met there, so none can lose its place to
+//       a block of the next kernel, which would wait for ours while ours waited for a place.
+// The copying warp alone never waits: a block is over when its other warps are, which have.
 
 #include "head_rows.h"
 #include "sample_row.h"

@@ -16,7 +16,8 @@ class EngineOptions:
     neither top-k nor top-p is set, draw inside the head's product, its logits never stored
     (:func:`hqtvae_fast.ops.draw_from_head`). ``overlap``: draw a batch while the one before it is decoded
     (:mod:`hqtvae_fast.engine.lanes`); None: on a GPU. ``dependent_launch``: Hopper's programmatic dependent launch, of
-    products of up to 16 rows (:mod:`hqtvae_fast.ops.linear.kernels`). ``tf32``: multiply fp32 numbers as TF32."""
+    products of up to 16 rows (:mod:`hqtvae_fast.ops.linear.kernels`) and of the head where it is one kernel. ``tf32``:
+    multiply fp32 numbers as TF32."""
 
     graphs: bool | None = None
     tables: bool = False

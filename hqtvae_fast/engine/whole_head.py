@@ -27,15 +27,17 @@ class WholeHead:
     head: PredictionHead
 
     @classmethod
-    def if_asked_for(cls, model: HQTransformer, batch: int) -> WholeHead | None:
-        """None unless the environment asks for it; a BackendError where it does and the model or batch do not fit."""
+    def if_asked_for(cls, model: HQTransformer, batch: int, dependent: bool = False) -> WholeHead | None:
+        """None unless the environment asks for it; a BackendError where it does and the model or batch do not fit.
+        ``dependent``: fetch weights while the body's last kernel still runs, see :class:`PredictionHead`."""
         if asked_for(OP) != BACKEND:
             return None
         reason = why_not(model.config, batch)
         if reason is not None:
             raise BackendError(f"{OP}: backend {BACKEND!r} was asked for and cannot run: {reason}")
         config = model.config.head
-        return cls(PredictionHead.of(weights_of(cast(PyramidHead, model.head)), config.num_heads, config.gelu))
+        weights = weights_of(cast(PyramidHead, model.head))
+        return cls(PredictionHead.of(weights, config.num_heads, config.gelu, dependent=dependent))
 
     def __call__(
         self,

@@ -130,6 +130,13 @@ def test_arguments_of_the_head(launched, stored):
     assert function.max_dynamic_shared_size_bytes == function.launched[3] <= 227 * 1024
 
 
+def test_cupy_refuses_a_dependent_launch(launched):
+    tensors = [torch.zeros(5, 5, dtype=torch.int64) for _ in range(9)]
+    with pytest.raises(RuntimeError, match="dependent: expected False, CuPy launches no kernel so; got True"):
+        _nvrtc.prediction_head(*tensors, True, 0, 132, 42, True)
+    assert not launched
+
+
 def test_arguments_of_the_search(launched):
     z = torch.zeros(130, 16, dtype=torch.bfloat16)
     _nvrtc.score_codes(z, z, z[:129], z[:129], *[torch.zeros(2)] * 4, True)

@@ -9,11 +9,12 @@ import pytest
 import torch
 from conftest import golden_pipeline
 
+from hqtvae_fast import _cuda
 from hqtvae_fast.backend import BackendError
 from hqtvae_fast.engine import whole_head
 from hqtvae_fast.engine.cache import KVCache
-from hqtvae_fast.engine.loop import SamplingParams, draw_codes
-from hqtvae_fast.engine.step import make_caches
+from hqtvae_fast.engine.loop import SamplingParams, StepRunner, draw_codes
+from hqtvae_fast.engine.step import StepOptions, make_caches
 from hqtvae_fast.ops import PredictionHead
 from hqtvae_fast.ops.linear import quantize_linears
 from hqtvae_fast.ops.prediction_head import HeadWeights, reference, spec, table
@@ -64,7 +65,7 @@ def on_the_reference(call):
 def test_the_operator():
     inputs = spec.make_inputs(CASE, torch.device("cpu"), 0)
     head, tensors = inputs[-2], list(inputs[-2].weights.named().values())
-    arguments = (*inputs[:8], tensors, head.num_heads, head.gelu, True, "", None, None, None, "reference")
+    arguments = (*inputs[:8], tensors, head.num_heads, head.gelu, True, "", False, None, None, None, "reference")
     torch.library.opcheck(torch.ops.hqtvae_fast.prediction_head, arguments)
 
 
@@ -158,6 +159,45 @@ def test_inputs_are_checked_and_the_kernel_says_why_it_cannot_run():
     bf16 = spec.make_inputs(spec.SMALL_CASES[0], torch.device("cpu"), 0)
     with pytest.raises(BackendError, match="expected tensors on a CUDA device; got cpu"):
         spec.run(*bf16, backend="cuda")
+
+
+def test_the_engines_option_makes_the_launch_a_dependent_one(model, monkeypatch):
+    monkeypatch.setenv("HQTVAE_BACKEND", "prediction_head=cuda")
+    for wanted in (False, True):
+        options = StepOptions(dependent_launch=wanted)
+        params = SamplingParams((1.0, 1.0), (None, None), (None, None))
+        runner = StepRunner.make(model, torch.tensor([1]), torch.tensor([7]), params, options=options)
+        assert runner.whole_head.head.dependent == wanted
+
+
+@pytest.mark.parametrize(
+    "loader,capability,reason",
+    [
+        (False, (9, 0), "expected kernels compiled when installed for a dependent launch; got CuPy"),
+        (True, (8, 9), "expected compute capability 9.0 or above for a dependent launch; got 8.9"),
+        (True, (9, 0), None),
+    ],
+)
+def test_a_dependent_launch_runs_where_it_can_or_says_why_not(loader, capability, reason, monkeypatch):
+    kernels = _cuda.Kernels("CuPy, compiled on first use", lambda name: None, loader)
+    monkeypatch.setattr(_cuda, "load", lambda: (kernels, ""))
+    monkeypatch.setattr(_cuda, "why_not", lambda *inputs: None)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    inputs = spec.make_inputs(spec.SMALL_CASES[0], torch.device("cpu"), 0)
+    for dependent in (False, True):
+        head = dataclasses.replace(inputs[-2], dependent=dependent)
+        found = spec.cuda.why_not(*inputs[:-2], head, True)
+        assert found is None if reason is None or not dependent else found.startswith(reason)
+
+
+def test_a_launch_is_told_so(monkeypatch):
+    told = []
+    monkeypatch.setattr(_cuda, "operator", lambda name: lambda *arguments: told.append(arguments[-4:]))
+    monkeypatch.setattr(spec.cuda, "plan", lambda device, stored: (132, 42))
+    inputs = spec.make_inputs(spec.SMALL_CASES[0], torch.device("cpu"), 0)
+    for dependent in (False, True):
+        spec.cuda.launch(torch.zeros(1), *inputs[:8], True, "int8", dependent)
+    assert told == [(1, 132, 42, False), (1, 132, 42, True)]
 
 
 def test_the_engine_refuses_where_it_was_asked_for_and_does_not_fit(model, monkeypatch):

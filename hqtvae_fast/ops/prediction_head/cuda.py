@@ -23,7 +23,8 @@ def why_not(h_BD: Tensor, *others: Any) -> str | None:
     head: Any = others[-2]
     if not 1 <= len(h_BD) <= table.MOST_IMAGES:
         return f"expected 1 to {table.MOST_IMAGES} images; got {len(h_BD)}"
-    return table.why_not(head.weights, head.num_heads) or _cuda.why_not(h_BD)
+    reason = table.why_not(head.weights, head.num_heads) or _cuda.why_not(h_BD)
+    return _cuda.why_not_dependent(h_BD) if reason is None and head.dependent else reason
 
 
 def ring_slots(shared_memory: int, stored: str) -> int:
@@ -56,7 +57,8 @@ def launch(
     top_p_2: Tensor,
     draw_top: bool,
     stored: str,
+    dependent: bool,
 ) -> None:
     blocks, slots = plan(h_BD.device, stored)
     inputs = (h_BD.contiguous(), codes_B5, invalid, seeds_B.contiguous(), step, temperature_2, top_k_2, top_p_2)
-    _cuda.operator("prediction_head")(table_fields, *inputs, draw_top, STORED.index(stored), blocks, slots, False)
+    _cuda.operator("prediction_head")(table_fields, *inputs, draw_top, STORED.index(stored), blocks, slots, dependent)
