@@ -56,10 +56,12 @@ def source(name: str) -> str:
 
 
 @cache
-def _module(name: str, cooperative: bool) -> Any:
+def _module(name: str) -> Any:
+    """Compiled without CuPy's ``enable_cooperative_groups``, which links CUDA's device run-time library: only the
+    functions of that name need it, and it comes with a whole toolkit, not with CuPy."""
     import cupy
 
-    return cupy.RawModule(code=source(name), options=OPTIONS, backend="nvrtc", enable_cooperative_groups=cooperative)
+    return cupy.RawModule(code=source(name), options=OPTIONS, backend="nvrtc")
 
 
 def launch(
@@ -82,10 +84,11 @@ def launch(
     values = tuple(next(make(x) for kind, make in kinds.items() if isinstance(x, kind)) for x in arguments)
     stream = torch.cuda.current_stream(device).cuda_stream
     with cupy.cuda.Device(device.index), cupy.cuda.ExternalStream(stream):
-        function = _module(name, cooperative).get_function(kernel)
+        function = _module(name).get_function(kernel)
         if shared_bytes > function.max_dynamic_shared_size_bytes:
             function.max_dynamic_shared_size_bytes = shared_bytes
-        function((blocks,), (threads,), values, shared_mem=shared_bytes)
+        options = {"shared_mem": shared_bytes, "enable_cooperative_groups": cooperative}
+        function.kernel((blocks,), (threads,), values, **options)  # the launch alone, of either kind
 
 
 class Long(int):

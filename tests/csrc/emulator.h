@@ -130,9 +130,6 @@ inline bool run_grid(int blocks, int threads, int shared_bytes, void (*kernel)()
 
 // ------------------------------------------------------------------------------------------------ what CUDA C++ has
 
-inline float __fadd_rn(float a, float b) { return a + b; }
-inline float __fmul_rn(float a, float b) { return a * b; }
-inline float __fdiv_rn(float a, float b) { return a / b; }
 inline float __fdividef(float a, float b) { return a / b; }
 inline int __float2int_rn(float x) { return static_cast<int>(std::nearbyint(x)); }
 inline float __expf(float x) { return std::exp(x); }

@@ -22,6 +22,11 @@ EMULATOR = Path(__file__).with_name("emulator.h")
 REPLACED = {  # what no C++ compiler takes, by what the emulator has
     'asm volatile("bar.sync 1, %0;" ::"n"(kThreads) : "memory");': "emulated->team.arrive_and_wait();",
     'asm("lg2.approx.f32 %0, %1;" : "=f"(y) : "f"(x));': "y = std::log2(x);",
+    'asm("add.rn.f32 %0, %1, %2;" : "=f"(c) : "f"(a), "f"(b));': "c = a + b;",
+    'asm("mul.rn.f32 %0, %1, %2;" : "=f"(c) : "f"(a), "f"(b));': "c = a * b;",
+    'asm("div.rn.f32 %0, %1, %2;" : "=f"(c) : "f"(a), "f"(b));': "c = a / b;",
+    'asm("fma.rn.f32 %0, %1, %2, %3;" : "=f"(d) : "f"(a), "f"(b), "f"(c));': "d = std::fma(a, b, c);",
+    'asm("cvt.f64.f32 %0, %1;" : "=d"(y) : "f"(x));': "y = x;",
     'asm("fma.rn.bf16x2 %0, %1, %2, %3;" : "=r"(sum) : "r"(a), "r"(b), "r"(c));': (
         "sum = uint32_t{to_bf16(high_bf16(a) * high_bf16(b) + high_bf16(c))} << 16"
         " | to_bf16(low_bf16(a) * low_bf16(b) + low_bf16(c));"
