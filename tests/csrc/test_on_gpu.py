@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
 
@@ -112,6 +114,35 @@ def test_a_replayed_head_reads_its_inputs():
         graph.replay()
         eager = head(h, torch.zeros_like(codes), backend="cuda", **options)
         assert torch.equal(codes, eager)
+
+
+@pytest.mark.parametrize("narrow", [0, 1])
+def test_a_dependent_launch_gives_the_same_bits(narrow):
+    """One after the other, eagerly and captured: each starts while the one before it, with the same work space and the
+    same barrier, still runs."""
+    case = next(case for case in head_spec.CASES if case["B"] == 4 and case["narrow"] == narrow)
+    h, codes, invalid, seeds, _, temperature, top_k, top_p, plain, _ = head_spec.make_inputs(case, DEVICE, 3)
+    head, options = dataclasses.replace(plain, dependent=True), {"temperature": temperature, "top_k": top_k}
+    reason = head_spec.cuda.why_not(h, head, True)
+    if reason is not None:
+        pytest.skip(reason)
+    options |= {"seeds": seeds, "top_p": top_p, "backend": "cuda", "invalid": invalid}
+    steps = [torch.tensor(number, device=DEVICE) for number in range(16)]
+    wanted = [plain(h, codes.clone(), step=step, **options) for step in steps]
+    drawn = [torch.zeros_like(codes) for _ in steps]
+
+    def run():
+        for own, step in zip(drawn, steps, strict=True):
+            head(h, own, step=step, **options)
+
+    run()
+    assert all(map(torch.equal, drawn, wanted))
+    graph = captured(run)
+    for own in drawn:
+        own.zero_()
+    graph.replay()
+    assert all(map(torch.equal, drawn, wanted))
+    assert plain.made.barrier.tolist() == [0, 0]
 
 
 def test_given_top_codes_are_kept():
