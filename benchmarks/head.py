@@ -4,9 +4,10 @@ python -m benchmarks.head --preset S --device cuda --batch 1 --batch 2 --batch 4
 python -m benchmarks.head --preset tiny --device cpu --batch 2      # seconds: shows that it works, and no kernel
 
 Both passes, both heads, both draws; on a GPU each entrant is a captured graph, so that launching costs neither of them
-anything. The floor is the time to read the weights once a pass at the published bandwidth: 484 MB for S in bf16, 145 us
-on an H100 and 238 us on an A100. The kernel needs csrc/cuda (see hqtvae info); where it cannot run, that is said and
-only the others are timed.
+anything. First with the model's own weights, then with all matrices rounded to int8 (the engine's quantization="int8"),
+each with a floor of its own, the time to read the weights once a pass at the published bandwidth: for S 484 MB in bf16,
+145 us on an H100 and 238 us on an A100; 243 MB in int8, 72 us and 119 us. The kernel needs csrc/cuda (see hqtvae info);
+where it cannot run, that is said and only the others are timed.
 """
 
 from __future__ import annotations
@@ -31,10 +32,12 @@ from hqtvae_fast.model import HQTransformer
 from hqtvae_fast.model.head import PyramidHead
 from hqtvae_fast.ops import sample_logits
 from hqtvae_fast.ops.explain import peaks_of
+from hqtvae_fast.ops.linear import quantize_linears
 from hqtvae_fast.ops.prediction_head import BACKENDS, PredictionHead
 from hqtvae_fast.ops.prediction_head.spec import cost
 from hqtvae_fast.ops.spec import Case
 
+QUANTIZATIONS = (None, "int8")
 Batches = Annotated[list[int], typer.Option("--batch", min=1, max=16, help="Images at once. May be repeated.")]
 
 
@@ -53,15 +56,26 @@ def head(
     dtype = torch.bfloat16 if target.type == "cuda" else torch.float32
     model = transformer.to(target, dtype).eval()
     rows: list[Row] = []
-    for count in batch:
-        entrants = [Entrant(name, _captured(run, target)) for name, run in _ways(model, count).items()]
-        case = Case("", {"B": count, "D": model.config.dim, "L": len(model.head.blocks.layers), "K": 8192}, dtype)
-        least = cost(case)
-        work: dict[str, Any] = {"model": preset, "batch": count, "flops": least.flops, "bytes": least.bytes}
-        if target.type == "cuda":
-            work["floor_seconds"] = least.bytes / peaks_of(target).bandwidth
-        rows += measure(f"{preset}, batch {count}: head's step", entrants, count, target, repeats, work)
+    for quantization in QUANTIZATIONS:
+        if quantization is not None:
+            quantize_linears(model, quantization)
+        for count in batch:
+            entrants = [Entrant(name, _captured(run, target)) for name, run in _ways(model, count).items()]
+            name = f"{preset}, batch {count}{'' if quantization is None else f', {quantization}'}: head's step"
+            rows += measure(name, entrants, count, target, repeats, _work(model, preset, count, quantization))
     show(Results("head", describe(target, "head"), tuple(rows)), json)
+
+
+def _work(model: HQTransformer, preset: str, batch: int, quantization: str | None) -> dict[str, Any]:
+    """Least work of a step, and on a GPU the time that its bytes take."""
+    config, weight = model.config, model.norm.weight
+    sizes = {"B": batch, "D": config.dim, "L": config.head.num_layers, "K": max(config.codebook_sizes)}
+    least = cost(Case("", {**sizes, "narrow": QUANTIZATIONS.index(quantization)}, weight.dtype))
+    work: dict[str, Any] = {"model": preset, "batch": batch, "flops": least.flops, "bytes": least.bytes}
+    work["quantization"] = quantization or "none"
+    if weight.is_cuda:
+        work["floor_seconds"] = least.bytes / peaks_of(weight.device).bandwidth
+    return work
 
 
 def _ways(model: HQTransformer, batch: int) -> dict[str, Callable[[], object]]:

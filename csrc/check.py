@@ -26,6 +26,8 @@ ARCHITECTURES = "80 90a"
 KIB = 1024
 MOST_SHARED = {"sm_80": 163 * KIB, "sm_90a": 227 * KIB}
 """Of one block."""
+LEAST_LEFT = 8 * KIB
+"""What launch.h leaves of the 48 KB that a kernel may have without being allowed more, for static shared memory."""
 
 _ENTRY = re.compile(
     r"Compiling entry function '(?P<kernel>\w+)' for '(?P<arch>\w+)'.*?"
@@ -50,6 +52,8 @@ class Usage:
     @property
     def problems(self) -> list[str]:
         found = [] if self.spills == 0 else [f"{self.spills} bytes spilled"]
+        if self.dynamic and self.static > LEAST_LEFT:
+            found.append(f"more than {LEAST_LEFT} bytes of static shared memory, which launch.h does not count on")
         if self.static + self.dynamic > MOST_SHARED[self.arch]:
             found.append(f"more than {MOST_SHARED[self.arch]} bytes of shared memory")
         return found
@@ -79,7 +83,8 @@ def dynamic_shared(kernel: str, arch: str) -> int:
     if kernel.startswith("sample_logits"):
         return 4 * 8192
     if kernel.startswith("prediction_head"):
-        return head.shared_bytes(head.ring_slots(MOST_SHARED[arch]))
+        stored = kernel.split("_")[2]
+        return head.shared_bytes(head.ring_slots(MOST_SHARED[arch], stored), stored)
     return 128 * KIB if kernel.startswith("score_codes") else 0
 
 

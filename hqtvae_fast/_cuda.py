@@ -21,16 +21,20 @@ from torch import Tensor
 VARIABLE = "HQTVAE_CUDA_LOADER"
 PACKAGE = Path(__file__).parent
 LEAST_CAPABILITY = (8, 0)
+DEPENDENT_CAPABILITY = (9, 0)
+"""Of programmatic dependent launches."""
 
 Operator = Callable[..., None]
 
 
 @dataclass(frozen=True)
 class Kernels:
-    """``origin``: where they come from, in words. ``operator(name)``: a launcher, see csrc/cuda/bindings.cpp."""
+    """``origin``: where they come from, in words. ``operator(name)``: a launcher, see csrc/cuda/bindings.cpp.
+    ``dependent``: whether its launches can be dependent ones."""
 
     origin: str
     operator: Callable[[str], Operator]
+    dependent: bool
 
 
 @cache
@@ -78,6 +82,19 @@ def why_not(*inputs: Tensor | None) -> str | None:
     return None
 
 
+def why_not_dependent(x: Tensor) -> str | None:
+    """None where a kernel over ``x`` can be launched while the one before it still runs, else the reason."""
+    kernels, reason = load()
+    if kernels is None:
+        return reason
+    if not kernels.dependent:
+        return f"expected kernels compiled when installed for a dependent launch; got {kernels.origin}"
+    found = torch.cuda.get_device_capability(x.device)
+    if found < DEPENDENT_CAPABILITY:
+        return f"expected compute capability 9.0 or above for a dependent launch; got {found[0]}.{found[1]}"
+    return None
+
+
 def _extension() -> tuple[Kernels | None, str]:
     found = sorted(PACKAGE.glob("_C*.so"))
     if not found:
@@ -87,7 +104,7 @@ def _extension() -> tuple[Kernels | None, str]:
     except OSError as error:
         return None, f"{found[0].name} cannot be loaded: {error}"
     operators = torch.ops.hqtvae_fast_cuda
-    return Kernels(f"{found[0].name}, compiled when installed", lambda name: getattr(operators, name)), ""
+    return Kernels(f"{found[0].name}, compiled when installed", lambda name: getattr(operators, name), True), ""
 
 
 def _cupy() -> tuple[Kernels | None, str]:
@@ -96,7 +113,7 @@ def _cupy() -> tuple[Kernels | None, str]:
     reason = _nvrtc.why_not()
     if reason is not None:
         return None, reason
-    return Kernels("CuPy, compiled on first use", lambda name: getattr(_nvrtc, name)), ""
+    return Kernels("CuPy, compiled on first use", lambda name: getattr(_nvrtc, name), False), ""
 
 
 LOADERS: dict[str, Callable[[], tuple[Kernels | None, str]]] = {"extension": _extension, "cupy": _cupy}

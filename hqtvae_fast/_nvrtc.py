@@ -23,8 +23,10 @@ FOLDERS = (PACKAGE / "_cuda_sources", PACKAGE.parent / "csrc/cuda")
 OPTIONS = ("--std=c++20", "-default-device")  # NVRTC takes a generic lambda for a host function without the second
 NAMES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
 THREADS = 256
-HEAD_SLOT_BYTES, HEAD_FIXED_BYTES = 4624, 37520
-"""Shared memory of the prediction head's kernel: of a slot of its ring, and beside the ring."""
+STORED = ("bf16", "int8", "fp8")
+"""How the matrices of the prediction head may be, as its kernels' names have it."""
+HEAD_SLOT_BYTES, HEAD_FIXED_BYTES = {"bf16": 4624, "int8": 4368, "fp8": 4368}, 37520
+"""Shared memory of the prediction head's kernels: of a slot of the ring, and beside the ring."""
 
 
 def why_not() -> str | None:
@@ -54,10 +56,12 @@ def source(name: str) -> str:
 
 
 @cache
-def _module(name: str, cooperative: bool) -> Any:
+def _module(name: str) -> Any:
+    """Compiled without CuPy's ``enable_cooperative_groups``, which links CUDA's device run-time library: only the
+    functions of that name need it, and it comes with a whole toolkit, not with CuPy."""
     import cupy
 
-    return cupy.RawModule(code=source(name), options=OPTIONS, backend="nvrtc", enable_cooperative_groups=cooperative)
+    return cupy.RawModule(code=source(name), options=OPTIONS, backend="nvrtc")
 
 
 def launch(
@@ -80,10 +84,11 @@ def launch(
     values = tuple(next(make(x) for kind, make in kinds.items() if isinstance(x, kind)) for x in arguments)
     stream = torch.cuda.current_stream(device).cuda_stream
     with cupy.cuda.Device(device.index), cupy.cuda.ExternalStream(stream):
-        function = _module(name, cooperative).get_function(kernel)
+        function = _module(name).get_function(kernel)
         if shared_bytes > function.max_dynamic_shared_size_bytes:
             function.max_dynamic_shared_size_bytes = shared_bytes
-        function((blocks,), (threads,), values, shared_mem=shared_bytes)
+        options = {"shared_mem": shared_bytes, "enable_cooperative_groups": cooperative}
+        function.kernel((blocks,), (threads,), values, **options)  # the launch alone, of either kind
 
 
 class Long(int):
@@ -127,20 +132,23 @@ def prediction_head(
     top_k: Tensor,
     top_p: Tensor,
     draw_top: bool,
+    stored: int,
     blocks: int,
     slots: int,
     dependent: bool,
 ) -> None:
-    """``dependent`` is left out: CuPy launches nothing of that kind, and nothing but time depends on it."""
-    images = len(h)
+    """RuntimeError with ``dependent``: CuPy hands no attributes to a launch."""
+    if dependent:
+        raise RuntimeError("prediction_head: dependent: expected False, CuPy launches no kernel so; got True")
+    images, name = len(h), STORED[stored]
     tensors = (table, h, codes, invalid, seeds, step, temperature, top_k, top_p)
     launch(
         "prediction_head",
-        f"prediction_head_{1 if images <= 4 else 2 if images <= 8 else 4}",
+        f"prediction_head_{name}_{1 if images <= 4 else 2 if images <= 8 else 4}",
         [*tensors, Long(codes.stride(0)), images, int(draw_top), slots],
         blocks,
         threads=THREADS + 32,
-        shared_bytes=-(-slots * HEAD_SLOT_BYTES // 128) * 128 + HEAD_FIXED_BYTES,
+        shared_bytes=-(-slots * HEAD_SLOT_BYTES[name] // 128) * 128 + HEAD_FIXED_BYTES,
         cooperative=True,
     )
 

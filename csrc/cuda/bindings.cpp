@@ -65,10 +65,11 @@ void sample_logits(Tensor logits, Tensor out, Tensor invalid, Tensor seeds, Tens
 }
 
 // table int64 [n], see head_table.h, checked by what made it; h bf16 [B, D]; codes int64 [B, 5], neighbours in a row;
-// invalid bool []; seeds int64 [B]; step int64 []; temperature and top_p fp32 [2], top_k int64 [2], one a level.
+// invalid bool []; seeds int64 [B]; step int64 []; temperature and top_p fp32 [2], top_k int64 [2], one a level;
+// stored: how the matrices are, 0 bf16, 1 int8, 2 fp8.
 void prediction_head(Tensor table, Tensor h, Tensor codes, Tensor invalid, Tensor seeds, Tensor step,
-                     Tensor temperature, Tensor top_k, Tensor top_p, bool draw_top, int64_t blocks, int64_t slots,
-                     bool dependent) {
+                     Tensor temperature, Tensor top_k, Tensor top_p, bool draw_top, int64_t stored, int64_t blocks,
+                     int64_t slots, bool dependent) {
   expect_dense("table", table, ScalarType::Long, {kAny}, 8);
   expect_dense("h", h, ScalarType::BFloat16, {kAny, kAny}, 16);
   int images = expect_int("h.shape[0]", h.size(0), 1, kMostImages);
@@ -81,9 +82,11 @@ void prediction_head(Tensor table, Tensor h, Tensor codes, Tensor invalid, Tenso
   expect_dense("temperature", temperature, ScalarType::Float, {2});
   expect_dense("top_k", top_k, ScalarType::Long, {2});
   expect_dense("top_p", top_p, ScalarType::Float, {2});
-  int slot_count = expect_int("slots", slots, kTileOuts, 1024), top = draw_top;
+  const auto how = static_cast<Stored>(expect_int("stored", stored, 0, 2));
+  // A warp waits for all units of its tiles before it gives one back: fewer slots would be a deadlock.
+  int slot_count = expect_int("slots", slots, kMostTiles<1>, 1024), top = draw_top;
   const int grid = expect_int("blocks", blocks, 1, 65535);
-  const OnDevice here(expect_one_device({{"h", h},
+  const int32_t device = expect_one_device({{"h", h},
                                          {"table", table},
                                          {"codes", codes},
                                          {"invalid", invalid},
@@ -91,14 +94,16 @@ void prediction_head(Tensor table, Tensor h, Tensor codes, Tensor invalid, Tenso
                                          {"step", step},
                                          {"temperature", temperature},
                                          {"top_k", top_k},
-                                         {"top_p", top_p}}));
+                                         {"top_p", top_p}});
+  if (dependent) expect_capability_for("dependent", device, 9);
+  const OnDevice here(device);
   void* pointers[] = {table.data_ptr(), h.data_ptr(),           codes.data_ptr(), invalid.data_ptr(), seeds.data_ptr(),
                       step.data_ptr(),  temperature.data_ptr(), top_k.data_ptr(), top_p.data_ptr()};
   int64_t stride = codes.stride(0);
   void* arguments[] = {&pointers[0], &pointers[1], &pointers[2], &pointers[3], &pointers[4], &pointers[5], &pointers[6],
                        &pointers[7], &pointers[8], &stride,      &images,      &top,         &slot_count};
   expect_launched("prediction_head",
-                  launch_prediction_head(images, grid, slot_count, dependent, arguments, here.stream()));
+                  launch_prediction_head(how, images, grid, slot_count, dependent, arguments, here.stream()));
 }
 
 // bf16 parts of rows [N, P] and codes [K, P], P a multiple of 8; square fp32 [K]; best and second fp32, index int32,
@@ -182,7 +187,8 @@ STABLE_TORCH_LIBRARY(hqtvae_fast_cuda, m) {
       "Tensor temperature, Tensor top_k, Tensor top_p) -> ()");
   m.def(
       "prediction_head(Tensor table, Tensor h, Tensor(a!) codes, Tensor(b!) invalid, Tensor seeds, Tensor step, "
-      "Tensor temperature, Tensor top_k, Tensor top_p, bool draw_top, int blocks, int slots, bool dependent) -> ()");
+      "Tensor temperature, Tensor top_k, Tensor top_p, bool draw_top, int stored, int blocks, int slots, "
+      "bool dependent) -> ()");
   m.def(
       "score_codes(Tensor z_high, Tensor z_low, Tensor codes_high, Tensor codes_low, Tensor square, Tensor(a!) best, "
       "Tensor(b!) second, Tensor(c!) index, bool split) -> ()");

@@ -34,8 +34,8 @@ struct Activations {
 
  private:
   DEVICE static uint32_t normal(uint32_t x, uint32_t w, uint32_t b, float mean, float scale) {
-    const float low = (low_bf16(x) - mean) * scale * low_bf16(w) + low_bf16(b);
-    return pack_bf16(low, (high_bf16(x) - mean) * scale * high_bf16(w) + high_bf16(b));
+    const float low = mul(add(low_bf16(x), -mean), scale), high = mul(add(high_bf16(x), -mean), scale);
+    return pack_bf16(fma(low, low_bf16(w), low_bf16(b)), fma(high, high_bf16(w), high_bf16(b)));
   }
 };
 
@@ -63,28 +63,33 @@ DEVICE void row_statistics(Team team, float2* statistics, const uint16_t* x, int
     const uint16_t* values = x + row * width + 8 * lane;
     const float pivot = from_bf16(load_2_bytes(values));
     float sum = 0.0f, squares = 0.0f, count = static_cast<float>(width / 32);
-    const auto take = [&](float value) { sum += value - pivot, squares += (value - pivot) * (value - pivot); };
+    const auto take = [&](float value) {
+      const float apart = add(value, -pivot);
+      sum = add(sum, apart), squares = fma(apart, apart, squares);
+    };
 #pragma unroll 3  // so many on their way at once; all six of S would spill
-    for (int i = 0; i < width; i += kChunk) {
+    for (int i = 0; i < width; i += 32 * 8) {
       const uint4 v = load_16_bytes(values + i);
       const uint32_t pairs[] = {v.x, v.y, v.z, v.w};
 #pragma unroll
       for (const uint32_t pair : pairs) take(low_bf16(pair)), take(high_bf16(pair));
     }
-    float mean = pivot + __fdividef(sum, count), deviations = squares - __fdividef(sum * sum, count);
+    float mean = add(pivot, __fdividef(sum, count)), deviations = add(squares, -__fdividef(mul(sum, sum), count));
 #pragma unroll
     for (int other = 16; other > 0; other /= 2, count *= 2.0f) {
-      const float theirs = __shfl_xor_sync(~0u, mean, other), apart = theirs - mean;
-      deviations += __shfl_xor_sync(~0u, deviations, other) + apart * apart * count * 0.5f;
-      mean = 0.5f * (mean + theirs);
+      const float theirs = __shfl_xor_sync(~0u, mean, other), apart = add(theirs, -mean);
+      const float joined = add(deviations, __shfl_xor_sync(~0u, deviations, other));
+      deviations = fma(mul(apart, apart), 0.5f * count, joined);
+      mean = mul(0.5f, add(mean, theirs));
     }
-    if (lane == 0) statistics[row] = {mean, rsqrtf(__fdividef(deviations, count) + epsilon)};
+    if (lane == 0) statistics[row] = {mean, rsqrtf(add(__fdividef(deviations, count), epsilon))};
   }
   team.sync();
 }
 
 DEVICE float gelu(float x, bool sigmoid) {
-  return sigmoid ? __fdividef(x, 1.0f + __expf(-1.702f * x)) : 0.5f * x * (1.0f + erff(x * 0.70710678f));
+  if (sigmoid) return __fdividef(x, add(1.0f, __expf(mul(-1.702f, x))));
+  return mul(mul(0.5f, x), add(1.0f, erff(mul(x, 0.70710678f))));
 }
 
 // Four queries of one image and attention head against five keys, a warp each; a lane has two of the 64 values.
@@ -107,14 +112,14 @@ DEVICE void attend(Team team, const HeadTable& model, int layer, int images) {
       float score[kBottoms + 1], top = -infinity(), sum = 0.0f, low = 0.0f, high = 0.0f;
 #pragma unroll
       for (int j = 0; j <= kBottoms; ++j) {
-        const float dot = low_bf16(q[i]) * low_bf16(k[j]) + high_bf16(q[i]) * high_bf16(k[j]);
-        score[j] = warp_sum(dot) * 0.125f;  // 64^-1/2
+        const float dot = fma(low_bf16(q[i]), low_bf16(k[j]), mul(high_bf16(q[i]), high_bf16(k[j])));
+        score[j] = mul(warp_sum(dot), 0.125f);  // 64^-1/2
         top = fmaxf(top, score[j]);
       }
 #pragma unroll
       for (int j = 0; j <= kBottoms; ++j) {
-        const float weight = __expf(score[j] - top);
-        sum += weight, low += weight * low_bf16(v[j]), high += weight * high_bf16(v[j]);
+        const float weight = __expf(add(score[j], -top));
+        sum = add(sum, weight), low = fma(weight, low_bf16(v[j]), low), high = fma(weight, high_bf16(v[j]), high);
       }
       auto* out = model.attended + (int64_t{image} * kBottoms + i) * D + column;
       *reinterpret_cast<uint32_t*>(out) = pack_bf16(__fdividef(low, sum), __fdividef(high, sum));

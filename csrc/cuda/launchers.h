@@ -7,9 +7,10 @@
 namespace hqtvae {
 
 enum class Dtype { fp32, bf16, fp16 };
+enum class Stored { bf16, int8, fp8 };  // how a weight is
 
 cudaError_t launch_sample_logits(Dtype dtype, int rows, int codes, void** arguments, cudaStream_t stream);
-cudaError_t launch_prediction_head(int images, int blocks, int slots, bool dependent, void** arguments,
+cudaError_t launch_prediction_head(Stored stored, int images, int blocks, int slots, bool dependent, void** arguments,
                                    cudaStream_t stream);
 cudaError_t launch_score_codes(bool split, int rows, int codes, void** arguments, cudaStream_t stream);
 cudaError_t launch_settle_codes(int rows, void** arguments, cudaStream_t stream);

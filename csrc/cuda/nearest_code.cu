@@ -230,7 +230,7 @@ struct Bound {
 DEVICE double distance(const float* z, const float* e, int channels, int lane) {
   double sum = 0.0;
   for (int c = lane; c < channels; c += 32) {
-    const double apart = static_cast<double>(z[c]) - static_cast<double>(e[c]);
+    const double apart = as_double(z[c]) - as_double(e[c]);
     sum += apart * apart;
   }
   join_lanes([&](int other) { sum += __shfl_xor_sync(~0u, sum, other); });

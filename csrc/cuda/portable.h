@@ -1,9 +1,10 @@
 // What lets a kernel's device functions be compiled three ways: by nvcc, by NVRTC (no standard headers), and as plain
 // C++, where the tests run them on a CPU against the references.
 //
-// Two rules make the three agree bit for bit. Floating-point operations whose bits matter are written as add(), mul()
-// and div(), each rounded by itself: nvcc would otherwise join a product and a sum into one operation. And code that a
-// whole block runs together is a sequence of steps (see Team): within a step threads do not look at each other.
+// Two rules make the three agree bit for bit. Floating-point operations whose bits matter are written as add(), mul(),
+// div() and fma(), each rounded once: nvcc would otherwise join a product and a sum into one operation where it likes. On
+// a device they are PTX, which no option changes: CuPy compiles with -ftz=true, with which even __fadd_rn() and its like
+// take subnormal numbers for zero. And code that a whole block runs together is a sequence of steps (see Team): within a step threads do not look at each other.
 #pragma once
 
 #if defined(__CUDACC_RTC__)
@@ -34,9 +35,31 @@ namespace hqtvae {
 
 #if defined(__CUDACC__)
 
-DEVICE float add(float a, float b) { return __fadd_rn(a, b); }
-DEVICE float mul(float a, float b) { return __fmul_rn(a, b); }
-DEVICE float div(float a, float b) { return __fdiv_rn(a, b); }
+DEVICE float add(float a, float b) {
+  float c;
+  asm("add.rn.f32 %0, %1, %2;" : "=f"(c) : "f"(a), "f"(b));
+  return c;
+}
+DEVICE float mul(float a, float b) {
+  float c;
+  asm("mul.rn.f32 %0, %1, %2;" : "=f"(c) : "f"(a), "f"(b));
+  return c;
+}
+DEVICE float div(float a, float b) {
+  float c;
+  asm("div.rn.f32 %0, %1, %2;" : "=f"(c) : "f"(a), "f"(b));
+  return c;
+}
+DEVICE float fma(float a, float b, float c) {
+  float d;
+  asm("fma.rn.f32 %0, %1, %2, %3;" : "=f"(d) : "f"(a), "f"(b), "f"(c));
+  return d;
+}
+DEVICE double as_double(float x) {
+  double y;
+  asm("cvt.f64.f32 %0, %1;" : "=d"(y) : "f"(x));
+  return y;
+}
 DEVICE int nearest_int(float x) { return __float2int_rn(x); }
 DEVICE float as_float(uint32_t bits) { return __uint_as_float(bits); }
 DEVICE uint32_t as_bits(float x) { return __float_as_uint(x); }
@@ -49,6 +72,8 @@ DEVICE float infinity() { return __int_as_float(0x7F800000); }
 inline float add(float a, float b) { return a + b; }
 inline float mul(float a, float b) { return a * b; }
 inline float div(float a, float b) { return a / b; }
+inline float fma(float a, float b, float c) { return std::fma(a, b, c); }
+inline double as_double(float x) { return x; }
 inline int nearest_int(float x) { return static_cast<int>(std::nearbyint(x)); }
 inline float as_float(uint32_t bits) {
   float x;

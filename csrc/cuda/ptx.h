@@ -54,7 +54,11 @@ DEVICE uint4 load_shared_16(uint32_t address) {
                : "memory");
   return v;
 }
-
+DEVICE uint2 load_shared_8(uint32_t address) {
+  uint2 v;
+  asm volatile("ld.shared.v2.u32 {%0, %1}, [%2];" : "=r"(v.x), "=r"(v.y) : "r"(address) : "memory");
+  return v;
+}
 DEVICE float2 load_shared_floats(uint32_t address) {
   float2 v;
   asm volatile("ld.shared.v2.f32 {%0, %1}, [%2];" : "=f"(v.x), "=f"(v.y) : "r"(address) : "memory");

@@ -3,14 +3,19 @@
 //
 // A block owns a slab, a run of the weight's rows: slabs differ by one row at most, so that no block reads more than
 // 1/outs beyond its share (of 1,536 rows over 132 blocks: 12 where 11.6 would be even, 97 %). It takes the slab in
-// units of 8 outputs x 256 inputs, 4 KB, which travel through a ring of slots in shared memory: all units of one chunk
-// of inputs, then the next chunk, so that each activation is loaded once.
+// units of 8 outputs x 512 bytes of each, 4 KB, which travel through a ring of slots in shared memory: all units of one
+// chunk of inputs, then the next chunk, so that each activation is loaded once. A chunk is 256 inputs where a weight
+// takes two bytes and 512 where it takes one: who copies sees bytes alone.
 //
-// Of a unit, warp w multiplies inputs 32 w .. 32 w + 31 with two mma.m16n8k16 (16 rows of activations, 8 outputs).
-// Which input stands in which of an instruction's k places does not matter as long as both operands agree, so lane q of
-// a group of four takes inputs 8 q .. 8 q + 7 of the 32: one 16-byte load for a row of the weight, one for a row of
-// activations, and no shuffling. In a slot rows are 576 bytes apart, 64 more than they hold: the 8 lanes that a 16-byte
-// access serves at a time then meet all 32 banks once.
+// Of a unit, warp w multiplies a run of 32 inputs, or two runs one after the other where weights take one byte, each
+// with two mma.m16n8k16 (16 rows of activations, 8 outputs). Which input stands in which of an instruction's k places
+// does not matter as long as both operands agree, so lane q of a group of four takes inputs 8 q .. 8 q + 7 of the 32:
+// one load of 16 or 8 bytes for a row of the weight, one of 16 for a row of activations, and no shuffling. (One load of
+// 16 one-byte weights would give a lane 16 neighbouring inputs, and each load of activations half of every sector.)
+//
+// In a slot rows are 512 bytes and what four lanes take at a time apart. So the lanes that one access serves together
+// meet all 32 banks once: 8 of them with 16 bytes, in two rows, 576 bytes apart; 16 with 8 bytes, in four rows, 544
+// apart. A slot is 4,608 or 4,352 bytes, and two or three more of the latter fit.
 //
 // An output is the sum over warps 0, 1, ..., 7 of what each one summed over chunks 0, 1, ...: an order that does not
 // depend on the number of blocks or of rows, so neither do the bits.
@@ -21,10 +26,16 @@
 namespace hqtvae {
 
 constexpr int kWarps = Team::kThreads / 32;  // that multiply
-constexpr int kTileOuts = 8, kChunk = 256;   // a unit
-constexpr int kWarpInputs = kChunk / kWarps;
-constexpr int kRowBytes = 2 * kChunk, kSlotRow = kRowBytes + 64, kSlotBytes = kTileOuts * kSlotRow;
-static_assert(kWarpInputs == 32, "two k16 instructions a warp and unit");
+constexpr int kTileOuts = 8, kRowBytes = 512;        // a unit
+constexpr int kRun = 32, kLaneInputs = kRun / 4;     // inputs that two k16 instructions take; a lane's of them
+
+// A unit by the bytes that a weight takes.
+template <int bytes>
+struct Unit {
+  static constexpr int kChunk = kRowBytes / bytes, kRuns = kChunk / (kRun * kWarps);
+  static constexpr int kSlotRow = kRowBytes + kRun * bytes, kSlotBytes = kTileOuts * kSlotRow;
+  static_assert(kRuns * bytes == 2 && kSlotRow % 16 == 0, "each warp has whole runs, copies go to multiples of 16");
+};
 
 struct Slab {
   int first, count;
@@ -51,10 +62,16 @@ ANYWHERE int rows_of_tile(const Slab& slab, int row) {
   return slab.count - row < kTileOuts ? slab.count - row : kTileOuts;
 }
 
-// A lane's place in a unit: its row (an output; of activations, row and row + 8), and its eight inputs.
+// A lane's place in a unit: its row (an output; of activations, row and row + 8), and its eight inputs of a run.
 ANYWHERE int lane_row(int lane) { return lane / 4; }
-ANYWHERE int lane_input(int warp, int lane) { return kWarpInputs * warp + lane % 4 * 8; }
-ANYWHERE int slot_offset(int warp, int lane) { return lane_row(lane) * kSlotRow + 2 * lane_input(warp, lane); }
+template <int bytes>
+ANYWHERE int lane_input(int warp, int lane, int run) {
+  return (warp * Unit<bytes>::kRuns + run) * kRun + lane % 4 * kLaneInputs;
+}
+template <int bytes>
+ANYWHERE int slot_offset(int warp, int lane, int run) {
+  return lane_row(lane) * Unit<bytes>::kSlotRow + bytes * lane_input<bytes>(warp, lane, run);
+}
 
 // A place in a ring of slots, and the parity of the round: both sides step through it alike.
 struct Cursor {

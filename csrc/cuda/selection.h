@@ -37,7 +37,7 @@ struct Edge {
 
 // In the order of the floats; -0 and 0 are one. Not for NaN.
 DEVICE uint32_t ordered(float x) {
-  const uint32_t bits = as_bits(x == 0.0f ? 0.0f : x);
+  const uint32_t own = as_bits(x), bits = own == 0x80000000u ? 0 : own;  // compared as bits: see -ftz in portable.h
   return bits & 0x80000000u ? ~bits : bits | 0x80000000u;
 }
 

@@ -10,22 +10,25 @@
 
 #include "ptx.h"
 #include "schedule.h"
+#include "stored_weight.h"
 
 namespace hqtvae {
 
 struct Product {
-  const uint16_t* weight;  // bf16 [outs, inputs]
-  int outs, inputs;        // inputs: a multiple of kChunk
+  const unsigned char* weight;  // [outs, inputs], as a Weight of stored_weight.h
+  int outs, inputs;             // inputs: a multiple of a unit's chunk
 };
 
-// `slots` slots of kSlotBytes, then two barriers a slot.
+// `slots` slots of a unit, then two barriers a slot.
+template <class Weight>
 struct Ring {
+  using Own = Unit<Weight::kBytes>;
   uint32_t memory;
   int slots;
   Cursor cursor{};
 
-  DEVICE uint32_t slot() const { return memory + cursor.slot * kSlotBytes; }
-  DEVICE uint32_t full() const { return memory + slots * kSlotBytes + cursor.slot * 16; }
+  DEVICE uint32_t slot() const { return memory + cursor.slot * Own::kSlotBytes; }
+  DEVICE uint32_t full() const { return memory + slots * Own::kSlotBytes + cursor.slot * 16; }
   DEVICE uint32_t empty() const { return full() + 8; }
 
   DEVICE void init() const {  // by one thread, before a barrier of the block
@@ -36,31 +39,38 @@ struct Ring {
     fence_barrier_init();
   }
 };
-ANYWHERE int ring_bytes(int slots) { return slots * (kSlotBytes + 16); }
+template <class Weight>
+ANYWHERE int ring_bytes(int slots) {
+  return slots * (Unit<Weight::kBytes>::kSlotBytes + 16);
+}
 
-DEVICE void copy_unit(const Ring& ring, const uint16_t* from, int inputs, int rows, int lane) {
+// `stride`: bytes from a row to the next.
+template <class Weight>
+DEVICE void copy_unit(const Ring<Weight>& ring, const unsigned char* from, int64_t stride, int rows, int lane) {
+  constexpr int kSlotRow = Ring<Weight>::Own::kSlotRow;
 #if HAS_BULK_COPIES
   if (lane == 0) arrive_and_expect(ring.full(), rows * kRowBytes);
   __syncwarp();
-  if (lane < rows) copy_bulk(ring.slot() + lane * kSlotRow, from + int64_t{lane} * inputs, kRowBytes, ring.full());
+  if (lane < rows) copy_bulk(ring.slot() + lane * kSlotRow, from + lane * stride, kRowBytes, ring.full());
 #else
   for (int row = 0; row < rows; ++row)
-    copy_16_async(ring.slot() + row * kSlotRow + 16 * lane, from + int64_t{row} * inputs + 8 * lane);
+    copy_16_async(ring.slot() + row * kSlotRow + 16 * lane, from + row * stride + 16 * lane);
   arrive_after_copies(ring.full());
 #endif
 }
 
 // The copying warp's side of one product.
-template <int mma_rows>
-DEVICE void stream_weight(Ring& ring, const Product& product, int lane) {
+template <int mma_rows, class Weight>
+DEVICE void stream_weight(Ring<Weight>& ring, const Product& product, int lane) {
+  const int64_t stride = int64_t{product.inputs} * Weight::kBytes;
   const Slab slab = slab_of(product.outs, blockIdx.x, gridDim.x);
   for (int start = 0; start < slab.count; start += kMostTiles<mma_rows> * kTileOuts)
-    for (int input = 0; input < product.inputs; input += kChunk)
+    for (int64_t byte = 0; byte < stride; byte += kRowBytes)
       for (int tile = 0; tile < tiles_from<mma_rows>(slab, start); ++tile) {
         const int row = start + tile * kTileOuts;
-        const uint16_t* from = product.weight + int64_t{slab.first + row} * product.inputs + input;
+        const unsigned char* from = product.weight + (slab.first + row) * stride + byte;
         mbarrier_wait(ring.empty(), ring.cursor.parity ^ 1);
-        copy_unit(ring, from, product.inputs, rows_of_tile(slab, row), lane);
+        copy_unit(ring, from, stride, rows_of_tile(slab, row), lane);
         ring.cursor.advance(ring.slots);
       }
 }
@@ -109,32 +119,46 @@ DEVICE void finish_tiles(Team team, Partials& partials, const float (&sums)[most
   }
 }
 
-// A warp's part of the next `tiles` units, which are then free to be overwritten.
-template <int most>
-DEVICE void take_units(Ring& ring, uint4 (&part)[most], int tiles, int warp, int lane) {
-  Ring taken = ring;
+template <class Weight>
+DEVICE Eight load_eight(uint32_t address) {
+  if constexpr (Weight::kBytes == 2) {
+    const uint4 v = load_shared_16(address);
+    return {{v.x, v.y, v.z, v.w}};
+  } else {
+    const uint2 v = load_shared_8(address);
+    return Weight::widen(v.x, v.y);
+  }
+}
+
+// A warp's part of one run of inputs of the next `tiles` units; with the last run they are free to be overwritten. (All
+// runs at once would take registers that sums need.)
+template <class Weight, int most>
+DEVICE void take_units(Ring<Weight>& ring, Eight (&part)[most], int tiles, int run, int warp, int lane) {
+  Ring<Weight> taken = ring;
 #pragma unroll
   for (int tile = 0; tile < most; ++tile) {
     if (tile >= tiles) break;
-    mbarrier_wait(ring.full(), ring.cursor.parity);
-    part[tile] = load_shared_16(ring.slot() + slot_offset(warp, lane));
-    ring.cursor.advance(ring.slots);
+    mbarrier_wait(taken.full(), taken.cursor.parity);
+    part[tile] = load_eight<Weight>(taken.slot() + slot_offset<Weight::kBytes>(warp, lane, run));
+    taken.cursor.advance(taken.slots);
   }
+  if (run + 1 < Ring<Weight>::Own::kRuns) return;
   __syncwarp();  // all lanes have theirs
 #pragma unroll 1
-  for (int tile = 0; tile < tiles; ++tile, taken.cursor.advance(taken.slots))
-    if (lane == 0) mbarrier_arrive(taken.empty());
+  for (int tile = 0; tile < tiles; ++tile, ring.cursor.advance(ring.slots))
+    if (lane == 0) mbarrier_arrive(ring.empty());
 }
 
 // The multiplying warps' side of one product. `activations`: load(row, input) gives the bits of eight values of one
 // row, from `input` on; norm(input) what all rows need to make of them what ready() makes, eight values in bf16. The
-// next chunk's are on their way while one is multiplied. `finish` makes what finish_tiles() takes: only then does it
+// next run's are on their way while one is multiplied. `finish` makes what finish_tiles() takes: only then does it
 // have to be in registers.
-template <int mma_rows, class Activations, class Finish>
-DEVICE void multiply(Team team, Ring& ring, Partials& partials, const Product& product, int rows,
+template <int mma_rows, class Weight, class Activations, class Finish>
+DEVICE void multiply(Team team, Ring<Weight>& ring, Partials& partials, const Product& product, int rows,
                      const Activations& activations, const Finish& finish) {
-  constexpr int kMost = kMostTiles<mma_rows>;
-  const int thread = opaque(team.thread), warp = thread / 32, lane = thread % 32, first = lane_input(warp, lane);
+  constexpr int kMost = kMostTiles<mma_rows>, kChunk = Ring<Weight>::Own::kChunk, kRuns = Ring<Weight>::Own::kRuns;
+  const int thread = opaque(team.thread), warp = thread / 32, lane = thread % 32;
+  const int first = lane_input<Weight::kBytes>(warp, lane, 0);
   const Slab slab = slab_of(product.outs, blockIdx.x, gridDim.x);
   const auto load = [&](int i, int input) {  // a row that is not there only fills the instruction
     const int row = opaque(lane_row(lane) + 8 * i);  // no address is kept from chunk to chunk
@@ -150,23 +174,28 @@ DEVICE void multiply(Team team, Ring& ring, Partials& partials, const Product& p
     for (int i = 0; i < 2 * mma_rows; ++i) raw[i] = load(i, first);
 #pragma unroll 1
     for (int chunk = 0; chunk < product.inputs; chunk += kChunk) {
-      const int next = chunk + kChunk < product.inputs ? chunk + kChunk + first : first;
-      uint4 w[kMost];
-      take_units(ring, w, tiles, warp, lane);
+#pragma unroll 1
+      for (int run = 0; run < kRuns; ++run) {
+        const int last = chunk + kChunk < product.inputs ? chunk + kChunk + first : first;
+        const int next = run + 1 < kRuns ? chunk + first + (run + 1) * kRun : last;
+        Eight w[kMost];
+        take_units(ring, w, tiles, run, warp, lane);
 #pragma unroll
-      for (int m = 0; m < mma_rows; ++m) {
-        const uint4 low = activations.ready(raw[2 * m], norm, lane_row(lane) + 16 * m);
-        const uint4 high = activations.ready(raw[2 * m + 1], norm, lane_row(lane) + 16 * m + 8);
-        raw[2 * m] = load(2 * m, next);
-        raw[2 * m + 1] = load(2 * m + 1, next);
+        for (int m = 0; m < mma_rows; ++m) {
+          const uint4 low = activations.ready(raw[2 * m], norm, lane_row(lane) + 16 * m);
+          const uint4 high = activations.ready(raw[2 * m + 1], norm, lane_row(lane) + 16 * m + 8);
+          raw[2 * m] = load(2 * m, next);
+          raw[2 * m + 1] = load(2 * m + 1, next);
 #pragma unroll
-        for (int tile = 0; tile < kMost; ++tile) {
-          if (tile >= tiles) break;
-          mma_16_8_16(sums[tile][m], low.x, high.x, low.y, high.y, w[tile].x, w[tile].y);
-          mma_16_8_16(sums[tile][m], low.z, high.z, low.w, high.w, w[tile].z, w[tile].w);
+          for (int tile = 0; tile < kMost; ++tile) {
+            if (tile >= tiles) break;
+            const auto& pair = w[tile].pair;
+            mma_16_8_16(sums[tile][m], low.x, high.x, low.y, high.y, pair[0], pair[1]);
+            mma_16_8_16(sums[tile][m], low.z, high.z, low.w, high.w, pair[2], pair[3]);
+          }
         }
+        norm = activations.norm(next);
       }
-      norm = activations.norm(next);
     }
     finish_tiles<mma_rows>(team, partials, sums, tiles, rows, slab, start, finish());
   }

@@ -120,7 +120,8 @@ class StepRunner:
         if given is not None:
             local_BTN[:, :, :1] = given
         draw = _Draw.on_device(params, seeds, _noise_offset(config), config)
-        step, whole = make_step(model, batch, engine, options), WholeHead.if_asked_for(model, batch)
+        step, options = make_step(model, batch, engine, options), options or StepOptions()
+        whole = WholeHead.if_asked_for(model, batch, options.dependent_launch)
         return cls(config, step, draw, condition, local_BTN, given is not None, whole)
 
     def all_steps(self, on_step: OnStep | None = None) -> None:

@@ -16,8 +16,9 @@ class EngineOptions:
     neither top-k nor top-p is set, draw inside the head's product, its logits never stored
     (:func:`hqtvae_fast.ops.draw_from_head`). ``overlap``: draw a batch while the one before it is decoded
     (:mod:`hqtvae_fast.engine.lanes`); None: on a GPU. ``dependent_launch``: Hopper's programmatic dependent launch, of
-    products of up to 16 rows (:mod:`hqtvae_fast.ops.linear.kernels`). ``skip_query``: leave out the queries of the
-    head's first pass, whose one position sees itself alone. ``tf32``: multiply fp32 numbers as TF32."""
+    products of up to 16 rows (:mod:`hqtvae_fast.ops.linear.kernels`) and of the head where it is one kernel.
+    ``skip_query``: leave out the queries of the head's first pass, whose one position sees itself alone. ``tf32``:
+    multiply fp32 numbers as TF32."""
 
     graphs: bool | None = None
     tables: bool = False

@@ -43,8 +43,8 @@ class LevelFeatures:
 class StepOptions:
     """What the fused step has and the model's modules have not. ``tables``: read what depends on codes alone from them.
     ``fused_draw``: leave the head's last product to the draw, which can have neither top-k nor top-p then.
-    ``dependent_launch``: products of few rows begin to fetch their weights while the kernel before them runs.
-    ``skip_query``: the head's first pass multiplies no queries."""
+    ``dependent_launch``: products of few rows, and the whole head where one kernel is asked for, begin to fetch
+    their weights while the kernel before them runs. ``skip_query``: the head's first pass multiplies no queries."""
 
     tables: StepTables | None = None
     fused_draw: bool = False

@@ -13,6 +13,7 @@ from hqtvae_fast.config import TransformerConfig
 from hqtvae_fast.model import HQTransformer
 from hqtvae_fast.model.head import PyramidHead
 from hqtvae_fast.model.layers import Block
+from hqtvae_fast.ops.linear import Linear
 from hqtvae_fast.ops.prediction_head import BlockWeights, HeadWeights, LevelWeights, PredictionHead
 from hqtvae_fast.ops.prediction_head.table import MOST_IMAGES
 
@@ -26,15 +27,17 @@ class WholeHead:
     head: PredictionHead
 
     @classmethod
-    def if_asked_for(cls, model: HQTransformer, batch: int) -> WholeHead | None:
-        """None unless the environment asks for it; a BackendError where it does and the model or batch do not fit."""
+    def if_asked_for(cls, model: HQTransformer, batch: int, dependent: bool = False) -> WholeHead | None:
+        """None unless the environment asks for it; a BackendError where it does and the model or batch do not fit.
+        ``dependent``: fetch weights while the body's last kernel still runs, see :class:`PredictionHead`."""
         if asked_for(OP) != BACKEND:
             return None
         reason = why_not(model.config, batch)
         if reason is not None:
             raise BackendError(f"{OP}: backend {BACKEND!r} was asked for and cannot run: {reason}")
         config = model.config.head
-        return cls(PredictionHead.of(weights_of(cast(PyramidHead, model.head)), config.num_heads, config.gelu))
+        weights = weights_of(cast(PyramidHead, model.head))
+        return cls(PredictionHead.of(weights, config.num_heads, config.gelu, dependent=dependent))
 
     def __call__(
         self,
@@ -67,7 +70,8 @@ def why_not(config: TransformerConfig, batch: int) -> str | None:
 
 @torch.no_grad()
 def weights_of(head: PyramidHead) -> HeadWeights:
-    """The head's own tensors; only the rows of the positions may be a copy."""
+    """The head's own tensors, the narrow ones where a matrix has been rounded to them; only the rows of the positions
+    may be a copy."""
 
     def norm(layer: nn.Module) -> tuple[Tensor, Tensor]:
         return cast(Tensor, layer.weight), cast(Tensor, layer.bias)
@@ -75,10 +79,10 @@ def weights_of(head: PyramidHead) -> HeadWeights:
     def block(layer: Block) -> BlockWeights:
         attention, mlp = layer.attention, layer.mlp
         projections = (attention.qkv, attention.out, mlp.up, mlp.down)
-        qkv, out, up, down = ((linear.weight, linear.bias) for linear in projections)
+        qkv, out, up, down = ((*linear.streamed, linear.bias) for linear in projections)
         return BlockWeights(*norm(layer.norm1), *qkv, *out, *norm(layer.norm2), *up, *down)
 
     pairs = zip(head.norms, head.logits, strict=True)
-    levels = tuple(LevelWeights(*norm(own), cast(Tensor, logits.weight)) for own, logits in pairs)
+    levels = tuple(LevelWeights(*norm(own), *cast(Linear, logits).streamed) for own, logits in pairs)
     blocks = tuple(block(cast(Block, layer)) for layer in head.blocks.layers)
     return HeadWeights(head.start, head.position.weight[:4], cast(Tensor, head.codes[0].weight), blocks, levels)

@@ -22,6 +22,9 @@
 struct uint4 {
   uint32_t x, y, z, w;
 };
+struct uint2 {
+  uint32_t x, y;
+};
 struct float2 {
   float x, y;
 };
@@ -127,9 +130,6 @@ inline bool run_grid(int blocks, int threads, int shared_bytes, void (*kernel)()
 
 // ------------------------------------------------------------------------------------------------ what CUDA C++ has
 
-inline float __fadd_rn(float a, float b) { return a + b; }
-inline float __fmul_rn(float a, float b) { return a * b; }
-inline float __fdiv_rn(float a, float b) { return a / b; }
 inline float __fdividef(float a, float b) { return a / b; }
 inline int __float2int_rn(float x) { return static_cast<int>(std::nearbyint(x)); }
 inline float __expf(float x) { return std::exp(x); }
@@ -144,6 +144,12 @@ inline float __uint_as_float(uint32_t x) { return same_bits<float>(x); }
 inline float __int_as_float(int x) { return same_bits<float>(x); }
 inline uint32_t __float_as_uint(float x) { return same_bits<uint32_t>(x); }
 inline uint32_t __umulhi(uint32_t a, uint32_t b) { return static_cast<uint32_t>(uint64_t{a} * b >> 32); }
+inline uint32_t __byte_perm(uint32_t a, uint32_t b, uint32_t which) {
+  const uint64_t both = uint64_t{b} << 32 | a;
+  uint32_t picked = 0;
+  for (int i = 0; i < 4; ++i) picked |= static_cast<uint32_t>(both >> (which >> 4 * i & 7) * 8 & 0xFF) << 8 * i;
+  return picked;
+}
 inline uint32_t atomicAdd(uint32_t* x, uint32_t value) { return (*x += value) - value; }
 
 // --------------------------------------------------------------------------------------------------------- for ptx.h
@@ -166,6 +172,7 @@ inline uint32_t load_4_bytes(const void* p) { return load_bytes<uint32_t>(p); }
 inline uint16_t load_2_bytes(const void* p) { return load_bytes<uint16_t>(p); }
 inline int64_t load_8_bytes(const void* p) { return load_bytes<int64_t>(p); }
 inline uint4 load_shared_16(uint32_t at) { return load_bytes<uint4>(emulated->memory() + at); }
+inline uint2 load_shared_8(uint32_t at) { return load_bytes<uint2>(emulated->memory() + at); }
 inline float2 load_shared_floats(uint32_t at) { return load_bytes<float2>(emulated->memory() + at); }
 
 uint16_t to_bf16(float x);

@@ -3,6 +3,7 @@
 #include "head_table.h"
 #include "sample_row.h"
 #include "schedule.h"
+#include "stored_weight.h"
 
 #include <atomic>
 #include <cstddef>
@@ -16,29 +17,42 @@ namespace {
 // One block's share of x [rows, inputs] weight^T, by the plan that the kernel follows: units through a ring of slots,
 // lanes by their places, an instruction's 16 x 8 x 16 products as tensor cores define them. False where a slot is read
 // that does not hold what the reader expects.
-template <int mma_rows>
+template <int mma_rows, class Weight>
 struct HostProduct {
-  const uint16_t *x, *weight;
+  using Own = Unit<Weight::kBytes>;
+  const uint16_t* x;
+  const unsigned char* weight;
   int rows, outs, inputs, slots, block, blocks;
-  std::vector<uint16_t> memory = std::vector<uint16_t>(slots * kSlotBytes / 2);
+  std::vector<unsigned char> memory = std::vector<unsigned char>(slots * Own::kSlotBytes);
 
   void copy_unit(const Cursor& cursor, const Slab& slab, int row, int input) {
     for (int r = 0; r < rows_of_tile(slab, row); ++r)
-      std::memcpy(&memory[(cursor.slot * kSlotBytes + r * kSlotRow) / 2],
-                  weight + int64_t{slab.first + row + r} * inputs + input, kRowBytes);
+      std::memcpy(&memory[cursor.slot * Own::kSlotBytes + r * Own::kSlotRow],
+                  weight + (int64_t{slab.first + row + r} * inputs + input) * Weight::kBytes, kRowBytes);
+  }
+
+  // A lane's eight weights of a run.
+  Eight eight(const Cursor& cursor, int warp, int lane, int run) const {
+    const unsigned char* at = &memory[cursor.slot * Own::kSlotBytes + slot_offset<Weight::kBytes>(warp, lane, run)];
+    Eight words;
+    std::memcpy(&words, at, kLaneInputs * Weight::kBytes);
+    if constexpr (Weight::kBytes == 1) words = Weight::widen(words.pair[0], words.pair[1]);
+    return words;
   }
 
   using Sums = float[kMostTiles<mma_rows> * 8][16 * mma_rows];
 
   void add(Sums& sums, const Cursor& cursor, int tile, int warp, int input) {
-    for (int out = 0; out < kTileOuts; ++out)
-      for (int row = 0; row < 16 * mma_rows && row < rows; ++row)
-        for (int q = 0; q < 4; ++q) {  // the lanes whose products meet in this sum
-          const int lane = out * 4 + q, from = lane_input(warp, row % 8 * 4 + q);
-          const uint16_t* w = &memory[(cursor.slot * kSlotBytes + slot_offset(warp, lane)) / 2];
+    for (int run = 0; run < Own::kRuns; ++run)
+      for (int lane = 0; lane < 32; ++lane) {  // of an output, four lanes' products meet in a sum
+        const Eight w = eight(cursor, warp, lane, run);
+        for (int row = 0; row < 16 * mma_rows && row < rows; ++row) {
+          const int from = input + lane_input<Weight::kBytes>(warp, row % 8 * 4 + lane % 4, run);
           for (int i = 0; i < 8; ++i)
-            sums[tile * 8 + out][row] += from_bf16(w[i]) * from_bf16(x[int64_t{row} * inputs + input + from + i]);
+            sums[tile * 8 + lane_row(lane)][row] += (i % 2 ? high_bf16(w.pair[i / 2]) : low_bf16(w.pair[i / 2])) *
+                                                    from_bf16(x[int64_t{row} * inputs + from + i]);
         }
+      }
   }
 
   void run(float* y) {
@@ -49,7 +63,7 @@ struct HostProduct {
       std::vector<float> total(kMostTiles<mma_rows> * 8 * 16 * mma_rows);
       for (int warp = 0; warp < kWarps; ++warp) {
         Sums sums = {};
-        for (int input = 0; input < inputs; input += kChunk) {
+        for (int input = 0; input < inputs; input += Own::kChunk) {
           for (int tile = 0; tile < tiles; ++tile, in.advance(slots)) copy_unit(in, slab, start + tile * 8, input);
           for (int tile = 0; tile < tiles; ++tile, out.advance(slots)) add(sums, out, tile, warp, input);
         }
@@ -62,6 +76,16 @@ struct HostProduct {
     }
   }
 };
+
+template <class Weight>
+void multiply_as(const uint16_t* x, const unsigned char* w, int rows, int outs, int inputs, int mma_rows, int slots,
+                 int blocks, float* y) {
+  for (int block = 0; block < blocks; ++block) {
+    if (mma_rows == 1) HostProduct<1, Weight>{x, w, rows, outs, inputs, slots, block, blocks}.run(y);
+    if (mma_rows == 2) HostProduct<2, Weight>{x, w, rows, outs, inputs, slots, block, blocks}.run(y);
+    if (mma_rows == 4) HostProduct<4, Weight>{x, w, rows, outs, inputs, slots, block, blocks}.run(y);
+  }
+}
 
 struct HostCounter {
   std::atomic<uint32_t>* counters;
@@ -124,13 +148,18 @@ bool draw(const float* logits, int rows, int codes, float temperature, int64_t t
   return invalid;
 }
 
-// y [rows, outs] must be zeros: each output must be added to once.
-void multiply(const uint16_t* x, const uint16_t* weight, int rows, int outs, int inputs, int mma_rows, int slots,
-              int blocks, float* y) {
-  for (int block = 0; block < blocks; ++block) {
-    if (mma_rows == 1) HostProduct<1>{x, weight, rows, outs, inputs, slots, block, blocks}.run(y);
-    if (mma_rows == 2) HostProduct<2>{x, weight, rows, outs, inputs, slots, block, blocks}.run(y);
-    if (mma_rows == 4) HostProduct<4>{x, weight, rows, outs, inputs, slots, block, blocks}.run(y);
+// y [rows, outs] must be zeros: each output must be added to once. stored: 0 bf16, 1 int8, 2 fp8.
+void multiply(int stored, const uint16_t* x, const unsigned char* weight, int rows, int outs, int inputs, int mma_rows,
+              int slots, int blocks, float* y) {
+  const auto run = stored == 0 ? multiply_as<Bf16Weight> : stored == 1 ? multiply_as<Int8Weight> : multiply_as<Fp8Weight>;
+  run(x, weight, rows, outs, inputs, mma_rows, slots, blocks, y);
+}
+
+// All 256 bytes as bf16.
+void widen_bytes(const uint32_t* bytes, uint32_t* int8, uint32_t* fp8) {
+  for (int i = 0; i < 64; i += 2) {
+    const Eight a = Int8Weight::widen(bytes[i], bytes[i + 1]), b = Fp8Weight::widen(bytes[i], bytes[i + 1]);
+    std::memcpy(int8 + 2 * i, &a, sizeof a), std::memcpy(fp8 + 2 * i, &b, sizeof b);
   }
 }
 
@@ -139,8 +168,9 @@ void slabs(int outs, int blocks, int* first, int* count) {
 }
 
 // Byte of a slot that each lane of a warp reads.
-void slot_offsets(int warp, int* out) {
-  for (int lane = 0; lane < 32; ++lane) out[lane] = slot_offset(warp, lane);
+void slot_offsets(int bytes, int warp, int run, int* out) {
+  for (int lane = 0; lane < 32; ++lane)
+    out[lane] = bytes == 2 ? slot_offset<2>(warp, lane, run) : slot_offset<1>(warp, lane, run);
 }
 
 // Launches, one after the other, of `blocks` threads that meet `times` times; how often one went on before all had
@@ -177,7 +207,8 @@ void head_layout(int* out) {
                         offsetof(HeadTable, barrier),
                         offsetof(HeadTable, levels),
                         kHeadSharedBytes,
-                        kSlotBytes + 16,
+                        Unit<2>::kSlotBytes + 16,
+                        Unit<1>::kSlotBytes + 16,
                         kMostCodes};
   std::memcpy(out, values, sizeof values);
 }

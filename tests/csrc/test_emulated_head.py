@@ -22,6 +22,15 @@ EMULATOR = Path(__file__).with_name("emulator.h")
 REPLACED = {  # what no C++ compiler takes, by what the emulator has
     'asm volatile("bar.sync 1, %0;" ::"n"(kThreads) : "memory");': "emulated->team.arrive_and_wait();",
     'asm("lg2.approx.f32 %0, %1;" : "=f"(y) : "f"(x));': "y = std::log2(x);",
+    'asm("add.rn.f32 %0, %1, %2;" : "=f"(c) : "f"(a), "f"(b));': "c = a + b;",
+    'asm("mul.rn.f32 %0, %1, %2;" : "=f"(c) : "f"(a), "f"(b));': "c = a * b;",
+    'asm("div.rn.f32 %0, %1, %2;" : "=f"(c) : "f"(a), "f"(b));': "c = a / b;",
+    'asm("fma.rn.f32 %0, %1, %2, %3;" : "=f"(d) : "f"(a), "f"(b), "f"(c));': "d = std::fma(a, b, c);",
+    'asm("cvt.f64.f32 %0, %1;" : "=d"(y) : "f"(x));': "y = x;",
+    'asm("fma.rn.bf16x2 %0, %1, %2, %3;" : "=r"(sum) : "r"(a), "r"(b), "r"(c));': (
+        "sum = uint32_t{to_bf16(high_bf16(a) * high_bf16(b) + high_bf16(c))} << 16"
+        " | to_bf16(low_bf16(a) * low_bf16(b) + low_bf16(c));"
+    ),
     "extern __shared__ __align__(128) unsigned char memory[];": "unsigned char* memory = emulated->memory();",
 }
 ENTRY = """
@@ -33,12 +42,15 @@ void call() {
          given.invalid, given.seeds, given.step, given.temperature, given.top_k, given.top_p, 5, given.images,
          given.draw_top, given.slots);
 }
-extern "C" bool run_head(int mma_rows, int blocks, int shared, const void* table, const void* h, long long* codes,
-    bool* invalid, const long long* seeds, const long long* step, const float* temperature, const long long* top_k,
-    const float* top_p, int images, int draw_top, int slots) {
+extern "C" bool run_head(int stored, int mma_rows, int blocks, int shared, const void* table, const void* h,
+    long long* codes, bool* invalid, const long long* seeds, const long long* step, const float* temperature,
+    const long long* top_k, const float* top_p, int images, int draw_top, int slots) {
   given = {table, h, codes, invalid, seeds, step, temperature, top_k, top_p, images, draw_top, slots};
-  return run_grid(blocks, hqtvae::kHeadThreads, shared, mma_rows == 1 ? call<prediction_head_1>
-                  : mma_rows == 2 ? call<prediction_head_2> : call<prediction_head_4>);
+  void (*const kernels[3][3])() = {
+      {call<prediction_head_bf16_1>, call<prediction_head_bf16_2>, call<prediction_head_bf16_4>},
+      {call<prediction_head_int8_1>, call<prediction_head_int8_2>, call<prediction_head_int8_4>},
+      {call<prediction_head_fp8_1>, call<prediction_head_fp8_2>, call<prediction_head_fp8_4>}};
+  return run_grid(blocks, hqtvae::kHeadThreads, shared, kernels[stored][mma_rows / 2]);
 }
 """
 
@@ -77,7 +89,8 @@ def run(run_head, inputs, mma_rows, blocks, slots=9):
     h, codes, invalid, *rest, head, draw_top = inputs
     made, drawn = HeadTable.of(head.weights, head.num_heads, head.gelu), codes.clone()
     addresses = map(pointer, (made.table, h, drawn, invalid, *rest))
-    finished = run_head(mma_rows, blocks, shared_bytes(slots), *addresses, len(h), int(draw_top), slots)
+    stored, shared = _nvrtc.STORED.index(made.stored), shared_bytes(slots, made.stored)
+    finished = run_head(stored, mma_rows, blocks, shared, *addresses, len(h), int(draw_top), slots)
     assert finished, "a deadlock"
     assert made.barrier.tolist() == [0, 0]
     return drawn, made.logits(1, len(h)).clone()
@@ -96,6 +109,9 @@ def check(inputs, drawn, logits):
         ({"B": 2, "D": 256, "L": 2, "K": 40, "bias": 1}, 1, 2),
         ({"B": 5, "D": 256, "L": 1, "K": 33, "sigmoid": 1}, 2, 3),
         ({"B": 9, "D": 256, "L": 1, "K": 24}, 4, 2),
+        ({"B": 2, "D": 512, "L": 1, "K": 40, "bias": 1, "narrow": 1}, 1, 3),
+        ({"B": 8, "D": 512, "L": 1, "K": 33, "sigmoid": 1, "narrow": 2}, 2, 2),
+        ({"B": 16, "D": 512, "L": 1, "K": 24, "bias": 1, "narrow": 1}, 4, 1),
     ],
 )
 def test_the_kernel_computes_the_head(run_head, sizes, mma_rows, blocks):
@@ -104,13 +120,20 @@ def test_the_kernel_computes_the_head(run_head, sizes, mma_rows, blocks):
 
 
 @pytest.mark.slow
-def test_its_bits_depend_on_neither_grid_nor_ring_nor_rows(run_head):
-    inputs = spec.make_inputs(Case("", {"B": 2, "D": 256, "L": 1, "K": 40}, torch.bfloat16), torch.device("cpu"), 4)
+@pytest.mark.parametrize("sizes", [{"D": 256}, {"D": 512, "narrow": 1}])
+def test_its_bits_depend_on_neither_grid_nor_ring_nor_rows(run_head, sizes):
+    """Nor on the other images."""
+    case = Case("", {"B": 2, "L": 1, "K": 40, **sizes}, torch.bfloat16)
+    inputs = spec.make_inputs(case, torch.device("cpu"), 4)
     codes, logits = run(run_head, inputs, 1, 1)
     for mma_rows, blocks, slots in ((1, 3, 20), (2, 2, 8)):
         again, bits = run(run_head, inputs, mma_rows, blocks, slots)
         assert torch.equal(again, codes)
         assert torch.equal(bits, logits)
+    h, drawn, invalid, seeds, *rest = inputs
+    alone, bits = run(run_head, (h[1:], drawn[1:], invalid, seeds[1:], *rest), 4, 2)
+    assert torch.equal(alone, codes[1:])
+    assert torch.equal(bits, logits[4:])
 
 
 @pytest.mark.slow
@@ -120,14 +143,19 @@ def test_its_bits_depend_on_neither_grid_nor_ring_nor_rows(run_head):
         ("    worker.barrier();\n  });", "  });"),  # between products
         ("team.sync();\n    const int cells", "const int cells"),  # before warps' sums are added
         ("mbarrier_wait(ring.empty(), ring.cursor.parity ^ 1);", ""),  # before a slot is overwritten
-        ("if (lane == 0) mbarrier_arrive(taken.empty());", ";"),  # a slot is never given back
+        ("if (lane == 0) mbarrier_arrive(ring.empty());", ";"),  # a slot is never given back
+        ("if (run + 1 < Ring<Weight>::Own::kRuns) return;", ""),  # a slot is given back before its second run is read
+        ("value = mul(value, scale[column]);", ";"),
+        ("qkv.scale ? qkv.scale + skipped", "qkv.scale ? qkv.scale"),  # pass 1 has no rows of queries
+        ("int64_t{D} * D * Weight::kBytes", "0"),
     ],
 )
 def test_planted_faults_are_seen(tmp_path, fault):
-    """The gate itself: without one of its barriers the kernel is wrong, or never ends."""
+    """The gate itself: without one of its barriers or with a wrong scale the kernel is wrong, or never ends."""
     text = emulated_source()
     assert text.count(fault[0]) == 1
     broken = compile_head(tmp_path, text.replace(*fault))
-    inputs = spec.make_inputs(Case("", {"B": 2, "D": 256, "L": 1, "K": 40}, torch.bfloat16), torch.device("cpu"), 4)
+    case = Case("", {"B": 2, "D": 512, "L": 1, "K": 40, "narrow": 1}, torch.bfloat16)
+    inputs = spec.make_inputs(case, torch.device("cpu"), 4)
     with pytest.raises(AssertionError):
         check(inputs, *run(broken, inputs, 1, 2))

@@ -67,8 +67,9 @@ def test_a_source_is_one_text_without_host_code(name):
 class FakeFunction:
     max_dynamic_shared_size_bytes = 0
 
-    def __call__(self, grid, block, arguments, *, shared_mem):
+    def kernel(self, grid, block, arguments, *, shared_mem, enable_cooperative_groups):
         self.launched = (grid, block, arguments, shared_mem)
+        self.cooperative = enable_cooperative_groups
 
 
 @pytest.fixture
@@ -80,7 +81,7 @@ def launched(monkeypatch):
         Device=lambda index: contextlib.nullcontext(), ExternalStream=lambda stream: contextlib.nullcontext()
     )
     monkeypatch.setitem(sys.modules, "cupy", types.SimpleNamespace(cuda=cuda))
-    monkeypatch.setattr(_nvrtc, "_module", lambda name, cooperative: module)
+    monkeypatch.setattr(_nvrtc, "_module", lambda name: module)
     monkeypatch.setattr(torch.cuda, "current_stream", lambda device: types.SimpleNamespace(cuda_stream=0))
     return functions
 
@@ -91,7 +92,7 @@ def parameters(kernel: str) -> list[str]:
     if kernel.startswith("sample_logits"):
         found = re.search(r"SAMPLE_LOGITS_PARAMETERS\(Stored\) (.*?) template", text)
     else:
-        macro = {"prediction_head": "PREDICTION_HEAD", "score_codes": "SCORE_CODES"}.get(kernel.rpartition("_")[0])
+        macro = next((name for name in ("PREDICTION_HEAD", "SCORE_CODES") if kernel.startswith(name.lower())), None)
         start = rf"#define {macro}_KERNEL.*? name\(" if macro else rf"\b{kernel}\("
         found = re.search(rf"{start}([^()]*)\) *{{", text)
     assert found is not None
@@ -116,15 +117,27 @@ def test_arguments_of_the_draw(launched):
     assert given(function) == parameters("sample_logits_bf16")
     assert function.launched[0:2] == ((12,), (256,))
     assert function.launched[3] == 48
+    assert not function.cooperative
 
 
-def test_arguments_of_the_head(launched):
+@pytest.mark.parametrize("stored", range(3))
+def test_arguments_of_the_head(launched, stored):
     tensors = [torch.zeros(5, 5, dtype=torch.int64) for _ in range(9)]
-    _nvrtc.prediction_head(*tensors, True, 132, 42, False)
-    function = launched["prediction_head_2"]
-    assert given(function) == parameters("prediction_head_2")
+    _nvrtc.prediction_head(*tensors, True, stored, 132, 42, False)
+    kernel = f"prediction_head_{_nvrtc.STORED[stored]}_2"
+    assert f"PREDICTION_HEAD_KERNEL({kernel}, 2, " in _nvrtc.source("prediction_head")
+    function = launched[kernel]
+    assert given(function) == parameters(kernel)
     assert function.launched[0:2] == ((132,), (288,))
+    assert function.cooperative
     assert function.max_dynamic_shared_size_bytes == function.launched[3] <= 227 * 1024
+
+
+def test_cupy_refuses_a_dependent_launch(launched):
+    tensors = [torch.zeros(5, 5, dtype=torch.int64) for _ in range(9)]
+    with pytest.raises(RuntimeError, match="dependent: expected False, CuPy launches no kernel so; got True"):
+        _nvrtc.prediction_head(*tensors, True, 0, 132, 42, True)
+    assert not launched
 
 
 def test_arguments_of_the_search(launched):
@@ -188,12 +201,14 @@ def test_what_the_head_refuses(extension):
     numbers = torch.zeros(2, dtype=torch.int64)
     rest = (torch.zeros(2, 5, dtype=torch.int64), torch.tensor(False), numbers, torch.tensor(0), torch.ones(2), numbers)
     with pytest.raises(RuntimeError, match="h: expected an address divisible by 16; got one that leaves 2"):
-        extension.prediction_head(numbers, h, *rest, torch.ones(2), True, 132, 42, False)
+        extension.prediction_head(numbers, h, *rest, torch.ones(2), True, 0, 132, 42, False)
     with pytest.raises(RuntimeError, match="slots: expected 8 to 1024; got 3"):
-        extension.prediction_head(numbers, h.clone(), *rest, torch.ones(2), True, 132, 3, False)
+        extension.prediction_head(numbers, h.clone(), *rest, torch.ones(2), True, 0, 132, 3, False)
+    with pytest.raises(RuntimeError, match="stored: expected 0 to 2; got 3"):
+        extension.prediction_head(numbers, h.clone(), *rest, torch.ones(2), True, 3, 132, 42, False)
     many = torch.zeros(17, 256, dtype=torch.bfloat16)
     with pytest.raises(RuntimeError, match=r"h.shape\[0\]: expected 1 to 16; got 17"):
-        extension.prediction_head(numbers, many, *rest, torch.ones(2), True, 132, 42, False)
+        extension.prediction_head(numbers, many, *rest, torch.ones(2), True, 0, 132, 42, False)
 
 
 def test_what_the_search_refuses(extension):
@@ -210,18 +225,31 @@ def find_nvrtc() -> str | None:
     return os.environ.get("HQTVAE_NVRTC") or ctypes.util.find_library("nvrtc") or next(map(str, wheels), None)
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_nvrtc_compiles_the_sources(name):
+def compiled(name: str) -> str:
+    """PTX of a source, with the options that CuPy adds to ours."""
     found = find_nvrtc()
     if found is None:
         pytest.skip("NVRTC is not installed (pip install nvidia-cuda-nvrtc, or HQTVAE_NVRTC=path)")
     nvrtc, program = ctypes.CDLL(found), ctypes.c_void_p()
     text = _nvrtc.source(name).encode()
     assert nvrtc.nvrtcCreateProgram(ctypes.byref(program), text, f"{name}.cu".encode(), 0, None, None) == 0
-    options = [option.encode() for option in (*_nvrtc.OPTIONS, "-arch=compute_80")]
+    options = [option.encode() for option in (*_nvrtc.OPTIONS, "-ftz=true", "-arch=compute_80")]
     code = nvrtc.nvrtcCompileProgram(program, len(options), (ctypes.c_char_p * len(options))(*options))
-    size = ctypes.c_size_t()
-    nvrtc.nvrtcGetProgramLogSize(program, ctypes.byref(size))
-    log = ctypes.create_string_buffer(size.value)
-    nvrtc.nvrtcGetProgramLog(program, log)
-    assert code == 0, log.value.decode()
+
+    def said(what: str) -> str:
+        size = ctypes.c_size_t()
+        getattr(nvrtc, f"nvrtcGet{what}Size")(program, ctypes.byref(size))
+        text = ctypes.create_string_buffer(size.value)
+        getattr(nvrtc, f"nvrtcGet{what}")(program, text)
+        return text.value.decode()
+
+    assert code == 0, said("ProgramLog")
+    return said("PTX")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_nvrtc_compiles_the_sources_and_subnormal_numbers_stay(name):
+    """CuPy's -ftz=true reaches no operation whose bits matter."""
+    ptx = compiled(name)
+    assert re.findall(r"\b(?:add|mul|div)\.rn\.ftz", ptx) == []
+    assert ("cvt.f64.f32" in ptx) == (name == "nearest_code")

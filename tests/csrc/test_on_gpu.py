@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
 
@@ -74,7 +76,7 @@ def drawn_with_logits(inputs):
     return codes, inputs[-2].made.logits(1, len(codes)).clone()
 
 
-@pytest.mark.parametrize("case", [*head_spec.SMALL_CASES[:4], *head_spec.CASES], ids=lambda case: case.name)
+@pytest.mark.parametrize("case", [*head_spec.SMALL_CASES[:7], *head_spec.CASES], ids=lambda case: case.name)
 def test_logits_of_the_head(case):
     """Errors against float64 at most twice those of torch in bf16, plus the spec's absolute term."""
     inputs = head_spec.make_inputs(case, DEVICE, 3)
@@ -83,10 +85,12 @@ def test_logits_of_the_head(case):
     assert float((logits.cpu().double() - exact.flatten(0, 1)).abs().max()) <= error
 
 
-def test_the_bits_depend_on_neither_time_nor_batch_nor_grid(monkeypatch):
-    inputs = head_spec.make_inputs(head_spec.CASES[4], DEVICE, 3)
+@pytest.mark.parametrize("narrow", range(3))
+def test_the_bits_depend_on_neither_time_nor_batch_nor_grid(monkeypatch, narrow):
+    case = next(case for case in head_spec.CASES if case["B"] == 16 and case["narrow"] == narrow)
+    inputs = head_spec.make_inputs(case, DEVICE, 3)
     codes, logits = drawn_with_logits(inputs)
-    for _ in range(20):
+    for _ in range(10):
         again, bits = drawn_with_logits(inputs)
         assert torch.equal(again, codes)
         assert torch.equal(bits, logits)
@@ -94,8 +98,8 @@ def test_the_bits_depend_on_neither_time_nor_batch_nor_grid(monkeypatch):
     alone, bits = drawn_with_logits((h[5:6], kept[5:6], invalid, seeds[5:6], *rest))
     assert torch.equal(alone, codes[5:6])
     assert torch.equal(bits, logits[20:24])
-    blocks, slots = head_spec.cuda.plan(h.device)
-    monkeypatch.setattr(head_spec.cuda, "plan", lambda device: (blocks // 2 + 1, slots - 9))
+    blocks, slots = head_spec.cuda.plan(h.device, inputs[-2].made.stored)
+    monkeypatch.setattr(head_spec.cuda, "plan", lambda device, stored: (blocks // 2 + 1, slots - 9))
     assert torch.equal(drawn_with_logits(inputs)[1], logits)
 
 
@@ -110,6 +114,35 @@ def test_a_replayed_head_reads_its_inputs():
         graph.replay()
         eager = head(h, torch.zeros_like(codes), backend="cuda", **options)
         assert torch.equal(codes, eager)
+
+
+@pytest.mark.parametrize("narrow", [0, 1])
+def test_a_dependent_launch_gives_the_same_bits(narrow):
+    """One after the other, eagerly and captured: each starts while the one before it, with the same work space and the
+    same barrier, still runs."""
+    case = next(case for case in head_spec.CASES if case["B"] == 4 and case["narrow"] == narrow)
+    h, codes, invalid, seeds, _, temperature, top_k, top_p, plain, _ = head_spec.make_inputs(case, DEVICE, 3)
+    head, options = dataclasses.replace(plain, dependent=True), {"temperature": temperature, "top_k": top_k}
+    reason = head_spec.cuda.why_not(h, head, True)
+    if reason is not None:
+        pytest.skip(reason)
+    options |= {"seeds": seeds, "top_p": top_p, "backend": "cuda", "invalid": invalid}
+    steps = [torch.tensor(number, device=DEVICE) for number in range(16)]
+    wanted = [plain(h, codes.clone(), step=step, **options) for step in steps]
+    drawn = [torch.zeros_like(codes) for _ in steps]
+
+    def run():
+        for own, step in zip(drawn, steps, strict=True):
+            head(h, own, step=step, **options)
+
+    run()
+    assert all(map(torch.equal, drawn, wanted))
+    graph = captured(run)
+    for own in drawn:
+        own.zero_()
+    graph.replay()
+    assert all(map(torch.equal, drawn, wanted))
+    assert plain.made.barrier.tolist() == [0, 0]
 
 
 def test_given_top_codes_are_kept():

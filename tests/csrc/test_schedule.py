@@ -22,39 +22,65 @@ def test_slabs_are_even_and_cover_all(host, outs, blocks):
     assert int(count.max() - count.min()) <= 1
 
 
-def test_no_two_lanes_meet_in_a_bank(host):
-    """Eight lanes at a time, 16 bytes each: all 32 banks of 4 bytes, once."""
-    offsets = torch.empty(32, dtype=torch.int32)
+@pytest.mark.parametrize("weight_bytes", [2, 1])
+def test_no_two_lanes_meet_in_a_bank(host, weight_bytes):
+    """Eight lanes at a time with 16 bytes each, 16 with 8: all 32 banks of 4 bytes, once. All runs together: each byte
+    of each row of the slot, once."""
+    offsets, width = torch.empty(32, dtype=torch.int32), 8 * weight_bytes
+    seen = []
     for warp in range(8):
-        host.slot_offsets(warp, pointer(offsets))
-        for lanes in offsets.split(8):
-            banks = (lanes[:, None] // 4 + torch.arange(4)) % 32
-            assert sorted(banks.flatten().tolist()) == list(range(32))
+        for run in range(2 // weight_bytes):
+            host.slot_offsets(weight_bytes, warp, run, pointer(offsets))
+            for lanes in offsets.split(128 // width):
+                banks = (lanes[:, None] // 4 + torch.arange(width // 4)) % 32
+                assert sorted(banks.flatten().tolist()) == list(range(32))
+            seen += (offsets[:, None] + torch.arange(width)).flatten().tolist()
+    row = 512 + 32 * weight_bytes
+    assert sorted(seen) == [r * row + byte for r in range(8) for byte in range(512)]
+
+
+STORED = {torch.bfloat16: 0, torch.int8: 1, torch.float8_e4m3fn: 2}
+dtypes = pytest.mark.parametrize("dtype", STORED)
 
 
 def product(host, x, weight, mma_rows, blocks, slots=27):
     y = torch.zeros(len(x), len(weight))
     sizes = (len(x), len(weight), x.shape[1])
-    host.multiply(pointer(x), pointer(weight), *sizes, mma_rows, slots, blocks, pointer(y))
+    host.multiply(STORED[weight.dtype], pointer(x), pointer(weight), *sizes, mma_rows, slots, blocks, pointer(y))
     return y
 
 
-def operands(rows, outs, inputs):
+def operands(rows, outs, inputs, dtype=torch.bfloat16):
     generator = torch.Generator().manual_seed(rows * outs)
-    return (torch.randn(n, inputs, generator=generator).bfloat16() for n in (rows, outs))
+    x, weight = (torch.randn(n, inputs, generator=generator) for n in (rows, outs))
+    return x.bfloat16(), (30 * weight).round().to(dtype) if dtype is torch.int8 else weight.to(dtype)
 
 
+@dtypes
 @pytest.mark.parametrize(
-    "rows,outs,inputs,mma_rows,blocks", [(1, 100, 512, 1, 3), (7, 61, 768, 2, 1), (64, 45, 256, 4, 2)]
+    "rows,outs,inputs,mma_rows,blocks", [(1, 100, 512, 1, 3), (7, 61, 1024, 2, 1), (64, 45, 512, 4, 2)]
 )
-def test_a_product_by_the_plan(host, rows, outs, inputs, mma_rows, blocks):
-    x, weight = operands(rows, outs, inputs)
+def test_a_product_by_the_plan(host, rows, outs, inputs, mma_rows, blocks, dtype):
+    x, weight = operands(rows, outs, inputs, dtype)
     exact = x.double() @ weight.double().T
-    torch.testing.assert_close(product(host, x, weight, mma_rows, blocks).double(), exact, rtol=0, atol=1e-3)
+    atol = 1e-3 * (30 if dtype is torch.int8 else 1)
+    torch.testing.assert_close(product(host, x, weight, mma_rows, blocks).double(), exact, rtol=0, atol=atol)
 
 
-def test_the_bits_depend_on_neither_blocks_nor_rows_nor_slots(host):
-    x, weight = operands(16, 77, 512)
+def test_bytes_become_bf16_exactly(host):
+    """All 256 of each kind, but for fp8's two NaN, which no weight is rounded to."""
+    stored = torch.arange(256).to(torch.uint8)
+    int8, fp8 = torch.empty(256, dtype=torch.bfloat16), torch.empty(256, dtype=torch.bfloat16)
+    host.widen_bytes(pointer(stored), pointer(int8), pointer(fp8))
+    assert torch.equal(int8.float(), stored.view(torch.int8).float())
+    wanted = stored.view(torch.float8_e4m3fn).float()
+    assert torch.equal(fp8.float()[~wanted.isnan()].view(torch.int32), wanted[~wanted.isnan()].view(torch.int32))
+    assert int(wanted.isnan().sum()) == 2
+
+
+@dtypes
+def test_the_bits_depend_on_neither_blocks_nor_rows_nor_slots(host, dtype):
+    x, weight = operands(16, 77, 512, dtype)
     bits = product(host, x, weight, 1, 1)
     for mma_rows, blocks, slots in ((1, 9, 8), (2, 2, 42), (4, 5, 27)):
         assert torch.equal(product(host, x, weight, mma_rows, blocks, slots), bits)
@@ -74,11 +100,12 @@ def test_the_barrier_holds_and_is_left_as_it_was_found(host):
 
 
 def test_python_and_the_kernel_agree_on_the_layout(host):
-    layout = torch.empty(10, dtype=torch.int32)
+    layout = torch.empty(11, dtype=torch.int32)
     host.head_layout(pointer(layout))
-    fixed, layer, epsilon, start, stream, barrier, levels, shared, slot, codes = layout.tolist()
-    assert (shared, slot, codes) == (cuda.FIXED_BYTES - 127, cuda.SLOT_BYTES, table.MOST_CODES)
-    assert (fixed, layer) == (23 * 8, 12 * 8)
+    fixed, layer, epsilon, start, stream, barrier, levels, shared, slot, byte_slot, codes = layout.tolist()
+    assert (shared, codes) == (cuda.FIXED_BYTES - 127, table.MOST_CODES)
+    assert {"bf16": slot, "int8": byte_slot, "fp8": byte_slot} == cuda.SLOT_BYTES
+    assert (fixed, layer) == (25 * 8, 16 * 8)
     weights = spec.make_weights(spec.SMALL_CASES[1], torch.device("cpu"), 0)
     made = table.HeadTable.of(weights, 4, "sigmoid")
     fields = made.table.tolist()
@@ -90,13 +117,25 @@ def test_python_and_the_kernel_agree_on_the_layout(host):
     ]
     assert fields[stream // 8] == made.buffer.data_ptr()
     assert fields[barrier // 8] == made.barrier.data_ptr()
-    assert fields[levels // 8 + 7] == len(weights.levels[1].logits) == 90
-    assert fields[fixed // 8 + 2] == weights.blocks[0].qkv.data_ptr()
+    assert fields[levels // 8 + 9] == len(weights.levels[1].logits) == 90
+    assert fields[fixed // 8 + 2 : fixed // 8 + 4] == [weights.blocks[0].qkv.data_ptr(), 0]
     assert fields[-1] == weights.blocks[1].down_bias.data_ptr()
     assert all(address % 16 == 0 for address in fields[start // 8 : barrier // 8])
 
 
+def test_scales_are_in_the_table(host):
+    weights = spec.make_weights(spec.SMALL_CASES[4], torch.device("cpu"), 0)
+    made = table.HeadTable.of(weights, 8, "exact")
+    fields, block, level = made.table.tolist()[-16:], weights.blocks[0], weights.levels[1]
+    assert made.stored == "int8"
+    wanted = (block.qkv, block.qkv_scale, block.qkv_bias, block.out, block.out_scale, block.out_bias)
+    assert fields[2:8] == [x.data_ptr() for x in wanted]
+    assert fields[10:13] == [x.data_ptr() for x in (block.up, block.up_scale, block.up_bias)]
+    assert fields[13:16] == [x.data_ptr() for x in (block.down, block.down_scale, block.down_bias)]
+    assert made.table.tolist()[-19:-16] == [level.logits.data_ptr(), level.logits_scale.data_ptr(), 90]
+
+
 def test_shared_memory_fits(host):
-    for most, slots in ((163 * 1024, 27), (227 * 1024, 42)):
-        assert cuda.ring_slots(most) == slots
-        assert cuda.shared_bytes(slots) <= most
+    for most, stored, slots in ((163, "bf16", 27), (227, "bf16", 42), (163, "int8", 29), (227, "fp8", 44)):
+        assert cuda.ring_slots(most * 1024, stored) == slots
+        assert cuda.shared_bytes(slots, stored) <= most * 1024

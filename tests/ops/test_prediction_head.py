@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 
 import pytest
 import torch
 from conftest import golden_pipeline
 
+from hqtvae_fast import _cuda
 from hqtvae_fast.backend import BackendError
 from hqtvae_fast.engine import whole_head
 from hqtvae_fast.engine.cache import KVCache
-from hqtvae_fast.engine.loop import SamplingParams, draw_codes
-from hqtvae_fast.engine.step import make_caches
+from hqtvae_fast.engine.loop import SamplingParams, StepRunner, draw_codes
+from hqtvae_fast.engine.step import StepOptions, make_caches
 from hqtvae_fast.ops import PredictionHead
-from hqtvae_fast.ops.prediction_head import HeadWeights, reference, spec
+from hqtvae_fast.ops.linear import quantize_linears
+from hqtvae_fast.ops.prediction_head import HeadWeights, reference, spec, table
+from hqtvae_fast.ops.spec import Case
 
-CASE = spec.SMALL_CASES[-1]
+CASE, NARROW_CASE = spec.SMALL_CASES[-1], spec.SMALL_CASES[4]
 
 
 @pytest.fixture
@@ -61,7 +65,7 @@ def on_the_reference(call):
 def test_the_operator():
     inputs = spec.make_inputs(CASE, torch.device("cpu"), 0)
     head, tensors = inputs[-2], list(inputs[-2].weights.named().values())
-    arguments = (*inputs[:8], tensors, head.num_heads, head.gelu, True, None, None, None, "reference")
+    arguments = (*inputs[:8], tensors, head.num_heads, head.gelu, True, "", False, None, None, None, "reference")
     torch.library.opcheck(torch.ops.hqtvae_fast.prediction_head, arguments)
 
 
@@ -80,6 +84,60 @@ def test_the_check_sees_a_wrong_code():
     wrong[0, 3] = (wrong[0, 3] + 1) % CASE["K"]
     with pytest.raises(AssertionError, match=r"drawn, level 1: .* behind the best"):
         spec.check(wrong, wanted, inputs)
+
+
+@pytest.mark.parametrize("to", ["int8", "fp8"])
+def test_a_quantized_model_gives_its_narrow_matrices(model, to, monkeypatch):
+    """All of them, those of the logits too; drawn from them the codes are the model's own."""
+    model = quantize_linears(copy.deepcopy(model), to)
+    weights = whole_head.weights_of(model.head)
+    assert weights.stored == to
+    scales = [x for name, x in weights.named().items() if name.endswith("_scale")]
+    assert len(scales) == 4 * len(weights.blocks) + 2
+    assert all(x is not None and x.dtype is torch.float32 for x in scales)
+    test_logits_are_the_models(model)
+    test_the_loop_draws_the_same_codes_through_it(model, monkeypatch)
+
+
+def test_narrow_weights_are_checked():
+    weights = spec.make_weights(NARROW_CASE, torch.device("cpu"), 0)
+    block, level = weights.blocks[0], weights.levels[0]
+
+    def with_block(**parts):
+        return dataclasses.replace(weights, blocks=(dataclasses.replace(block, **parts),))
+
+    with pytest.raises(
+        ValueError, match=r"blocks.0.up: expected torch.bfloat16, or int8 or fp8 and a scale; got .*int8"
+    ):
+        with_block(up_scale=None)
+    with pytest.raises(ValueError, match=r"blocks.0.up: expected torch.bfloat16, or int8 or fp8 and a scale; got .*bf"):
+        with_block(up=block.up.bfloat16())
+    with pytest.raises(ValueError, match=r"blocks.0.out_scale: expected torch.float32 on cpu; got torch.bfloat16"):
+        with_block(out_scale=block.out_scale.bfloat16())
+    short = dataclasses.replace(level, logits_scale=level.logits_scale[1:])
+    with pytest.raises(ValueError, match=r"levels.0.logits_scale: expected \[90\]; got \[89\]"):
+        dataclasses.replace(weights, levels=(short, weights.levels[1]))
+    assert HeadWeights.of(list(weights.named().values())).named() == weights.named()
+
+
+def test_the_kernel_refuses_narrow_weights_that_it_cannot_take():
+    weights = spec.make_weights(NARROW_CASE, torch.device("cpu"), 0)
+    assert table.why_not(weights, 8) is None
+    block = weights.blocks[0]
+    mixed = dataclasses.replace(block, up=(block.up.float() * block.up_scale[:, None]).bfloat16(), up_scale=None)
+    mixed_weights = dataclasses.replace(weights, blocks=(mixed,))
+    assert "all in int8 or all in fp8; got several" in table.why_not(mixed_weights, 8)
+    narrow = spec.make_weights(
+        Case("", {"D": 256, "K": 64, "L": 1, "narrow": 1}, torch.bfloat16), weights.start.device, 0
+    )
+    assert "a width divisible by 512; got 4 heads, width 256" in table.why_not(narrow, 4)
+
+
+def test_bytes_of_a_step():
+    """Of preset S, as the kernel's head comment has them."""
+    bf16, int8 = (next(spec.cost(case).bytes for case in spec.CASES if case["narrow"] == kind) for kind in (0, 1))
+    assert bf16 == pytest.approx(484.4e6, rel=1e-3)
+    assert int8 == pytest.approx(242.7e6, rel=1e-3)
 
 
 def test_weights_are_checked():
@@ -101,6 +159,45 @@ def test_inputs_are_checked_and_the_kernel_says_why_it_cannot_run():
     bf16 = spec.make_inputs(spec.SMALL_CASES[0], torch.device("cpu"), 0)
     with pytest.raises(BackendError, match="expected tensors on a CUDA device; got cpu"):
         spec.run(*bf16, backend="cuda")
+
+
+def test_the_engines_option_makes_the_launch_a_dependent_one(model, monkeypatch):
+    monkeypatch.setenv("HQTVAE_BACKEND", "prediction_head=cuda")
+    for wanted in (False, True):
+        options = StepOptions(dependent_launch=wanted)
+        params = SamplingParams((1.0, 1.0), (None, None), (None, None))
+        runner = StepRunner.make(model, torch.tensor([1]), torch.tensor([7]), params, options=options)
+        assert runner.whole_head.head.dependent == wanted
+
+
+@pytest.mark.parametrize(
+    "loader,capability,reason",
+    [
+        (False, (9, 0), "expected kernels compiled when installed for a dependent launch; got CuPy"),
+        (True, (8, 9), "expected compute capability 9.0 or above for a dependent launch; got 8.9"),
+        (True, (9, 0), None),
+    ],
+)
+def test_a_dependent_launch_runs_where_it_can_or_says_why_not(loader, capability, reason, monkeypatch):
+    kernels = _cuda.Kernels("CuPy, compiled on first use", lambda name: None, loader)
+    monkeypatch.setattr(_cuda, "load", lambda: (kernels, ""))
+    monkeypatch.setattr(_cuda, "why_not", lambda *inputs: None)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    inputs = spec.make_inputs(spec.SMALL_CASES[0], torch.device("cpu"), 0)
+    for dependent in (False, True):
+        head = dataclasses.replace(inputs[-2], dependent=dependent)
+        found = spec.cuda.why_not(*inputs[:-2], head, True)
+        assert found is None if reason is None or not dependent else found.startswith(reason)
+
+
+def test_a_launch_is_told_so(monkeypatch):
+    told = []
+    monkeypatch.setattr(_cuda, "operator", lambda name: lambda *arguments: told.append(arguments[-4:]))
+    monkeypatch.setattr(spec.cuda, "plan", lambda device, stored: (132, 42))
+    inputs = spec.make_inputs(spec.SMALL_CASES[0], torch.device("cpu"), 0)
+    for dependent in (False, True):
+        spec.cuda.launch(torch.zeros(1), *inputs[:8], True, "int8", dependent)
+    assert told == [(1, 132, 42, False), (1, 132, 42, True)]
 
 
 def test_the_engine_refuses_where_it_was_asked_for_and_does_not_fit(model, monkeypatch):

@@ -21,22 +21,27 @@ GELU = ("exact", "sigmoid")
 class PredictionHead:
     """A head that draws one step's five codes: made once, called for each step.
 
-    ``made``: what the CUDA kernel reads and works in, or None where another backend runs.
+    ``made``: what the CUDA kernel reads and works in, or None where another backend runs. ``dependent``: the kernel may
+    start, and fetch weights, while the one before it still runs (compute capability 9.0 or above, the compiled
+    extension): that one must not be what wrote them. "cuda" cannot run where that is not possible.
     """
 
     weights: HeadWeights
     num_heads: int
     gelu: str
     made: HeadTable | None
+    dependent: bool = False
 
     @classmethod
-    def of(cls, weights: HeadWeights, num_heads: int, gelu: str = "exact") -> PredictionHead:
+    def of(
+        cls, weights: HeadWeights, num_heads: int, gelu: str = "exact", *, dependent: bool = False
+    ) -> PredictionHead:
         if gelu not in GELU:
             raise ValueError(f"gelu: expected one of {', '.join(GELU)}; got {gelu!r}")
         if len(weights.start) % num_heads != 0:
             raise ValueError(f"num_heads: expected a divisor of {len(weights.start)}; got {num_heads}")
         able = weights.start.is_cuda and table.why_not(weights, num_heads) is None and _cuda.load()[0] is not None
-        return cls(weights, num_heads, gelu, HeadTable.of(weights, num_heads, gelu) if able else None)
+        return cls(weights, num_heads, gelu, HeadTable.of(weights, num_heads, gelu) if able else None, dependent)
 
     def __call__(
         self,
@@ -60,7 +65,8 @@ class PredictionHead:
         :func:`hqtvae_fast.ops.sample_logits` at positions 0 and 1-4; NaN sets ``invalid``, a bool scalar. Nothing is
         allocated and nothing waits for the device with "cuda". Raises ValueError on other shapes and dtypes.
 
-        ``backend``: "cuda" (1 to 16 images, bf16; one persistent kernel; only by name) or "reference" (anywhere).
+        ``backend``: "cuda" (1 to 16 images, bf16; matrices in bf16, or all in int8 or fp8; one persistent kernel; only
+        by name) or "reference" (anywhere).
         """
         B, device = len(h), h.device
         wanted = {
@@ -82,7 +88,7 @@ class PredictionHead:
         made = self.made
         memory = (None, None, None) if made is None else (made.table, made.buffer, made.barrier)
         tensors = list(self.weights.named().values())
-        options = (self.num_heads, self.gelu, draw_top)
+        options = (self.num_heads, self.gelu, draw_top, "" if made is None else made.stored, self.dependent)
         torch.ops.hqtvae_fast.prediction_head(*inputs, tensors, *options, *memory, choice.backend.name)
         return codes
 
@@ -109,6 +115,8 @@ def _prediction_head(
     num_heads: int,
     gelu: str,
     draw_top: bool,
+    stored: str,
+    dependent: bool,
     table_fields: Tensor | None,
     table_buffer: Tensor | None,
     table_barrier: Tensor | None,
@@ -119,7 +127,7 @@ def _prediction_head(
         reference.prediction_head(*inputs, HeadWeights.of(weights), num_heads, gelu, draw_top)
     else:
         assert table_fields is not None
-        cuda.launch(table_fields, *inputs, draw_top)
+        cuda.launch(table_fields, *inputs, draw_top, stored, dependent)
 
 
 @_prediction_head.register_fake
@@ -136,6 +144,8 @@ def _(
     num_heads: int,
     gelu: str,
     draw_top: bool,
+    stored: str,
+    dependent: bool,
     table_fields: Tensor | None,
     table_buffer: Tensor | None,
     table_barrier: Tensor | None,

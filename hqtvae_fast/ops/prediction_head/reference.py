@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from hqtvae_fast.ops.linear import reference as narrow
 from hqtvae_fast.ops.prediction_head.weights import BOTTOMS, LAYER_NORM_EPS, BlockWeights, HeadWeights, LevelWeights
 from hqtvae_fast.ops.sample_logits import sample_logits
 
@@ -65,22 +66,28 @@ def _logits(
     for number, block in enumerate(weights.blocks):
         x_BGD = _block(x_BGD, block, num_heads, gelu, cached, number)
     own: LevelWeights = weights.levels[level]
-    return F.linear(_norm(x_BGD, own.norm_weight, own.norm_bias), own.logits)
+    return _linear(_norm(x_BGD, own.norm_weight, own.norm_bias), own.logits, own.logits_scale, None)
 
 
 def _block(x_BGD: Tensor, block: BlockWeights, num_heads: int, gelu: str, cached: Cached, number: int) -> Tensor:
     B, G, D = x_BGD.shape
-    qkv = F.linear(_norm(x_BGD, block.norm1_weight, block.norm1_bias), block.qkv, block.qkv_bias)
+    qkv = _linear(_norm(x_BGD, block.norm1_weight, block.norm1_bias), block.qkv, block.qkv_scale, block.qkv_bias)
     q_BHGE, k_BHSE, v_BHSE = qkv.view(B, G, 3, num_heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
     if number < len(cached):
         k_BHSE, v_BHSE = (torch.cat(pair, dim=2) for pair in zip(cached[number], (k_BHSE, v_BHSE), strict=True))
     else:
         cached.append((k_BHSE, v_BHSE))
     y_BGD = F.scaled_dot_product_attention(q_BHGE, k_BHSE, v_BHSE).transpose(1, 2).reshape(B, G, D)
-    x_BGD = x_BGD + F.linear(y_BGD, block.out, block.out_bias)
-    inside = F.linear(_norm(x_BGD, block.norm2_weight, block.norm2_bias), block.up, block.up_bias)
+    x_BGD = x_BGD + _linear(y_BGD, block.out, block.out_scale, block.out_bias)
+    inside = _linear(_norm(x_BGD, block.norm2_weight, block.norm2_bias), block.up, block.up_scale, block.up_bias)
     inside = F.gelu(inside) if gelu == "exact" else inside * torch.sigmoid(1.702 * inside)
-    return x_BGD + F.linear(inside, block.down, block.down_bias)
+    return x_BGD + _linear(inside, block.down, block.down_scale, block.down_bias)
+
+
+def _linear(x: Tensor, weight: Tensor, scale: Tensor | None, bias: Tensor | None) -> Tensor:
+    if scale is None:
+        return F.linear(x, weight, bias)
+    return narrow.linear(x, weight, scale, bias, None, "none")
 
 
 def _norm(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:

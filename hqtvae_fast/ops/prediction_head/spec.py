@@ -8,18 +8,28 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hqtvae_fast.ops.linear.reference import NARROW, quantize
 from hqtvae_fast.ops.prediction_head import BACKENDS, PredictionHead, cuda, reference
 from hqtvae_fast.ops.prediction_head.weights import BOTTOMS, LEVELS, BlockWeights, HeadWeights, LevelWeights
 from hqtvae_fast.ops.sample_logits.noise import gumbel, random_words
 from hqtvae_fast.ops.spec import Case, Cost, Spec
 
 HEAD_WIDTH = 64
-CASES = tuple(Case(f"S, batch {B}", {"B": B, "D": 1536, "L": 4, "K": 8192}, torch.bfloat16) for B in (1, 2, 4, 8, 16))
+STORED = (None, *NARROW)
+CASES = tuple(
+    Case(f"S, batch {B}{suffix}", {"B": B, "D": 1536, "L": 4, "K": 8192, "narrow": narrow}, torch.bfloat16)
+    for narrow, suffix in enumerate(("", ", int8", ", fp8"))
+    for B in (1, 2, 4, 8, 16)
+)
 SMALL_CASES = (
     Case("one image, bf16", {"B": 1, "D": 256, "L": 1, "K": 96}, torch.bfloat16),
     Case("biases, bf16", {"B": 3, "D": 256, "L": 2, "K": 90, "bias": 1}, torch.bfloat16),
     Case("other GELU, eight images, bf16", {"B": 8, "D": 256, "L": 2, "K": 300, "sigmoid": 1}, torch.bfloat16),
     Case("sixteen images, bf16", {"B": 16, "D": 256, "L": 2, "K": 128}, torch.bfloat16),
+    Case("int8, biases, bf16", {"B": 2, "D": 512, "L": 1, "K": 90, "bias": 1, "narrow": 1}, torch.bfloat16),
+    Case("int8, sixteen images, bf16", {"B": 16, "D": 512, "L": 1, "K": 40, "narrow": 1}, torch.bfloat16),
+    Case("fp8, eight images, bf16", {"B": 8, "D": 512, "L": 1, "K": 64, "sigmoid": 1, "narrow": 2}, torch.bfloat16),
+    Case("int8, fp32", {"B": 2, "D": 128, "L": 2, "K": 64, "bias": 1, "narrow": 1}),
     Case("fp32", {"B": 2, "D": 128, "L": 2, "K": 64, "bias": 1}),
 )
 ABSOLUTE = 1e-3
@@ -29,7 +39,8 @@ Inputs = tuple[Any, ...]
 
 
 def make_weights(case: Case, device: torch.device, seed: int) -> HeadWeights:
-    """As spread as a trained model's, so that activations keep their size through the blocks."""
+    """As spread as a trained model's, so that activations keep their size through the blocks. ``case["narrow"]``: 1 is
+    int8, 2 fp8."""
     D, K, generator = case["D"], case["K"], torch.Generator().manual_seed(seed)
 
     def random(*shape: int, scale: float = 1.0, offset: float = 0.0) -> Tensor:
@@ -39,16 +50,23 @@ def make_weights(case: Case, device: torch.device, seed: int) -> HeadWeights:
     def bias(size: int) -> Tensor | None:
         return random(size, scale=0.1) if case.sizes.get("bias") else None
 
+    def matrix(name: str, rows: int, inputs: int, scale: float) -> dict[str, Tensor | None]:
+        values, to = random(rows, inputs, scale=scale * inputs**-0.5), STORED[case.sizes.get("narrow", 0)]
+        stored, factor = (values, None) if to is None else quantize(values, to)
+        return {name: stored, f"{name}_scale": factor}
+
     def block() -> BlockWeights:
         norms = {"norm1_weight": random(D, scale=0.1, offset=1.0), "norm1_bias": random(D, scale=0.1)}
         norms |= {"norm2_weight": random(D, scale=0.1, offset=1.0), "norm2_bias": random(D, scale=0.1)}
         sizes = {"qkv": (3 * D, D), "out": (D, D), "up": (4 * D, D), "down": (D, 4 * D)}
-        parts: dict[str, Any] = {name: random(*size, scale=0.7 * size[1] ** -0.5) for name, size in sizes.items()}
-        parts |= {f"{name}_bias": bias(size[0]) for name, size in sizes.items()}
+        parts: dict[str, Any] = {f"{name}_bias": bias(size[0]) for name, size in sizes.items()}
+        for name, size in sizes.items():
+            parts |= matrix(name, *size, 0.7)
         return BlockWeights(**norms, **parts)
 
     def level() -> LevelWeights:
-        return LevelWeights(random(D, scale=0.1, offset=1.0), random(D, scale=0.1), random(K, D, scale=3 * D**-0.5))
+        parts: dict[str, Any] = matrix("logits", K, D, 3.0)
+        return LevelWeights(random(D, scale=0.1, offset=1.0), random(D, scale=0.1), **parts)
 
     blocks = tuple(block() for _ in range(case["L"]))
     levels = tuple(level() for _ in range(LEVELS))
@@ -80,7 +98,11 @@ def run(*inputs: Any, backend: str | None = None) -> Tensor:
 
 
 def on_cpu(head: PredictionHead, dtype: torch.dtype) -> PredictionHead:
-    tensors = [None if x is None else x.cpu().to(dtype) for x in head.weights.named().values()]
+    """The same numbers, in another dtype but for narrow matrices and their scales."""
+    plain = head.weights.start.dtype
+    tensors = [
+        None if x is None else x.cpu().to(dtype if x.dtype == plain else x.dtype) for x in head.weights.named().values()
+    ]
     return PredictionHead.of(HeadWeights.of(tensors), head.num_heads, head.gelu)
 
 
@@ -120,18 +142,23 @@ def check(got: Tensor, wanted: Tensor, inputs: Inputs) -> None:
 
 
 def cost(case: Case) -> Cost:
-    """Weights once a pass, without the queries in the first; work of all rows."""
+    """Weights once a pass, without the queries in the first; a scale in fp32 a row of narrow ones; work of all rows."""
     B, D, L, K = (case[letter] for letter in "BDLK")
     first, second = L * 11 * D * D + K * D, L * 12 * D * D + K * D
-    return Cost(2 * B * (first + BOTTOMS * second), case.dtype.itemsize * (first + second))
+    scales = 4 * (L * (8 + 9) * D + 2 * K)
+    narrow = case.sizes.get("narrow", 0) > 0
+    bytes_read = first + second + scales if narrow else case.dtype.itemsize * (first + second)
+    return Cost(2 * B * (first + BOTTOMS * second), bytes_read)
 
 
 def describe(*inputs: Any) -> Mapping[str, str]:
+    stored = {"plain": "bf16"}.get(inputs[-2].weights.stored, inputs[-2].weights.stored)
     if not torch.cuda.is_available():
-        slots = cuda.ring_slots(227 * 1024)
+        slots = cuda.ring_slots(227 * 1024, stored)
         return {"persistent grid": f"a block a multiprocessor; {slots} slots of 4 KB on an H100"}
-    blocks, slots = cuda.plan(inputs[0].device)
-    return {"persistent grid": f"{blocks} blocks, {slots} slots of 4 KB, {cuda.shared_bytes(slots)} bytes shared"}
+    blocks, slots = cuda.plan(inputs[0].device, stored)
+    shared = cuda.shared_bytes(slots, stored)
+    return {"persistent grid": f"{blocks} blocks, {slots} slots of 4 KB, {shared} bytes shared"}
 
 
 SPEC = Spec(

@@ -8,13 +8,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from hqtvae_fast.ops.prediction_head.weights import BOTTOMS, LAYER_NORM_EPS, LEVELS, HeadWeights
+from hqtvae_fast.ops.prediction_head.weights import BOTTOMS, LAYER_NORM_EPS, LEVEL_NAMES, LEVELS, HeadWeights
 
 MOST_IMAGES = 16
 MOST_CODES = 8192
 MOST_ROWS = MOST_IMAGES * BOTTOMS
 HEAD_WIDTH = 64
-CHUNK = 256
+CHUNK = {"plain": 256, "int8": 512, "fp8": 512}
+"""Inputs that the kernel takes at a time: 512 bytes of a row."""
 ALIGNMENT = 16
 
 
@@ -23,8 +24,11 @@ def why_not(weights: HeadWeights, num_heads: int) -> str | None:
     D = len(weights.start)
     if weights.start.dtype is not torch.bfloat16:
         return f"expected weights in bf16; got {weights.start.dtype}"
-    if D % CHUNK != 0 or num_heads * HEAD_WIDTH != D:
-        return f"expected heads of {HEAD_WIDTH} and a width divisible by {CHUNK}; got {num_heads} heads, width {D}"
+    if weights.stored is None:
+        return "expected all matrices in bf16, all in int8 or all in fp8; got several of these"
+    chunk = CHUNK[weights.stored]
+    if D % chunk != 0 or num_heads * HEAD_WIDTH != D:
+        return f"expected heads of {HEAD_WIDTH} and a width divisible by {chunk}; got {num_heads} heads, width {D}"
     codes = max(len(level.logits) for level in weights.levels)
     if codes > MOST_CODES:
         return f"expected at most {MOST_CODES} codes; got {codes}"
@@ -42,12 +46,14 @@ class HeadTable:
     buffer: Tensor
     barrier: Tensor
     weights: HeadWeights
+    stored: str
+    """How the matrices are: one of :data:`hqtvae_fast._nvrtc.STORED`."""
 
     @classmethod
     def of(cls, weights: HeadWeights, num_heads: int, gelu: str) -> HeadTable:
         """Allocates; ValueError gives the reason where :func:`why_not` has one."""
-        reason = why_not(weights, num_heads)
-        if reason is not None:
+        reason, stored = why_not(weights, num_heads), "bf16" if weights.stored == "plain" else weights.stored
+        if reason is not None or stored is None:
             raise ValueError(f"prediction_head: {reason}")
         device, sizes = weights.start.device, buffer_sizes(weights)
         buffer = torch.zeros(sum(sizes.values()), dtype=torch.bfloat16, device=device)
@@ -59,10 +65,10 @@ class HeadTable:
         fields += [named.pop(name) for name in ("start", "positions", "codes")]
         fields += [*(part.data_ptr() for part in parts), barrier.data_ptr()]
         for number, level in enumerate(weights.levels):
-            own = [named.pop(f"levels.{number}.{name}") for name in ("norm_weight", "norm_bias", "logits")]
+            own = [named.pop(f"levels.{number}.{name}") for name in LEVEL_NAMES]
             fields += [*own, len(level.logits)]
         fields += named.values()  # the blocks, in the order of the kernel's own struct
-        return cls(torch.tensor(fields, dtype=torch.int64, device=device), buffer, barrier, weights)
+        return cls(torch.tensor(fields, dtype=torch.int64, device=device), buffer, barrier, weights, stored)
 
     def logits(self, level: int, batch: int) -> Tensor:
         """Those of the last launch's last pass, [rows, K]: a view."""

@@ -1,0 +1,51 @@
+"""What the launchers ask of CUDA, read from a run-time library of our own."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from .host_library import SOURCES
+
+DEFAULT = 48 * 1024
+"""Bytes of shared memory, static and dynamic, that a block may have without being allowed more."""
+STATIC = 4240
+"""Of sample_logits' kernels."""
+
+
+def cuda_headers() -> Path | None:
+    homes = [os.environ.get("CUDA_HOME", ""), "/usr/local/cuda"]
+    homes += [str(Path(found).resolve().parents[1]) for found in [shutil.which("nvcc")] if found]
+    folders = (Path(home, "include") for home in homes if home)
+    return next((folder for folder in folders if (folder / "cuda_runtime.h").exists()), None)
+
+
+@pytest.fixture(scope="module")
+def launched(tmp_path_factory):
+    headers = cuda_headers()
+    if headers is None or shutil.which("g++") is None:
+        pytest.skip("needs g++ and CUDA's headers")
+    out, source = tmp_path_factory.mktemp("launch") / "launch.so", Path(__file__).with_name("launch.cpp")
+    flags = ("-std=c++20", "-shared", "-fPIC", f"-I{SOURCES}", f"-I{headers}")
+    subprocess.run(["g++", *flags, str(source), "-o", str(out)], check=True)
+    return ctypes.CDLL(str(out)).launched
+
+
+@pytest.mark.parametrize("dynamic", [16, DEFAULT - STATIC, DEFAULT - STATIC + 16, DEFAULT, DEFAULT + 16, 200 * 1024])
+def test_more_shared_memory_than_the_default_is_allowed_first(launched, dynamic):
+    """What a kernel has of its own counts: 12,000 codes take 48,000 bytes, and 4,240 more."""
+    allowed = ctypes.c_int()
+    assert launched(dynamic, False, False, ctypes.byref(allowed))
+    assert allowed.value in (0, dynamic)
+    assert allowed.value == dynamic or dynamic + STATIC <= DEFAULT
+
+
+@pytest.mark.parametrize("cooperative", [False, True])
+@pytest.mark.parametrize("dependent", [False, True])
+def test_a_launch_is_of_the_kind_that_was_asked_for(launched, cooperative, dependent):
+    assert launched(200 * 1024, cooperative, dependent, ctypes.byref(ctypes.c_int()))
