@@ -45,6 +45,8 @@ class Done:
 class Lanes(Protocol):
     ahead: int
     """How many batches are issued before the oldest one is waited for."""
+    late: bool
+    """Whether a failure may show while another batch is issued or waited for, as a device's does."""
 
     def issue(self, job: Job, batch: Batch) -> Callable[[], Done]:
         """Begin a batch; what is returned waits for it, and holds what the device still reads until then."""
@@ -66,7 +68,7 @@ def make_lanes(device: torch.device, overlap: bool | None = None) -> Lanes:
 class _Serial:
     """Each batch is finished before the next is begun."""
 
-    ahead = 0
+    ahead, late = 0, False
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
@@ -86,7 +88,7 @@ class _Serial:
 class _Threads:
     """The caller draws, one thread beside it decodes; torch lets go of Python's lock inside its operators."""
 
-    ahead = 1
+    ahead, late = 1, False
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
@@ -125,6 +127,8 @@ def _decode(job: Job, batch: Batch, drawn: Codes, invalid: Tensor) -> Done:
 
 class _Streams:
     """Two streams of a GPU, or one; no threads. The host issues one batch ahead and waits for the older one."""
+
+    late = True
 
     def __init__(self, device: torch.device, overlap: bool) -> None:
         self.device, self.ahead = device, int(overlap)

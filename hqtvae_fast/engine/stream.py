@@ -6,7 +6,7 @@ A consumer that is slow, stops or fails holds up nothing but the batch in flight
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -23,7 +23,8 @@ _T = TypeVar("_T")
 
 
 class GenerationError(RuntimeError):
-    """The device failed; the message says in which images, with which conditions and seeds."""
+    """The device failed; the message says in which images, with which conditions and seeds; or in which batches it was
+    at work, for a GPU tells of a failure later."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,8 @@ def generate(
         while start < cutter.total or in_flight:
             while start < cutter.total and len(in_flight) <= lanes.ahead:
                 batch = cutter.next(start)
-                issued = _attempt(job, batch, lanes, partial(lanes.issue, job, batch))
+                running = [*(flight.batch for flight in in_flight), batch]
+                issued = _attempt(job, running if lanes.late else [batch], lanes, partial(lanes.issue, job, batch))
                 if issued is not None:
                     in_flight.append(_InFlight(batch, issued))
                     start = batch.stop
@@ -66,8 +68,9 @@ def generate(
                     break  # what is in flight holds memory too: take it first
                 else:
                     _shrink(job, cutter, batch)
+            running = [flight.batch for flight in in_flight]
             oldest = in_flight.popleft()
-            done = _attempt(job, oldest.batch, lanes, oldest.wait)
+            done = _attempt(job, running if lanes.late else running[:1], lanes, oldest.wait)
             if done is None:  # again from there on, smaller
                 in_flight.clear()
                 _shrink(job, cutter, oldest.batch)
@@ -85,10 +88,11 @@ def _shrink(job: Job, cutter: Cutter, batch: Batch) -> None:
         raise MemoryError(f"{job.describe(batch)}: not enough memory for {batch.size} at once")
 
 
-def _attempt(job: Job, batch: Batch, lanes: Lanes, work: Callable[[], _T]) -> _T | None:
-    """What ``work`` gives; None where memory does not suffice, and then nothing is running any more."""
+def _attempt(job: Job, batches: Sequence[Batch], lanes: Lanes, work: Callable[[], _T]) -> _T | None:
+    """What ``work`` gives; None where memory does not suffice, and then nothing is running any more. ``batches``: those
+    that may have failed if it fails."""
     try:
-        with _named(job, batch), torch.inference_mode():
+        with _named(job, batches), torch.inference_mode():
             return work()
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
@@ -100,13 +104,13 @@ def _attempt(job: Job, batch: Batch, lanes: Lanes, work: Callable[[], _T]) -> _T
 
 
 @contextmanager
-def _named(job: Job, batch: Batch) -> Iterator[None]:
+def _named(job: Job, batches: Sequence[Batch]) -> Iterator[None]:
     try:
         yield
-    except ValueError as error:
-        raise ValueError(f"{job.describe(batch)}: {error}") from error
+    except ValueError as error:  # the host's, of the last batch
+        raise ValueError(f"{job.describe(batches[-1])}: {error}") from error
     except RuntimeError as error:
         if is_out_of_memory(error):
             raise
         first = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise GenerationError(f"{job.describe(batch)}: {first}") from error
+        raise GenerationError(f"{' or '.join(map(job.describe, batches))}: {first}") from error

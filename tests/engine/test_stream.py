@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from hqtvae_fast.engine import Batch, Cutter, GenerationError, Job, generate
+from hqtvae_fast.engine.lanes import Done
 
 CPU = torch.device("cpu")
 both_lanes = pytest.mark.parametrize("overlap", [False, True])
@@ -216,6 +217,48 @@ def test_a_failing_device_names_the_batch():
 
     with pytest.raises(GenerationError, match=r"^images 2 to 3: CUDA error: an illegal memory access was encountered$"):
         list(generate(job(broken), Cutter(6, 2), CPU))
+
+
+class Late:
+    """Two batches are under way at once, and the device has failed in one of them."""
+
+    ahead, late = 1, True
+
+    def __init__(self, fails_at):
+        self.fails_at, self.calls = fails_at, []
+
+    def issue(self, job, batch):
+        self._call(f"issue {batch.start}")
+        return lambda: self._call(f"wait {batch.start}")
+
+    def _call(self, what):
+        self.calls.append(what)
+        if what == self.fails_at:
+            raise RuntimeError("CUDA error: an illegal memory access was encountered")
+        return Done((torch.zeros(2, 1, 1),), None, False)
+
+    def drain(self):
+        pass
+
+    def close(self):
+        self.calls.append("close")
+
+
+@pytest.mark.parametrize(
+    "fails_at,named",
+    [
+        ("issue 0", "images 0 to 1: CUDA"),
+        ("issue 2", "images 0 to 1 or images 2 to 3: CUDA"),
+        ("wait 0", "images 0 to 1 or images 2 to 3: CUDA"),
+        ("wait 4", "images 4 to 5: CUDA"),
+    ],
+)
+def test_a_device_that_tells_late_names_all_batches_under_way(fails_at, named, monkeypatch):
+    lanes = Late(fails_at)
+    monkeypatch.setattr("hqtvae_fast.engine.stream.make_lanes", lambda *_: lanes)
+    with pytest.raises(GenerationError, match=f"^{named}"):
+        list(generate(job(), Cutter(6, 2), CPU))
+    assert lanes.calls[-1] == "close"
 
 
 def test_bad_values_stay_value_errors():
