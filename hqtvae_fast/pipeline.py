@@ -146,6 +146,8 @@ class HQTVAEPipeline:
         wanted = self._wanted if dtype is None else read_precision(dtype)
         check_precision(wanted or default_precision(picked), self._quantization, picked)
         check_options(self._options, picked)
+        if self.device.type == "cuda":  # an unfinished stream of pictures still reads what is moved or freed here
+            torch.cuda.synchronize(self.device)
         self.device, self._wanted = picked, wanted
         self.vae.float().to(device=self.device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
         self.vae.fold().set_decoder_dtype(self.dtype)

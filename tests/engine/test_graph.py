@@ -254,6 +254,17 @@ def test_moving_a_pipeline_gives_up_its_captures():
     assert pipe._executor.graphs.report() == []
 
 
+def test_moving_a_pipeline_waits_for_what_still_runs(monkeypatch):
+    """With a device that is only said to be a GPU."""
+    pipe, waited = HQTVAEPipeline(golden_pipeline("class_parallel")._checkpoint, device="cpu", dtype="fp32"), []
+    monkeypatch.setattr(torch.cuda, "synchronize", waited.append)
+    pipe.to("cpu")
+    assert waited == []
+    pipe.device = torch.device("cuda", 1)
+    pipe.to("cpu")
+    assert waited == [torch.device("cuda", 1)]
+
+
 # ---------------------------------------------------------------------------------------------------------- on a GPU
 
 
