@@ -106,7 +106,8 @@ def fp32_products(device: torch.device, tf32: bool) -> Iterator[None]:
     products; a captured graph keeps what held when it was captured.
 
     Set by the new one of torch's two names for these switches alone, which never looks at the old one: reading that,
-    ``allow_tf32``, is refused wherever the two tell different stories, in here too.
+    ``allow_tf32``, is refused wherever the two tell different stories, in here too. Afterwards both have the values
+    that they had, as their own: one that followed ``torch.backends.fp32_precision`` no longer does.
     """
     if device.type != "cuda":
         yield

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import pytest
 import torch
 from conftest import GOLDEN
@@ -11,7 +14,6 @@ from hqtvae_fast.engine import options, precision
 from hqtvae_fast.engine.options import EngineOptions, check_options
 from hqtvae_fast.engine.precision import Precision, check_precision, read_precision
 from hqtvae_fast.hardware import fp32_products
-from hqtvae_fast.model.hqvae import _full_precision
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 
@@ -39,15 +41,27 @@ def test_fp32_products_holds_meanwhile_only(tf32, wanted):
 
 
 @pytest.mark.parametrize("everywhere", ["none", "tf32"])
-def test_encoding_is_fp32_whatever_holds_around_it(everywhere, monkeypatch):
-    """Also where a user has set the switch by its new name, which torch does not let the old one read."""
-    monkeypatch.setattr(torch.backends, "fp32_precision", everywhere)
-    before = flags()
-    with _full_precision(CUDA):
-        assert flags() == ("ieee", "ieee")
-    with fp32_products(CUDA, tf32=True), _full_precision(CUDA):
-        assert flags() == ("ieee", "ieee")
-    assert flags() == before
+def test_encoding_is_fp32_whatever_holds_around_it(everywhere):
+    """Also where a user has set the switch by its new name, which torch does not let the old one read. In a process of
+    its own: what was set is not all unset again."""
+    program = f"""
+import torch
+from hqtvae_fast.hardware import fp32_products
+from hqtvae_fast.model.hqvae import _full_precision
+
+def flags():
+    return torch.backends.cuda.matmul.fp32_precision, torch.backends.cudnn.conv.fp32_precision
+
+torch.backends.fp32_precision = "{everywhere}"
+before, cuda = flags(), torch.device("cuda")
+with _full_precision(cuda):
+    assert flags() == ("ieee", "ieee"), flags()
+with fp32_products(cuda, tf32=True), _full_precision(cuda):
+    assert flags() == ("ieee", "ieee"), flags()
+assert flags() == before, flags()
+"""
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
 
 
 def test_tf32_needs_a_gpu():
