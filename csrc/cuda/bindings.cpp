@@ -86,7 +86,7 @@ void prediction_head(Tensor table, Tensor h, Tensor codes, Tensor invalid, Tenso
   // A warp waits for all units of its tiles before it gives one back: fewer slots would be a deadlock.
   int slot_count = expect_int("slots", slots, kMostTiles<1>, 1024), top = draw_top;
   const int grid = expect_int("blocks", blocks, 1, 65535);
-  const int32_t device = expect_one_device({{"h", h},
+  const OnDevice here(expect_one_device({{"h", h},
                                          {"table", table},
                                          {"codes", codes},
                                          {"invalid", invalid},
@@ -94,9 +94,7 @@ void prediction_head(Tensor table, Tensor h, Tensor codes, Tensor invalid, Tenso
                                          {"step", step},
                                          {"temperature", temperature},
                                          {"top_k", top_k},
-                                         {"top_p", top_p}});
-  if (dependent) expect_capability_for("dependent", device, 9);
-  const OnDevice here(device);
+                                         {"top_p", top_p}}));
   void* pointers[] = {table.data_ptr(), h.data_ptr(),           codes.data_ptr(), invalid.data_ptr(), seeds.data_ptr(),
                       step.data_ptr(),  temperature.data_ptr(), top_k.data_ptr(), top_p.data_ptr()};
   int64_t stride = codes.stride(0);

@@ -92,13 +92,9 @@ inline int expect_int(const char* name, int64_t value, int64_t least, int64_t mo
   return static_cast<int>(value);
 }
 
-inline void expect_capability_for(const char* what, int32_t device, int least) {
-  int found = 0;
-  if (cudaDeviceGetAttribute(&found, cudaDevAttrComputeCapabilityMajor, device) != cudaSuccess || found < least)
-    refuse(what, ": expected compute capability ", least, ".0 or above; got ", found, ".x");
-}
-
 inline void expect_launched(const char* name, cudaError_t error) {
+  if (error == cudaErrorNotSupported)  // launch.h
+    refuse(name, ": dependent: expected a device and code of compute capability 9.0 or above; got older ones");
   if (error != cudaSuccess) refuse(name, ": the launch failed: ", cudaGetErrorString(error));
 }
 

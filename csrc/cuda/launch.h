@@ -12,7 +12,7 @@ struct Launch {
   int shared_bytes = 0;
   // All blocks are on the device at once, or the launch fails: what a grid-wide barrier needs.
   bool cooperative = false;
-  // May start while the kernel before it still runs, and waits for it itself (sm_90).
+  // May start while the kernel before it still runs, and waits for it itself: only code for sm_90 has that instruction.
   bool dependent = false;
 };
 
@@ -21,6 +21,12 @@ inline cudaError_t launch(const void* kernel, const Launch& how, void** argument
   if (how.shared_bytes > 40 * 1024) {
     const auto error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, how.shared_bytes);
     if (error != cudaSuccess) return error;
+  }
+  if (how.dependent) {  // code of compute_80 runs on later devices too, and would not wait
+    cudaFuncAttributes found;
+    const auto error = cudaFuncGetAttributes(&found, kernel);
+    if (error != cudaSuccess) return error;
+    if (found.ptxVersion < 90) return cudaErrorNotSupported;
   }
   cudaLaunchAttribute attributes[2];
   int count = 0;

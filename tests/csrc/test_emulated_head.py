@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import ctypes
 import shutil
-import subprocess
-from pathlib import Path
 
 import pytest
 import torch
@@ -16,23 +14,9 @@ from hqtvae_fast.ops.prediction_head.cuda import shared_bytes
 from hqtvae_fast.ops.prediction_head.table import HeadTable
 from hqtvae_fast.ops.spec import Case
 
+from .emulated import compile_emulated, emulated_source
 from .host_library import pointer
 
-EMULATOR = Path(__file__).with_name("emulator.h")
-REPLACED = {  # what no C++ compiler takes, by what the emulator has
-    'asm volatile("bar.sync 1, %0;" ::"n"(kThreads) : "memory");': "emulated->team.arrive_and_wait();",
-    'asm("lg2.approx.f32 %0, %1;" : "=f"(y) : "f"(x));': "y = std::log2(x);",
-    'asm("add.rn.f32 %0, %1, %2;" : "=f"(c) : "f"(a), "f"(b));': "c = a + b;",
-    'asm("mul.rn.f32 %0, %1, %2;" : "=f"(c) : "f"(a), "f"(b));': "c = a * b;",
-    'asm("div.rn.f32 %0, %1, %2;" : "=f"(c) : "f"(a), "f"(b));': "c = a / b;",
-    'asm("fma.rn.f32 %0, %1, %2, %3;" : "=f"(d) : "f"(a), "f"(b), "f"(c));': "d = std::fma(a, b, c);",
-    'asm("cvt.f64.f32 %0, %1;" : "=d"(y) : "f"(x));': "y = x;",
-    'asm("fma.rn.bf16x2 %0, %1, %2, %3;" : "=r"(sum) : "r"(a), "r"(b), "r"(c));': (
-        "sum = uint32_t{to_bf16(high_bf16(a) * high_bf16(b) + high_bf16(c))} << 16"
-        " | to_bf16(low_bf16(a) * low_bf16(b) + low_bf16(c));"
-    ),
-    "extern __shared__ __align__(128) unsigned char memory[];": "unsigned char* memory = emulated->memory();",
-}
 ENTRY = """
 static struct { const void *table, *h; long long* codes; bool* invalid; const long long *seeds, *step;
   const float* temperature; const long long* top_k; const float* top_p; int images, draw_top, slots; } given;
@@ -55,31 +39,17 @@ extern "C" bool run_head(int stored, int mma_rows, int blocks, int shared, const
 """
 
 
-def emulated_source() -> str:
-    """The kernel's own text, as NVRTC gets it, with the instructions of ptx.h taken from the emulator."""
-    text = _nvrtc.source("prediction_head")
-    for original, replacement in REPLACED.items():
-        assert text.count(original) == 1
-        text = text.replace(original, replacement)
-    end = "}  // namespace hqtvae"
-    first = text.index("// The instructions that CUDA C++ has no words for")
-    last = text.index(end, text.index("void let_next_kernel_start()")) + len(end)
-    return text[:first] + text[last:]
-
-
-@pytest.fixture(scope="module")
-def run_head(tmp_path_factory):
+@pytest.fixture(scope="module", params=[0, 1], ids=["cp.async", "bulk copies"])
+def run_head(request, tmp_path_factory):
+    """As an A100 and as an H100 run it."""
     if shutil.which("g++") is None:
         pytest.skip("g++ is not installed")
-    return compile_head(tmp_path_factory.mktemp("emulated"), emulated_source())
+    folder = tmp_path_factory.mktemp("emulated")
+    return compile_head(folder, emulated_source("prediction_head"), f"-DHAS_BULK_COPIES={request.param}")
 
 
-def compile_head(folder, text):
-    source, library = folder / "head.cpp", folder / "head.so"
-    source.write_text(f'#include "{EMULATOR}"\n{text}{ENTRY}')
-    flags = ("-O1", "-std=c++20", "-ffp-contract=off", "-w", "-shared", "-fPIC", "-pthread", "-fno-strict-aliasing")
-    subprocess.run(["g++", *flags, str(source), "-o", str(library)], check=True)
-    function = ctypes.CDLL(str(library)).run_head
+def compile_head(folder, text, *options):
+    function = compile_emulated(folder, text, ENTRY, *options).run_head
     function.restype = ctypes.c_bool
     return function
 
@@ -91,7 +61,7 @@ def run(run_head, inputs, mma_rows, blocks, slots=9):
     addresses = map(pointer, (made.table, h, drawn, invalid, *rest))
     stored, shared = _nvrtc.STORED.index(made.stored), shared_bytes(slots, made.stored)
     finished = run_head(stored, mma_rows, blocks, shared, *addresses, len(h), int(draw_top), slots)
-    assert finished, "a deadlock"
+    assert finished, "a deadlock, a misaligned access, or one beyond shared memory"
     assert made.barrier.tolist() == [0, 0]
     return drawn, made.logits(1, len(h)).clone()
 
@@ -145,6 +115,8 @@ def test_its_bits_depend_on_neither_grid_nor_ring_nor_rows(run_head, sizes):
         ("mbarrier_wait(ring.empty(), ring.cursor.parity ^ 1);", ""),  # before a slot is overwritten
         ("if (lane == 0) mbarrier_arrive(ring.empty());", ";"),  # a slot is never given back
         ("if (run + 1 < Ring<Weight>::Own::kRuns) return;", ""),  # a slot is given back before its second run is read
+        ("arrive_and_expect(ring.full(), rows * kRowBytes)", "arrive_and_expect(ring.full(), 8 * kRowBytes)"),
+        ("+ 16 * lane, from + row * stride", "+ 8 * lane, from + row * stride"),  # misaligned
         ("value = mul(value, scale[column]);", ";"),
         ("qkv.scale ? qkv.scale + skipped", "qkv.scale ? qkv.scale"),  # pass 1 has no rows of queries
         ("int64_t{D} * D * Weight::kBytes", "0"),
@@ -152,9 +124,9 @@ def test_its_bits_depend_on_neither_grid_nor_ring_nor_rows(run_head, sizes):
 )
 def test_planted_faults_are_seen(tmp_path, fault):
     """The gate itself: without one of its barriers or with a wrong scale the kernel is wrong, or never ends."""
-    text = emulated_source()
+    text = emulated_source("prediction_head")
     assert text.count(fault[0]) == 1
-    broken = compile_head(tmp_path, text.replace(*fault))
+    broken = compile_head(tmp_path, text.replace(*fault), f"-DHAS_BULK_COPIES={int('rows * kRowBytes' in fault[0])}")
     case = Case("", {"B": 2, "D": 512, "L": 1, "K": 40, "narrow": 1}, torch.bfloat16)
     inputs = spec.make_inputs(case, torch.device("cpu"), 4)
     with pytest.raises(AssertionError):

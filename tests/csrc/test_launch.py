@@ -14,6 +14,8 @@ from .host_library import SOURCES
 
 DEFAULT = 48 * 1024
 """Bytes of shared memory, static and dynamic, that a block may have without being allowed more."""
+NOT_SUPPORTED = 801
+"""cudaErrorNotSupported."""
 STATIC = 4240
 """Of sample_logits' kernels."""
 
@@ -40,7 +42,7 @@ def launched(tmp_path_factory):
 def test_more_shared_memory_than_the_default_is_allowed_first(launched, dynamic):
     """What a kernel has of its own counts: 12,000 codes take 48,000 bytes, and 4,240 more."""
     allowed = ctypes.c_int()
-    assert launched(dynamic, False, False, ctypes.byref(allowed))
+    assert launched(dynamic, False, False, 80, ctypes.byref(allowed)) == 0
     assert allowed.value in (0, dynamic)
     assert allowed.value == dynamic or dynamic + STATIC <= DEFAULT
 
@@ -48,4 +50,10 @@ def test_more_shared_memory_than_the_default_is_allowed_first(launched, dynamic)
 @pytest.mark.parametrize("cooperative", [False, True])
 @pytest.mark.parametrize("dependent", [False, True])
 def test_a_launch_is_of_the_kind_that_was_asked_for(launched, cooperative, dependent):
-    assert launched(200 * 1024, cooperative, dependent, ctypes.byref(ctypes.c_int()))
+    assert launched(200 * 1024, cooperative, dependent, 90, ctypes.byref(ctypes.c_int())) == 0
+
+
+def test_code_that_does_not_wait_is_not_launched_early(launched):
+    """Of an older architecture, which a Hopper GPU runs too (HQTVAE_CUDA_ARCHS=80-ptx)."""
+    assert launched(16, True, False, 80, ctypes.byref(ctypes.c_int())) == 0
+    assert launched(16, True, True, 80, ctypes.byref(ctypes.c_int())) == NOT_SUPPORTED
