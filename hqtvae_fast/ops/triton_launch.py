@@ -65,6 +65,11 @@ def rows(x: Tensor) -> Tensor:
     return x_MD if x_MD.stride(1) == 1 else x_MD.contiguous()
 
 
+def dense(*vectors: Tensor | None) -> tuple[Tensor | None, ...]:
+    """With values next to each other, as kernels read vectors; copied only where they are not."""
+    return tuple(None if vector is None else vector.contiguous() for vector in vectors)
+
+
 def row_warps(width: int) -> int:
     """Warps for a program that holds a row in registers: at most 16 values a thread. Not yet measured on a GPU."""
     return min(16, max(1, power_of_2(width) // 512))

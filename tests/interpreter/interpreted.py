@@ -1,7 +1,7 @@
 """Runs checks of Triton kernels under Triton's interpreter, in a process of its own for each program.
 
 TRITON_INTERPRET is read when a kernel is defined, and other tests are not to meet it. One process runs all checks of a
-program: starting one costs more than most of them.
+program: starting one costs more than most of them. :mod:`watch` looks at every place that a kernel loads or stores.
 """
 
 from __future__ import annotations
@@ -26,6 +26,9 @@ import json
 import sys
 import traceback
 
+import watch
+
+watch.install()
 outcomes = {}
 for check in sys.argv[1:]:
     try:
@@ -56,7 +59,7 @@ def main(checks: Mapping[str, Callable[[], None]]) -> None:
 
 def _interpret(*arguments: str) -> dict[str, str]:
     environment = {key: value for key, value in os.environ.items() if key != "HQTVAE_BACKEND"}
-    environment |= {"TRITON_INTERPRET": "1", "PYTHONPATH": str(ROOT)}
+    environment |= {"TRITON_INTERPRET": "1", "PYTHONPATH": os.pathsep.join([str(ROOT), str(Path(__file__).parent)])}
     command = [sys.executable, "-W", "ignore::RuntimeWarning", *arguments]
     result = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr

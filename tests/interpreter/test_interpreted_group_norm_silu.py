@@ -61,6 +61,16 @@ def backward():
                 assert error <= (64 if one.dtype is torch.float32 else 1) * unit * size + 1e-5, (case.name, name, error)
 
 
+def strided_vectors():
+    x, residual, weight, bias, groups, eps, silu, _ = make_inputs(SPEC.small[2], CPU, 0)
+    vectors = (weight, bias, torch.randn(weight.shape))
+    strided = [torch.stack([y, -y], 1)[:, 0] for y in vectors]
+    one, other = (fused.forward(x, residual, w, b, groups, eps, silu, s) for w, b, s in (vectors, strided))
+    assert all(map(torch.equal, one, other))
+    one, other = (fused.backward(x, residual, w, b, *one[2:], silu) for w, b, _ in (vectors, strided))
+    assert all(map(torch.equal, one, other))
+
+
 def operators():
     x, residual, weight, bias, groups, eps, silu, _ = make_inputs(SPEC.small[2], CPU, 0)
     x, residual, weight, bias = (y.requires_grad_() for y in (x, residual, weight, bias))
@@ -69,7 +79,7 @@ def operators():
         torch.library.opcheck(torch.ops.hqtvae_fast.group_norm_silu.default, inputs)
 """
 
-CHECKS = ("small_cases", "large_means", "an_image_alone_and_in_a_batch", "backward", "operators")
+CHECKS = ("small_cases", "large_means", "an_image_alone_and_in_a_batch", "backward", "strided_vectors", "operators")
 
 
 @needs_triton

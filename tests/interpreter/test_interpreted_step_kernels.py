@@ -15,6 +15,7 @@ from hqtvae_fast.ops.spec import all_specs
 CPU = torch.device("cpu")
 OPS = ["sample_logits", "draw_from_head", "add_layer_norm", "bias_gelu", "local_attention", "decode_attention"]
 OPS += ["embed_codes", "linear"]
+WITH_VECTORS = ["add_layer_norm", "bias_gelu", "decode_attention", "linear"]
 
 
 def same(left, right):
@@ -60,8 +61,23 @@ def operator(op):
         torch.library.opcheck(function, args, kwargs)
 
 
+def strided_vectors(op):
+    """Vectors that are every second value of others: read where they lie, or copied, but not as if they were dense."""
+    spec = all_specs()[op]
+    case = next(
+        case for case in spec.small if case.sizes.get("bias") or case.sizes.get("extra") or "added" in case.sizes
+    )
+    inputs, others = (spec.make_inputs(case, CPU, 0) for _ in range(2))
+    strided = [x if not isinstance(x, torch.Tensor) or x.ndim != 1 else torch.stack([x, -x], 1)[:, 0] for x in others]
+    assert any(isinstance(x, torch.Tensor) and x.ndim == 1 and x.stride() == (2,) for x in strided)
+    assert same(spec.run(*strided, backend="triton"), spec.run(*inputs, backend="triton"))
+
+
 CHECKS = {
-    f"{check.__name__} {op}": (lambda check=check, op=op: check(op)) for op in OPS for check in (small_cases, operator)
+    f"{check.__name__} {op}": (lambda check=check, op=op: check(op))
+    for checks, ops in (((small_cases, operator), OPS), ((strided_vectors,), WITH_VECTORS))
+    for op in ops
+    for check in checks
 }
 
 

@@ -90,7 +90,7 @@ def variants(arch: int) -> list[Variant]:
             aligned = tuple(name for name in signature if name != "eps")
             what = " ".join(name for name in ("added", "bias") if present[name]) or "nothing"
             name = f"layer norm of {D} {TRITON_NAMES[dtype]} with {what}"
-            made.append(Variant(name, kernels.add_layer_norm_kernel, signature, constants, aligned, row_warps(D), 1))
+            made.append(Variant(name, kernels.add_layer_norm_kernel, signature, constants, aligned, row_warps(D), 3))
     return made
 
 

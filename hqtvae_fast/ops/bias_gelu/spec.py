@@ -71,7 +71,7 @@ def variants(arch: int) -> list[Variant]:
                 constants: dict[str, Any] = {} if biased else {"bias": None}
                 constants |= {"EXACT": form == "exact", "BLOCK": fused.BLOCK}
                 name = f"{form} GELU {TRITON_NAMES[dtype]}{' with bias' if biased else ''}"
-                launch = (tuple(signature), fused.WARPS, 1)
+                launch = (tuple(signature), fused.WARPS, 3)
                 made.append(Variant(name, kernels.bias_gelu_kernel, signature, constants, *launch))
     return made
 

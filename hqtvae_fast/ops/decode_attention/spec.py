@@ -136,7 +136,7 @@ def variants(arch: int) -> list[Variant]:
             constants: dict[str, Any] = {} if biased else {"bias": None}
             constants |= {"BLOCK": fused.BLOCK, "WIDTH": 64, "TRIGGER": arch >= 90}
             name = f"decode attention {TRITON_NAMES[dtype]}{' with bias' if biased else ''}"
-            launch = ((*names, "E"), fused.WARPS, 1)
+            launch = ((*names, "E"), fused.WARPS, 3)
             made.append(Variant(name, kernels.decode_attention_kernel, signature, constants, *launch))
     return made
 

@@ -105,7 +105,7 @@ def variants(arch: int) -> list[Variant]:
     for dtype in (torch.float32, torch.bfloat16):
         for name, tile in (("few", fused.FEW), ("many", fused.MANY)):
             x = f"*{TRITON_NAMES[dtype]}"
-            pointers = {"x": x, "weight": x, "scores": "*fp32", "codes": "*i32", "invalid": "*i1"}
+            pointers = {"x": x, "weight": x, "scores": "*fp32", "codes": "*i32", "invalid": "*u1"}
             pointers |= {"seeds": "*i64", "step": "*i64", "position": "*i64", "temperature": "*fp32"}
             signature = pointers | dict.fromkeys(("M", "G", "K", "D", "stride_step", "stride_position"), "i32")
             constants = fused.constants(tile, dtype) | {"INTERPRET": False}

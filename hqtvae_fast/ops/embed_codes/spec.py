@@ -28,8 +28,11 @@ def _case(name: str, kind: str, B: int, D: int, K: int, dtype: torch.dtype) -> C
     return Case(name, {"B": B, "G": G, "n": n, "S": S, "D": D, "K": K, "mode": mode}, dtype)
 
 
+WIDTHS = {kind: ("FFHQ", 1024) if mode == INTERLEAVE else ("S", 1536) for kind, (*_, mode) in KINDS.items()}
 CASES = tuple(
-    _case(f"S, {kind}, batch {B}", kind, B, 1536, 8192, torch.bfloat16) for B in (1, 8, 50, 256) for kind in KINDS
+    _case(f"{name}, {kind}, batch {B}", kind, B, D, 8192, torch.bfloat16)
+    for B in (1, 8, 50, 256)
+    for kind, (name, D) in WIDTHS.items()
 )
 SMALL_CASES = (
     _case("token", "token", 3, 48, 20, torch.float32),
@@ -122,7 +125,7 @@ def variants(arch: int) -> list[Variant]:
     made = []
     for dtype in (torch.float32, torch.bfloat16):
         for kind, (_, n, S, mode) in KINDS.items():
-            D, x = (1024 if mode == INTERLEAVE else 1536), f"*{TRITON_NAMES[dtype]}"
+            D, x = WIDTHS[kind][1], f"*{TRITON_NAMES[dtype]}"
             signature = {"codes": "*i64", "table_0": x, "table_1": x, "table_2": x, "sources": "*i32", "rows": x}
             signature |= {"row": "*i64", "out": x} | dict.fromkeys(("G", "D", "stride_codes"), "i32")
             absent = (("table_2",) if n == 5 else ()) + (("row",) if kind.startswith("pass") else ())
@@ -131,7 +134,7 @@ def variants(arch: int) -> list[Variant]:
             signature = {name: type_ for name, type_ in signature.items() if name not in absent}
             aligned = tuple(name for name in signature if name not in ("G", "row", "stride_codes", "codes"))
             name = f"embeddings {kind} {TRITON_NAMES[dtype]}"
-            made.append(Variant(name, kernels.embed_codes_kernel, signature, constants, aligned, row_warps(D), 1))
+            made.append(Variant(name, kernels.embed_codes_kernel, signature, constants, aligned, row_warps(D), 3))
     return made
 
 

@@ -80,7 +80,8 @@ def forward(
     y = torch.empty_like(x)
     total = x.new_empty(0) if residual is None else torch.empty_like(x)
     source, added = x if residual is None else total, residual is not None
-    lacks = weight if shift is None else shift  # one that is absent is never read
+    weight, bias = weight.contiguous(), bias.contiguous()
+    lacks = weight if shift is None else shift.contiguous()  # one that is absent is never read
     with on(x):
         kernels.statistics_kernel[grid](
             *(x, residual if added else x, source, lacks, runs, HW, run),
@@ -108,6 +109,7 @@ def backward(
     HW, run = H * W, run_length(H * W, C)
     grid = (-(-HW // run), B)
     constants = {**_constants(C, mean.shape[1]), "SILU": silu}
+    weight, bias = weight.contiguous(), bias.contiguous()
     runs = torch.empty(B, grid[0], 2, C, dtype=torch.float32, device=x.device)
     dx = torch.empty_like(x)
     with on(x):

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from hqtvae_fast.ops import triton_launch
-from hqtvae_fast.ops.triton_launch import capability_at_least, dependents, interpreted, on, power_of_2
+from hqtvae_fast.ops.triton_launch import capability_at_least, dense, dependents, interpreted, on, power_of_2
 
 MOST_ROWS = 16
 OUT = 32
@@ -101,7 +101,7 @@ def linear(
     chosen = constants(N, K, x.dtype, gelu)
     with on(x):
         kernels.few_rows_kernel[(-(-N // OUT), chosen["PARTS"])](
-            *(x_MK, weight, scale, bias, None if residual is None else residual.contiguous(), out),
+            *(x_MK, weight, *dense(scale, bias, residual), out),
             *(partials, counters, len(x_MK), N, K),
             **chosen,
             TRIGGER=dependents(x),

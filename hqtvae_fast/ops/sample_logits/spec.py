@@ -158,14 +158,14 @@ def variants(arch: int) -> list[Variant]:
     made = []
     for dtype in (torch.float32, torch.bfloat16):
         for K in (1024, 8192):
-            pointers = {"logits": f"*{TRITON_NAMES[dtype]}", "out": "*i64", "invalid": "*i1", "seeds": "*i64"}
+            pointers = {"logits": f"*{TRITON_NAMES[dtype]}", "out": "*i64", "invalid": "*u1", "seeds": "*i64"}
             pointers |= {"step": "*i64", "position": "*i64", "temperature": "*fp32", "top_k": "*i64", "top_p": "*fp32"}
             strides = [name for name in kernels.draw_kernel.arg_names if name.startswith("stride")]
             signature = pointers | dict.fromkeys(["G", "K", *strides], "i32")
             name = f"draw {K} {TRITON_NAMES[dtype]}"
             aligned = ("logits", "K", "stride_b", "stride_g")
             constants = {"BITS": 8 * dtype.itemsize, "CODES": fused.codes(K), "INTERPRET": False}
-            launch = (aligned, fused.warps(K), 1)
+            launch = (aligned, fused.warps(K), 3)
             made.append(Variant(name, kernels.draw_kernel, signature, constants, *launch, fp_fusion=False))
     return made
 
