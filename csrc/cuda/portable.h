@@ -2,9 +2,10 @@
 // C++, where the tests run them on a CPU against the references.
 //
 // Two rules make the three agree bit for bit. Floating-point operations whose bits matter are written as add(), mul(),
-// div() and fma(), each rounded once: nvcc would otherwise join a product and a sum into one operation where it likes. On
-// a device they are PTX, which no option changes: CuPy compiles with -ftz=true, with which even __fadd_rn() and its like
-// take subnormal numbers for zero. And code that a whole block runs together is a sequence of steps (see Team): within a step threads do not look at each other.
+// div() and fma(), each rounded once: nvcc would otherwise join a product and a sum into one operation where it likes.
+// On a device they are PTX, which no option changes: CuPy compiles with -ftz=true, with which even __fadd_rn() and its
+// like take subnormal numbers for zero. And code that a whole block runs together is a sequence of steps (see Team):
+// within a step threads do not look at each other.
 #pragma once
 
 #if defined(__CUDACC_RTC__)

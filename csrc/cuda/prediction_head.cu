@@ -34,8 +34,8 @@
 // 182 MB a block of the model against 57 MB of weights: there the caches' bandwidth sets the time, and products tiled
 // in both directions should win. Where they do is to be measured.
 //
-// Bits. Weights, widened exactly, and activations in bf16, fp32 sums in the order that schedule.h fixes, times the row's
-// scale, rounded once where a value is stored. They depend neither on the number of images nor on that of
+// Bits. Weights, widened exactly, and activations in bf16, fp32 sums in the order that schedule.h fixes, times the
+// row's scale, rounded once where a value is stored. They depend neither on the number of images nor on that of
 // multiprocessors, and not on what runs when.
 //
 // The launch is cooperative: all blocks are resident, or it fails. On sm_90 it may be a dependent launch too, both at
@@ -47,8 +47,8 @@
 //       is everything before it. So nobody reads any more what is overwritten here (the codes, the work space), and the
 //       barrier's counters are the zeros that this kernel's own last launch left, be it one step earlier in a captured
 //       graph or the kernel before itself;
-//   launch_dependents   comes after the last grid-wide barrier. All blocks have met there, so none can lose its place to
-//       a block of the next kernel, which would wait for ours while ours waited for a place.
+//   launch_dependents   comes after the last grid-wide barrier. All blocks have met there, so none can lose its place
+//       to a block of the next kernel, which would wait for ours while ours waited for a place.
 // The copying warp alone never waits: a block is over when its other warps are, which have.
 
 #include "head_rows.h"
@@ -170,7 +170,10 @@ DEVICE Finish finish_of(const HeadTable& model, bool bottom, int layer, int whic
       return {bottom ? model.qkv : model.first + int64_t{layer} * kMostImages * 2 * D, 3 * D - skipped,
               qkv.scale ? qkv.scale + skipped : nullptr, qkv.bias ? qkv.bias + skipped : nullptr, Finish::kStore};
     case kOut: return {model.stream, D, out.scale, out.bias, Finish::kResidual};
-    case kUp: return {model.hidden, 4 * D, up.scale, up.bias, model.sigmoid_gelu ? Finish::kSigmoidGelu : Finish::kGelu};
+    case kUp: {
+      const auto kind = model.sigmoid_gelu ? Finish::kSigmoidGelu : Finish::kGelu;
+      return {model.hidden, 4 * D, up.scale, up.bias, kind};
+    }
     case kDown: return {model.stream, D, down.scale, down.bias, Finish::kResidual};
     default: return {model.logits, static_cast<int>(level.codes), level.logits_scale, nullptr, Finish::kStore};
   }
@@ -311,7 +314,8 @@ cudaError_t hqtvae::launch_prediction_head(Stored stored, int images, int blocks
       {prediction_head_int8_1, prediction_head_int8_2, prediction_head_int8_4},
       {prediction_head_fp8_1, prediction_head_fp8_2, prediction_head_fp8_4}};
   const auto kernel = kernels[static_cast<int>(stored)][images <= 4 ? 0 : images <= 8 ? 1 : 2];
-  const int bytes = stored == Stored::bf16 ? head_shared_bytes<Bf16Weight>(slots) : head_shared_bytes<Int8Weight>(slots);
+  const bool wide = stored == Stored::bf16;
+  const int bytes = wide ? head_shared_bytes<Bf16Weight>(slots) : head_shared_bytes<Int8Weight>(slots);
   const Launch how{.blocks = blocks,
                    .threads = kHeadThreads,
                    .shared_bytes = bytes,

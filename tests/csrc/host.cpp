@@ -151,8 +151,8 @@ bool draw(const float* logits, int rows, int codes, float temperature, int64_t t
 // y [rows, outs] must be zeros: each output must be added to once. stored: 0 bf16, 1 int8, 2 fp8.
 void multiply(int stored, const uint16_t* x, const unsigned char* weight, int rows, int outs, int inputs, int mma_rows,
               int slots, int blocks, float* y) {
-  const auto run = stored == 0 ? multiply_as<Bf16Weight> : stored == 1 ? multiply_as<Int8Weight> : multiply_as<Fp8Weight>;
-  run(x, weight, rows, outs, inputs, mma_rows, slots, blocks, y);
+  const auto kinds = {multiply_as<Bf16Weight>, multiply_as<Int8Weight>, multiply_as<Fp8Weight>};
+  kinds.begin()[stored](x, weight, rows, outs, inputs, mma_rows, slots, blocks, y);
 }
 
 // All 256 bytes as bf16.

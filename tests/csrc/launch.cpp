@@ -30,8 +30,8 @@ cudaError_t cudaLaunchKernelExC(const cudaLaunchConfig_t* config, const void*, v
   return cudaSuccess;
 }
 
-// 0 where it was launched as asked, -1 otherwise, or the error; what it was allowed, 0 where nothing was said. arch: what
-// the kernel was compiled for.
+// 0 where it was launched as asked, -1 otherwise, or the error; what it was allowed, 0 where nothing was said. arch:
+// what the kernel was compiled for.
 int launched(int bytes, bool as_cooperative, bool as_dependent, int arch, int* allowed_bytes) {
   allowed = shared = blocks = cooperative = dependent = 0, compiled_for = arch;
   const hqtvae::Launch how{
