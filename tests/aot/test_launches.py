@@ -18,7 +18,6 @@ import pytest
 needs_triton = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed")
 ROOT = Path(__file__).parents[2]
 ARCH = 90
-NO_LOOP = ("local_attention_kernel",)  # nothing that could be loaded stages ahead
 DEFAULTS = {"num_warps": 4, "num_stages": 3, "enable_fp_fusion": True}  # Triton's own
 
 
@@ -86,7 +85,7 @@ def compiled(variant) -> dict:
         "types": dict(variant.signature) | ones,
         "constants": {name: str(value) for name, value in variant.constants.items() if name not in ones},
         "num_warps": variant.num_warps,
-        "num_stages": DEFAULTS["num_stages"] if variant.kernel.fn.__name__ in NO_LOOP else variant.num_stages,
+        "num_stages": variant.num_stages,
         "enable_fp_fusion": variant.fp_fusion,
     }
 

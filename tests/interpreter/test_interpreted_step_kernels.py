@@ -15,7 +15,7 @@ from hqtvae_fast.ops.spec import all_specs
 CPU = torch.device("cpu")
 OPS = ["sample_logits", "draw_from_head", "add_layer_norm", "bias_gelu", "local_attention", "decode_attention"]
 OPS += ["embed_codes", "linear"]
-WITH_VECTORS = ["add_layer_norm", "bias_gelu", "decode_attention", "linear"]
+WITH_VECTORS = ["add_layer_norm", "bias_gelu", "local_attention", "decode_attention", "linear"]
 
 
 def same(left, right):

@@ -171,7 +171,7 @@ def variants(arch: int) -> list[Variant]:
             constants: dict[str, Any] = {} if C else {"keys": None, "values": None}
             constants |= fused.constants(T, parts_of(passing), 64, start, "full") | {"TRIGGER": arch >= 90}
             name = f"local attention {passing} {TRITON_NAMES[dtype]}"
-            launch = ((*pointers, "E"), fused.warps(start + T), 1)
+            launch = ((*pointers, "E"), fused.warps(start + T), 3)
             made.append(Variant(name, kernels.local_attention_kernel, signature, constants, *launch))
     return made
 
