@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -46,10 +47,8 @@ def device_of(inputs: Sequence[Any]) -> torch.device:
 def peaks_of(device: torch.device) -> Device:
     """The published peaks of a GPU that :mod:`hqtvae_fast.hardware` knows by name; else measured, once a process."""
     if device.type == "cuda":
-        try:
+        with contextlib.suppress(ValueError):  # of a GPU that is not in the table
             return published(torch.cuda.get_device_name(device))
-        except ValueError:
-            pass  # not in the table
     return measure_this_machine(device)
 
 
