@@ -8,18 +8,12 @@ from __future__ import annotations
 
 import io
 import json
-import os
-import socket
 import tarfile
-from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from hqtvae_fast.config import ConfigError
-
-PARTIAL = ".partial"
-"""What the name of a file ends in that is being written; it begins with a dot."""
+from hqtvae_fast.files import read_text, write_file
 
 
 def keep_spec(folder: Path, name: str, spec: dict[str, Any], what: str) -> None:
@@ -35,12 +29,12 @@ def keep_spec(folder: Path, name: str, spec: dict[str, Any], what: str) -> None:
     elif any(folder.glob("*.tar")):
         raise ConfigError(f"{folder}: expected an empty folder or one with {name}; it holds other shards")
     else:
-        write_whole(file, lambda out: out.write(json.dumps(spec, indent=1).encode() + b"\n"))
+        write_file(file, json.dumps(spec, indent=1).encode() + b"\n")
 
 
 def _check_spec(file: Path, spec: dict[str, Any], what: str) -> None:
     try:
-        found = json.loads(file.read_text())
+        found = json.loads(read_text(file))
     except ValueError as error:
         raise ConfigError(f"{file}: not what was written there ({error})") from error
     if not isinstance(found, dict) or found.get("format") != spec["format"]:
@@ -55,20 +49,3 @@ def add_member(tar: tarfile.TarFile, name: str, data: bytes) -> None:
     member = tarfile.TarInfo(name)
     member.size = len(data)
     tar.addfile(member, io.BytesIO(data))
-
-
-def write_whole(file: Path, write: Callable[[Any], Any], before: Callable[[], None] = lambda: None) -> Any:
-    """What ``write`` puts into a file, which takes its name when all of it is on the disk; ``before`` that."""
-    # Processes of several machines may share the folder: a process's number alone does not tell them apart.
-    partial = file.with_name(f".{file.name}.{socket.gethostname()}-{os.getpid()}{PARTIAL}")
-    try:
-        with partial.open("wb") as out:
-            result = write(out)
-            out.flush()
-            os.fsync(out.fileno())
-        before()
-        os.replace(partial, file)
-    finally:
-        with suppress(OSError):
-            partial.unlink(missing_ok=True)
-    return result

@@ -12,8 +12,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from hqtvae_fast.cli.output import write_file
 from hqtvae_fast.config import VAEConfig
+from hqtvae_fast.files import write_file
 
 FORMAT = "hqtvae_fast codes"
 

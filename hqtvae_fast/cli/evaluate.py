@@ -16,7 +16,8 @@ import torch
 import typer
 
 from hqtvae_fast.cli.options import MACHINE, OUTPUT, Device, DType, open_pipeline
-from hqtvae_fast.cli.output import check_file, count, progress, rate, show, table, write_file
+from hqtvae_fast.cli.output import check_file, count, progress, rate, show, table
+from hqtvae_fast.files import write_file
 
 if TYPE_CHECKING:
     from hqtvae_fast.distributed import Team

@@ -19,10 +19,11 @@ from hqtvae_fast.cli.options import (
     parse_classes,
     parse_per_level,
 )
-from hqtvae_fast.cli.output import check_file, png, progress, write_file
+from hqtvae_fast.cli.output import check_file, png, progress
 from hqtvae_fast.cli.pictures import find_pictures
 from hqtvae_fast.cli.plan import Drawing, arguments, plan
 from hqtvae_fast.cli.sample_options import Classes, NumImages, Prompt, Seed, Temperature, TopK, TopP
+from hqtvae_fast.files import write_file
 from hqtvae_fast.images import open_image, to_tensor
 from hqtvae_fast.pipeline import HQTVAEPipeline
 

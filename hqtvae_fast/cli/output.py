@@ -8,7 +8,7 @@ import sys
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 
 import typer
@@ -20,37 +20,15 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
+from hqtvae_fast.files import write_file
 from hqtvae_fast.images import enlarge, grid, with_caption
 
 WRITERS = min(4, os.cpu_count() or 1)
 FILE_WIDTH = 120  # columns of a table that does not go to a terminal
 
 
-def write_file(path: Path, data: bytes) -> None:
-    """Write a file whole or not at all: into a neighbour that then takes the name. Folders are made.
-
-    What is there and is no regular file (a pipe, ``/dev/stdout``) is written to as it is. OSError names ``path``.
-    """
-    try:
-        if path.exists() and not path.is_file():
-            path.write_bytes(data)
-            return
-        target = Path(os.path.realpath(path))  # through a link, so that it stays one
-        target.parent.mkdir(parents=True, exist_ok=True)
-        partial = target.with_name(f".{target.name[:100]}.{os.getpid()}.partial")
-        try:
-            partial.write_bytes(data)
-            os.replace(partial, target)
-        except BaseException:
-            with suppress(OSError):
-                partial.unlink(missing_ok=True)
-            raise
-    except OSError as error:
-        raise OSError(error.errno, f"cannot be written ({error.strerror or error})", str(path)) from error
-
-
 def check_file(path: Path | None) -> None:
-    """ValueError, before any work is done, where :func:`write_file` could not write."""
+    """ValueError, before any work is done, where :func:`hqtvae_fast.files.write_file` could not write."""
     if path is None:
         return
     if path.is_dir():

@@ -23,16 +23,17 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 from PIL import Image
 
 from hqtvae_fast.distributed.subjects import Subjects
 from hqtvae_fast.engine import image_seeds
+from hqtvae_fast.files import PARTIAL, whole_file, write_file
 from hqtvae_fast.output import HQTVAEImage
 from hqtvae_fast.pipeline import HQTVAEPipeline
-from hqtvae_fast.shard_files import PARTIAL, add_member, keep_spec, write_whole
+from hqtvae_fast.shard_files import add_member, keep_spec
 
 FORMAT = "hqtvae_fast sample shards, version 1"
 SPEC_FILE, MANIFEST_FILE, SUMS_FILE = "samples.json", "manifest.json", "SHA256SUMS"
@@ -131,17 +132,14 @@ class SampleShards:
 
     def _write(self, shard: int, samples: list[Future[bytes]]) -> None:
         digest = _Digest()
-
-        def write(out: Any) -> None:
-            digest.out = out
+        with whole_file(self.file(shard)) as digest.out:
             with tarfile.open(fileobj=digest, mode="w") as tar:  # type: ignore[call-overload]
                 for index, png in zip(self.span(shard), samples, strict=True):
                     fields = {"index": index, "seed": self._seeds[index], **self.spec.subjects.fields(index)}
                     add_member(tar, f"{index:09d}.png", png.result())
                     add_member(tar, f"{index:09d}.json", json.dumps(fields, ensure_ascii=False).encode())
-
-        # Its checksum stands before the shard does: a shard that has its name is done.
-        write_whole(self.file(shard), write, before=lambda: self._write_record(shard, digest))
+            # Its checksum stands before the shard does: a shard that has its name is done.
+            self._write_record(shard, digest)
 
     def _write_record(self, shard: int, digest: _Digest) -> None:
         record = {
@@ -151,7 +149,7 @@ class SampleShards:
             "sha256": digest.sha.hexdigest(),
             "made_on": f"{_device_name(self.pipe.device)}, torch {torch.__version__}",
         }
-        write_whole(self._record_file(shard), lambda out: out.write(_json(record)))
+        write_file(self._record_file(shard), _json(record))
 
     def _record_file(self, shard: int) -> Path:
         return self.file(shard).with_suffix(".json")
@@ -166,8 +164,8 @@ class SampleShards:
         for partial in self.folder.glob(f".*{PARTIAL}"):  # of processes that were killed
             partial.unlink(missing_ok=True)
         sums = "".join(f"{record['sha256']}  {record['file']}\n" for record in records)
-        write_whole(self.folder / SUMS_FILE, lambda out: out.write(sums.encode()))
-        write_whole(self.folder / MANIFEST_FILE, lambda out: out.write(_json(manifest)))
+        write_file(self.folder / SUMS_FILE, sums.encode())
+        write_file(self.folder / MANIFEST_FILE, _json(manifest))
         return self.folder / MANIFEST_FILE
 
     def _record(self, shard: int) -> dict[str, Any]:
@@ -181,7 +179,8 @@ class _Digest:
     """A file to write to that knows the checksum of what went through it."""
 
     def __init__(self) -> None:
-        self.sha, self.size, self.out = hashlib.sha256(), 0, io.BytesIO()
+        self.sha, self.size = hashlib.sha256(), 0
+        self.out: IO[bytes] = io.BytesIO()
 
     def write(self, data: bytes) -> int:
         self.sha.update(data)

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from hqtvae_fast.engine.batches import is_out_of_memory
+from hqtvae_fast.files import read_text, write_file
 
 WORTH = 0.95
 """A size is kept if it takes at most this share of the next larger one's time."""
@@ -112,15 +113,12 @@ def save(tuning: BatchTuning, facts: Facts, file: Path) -> None:
     """Keep the times, in place of older ones under the same facts. What else the file holds stays."""
     entries = [entry for entry in _read(file) if entry["facts"] != dict(facts)]
     entries.append({"facts": dict(facts), "seconds": {str(size): tuning.seconds[size] for size in tuning.seconds}})
-    file.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = file.with_suffix(f".{os.getpid()}.part")  # a reader finds the old file or the new one
-    unfinished.write_text(json.dumps(entries, indent=1) + "\n")
-    unfinished.replace(file)
+    write_file(file, (json.dumps(entries, indent=1) + "\n").encode())
 
 
 def _read(file: Path) -> list[dict[str, Any]]:
     try:
-        entries = json.loads(file.read_text())
+        entries = json.loads(read_text(file))
         if not all(entry["seconds"] and entry["facts"] and min(entry["seconds"].values()) > 0 for entry in entries):
             raise ValueError("an entry without facts or times")
     except FileNotFoundError:

@@ -17,7 +17,8 @@ import numpy as np
 from PIL import Image
 
 from hqtvae_fast.evaluate.pictures import NPZ_PICTURES, Pictures
-from hqtvae_fast.shard_files import add_member, write_whole
+from hqtvae_fast.files import whole_file
+from hqtvae_fast.shard_files import add_member
 
 Advance = Callable[[int], None]
 BATCH = 64
@@ -29,9 +30,11 @@ def pack(pictures: Pictures, target: Path, advance: Advance = lambda done: None,
     One batch is in memory at a time. ValueError if the folder holds anything.
     """
     if target.suffix == ".npz":
-        write_whole(target, lambda out: _write_npz(out, pictures, advance, workers))
+        with whole_file(target) as out:
+            _write_npz(out, pictures, advance, workers)
     elif target.suffix == ".tar":
-        write_whole(target, lambda out: _write_tar(out, pictures, advance, workers))
+        with whole_file(target) as out:
+            _write_tar(out, pictures, advance, workers)
     else:
         _write_folder(target, pictures, advance, workers)
 

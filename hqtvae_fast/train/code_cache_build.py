@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import time
 from collections.abc import Iterator
-from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +14,7 @@ from rich.console import Console
 from torch import Tensor
 
 from hqtvae_fast.config import ConfigError
+from hqtvae_fast.files import whole_file
 from hqtvae_fast.model import HQVAE
 from hqtvae_fast.train.code_cache import CacheSpec, CodeCache, join_codes, picture_latents, vae_hash
 from hqtvae_fast.train.data import Source
@@ -76,23 +75,15 @@ def build_code_cache(file: Path, spec: CacheSpec, source: Source, vae: HQVAE, *,
         soft_wrap=True,
     )
     began = time.monotonic()
-    partial = file.with_name(f".{file.name}.{os.getpid()}.partial")
-    try:
-        with partial.open("wb") as out, picture_bar(console) as bar:
-            task = bar.add_task("encoding", total=spec.pictures)
-            broken = []
-            out.write(spec.header())
-            for rows, is_broken in _encoded(spec, source, vae, workers):
-                out.write(rows.tobytes())
-                broken.append(is_broken)
-                bar.advance(task, len(is_broken))
-            out.write(np.concatenate(broken).tobytes())
-            out.flush()
-            os.fsync(out.fileno())
-        os.replace(partial, file)
-    finally:
-        with suppress(OSError):
-            partial.unlink(missing_ok=True)
+    with whole_file(file) as out, picture_bar(console) as bar:
+        task = bar.add_task("encoding", total=spec.pictures)
+        broken = []
+        out.write(spec.header())
+        for rows, is_broken in _encoded(spec, source, vae, workers):
+            out.write(rows.tobytes())
+            broken.append(is_broken)
+            bar.advance(task, len(is_broken))
+        out.write(np.concatenate(broken).tobytes())
     seconds = time.monotonic() - began
     console.print(
         f"code cache {file}: {spec.pictures / seconds:,.1f} images/s, {seconds:,.0f} s in all", soft_wrap=True

@@ -24,8 +24,9 @@ import numpy as np
 from torch import Tensor
 
 from hqtvae_fast.engine.encoding import Encode, make_encoder
+from hqtvae_fast.files import read_text, whole_file, write_file
 from hqtvae_fast.model import HQVAE
-from hqtvae_fast.shard_files import add_member, keep_spec, write_whole
+from hqtvae_fast.shard_files import add_member, keep_spec
 from hqtvae_fast.train.code_cache import vae_hash
 from hqtvae_fast.train.data.sources import Source
 from hqtvae_fast.train.data.squares import CentreSquares
@@ -89,31 +90,28 @@ class CodeShards:
     def broken(self, shard: int) -> list[str]:
         """Keys of a shard's pictures that could not be read."""
         file = self._broken_file(shard)
-        return json.loads(file.read_text()) if file.exists() else []
+        return json.loads(read_text(file)) if file.exists() else []
 
     def _broken_file(self, shard: int) -> Path:
         return self.file(shard).with_suffix(".broken.json")
 
     def _make(self, shard: int, encode: Encode, batch: int, workers: int, advance: Callable[[int], None]) -> int:
         broken: list[str] = []
-
-        def write(out: Any) -> int:
+        # The list of broken ones stands before the shard does: a shard that has its name is done.
+        self._broken_file(shard).unlink(missing_ok=True)
+        with whole_file(self.file(shard)) as out:
             with tarfile.open(fileobj=out, mode="w") as tar:
                 for index, levels, fields in self._encoded(shard, encode, batch, workers, advance):
                     if levels is None:
                         broken.append(self.source.key(index))
                     else:
                         _add_sample(tar, index, levels, {"key": self.source.key(index), **fields})
-            return len(self.span(shard)) - len(broken)
-
-        # The list of broken ones stands before the shard does: a shard that has its name is done.
-        self._broken_file(shard).unlink(missing_ok=True)
-        return write_whole(self.file(shard), write, before=lambda: self._write_broken(shard, broken))
+            self._write_broken(shard, broken)
+        return len(self.span(shard)) - len(broken)
 
     def _write_broken(self, shard: int, broken: list[str]) -> None:
         if broken:
-            data = json.dumps(broken, ensure_ascii=False, indent=1).encode()
-            write_whole(self._broken_file(shard), lambda out: out.write(data + b"\n"))
+            write_file(self._broken_file(shard), json.dumps(broken, ensure_ascii=False, indent=1).encode() + b"\n")
 
     def _encoded(
         self, shard: int, encode: Encode, batch: int, workers: int, advance: Callable[[int], None]

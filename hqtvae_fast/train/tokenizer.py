@@ -8,6 +8,8 @@ from pathlib import Path
 
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
+from hqtvae_fast.files import write_file
+
 PAD, UNKNOWN = "[PAD]", "[UNK]"
 
 
@@ -27,11 +29,7 @@ def train_tokenizer(captions: Iterable[str], file: str | os.PathLike[str], *, vo
         raise ValueError("expected captions to train a tokenizer on; got none, or empty ones")
     if size > vocab_size:
         raise ValueError(f"vocab_size: expected at least {size}, the captions' characters and 2 more; got {vocab_size}")
-    target = Path(file)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    part = target.with_name(f".{target.name}-{os.getpid()}")
-    tokenizer.save(str(part))
-    os.replace(part, target)  # complete, or not there at all
+    write_file(Path(file), tokenizer.to_str(pretty=True).encode())
     return tokenizer
 
 

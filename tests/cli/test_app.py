@@ -149,12 +149,10 @@ def test_a_write_that_fails_leaves_what_was_there(run: Run, tmp_path: Path, opti
 
 
 def test_full_disk(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(path: Path, data: bytes) -> int:
-        with path.open("wb") as file:
-            file.write(data[: len(data) // 2])
-        raise OSError(28, "No space left on device", str(path))
+    def full(descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(Path, "write_bytes", full)
+    monkeypatch.setattr(os, "fsync", full)
     assert_one_line_error(run(*SAMPLE, "--out-dir", "out"), "out/class-0001-0000.png", "No space left on device")
     assert list((tmp_path / "out").iterdir()) == []
 

@@ -1,0 +1,89 @@
+"""Text files read, and files written whole or not at all: what every part of the package that touches a disk uses."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import IO
+
+PARTIAL = ".partial"
+"""What the name of a file ends in that is being written; it begins with a dot."""
+MAX_NAME_BYTES = 255  # of one file name on every file system in use
+_BYTE_ORDER_MARKS = {b"\xff\xfe": "UTF-16", b"\xfe\xff": "UTF-16"}
+
+
+def read_text(file: Path) -> str:
+    """A text file in UTF-8, without the byte order mark that some editors put first.
+
+    ValueError, naming the file, on one in another encoding; OSError as usual where it cannot be read.
+    """
+    data = file.read_bytes()
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        found = _BYTE_ORDER_MARKS.get(data[:2], f"byte 0x{data[error.start]:02x} at {error.start}")
+        raise ValueError(f"{file}: expected text in UTF-8; got {found}: save it as UTF-8") from error
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[IO[bytes]]:
+    """A new file to write into, which takes the name ``path`` once all of it is on the disk; else nothing is left.
+
+    Folders are made; a link stays one; what is there and is no regular file (a pipe, ``/dev/stdout``) is written to as
+    it is. OSError names ``path``.
+    """
+    if path.exists() and not path.is_file():
+        with _naming(path), path.open("wb") as out:
+            yield out
+        return
+    target = Path(os.path.realpath(path))
+    # Processes of several machines may share the folder: a process's number alone does not tell them apart.
+    mark = f".{socket.gethostname()[:32]}-{os.getpid()}{PARTIAL}"
+    partial = target.with_name(f".{cut_name(target.name, MAX_NAME_BYTES - len(mark) - 1)}{mark}")
+    try:
+        with _naming(path, target.parent, partial):
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with partial.open("wb") as out:
+                yield out
+                out.flush()
+                os.fsync(out.fileno())
+            os.replace(partial, target)
+        sync_folder(target.parent)
+    finally:
+        with suppress(OSError):
+            partial.unlink(missing_ok=True)
+
+
+@contextmanager
+def _naming(path: Path, *ours: Path) -> Iterator[None]:
+    """An OSError of writing (a full disk's has no name) names ``path``; one of another file stays what it is."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is not None and Path(os.fsdecode(error.filename)) not in (path, *ours):
+            raise
+        raise OSError(error.errno, f"cannot be written ({error.strerror or error})", str(path)) from error
+
+
+def write_file(path: Path, data: bytes) -> None:
+    """:func:`whole_file` of bytes that are there already."""
+    with whole_file(path) as out:
+        out.write(data)
+
+
+def sync_folder(folder: Path) -> None:
+    """Wait until a new name in ``folder`` is on the disk: after a power cut a rename may else be undone."""
+    with suppress(OSError):  # not every file system lets a folder be opened or synced
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def cut_name(name: str, most: int = MAX_NAME_BYTES) -> str:
+    """The name, cut to ``most`` bytes: file systems count bytes, and a character of UTF-8 has up to four."""
+    return os.fsencode(name)[:most].decode("utf-8", "ignore")
