@@ -48,7 +48,7 @@ class BatchSizes:
         """Of ``total`` images into batches of ``batch_size``; None: of the best size, or the default where they are
         ``fixed``. ValueError on one that is no size."""
         check_positive("batch_size", 1 if batch_size is None else batch_size)
-        limit = batch_size or (self.default if fixed else self.best)
+        limit = (self.default if fixed else self.best) if batch_size is None else batch_size
         sizes = BUCKETS if self.tuning is None else self.tuning.buckets
         return Cutter(total, limit, fixed=fixed, buckets=buckets, sizes=sizes)
 

@@ -261,7 +261,7 @@ class _Job:
 
         if len(paths) == 1 and holds_statistics(Path(paths[0])):
             known = read_reference(Path(paths[0]))
-            if known.resolution not in (None, resolution or known.resolution):
+            if None not in (known.resolution, resolution) and known.resolution != resolution:
                 self._say(
                     f"warning: {paths[0]} is of pictures of {known.resolution} pixels, the samples have {resolution}"
                 )

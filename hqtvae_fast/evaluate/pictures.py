@@ -71,7 +71,7 @@ class SourcePictures(Dataset[Tensor]):
         self, source: Source, name: str, resolution: int | None = None, caption: CaptionTemplate = PLAIN
     ) -> None:
         self.source, self.name, self._template = source, name, caption
-        self.resolution = resolution or min(self._open(0).size)
+        self.resolution = min(self._open(0).size) if resolution is None else resolution
 
     def __len__(self) -> int:
         return len(self.source)
@@ -131,7 +131,7 @@ class NpzPictures:
             if len(shape) != 4 or shape[3] != 3 or dtype != np.uint8 or shape[0] == 0:
                 raise ValueError(f"{path}: {NPZ_PICTURES}: expected uint8 [N, H, W, 3]; got {dtype} {list(shape)}")
             self._shape = shape
-        self.resolution = resolution or min(shape[1:3])
+        self.resolution = min(shape[1:3]) if resolution is None else resolution
 
     def __len__(self) -> int:
         return self._shape[0]

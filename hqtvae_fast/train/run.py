@@ -6,7 +6,7 @@ import dataclasses
 import json
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -21,7 +21,7 @@ from hqtvae_fast.files import write_file
 from hqtvae_fast.model import HQVAE, HQTransformer
 from hqtvae_fast.train.code_cache import CodeCache
 from hqtvae_fast.train.code_cache_build import open_code_cache
-from hqtvae_fast.train.config import RunConfig, Schedule, Stage1Run, Stage2Run, TopOnly
+from hqtvae_fast.train.config import RunConfig, Stage1Run, Stage2Run
 from hqtvae_fast.train.data import (
     ClassFolder,
     EpochSampler,
@@ -61,13 +61,13 @@ def train_stage1(run: Stage1Run) -> None:
         steps=run.total_steps(sampler.batches_per_epoch),
         warmup_steps=run.warmup_steps(sampler.batches_per_epoch),
         learning_rate=Stage1Settings.learning_rate if run.learning_rate is None else run.learning_rate,
-        schedule=cast(Schedule, run.schedule),
+        schedule=run.schedule,
         weights=Stage1Weights(
             perceptual=run.perceptual,
             adversarial=run.adversarial,
             adversarial_start=run.adversarial_start,
             commitment=run.commitment,
-            top_only=cast(TopOnly, run.top_only),
+            top_only=run.top_only,
             residual=run.residual,
         ),
         discriminator_channels=run.discriminator_channels,
