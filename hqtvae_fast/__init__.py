@@ -5,6 +5,8 @@
 >>> images = pipe(class_labels=[3, 7], num_images=4, top_k=2048, temperature=0.95, seed=0).images
 
 ``from_pretrained`` opens released checkpoint directories and this package's own format alike.
+
+Importing the package loads none of it, and no torch: each name is fetched when it is first asked for.
 """
 
 from importlib import import_module
@@ -35,28 +37,35 @@ __all__ = [
     "ops",
     "preset",
 ]
-
 _HOMES = {
-    "config": ("PRESETS", "HQTVAEConfig", "TransformerConfig", "VAEConfig", "preset"),
-    "model": ("HQVAE", "HQLogits", "HQTransformer"),
-    "ops.explain": ("explain",),
-    "output": ("HQTVAEImage", "HQTVAEOutput"),
-    "pipeline": ("HQTVAEPipeline",),
+    "hqtvae_fast.config": ("PRESETS", "HQTVAEConfig", "TransformerConfig", "VAEConfig", "preset"),
+    "hqtvae_fast.model": ("HQVAE", "HQLogits", "HQTransformer"),
+    "hqtvae_fast.ops.explain": ("explain",),
+    "hqtvae_fast.output": ("HQTVAEImage", "HQTVAEOutput"),
+    "hqtvae_fast.pipeline": ("HQTVAEPipeline",),
 }
+_HOME = {name: home for home, names in _HOMES.items() for name in names}
 
 
 def __getattr__(name: str) -> Any:
-    """A name is imported when it is asked for (PEP 562): the command's help must not wait for torch."""
+    """A public name from its module, a module of the package, or the version; kept once it has been asked for."""
     if name == "__version__":
-        from importlib.metadata import version
+        from importlib.metadata import version  # 30 ms, which few need
 
-        return version("hqtvae_fast")
-    if name == "ops":
-        return import_module("hqtvae_fast.ops")
-    for home, names in _HOMES.items():
-        if name in names:
-            return getattr(import_module(f"hqtvae_fast.{home}"), name)
-    raise AttributeError(f"module 'hqtvae_fast' has no attribute {name!r}")
+        found: Any = version("hqtvae_fast")
+    elif name in _HOME:
+        found = getattr(import_module(_HOME[name]), name)
+    elif name.startswith("_"):
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    else:
+        try:
+            found = import_module(f"{__name__}.{name}")
+        except ModuleNotFoundError as error:
+            if error.name != f"{__name__}.{name}":
+                raise
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}") from None
+    globals()[name] = found
+    return found
 
 
 def __dir__() -> list[str]:
