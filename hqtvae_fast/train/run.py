@@ -44,6 +44,7 @@ from hqtvae_fast.train.stage1 import Stage1, Stage1Settings
 from hqtvae_fast.train.stage2 import Stage2, Stage2Settings
 from hqtvae_fast.train.tokenizer import train_tokenizer
 from hqtvae_fast.train.validation import HeldOut
+from hqtvae_fast.world import WorldError, world
 
 
 def train_stage1(run: Stage1Run) -> None:
@@ -152,17 +153,38 @@ def start(run: RunConfig) -> Accelerator:
     """Processes, precision, logs; the run's configuration is written beside what it makes."""
     directory = Path(run.out)
     directory.mkdir(parents=True, exist_ok=True)
+    accelerator = join_world(run.precision, directory)
+    accelerator.init_trackers("logs")
+    set_seed(run.seed, device_specific=True)
+    if accelerator.is_main_process:
+        (directory / "run.json").write_text(json.dumps(dataclasses.asdict(run), indent=2) + "\n")
+    return accelerator
+
+
+def join_world(precision: str, directory: Path) -> Accelerator:
+    """This process among those that train together, which are the ones that :func:`hqtvae_fast.world.world` tells of.
+
+    WorldError where accelerate sees others: each process would be the only one, and all would write one run.
+    """
+    here = world()
     # Codebooks are the same on every rank by construction: nothing to send before each pass.
     plain = DistributedDataParallelKwargs(broadcast_buffers=False)
     # accelerate keeps the precision of a process's first run, and refuses another one for the next.
     AcceleratorState._reset_state(reset_partial_state=False)
     accelerator = Accelerator(
-        mixed_precision=run.precision, log_with="tensorboard", project_dir=str(directory), kwargs_handlers=[plain]
+        # Without a GPU it takes several processes for a job only if it is told that they use the CPU.
+        cpu=here.size > 1 and not torch.accelerator.is_available(),
+        mixed_precision=precision,
+        log_with="tensorboard",
+        project_dir=str(directory),
+        kwargs_handlers=[plain],
     )
-    accelerator.init_trackers("logs")
-    set_seed(run.seed, device_specific=True)
-    if accelerator.is_main_process:
-        (directory / "run.json").write_text(json.dumps(dataclasses.asdict(run), indent=2) + "\n")
+    found = (accelerator.process_index, accelerator.num_processes)
+    if found != (here.rank, here.size):
+        raise WorldError(
+            f"WORLD_SIZE: expected process {here.rank} of {here.size}, as the launcher says; accelerate found"
+            f" {found[0]} of {found[1]} (on {accelerator.device}): start one process, or set ACCELERATE_USE_CPU=true"
+        )
     return accelerator
 
 
