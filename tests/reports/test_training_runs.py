@@ -68,7 +68,9 @@ def steps(out: Path) -> list[str]:
 def test_F10_a_cut_last_line_of_the_losses(whole, run, pictures, capsys, ending):
     with (run / "losses.jsonl").open("ab") as file:
         file.write(ending)
+    (run / "checkpoints" / ".partial-step-0000005").mkdir()  # of a process that was killed
     go(pictures, run)
+    assert steps(run) == ["step-0000002", "step-0000004", "step-0000006"]
     assert losses(run) == losses(whole)
     assert f"of {run / 'losses.jsonl'}" in capsys.readouterr().err
 
