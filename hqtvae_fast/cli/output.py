@@ -6,7 +6,7 @@ import io
 import os
 import sys
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,7 +20,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
-from hqtvae_fast.files import write_file
+from hqtvae_fast.files import MAX_STEM_BYTES, cut_name, write_file
 from hqtvae_fast.images import enlarge, grid, with_caption
 
 WRITERS = min(4, os.cpu_count() or 1)
@@ -153,6 +153,12 @@ def table(title: str, *columns: str) -> Table:
     return made
 
 
+def say_failures(messages: Iterable[str]) -> None:
+    """What was left out because it could not be read, an error's line each, on stderr."""
+    for message in messages:
+        typer.echo(f"{typer.style('error:', fg='red', bold=True)} {' '.join(message.split())}", err=True)
+
+
 def facts(title: str, rows: Mapping[str, str]) -> Table:
     """A table of names and values."""
     made = table(title, "", "")
@@ -168,11 +174,11 @@ def show(shown: Table) -> None:
 
 
 def unique_names(names: Sequence[str]) -> list[str]:
-    """The names' stems, safe as file names; a second ``a`` becomes ``a-2``."""
+    """The names' stems, as file names that have room for a suffix; a second ``a`` becomes ``a-2``."""
     used: set[str] = set()
     unique = []
     for name in names:
-        stem, suffix = Path(name).stem or "picture", 1
+        stem, suffix = cut_name(Path(name).stem, MAX_STEM_BYTES) or "picture", 1
         candidate = stem
         while candidate in used:
             suffix += 1
