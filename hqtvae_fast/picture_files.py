@@ -9,6 +9,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
+from hqtvae_fast.world import world
+
 PICTURE_FORMATS = {
     "PNG": (".png", ".apng"),
     "JPEG": (".jpg", ".jpeg", ".jpe", ".jfif"),
@@ -97,7 +99,7 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
 def say_left_out(where: str | Path, why: str, kinds: Iterable[str]) -> None:
     """Warn, in one line, of files that are not part of a set: how many of which kind. Of several processes one does."""
     counted = +Counter(kinds)
-    if counted and os.environ.get("RANK", "0") == "0":
+    if counted and world().rank == 0:
         most = [f"{number:,} {kind}" for kind, number in counted.most_common(_SHOWN)]
         more = ["..."] if len(counted) > _SHOWN else []
         files = "1 file" if counted.total() == 1 else f"{counted.total():,} files"

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from hqtvae_fast.cli.output import check_folder, count, progress, rate, say_failures
+from hqtvae_fast.cli.output import check_folder, count, progress, rate, say_errors
 
 BAD_INPUT = 2
 
@@ -51,6 +51,6 @@ def pack(
     written = len(source) - len(broken)
     typer.echo(rate(written, "picture", time.perf_counter() - started))
     typer.echo(f"wrote {out} ({count(written, 'picture')} of {source.resolution} pixels)")
-    say_failures(broken)
+    say_errors(broken)
     if broken:
         raise typer.Exit(BAD_INPUT)

@@ -10,7 +10,7 @@ from pathlib import Path
 import typer
 from PIL import Image
 
-from hqtvae_fast.cli.output import count, say_failures
+from hqtvae_fast.cli.output import count, say_errors
 from hqtvae_fast.images import BrokenPictureError, fit, open_picture
 from hqtvae_fast.picture_files import say_left_out, walk
 
@@ -61,7 +61,7 @@ class Reader:
         """Say on stderr what was done to how many pictures, and which files were bad."""
         for change, number in self.changes.items():
             typer.echo(f"note: {count(number, 'picture')} {change}", err=True)
-        say_failures(self.failures)
+        say_errors(self.failures)
 
 
 def find_pictures(paths: Iterable[Path]) -> list[Path]:
