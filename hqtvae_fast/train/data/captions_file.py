@@ -106,7 +106,9 @@ def _table_rows(text: str, suffix: str) -> Iterator[tuple[str, str]]:
     try:
         for number, row in enumerate(rows):
             first, last = last + 1, rows.line_num
-            heading = number == 0 and len(row) == 2 and row[0] in _FILE_NAMES and row[1] in _CAPTION_NAMES
+            heading = (
+                number == 0 and len(row) == 2 and row[0].lower() in _FILE_NAMES and row[1].lower() in _CAPTION_NAMES
+            )
             if heading or not any(cell.strip() for cell in row):
                 continue
             if len(row) != 2:
