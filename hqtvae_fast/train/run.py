@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader
 
 from hqtvae_fast import checkpoint as checkpoints
 from hqtvae_fast.config import ConfigError, TransformerConfig
-from hqtvae_fast.files import write_file
+from hqtvae_fast.files import json_text, write_file
 from hqtvae_fast.model import HQVAE, HQTransformer
 from hqtvae_fast.train.code_cache import CodeCache
 from hqtvae_fast.train.code_cache_build import open_code_cache
@@ -26,11 +26,11 @@ from hqtvae_fast.train.data import (
     ClassFolder,
     EpochSampler,
     PictureDataset,
-    Selection,
     Source,
     Stored,
     all_captions,
     caption_template,
+    class_names,
     make_loader,
     open_source,
     select,
@@ -46,6 +46,9 @@ from hqtvae_fast.train.stage2 import Stage2, Stage2Settings
 from hqtvae_fast.train.tokenizer import train_tokenizer
 from hqtvae_fast.train.validation import HeldOut
 from hqtvae_fast.world import WorldError, world
+
+CLASS_NAMES = "class_names.json"
+"""In a run's folder: the names of the classes that labels 0, 1, ... stand for, where the set has them."""
 
 
 def train_stage1(run: Stage1Run) -> None:
@@ -199,6 +202,8 @@ def open_data(
 ) -> tuple[DataLoader[Any], EpochSampler]:
     """The training set. ``stored``: what its samples have in place of pixels."""
     dataset = PictureDataset(source, resolution, flip=run.flip, seed=run.seed, stored=stored, **condition)
+    if accelerator.is_main_process and (names := class_names(source)):
+        write_file(Path(run.out) / CLASS_NAMES, json_text(names, indent=1).encode() + b"\n")
     share = run.batch_size // (accelerator.num_processes * run.accumulate)
     if share * accelerator.num_processes * run.accumulate != run.batch_size:
         raise ConfigError(
@@ -231,9 +236,8 @@ def open_held_out(
     if not run.validation:
         return None
     source = open_source(run.validation)
-    whole = training.source if isinstance(training, Selection) else training
-    if isinstance(source, ClassFolder) and isinstance(whole, ClassFolder):
-        source = open_source(run.validation, class_names=whole.class_names)
+    if isinstance(source, ClassFolder) and (names := class_names(training)):
+        source = open_source(run.validation, class_names=names)
     return HeldOut(
         PictureDataset(select(source, run.selected), resolution, training=False, **condition),
         limit=run.validation_pictures,
