@@ -26,9 +26,12 @@ from torch import Tensor, nn
 
 from hqtvae_fast import released
 from hqtvae_fast.config import ConfigError, HQTVAEConfig, TransformerConfig, from_dict, to_dict
+from hqtvae_fast.engine.work import picture_flops
 from hqtvae_fast.fields import shown
 from hqtvae_fast.files import sync_files, sync_folder
 from hqtvae_fast.model import HQVAE, HQTransformer
+from hqtvae_fast.model.empty import without_values
+from hqtvae_fast.threads import threads_for
 
 CONFIG_FILE = "config.json"
 MODEL_FILE = "model.safetensors"
@@ -83,7 +86,8 @@ def load(path: str | os.PathLike[str], **hub: Any) -> Checkpoint:
     one is fetched, as :func:`resolve` takes it."""
     directory = resolve(path, **hub)
     config, native = _find_config(directory)
-    checkpoint = _load_native(directory, config) if native else _load_released(directory, config)
+    with threads_for(picture_flops(config)):
+        checkpoint = _load_native(directory, config) if native else _load_released(directory, config)
     tokenizer = directory / TOKENIZER_FILE
     checkpoint.tokenizer_file = tokenizer if tokenizer.is_file() else None
     return checkpoint
@@ -147,7 +151,7 @@ def build(config: HQTVAEConfig) -> Checkpoint:
 
 
 def _build_empty(config: HQTVAEConfig) -> Checkpoint:
-    with torch.device("meta"):  # no memory, no initialisation: every tensor is assigned from the file
+    with without_values():  # every tensor is assigned from the file
         return build(config)
 
 
@@ -191,7 +195,7 @@ def _load_released(directory: Path, config: HQTVAEConfig) -> Checkpoint:
 
 def load_stage2_state(config: TransformerConfig, state: StateDict, origin: str) -> HQTransformer:
     """A transformer from the ``state_dict()`` of a released stage-2 module in memory."""
-    with torch.device("meta"):
+    with without_values():
         transformer = HQTransformer(config)
     _assign(transformer, _collect(Path(origin), state, released.sources("", transformer)))
     return transformer
