@@ -15,7 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hqtvae_fast.evaluate.extractors.resize import tensorflow_bilinear
-from hqtvae_fast.evaluate.extractors.weights import fill, read_weights
+from hqtvae_fast.evaluate.extractors.weights import fill
+from hqtvae_fast.tensor_files import read_state
 
 FID_WEIGHTS = "6726825d"  # how the SHA-256 of the shared weights file begins
 SIDE = 299
@@ -178,5 +179,5 @@ class Inception(nn.Module):
 def load_inception(path: Path) -> Inception:
     """With the weights of a file. ValueError if it does not hold this network's; the classifier is not needed."""
     network = Inception()
-    fill(network, read_weights(path), path)
+    fill(network, read_state(path), path)
     return network.eval()
