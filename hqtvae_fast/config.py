@@ -23,6 +23,8 @@ Position = Literal["1d", "2d"]
 Gelu = Literal["exact", "sigmoid"]
 
 WINDOW = 2  # r: a code's side, in codes of the next finer level. HQ-Transformer's layouts are built on 2.
+# Images at a time: the paper's protocol; enough rows on a CPU that the weights' stream is shared.
+DEFAULT_BATCH = {"cuda": 50, "cpu": 8}
 
 
 GROUPS = 32

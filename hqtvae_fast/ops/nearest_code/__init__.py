@@ -9,6 +9,7 @@ from hqtvae_fast import _cuda
 from hqtvae_fast.backend import Backend, choose
 from hqtvae_fast.ops import triton_launch
 from hqtvae_fast.ops.nearest_code import cuda, reference, screened, tensor_cores
+from hqtvae_fast.ops.operator import operator
 
 
 def _on_tensor_cores(z: Tensor, codebook: Tensor) -> Tensor:
@@ -55,7 +56,7 @@ def nearest_code(
     return torch.ops.hqtvae_fast.nearest_code(z, codebook, choice.backend.name)
 
 
-@torch.library.custom_op("hqtvae_fast::nearest_code", mutates_args=())
+@operator("nearest_code", mutates_args=())
 def _nearest_code(z: Tensor, codebook: Tensor, backend: str) -> Tensor:
     with torch.autocast(z.device.type, enabled=False):
         return _BY_NAME[backend].run(z, codebook)
