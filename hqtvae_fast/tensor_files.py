@@ -7,6 +7,7 @@ decide whether bytes of the file are taken for addresses.
 
 from __future__ import annotations
 
+import os
 import pickle
 import re
 import warnings
@@ -128,8 +129,11 @@ def _refusal(file: Path, error: str) -> str:
     """Of a pickle that asks for more than tensors, with two lines of Python that take the tensors out."""
     wanted, taken = re.search(r"GLOBAL ([\w.]*\w)", error), file.with_name(f"{file.stem}.tensors{file.suffix}")
     if wanted is None:
-        data = file.read_bytes()
-        if not (data.startswith(b"\x80") and data.endswith(b".")):  # as a whole pickle does
+        with file.open("rb") as opened:
+            first = opened.read(1)
+            opened.seek(-1, os.SEEK_END)
+            whole_pickle = (first, opened.read(1)) == (b"\x80", b".")
+        if not whole_pickle:
             return _damage(file, "torch")
         return "refused, a checkpoint may hold tensors only; this one holds other Python objects"
     return (
