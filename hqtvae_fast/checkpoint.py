@@ -96,6 +96,17 @@ def with_refiner(prior: Checkpoint, refiner: Checkpoint) -> Checkpoint:
     return replace(prior, config=config, refiner=refiner.transformer)
 
 
+def missing_tokenizer(config: HQTVAEConfig) -> str:
+    """What a text model without its tokenizer needs; released directories come without."""
+    stage2 = config.transformer
+    size = "" if stage2 is None else f", of at most {stage2.prefix_vocab_size:,} tokens"
+    return (
+        f"expected a {TOKENIZER_FILE} beside the checkpoint's configuration, to read words with; found none. It must be"
+        f" the one that the model was trained with{size}, as the tokenizers library saves it (tokenizer.save): copy it"
+        " there. Another tokenizer gives other words their meaning"
+    )
+
+
 def resolve(path: str | os.PathLike[str]) -> Path:
     """The local directory of a checkpoint: a path, ``demo``, or a Hub name ``owner/name``; a local path goes first."""
     directory = Path(path)

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import GOLDEN
+from conftest import GOLDEN, golden_pipeline
 
 from hqtvae_fast import checkpoint
 from hqtvae_fast.checkpoint import CheckpointError
@@ -236,3 +236,8 @@ def test_F12_a_refused_pickle_says_how_to_take_the_tensors_out(released, extra):
     assert read_state(taken).keys() == state().keys()
     taken.replace(file)
     assert same_weights(checkpoint.load(directory))
+
+
+def test_T9_a_text_model_without_a_tokenizer_says_what_is_needed():
+    with pytest.raises(ValueError, match=r"prompt: expected a tokenizer\.json beside .* of at most 50 tokens, as the"):
+        golden_pipeline("text_parallel")(prompt="a cat", progress=False)
