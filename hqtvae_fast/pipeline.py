@@ -398,5 +398,5 @@ class HQTVAEPipeline:
 
     def _tokens(self, prompts: Sequence[str]) -> Tensor:
         if self.tokenizer is None:
-            raise ValueError(f"prompt: this checkpoint has no {checkpoints.TOKENIZER_FILE} to read words with")
+            raise ValueError(f"prompt: {checkpoints.missing_tokenizer(self.config)}")
         return self.tokenizer(prompts)
