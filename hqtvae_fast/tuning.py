@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from hqtvae_fast.arguments import positive
-from hqtvae_fast.config import HQTVAEConfig, TransformerConfig, to_dict
+from hqtvae_fast.config import DEFAULT_BATCH, HQTVAEConfig, TransformerConfig, to_dict
 from hqtvae_fast.engine import SamplingParams
 from hqtvae_fast.engine.batch_tuning import BatchTuning, Facts, default_file, load, measure, save
 from hqtvae_fast.engine.batches import BUCKETS, Cutter
@@ -22,8 +22,6 @@ from hqtvae_fast.engine.options import EngineOptions
 from hqtvae_fast.engine.precision import Precision
 from hqtvae_fast.hardware import device_name
 from hqtvae_fast.request import Request
-
-DEFAULT_BATCH = {"cuda": 50, "cpu": 8}  # the paper's protocol; enough rows on a CPU that the weights' stream is shared
 
 
 class BatchSizes:

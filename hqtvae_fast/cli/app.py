@@ -9,7 +9,6 @@ from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from typing import Annotated, Any
 
-import torch
 import typer
 
 from hqtvae_fast.cli.bench import SETTINGS, bench
@@ -22,7 +21,6 @@ from hqtvae_fast.cli.pack import pack
 from hqtvae_fast.cli.sample import sample
 from hqtvae_fast.cli.train import train
 from hqtvae_fast.cli.tune import tune
-from hqtvae_fast.engine import is_out_of_memory
 
 PROGRAM = "hqtvae"
 BAD_INPUT, INTERRUPTED = 2, 130  # exit codes; 0 when all went well
@@ -38,7 +36,7 @@ app = typer.Typer(
 
 def _print_version(wanted: bool) -> None:
     if wanted:
-        typer.echo(f"{PROGRAM} {version('hqtvae_fast')} (torch {torch.__version__})")
+        typer.echo(f"{PROGRAM} {version('hqtvae_fast')} (torch {version('torch')})")
         raise typer.Exit
 
 
@@ -111,7 +109,7 @@ def describe(error: Exception) -> str:
         context = getattr(error, "ctx", None)
         hint = f" (see {context.command_path} --help)" if context is not None else ""
         text = f"{error.format_message()}{hint}"
-    elif is_out_of_memory(error):
+    elif _is_out_of_memory(error):
         text = f"not enough memory; a smaller --batch-size needs less ({_first_line(error)})"
     elif isinstance(error, OSError) and error.strerror is not None:
         text = error.strerror if error.filename is None else f"{error.filename}: {error.strerror}"
@@ -120,6 +118,14 @@ def describe(error: Exception) -> str:
     else:
         text = f"unexpected {type(error).__name__}: {_first_line(error)} (--debug shows where)"
     return " ".join(text.split())
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    if not isinstance(error, (MemoryError, RuntimeError)):
+        return False  # what torch raises is one of these: do not import it to be told so
+    from hqtvae_fast.engine import is_out_of_memory
+
+    return is_out_of_memory(error)
 
 
 def _first_line(error: Exception) -> str:

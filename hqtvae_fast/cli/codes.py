@@ -77,13 +77,6 @@ def _read_names(text: str | None, number: int) -> tuple[str, ...]:
     return tuple(f"picture-{index:05d}" for index in range(number))
 
 
-def kept_level(top_only: bool, bottom_only: bool) -> int | None:
-    """Index of the one level to decode, or None for all."""
-    if top_only and bottom_only:
-        raise ValueError("--top-only and --bottom-only: expected at most one of them")
-    return 0 if top_only else -1 if bottom_only else None
-
-
 def leave_out(levels: Sequence[Tensor | None], num_levels: int, keep: int | None) -> list[Tensor | None]:
     """One entry a level, None where it is missing or left out; ValueError if the level to keep is missing."""
     padded = [*levels, *[None] * (num_levels - len(levels))]

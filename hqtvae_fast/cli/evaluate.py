@@ -12,7 +12,6 @@ from operator import add
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
-import torch
 import typer
 
 from hqtvae_fast.cli.options import MACHINE, OUTPUT, Device, DType, open_pipeline
@@ -158,14 +157,16 @@ def evaluate(
     The distance bears the name FID only where it is one: with FID's own network and weights. Under torchrun, each
     process measures a part of the pictures; the figures are those of one process but for the last bits of sums.
     """
-    from hqtvae_fast.distributed import join_team
-    from hqtvae_fast.evaluate import open_extractor
-
     wanted = (samples is not None) + (reconstruct is not None)
     if not reference or wanted > 1 or (wanted == 0 and save_reference is None):
         raise ValueError("expected --reference, and one of --samples, --reconstruct and --save-reference")
     for file in (save_reference, out):
         check_file(file)
+    import torch
+
+    from hqtvae_fast.distributed import join_team
+    from hqtvae_fast.evaluate import open_extractor
+
     with join_team() as team:
         own = team.device(device) or ("cuda" if torch.cuda.is_available() else "cpu")
         job = _Job(open_extractor(features, own), batch_size, workers, keep, neighbours, team)

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-import yaml
 
 from hqtvae_fast.cli.presets import presets
 
@@ -241,6 +240,8 @@ def _given(options: dict[str, Any]) -> dict[str, Any]:
 
 def _fields_and_values(pairs: list[str]) -> dict[str, list[Any]]:
     """``["style=noto", "style=fluent"]`` as ``{"style": ["noto", "fluent"]}``; values as YAML reads them."""
+    import yaml
+
     found: dict[str, list[Any]] = {}
     for pair in pairs:
         name, equals, value = pair.partition("=")

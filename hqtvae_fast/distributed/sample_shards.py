@@ -34,6 +34,7 @@ from hqtvae_fast.files import PARTIAL, whole_file, write_file
 from hqtvae_fast.output import HQTVAEImage
 from hqtvae_fast.pipeline import HQTVAEPipeline
 from hqtvae_fast.shard_files import add_member, keep_spec
+from hqtvae_fast.world import world
 
 FORMAT = "hqtvae_fast sample shards, version 1"
 SPEC_FILE, MANIFEST_FILE, SUMS_FILE = "samples.json", "manifest.json", "SHA256SUMS"
@@ -204,8 +205,7 @@ def weights_hash(pipe: HQTVAEPipeline) -> str:
 
 def _encoders() -> int:
     """This process's share of the machine's cores."""
-    here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # set by torchrun
-    return max(1, min(MAX_ENCODERS, (os.cpu_count() or 1) // here))
+    return max(1, min(MAX_ENCODERS, (os.cpu_count() or 1) // world().local_size))
 
 
 def _png(image: Image.Image) -> bytes:

@@ -6,8 +6,6 @@ import ctypes
 from functools import cache
 from pathlib import Path
 
-import torch
-
 PACKAGE = Path(__file__).parent.parent  # where setup.py puts it
 _POINTER, _COUNT = ctypes.c_void_p, ctypes.c_int64
 _SIGNATURES = {
@@ -23,10 +21,6 @@ _SIGNATURES = {
     "hqtvae_winograd": (*[_POINTER] * 6, *[_COUNT] * 6, ctypes.c_int),
 }
 _RESULTS = {"hqtvae_winograd_scratch": _COUNT}
-
-operators = torch.library.Library("hqtvae_fast", "FRAGMENT")
-"""Where the kernels are defined as operators of torch. By hand: torch.library.custom_op wraps the same in 3 more
-microseconds a call, and a sampling step makes a hundred calls."""
 
 
 @cache

@@ -12,6 +12,7 @@ from torch import Tensor
 from hqtvae_fast.backend import Backend, choose
 from hqtvae_fast.ops.hierarchical_quantize import fused, reference
 from hqtvae_fast.ops.nearest_code import not_finite
+from hqtvae_fast.ops.operator import operator
 
 Resampler = Literal["pixel_shuffle", "average"]
 
@@ -92,7 +93,7 @@ def _check(z: Tensor, codebooks: Sequence[Tensor], resampler: str) -> None:
             raise ValueError(f"codebook of level {index}: expected z's {z.dtype}, floating; got {codebook.dtype}")
 
 
-@torch.library.custom_op("hqtvae_fast::hierarchical_quantize", mutates_args=())
+@operator("hierarchical_quantize", mutates_args=())
 def _quantize(z: Tensor, codebooks: list[Tensor], resampler: str, backend: str) -> list[Tensor]:
     with torch.autocast(z.device.type, enabled=False):
         codes, embeddings = _BY_NAME[backend].run(z, codebooks, resampler)
@@ -107,7 +108,7 @@ def _(z: Tensor, codebooks: list[Tensor], resampler: str, backend: str) -> list[
     return [*codes, *(z.new_empty((B, side, side, book.shape[1])).permute(0, 3, 1, 2) for side, book in pairs)]
 
 
-@torch.library.custom_op("hqtvae_fast::hierarchical_straight_through", mutates_args=())
+@operator("hierarchical_straight_through", mutates_args=())
 def _straight_through(z: Tensor, embeddings: list[Tensor], resampler: str) -> list[Tensor]:
     with torch.autocast(z.device.type, enabled=False):
         residuals = reference.residuals(z, embeddings, resampler)

@@ -9,6 +9,7 @@ from hqtvae_fast import _cuda
 from hqtvae_fast.backend import Backend, choose
 from hqtvae_fast.ops import triton_launch
 from hqtvae_fast.ops.nearest_code import cuda, reference, screened, tensor_cores
+from hqtvae_fast.ops.operator import operator
 
 
 def _on_tensor_cores(z: Tensor, codebook: Tensor) -> Tensor:
@@ -60,7 +61,7 @@ def not_finite(z: Tensor) -> Tensor:
     return ~z.isfinite().flatten(1).all(dim=1)
 
 
-@torch.library.custom_op("hqtvae_fast::nearest_code", mutates_args=())
+@operator("nearest_code", mutates_args=())
 def _nearest_code(z: Tensor, codebook: Tensor, backend: str) -> Tensor:
     with torch.autocast(z.device.type, enabled=False):
         return _BY_NAME[backend].run(z, codebook)

@@ -12,6 +12,7 @@ from torch import Tensor
 from hqtvae_fast import _cuda
 from hqtvae_fast.arguments import integer, real
 from hqtvae_fast.backend import Backend, choose
+from hqtvae_fast.ops.operator import operator
 from hqtvae_fast.ops.sample_logits import cpu, cuda, fused, reference
 
 
@@ -139,7 +140,7 @@ BACKENDS = (
 _BY_NAME = {backend.name: backend for backend in BACKENDS}
 
 
-@torch.library.custom_op("hqtvae_fast::sample_logits", mutates_args=("out", "invalid"))
+@operator("sample_logits", mutates_args=("out", "invalid"))
 def _draw(
     logits: Tensor,
     out: Tensor,
