@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image, PngImagePlugin, features
+from PIL import Image, PngImagePlugin
 
 from hqtvae_fast.cli import main
 from hqtvae_fast.cli.codes import read_codes
@@ -133,7 +133,7 @@ def test_F4_a_measurement_stops_and_names_the_picture(folder: Path, workers: int
         list(pictures.batches(2, workers=workers))
 
 
-@pytest.mark.skipif(not features.check("avif"), reason="this Pillow reads no AVIF")
+@pytest.mark.skipif(".avif" not in Image.registered_extensions(), reason="this Pillow reads no AVIF")
 def test_F4_damaged_avif_is_a_broken_picture() -> None:
     with pytest.raises(BrokenPictureError, match=r"damaged\.avif: not a readable picture"):
         open_image(DAMAGED_AVIF)
