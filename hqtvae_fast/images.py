@@ -193,8 +193,9 @@ def grid(images: Sequence[Image.Image], columns: int | None = None, gap: int = 2
     """Images of one size as a sheet, row by row, on white. ``columns`` defaults to a sheet about square."""
     if not images:
         raise ValueError("grid: expected at least one image, got none")
-    columns = columns or math.ceil(math.sqrt(len(images)))
-    columns = min(columns, len(images))
+    columns = min(math.ceil(math.sqrt(len(images))) if columns is None else columns, len(images))
+    if columns < 1:
+        raise ValueError(f"columns: expected 1 or more; got {columns}")
     rows = math.ceil(len(images) / columns)
     width, height = images[0].size
     sheet = Image.new("RGB", (columns * (width + gap) - gap, rows * (height + gap) - gap), WHITE)

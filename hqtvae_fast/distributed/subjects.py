@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from hqtvae_fast.config import TransformerConfig
@@ -29,6 +29,13 @@ class Subjects:
             return None
         count = len(self.values)
         return self.values[index % count if self.in_turn else index // (self.total // count)]
+
+    def first(self, total: int) -> Subjects | None:
+        """The smaller set whose pictures are the first ``total`` of this one; None if there is none such."""
+        if self.in_turn or len(self.values) <= 1:
+            return replace(self, total=total)
+        each = self.total // len(self.values)
+        return None if total % each else Subjects(self.values[: total // each], total)
 
     def examples(self) -> dict[str, Any]:
         """The pipeline's arguments for one picture of each class or prompt."""

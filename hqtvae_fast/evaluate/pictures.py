@@ -56,6 +56,9 @@ class Pictures(Protocol):
     def caption(self, index: int) -> str:
         """What a picture should show. ValueError if the set does not say."""
 
+    def describe(self, index: int) -> str:
+        """What messages call a picture."""
+
 
 def open_pictures(
     paths: PathLike | Sequence[PathLike], resolution: int | None = None, caption: CaptionTemplate = PLAIN
@@ -78,7 +81,7 @@ class SourcePictures(Dataset[tuple[Tensor, str]]):
         self, source: Source, name: str, resolution: int | None = None, caption: CaptionTemplate = PLAIN
     ) -> None:
         self.source, self.name, self._template = source, name, caption
-        self.resolution = resolution or self._first_side()
+        self.resolution = self._first_side() if resolution is None else resolution
 
     def __len__(self) -> int:
         return len(self.source)
@@ -123,6 +126,9 @@ class SourcePictures(Dataset[tuple[Tensor, str]]):
                 raise ValueError(f"{self.name}: {self.source.key(index)}: expected a caption; {error}") from None
             return described
 
+    def describe(self, index: int) -> str:
+        return f"{self.name}: {self.source.key(index)}"
+
     def _open(self, index: int) -> Image.Image:
         return read_picture(self.source, index, f"{self.name}: ")
 
@@ -158,7 +164,7 @@ class NpzPictures:
             if len(shape) != 4 or shape[3] != 3 or dtype != np.uint8 or shape[0] == 0:
                 raise ValueError(f"{path}: {NPZ_PICTURES}: expected uint8 [N, H, W, 3]; got {dtype} {list(shape)}")
             self._shape = shape
-        self.resolution = resolution or min(shape[1:3])
+        self.resolution = min(shape[1:3]) if resolution is None else resolution
 
     def __len__(self) -> int:
         return self._shape[0]
@@ -186,6 +192,9 @@ class NpzPictures:
 
     def caption(self, index: int) -> str:
         raise ValueError(f"{self.path}: expected captions; an .npz of pictures has none")
+
+    def describe(self, index: int) -> str:
+        return f"{self.path}: {NPZ_PICTURES}[{index}]"
 
 
 class _open_array:
