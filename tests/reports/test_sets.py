@@ -270,9 +270,10 @@ def test_G10_a_run_keeps_the_names_of_its_classes(tmp_path: Path) -> None:
 def test_G10_code_shards_keep_the_names_of_classes(tmp_path: Path) -> None:
     source = open_source(write(tmp_path / "set", "zebra/0.png", "ant/1.png"))
     vae = checkpoint.load(CHECKPOINT).vae
-    CodeShards(tmp_path / "codes", source, vae, 10)
+    CodeShards(tmp_path / "codes", source, vae, 10).make(2)
     assert json.loads((tmp_path / "codes/codes.json").read_text())["class_names"] == ["ant", "zebra"]
     CodeShards(tmp_path / "codes", source, vae, 10)  # it knows its own folder again
+    assert class_names(open_source(tmp_path / "codes", codes=True)) == ("ant", "zebra")
 
 
 def test_G10_other_sets_have_no_names(tmp_path: Path) -> None:

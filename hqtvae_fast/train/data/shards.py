@@ -85,8 +85,8 @@ class Shards:
     def fields(self, index: int) -> dict[str, Any]:
         """What is known of the picture besides. ValueError if a member does not hold what its suffix says."""
         found: dict[str, Any] = {}
-        if (text := self._text(index, _JSON)) is not None:
-            found = _parse_fields(text, self._member(index, _JSON))
+        if (data := self._read(index, _JSON)) is not None:
+            found = parse_fields(data, self._member(index, _JSON))
         if (text := self._text(index, _TEXT)) is not None:
             found["caption"] = text.strip()
         if (text := self._text(index, _LABEL)) is not None:
@@ -121,8 +121,9 @@ class Shards:
         return data
 
 
-def _parse_fields(text: str, name: str) -> dict[str, Any]:
-    found = parse_json(text, name)
+def parse_fields(data: bytes, name: str) -> dict[str, Any]:
+    """A sample's ``.json``. ValueError beginning with ``name`` if it is no mapping."""
+    found = parse_json(decode_text(data, name), name)
     if not isinstance(found, dict):
         raise ValueError(f"{name}: expected a mapping; got {type(found).__name__}")
     return found
@@ -147,9 +148,9 @@ def _samples(file: Path, others: Counter[str]) -> list[tuple[str, list[tuple[int
 def _by_name(file: Path) -> tuple[dict[str, dict[int, tuple[int, int]]], Counter[str]]:
     """First byte and bytes of the members of one tar, by sample and role; and how many of which kind are neither."""
     found: dict[str, dict[int, tuple[int, int]]] = {}
-    members, left_out = list(_members(file)), Counter[str]()
-    short = {name for name, suffix in (_split(member.path) for member in members) if suffix in _ROLE_OF_SUFFIX}
-    for path, first, length in members:
+    listed, left_out = list(members(file)), Counter[str]()
+    short = {name for name, suffix in (_split(member.path) for member in listed) if suffix in _ROLE_OF_SUFFIX}
+    for path, first, length in listed:
         name, suffix = _split(path)
         if suffix not in _ROLE_OF_SUFFIX and name not in short:
             name, suffix = posixpath.splitext(path)
@@ -172,8 +173,8 @@ def _split(path: str) -> tuple[str, str]:
     return folder + slash + stem, f"{dot}{suffix}".lower()
 
 
-def _members(file: Path) -> Iterator[Member]:
-    """The regular files of a tar."""
+def members(file: Path) -> Iterator[Member]:
+    """The regular files of an uncompressed tar. ValueError if it is none, or cut off."""
     try:
         with tarfile.open(file, "r:") as tar:
             for member in tar:
