@@ -91,7 +91,7 @@ def read_condition(
 
 def _read_labels(class_labels: Any, num_classes: int) -> Tensor:
     try:
-        labels = torch.as_tensor(class_labels).reshape(-1)
+        labels = torch.as_tensor(class_labels, device="cpu").reshape(-1)
     except (TypeError, ValueError, RuntimeError):
         raise ValueError(f"class_labels: expected an integer or a list of them; got {class_labels!r}") from None
     if labels.numel() == 0 or labels.is_floating_point() or labels.dtype is torch.bool:
@@ -112,7 +112,7 @@ def _read_prompts(prompt: Any) -> list[str]:
 def read_given_codes(config: VAEConfig, given: Any) -> Tensor:
     """Top codes [h, w] or [M, h, w] as int64 [M, h, w] on the CPU; ValueError on another shape or range."""
     side, size = config.level_sides[0], config.codebook_sizes[0]
-    codes = torch.as_tensor(given)
+    codes = torch.as_tensor(given, device="cpu")
     if codes.ndim not in (2, 3) or codes.shape[-2:] != (side, side) or codes.is_floating_point() or len(codes) == 0:
         raise ValueError(
             f"given_top_codes: expected integers [{side}, {side}] or [N, {side}, {side}];"

@@ -33,7 +33,9 @@ class PromptTokenizer:
 
     def __call__(self, prompts: Sequence[str]) -> Tensor:
         """Token ids of prompts: int64 [B, length]."""
-        return torch.tensor([encoding.ids for encoding in self.tokenizer.encode_batch(list(prompts))])
+        return torch.tensor(
+            [encoding.ids for encoding in self.tokenizer.encode_batch(list(prompts))], dtype=torch.int64, device="cpu"
+        )
 
 
 def load_tokenizer(checkpoint: Checkpoint) -> PromptTokenizer | None:

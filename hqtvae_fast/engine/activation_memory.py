@@ -39,7 +39,7 @@ def decoding_memory(config: VAEConfig, dtype: torch.dtype) -> ActivationMemory:
     What libraries take besides, for scratch in a convolution, is not in it.
     """
     with torch.device("meta"):
-        vae = HQVAE(config).eval().fold().set_decoder_dtype(dtype)
+        vae = HQVAE(config).eval().set_decoder_dtype(dtype).fold()
 
     def decode(count: int) -> Tensor:
         return vae.decode([torch.zeros(count, s, s, dtype=torch.int64, device="meta") for s in config.level_sides])

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from hqtvae_fast.engine.activation_memory import decoding_memory
 from hqtvae_fast.model import HQVAE
+from hqtvae_fast.modes import inference
 
 # Of the memory that is free when decoding starts: the rest is left to cuDNN's scratch and to other work. Not yet
 # measured on a GPU.
@@ -32,7 +33,7 @@ def chunk_size(vae: HQVAE, device: torch.device, budget: int | None = None) -> i
     return chunk
 
 
-@torch.inference_mode()
+@inference()
 def decode_codes(
     vae: HQVAE,
     codes: Sequence[Tensor | None],

@@ -10,6 +10,8 @@ from torch import Tensor
 
 from hqtvae_fast.engine.capture import CaptureError, Replay
 from hqtvae_fast.model import HQVAE
+from hqtvae_fast.model.prepared import ALTERED
+from hqtvae_fast.modes import inference, ordinary
 
 Encode = Callable[[Tensor], tuple[Tensor, ...]]
 
@@ -21,11 +23,18 @@ class EncodeReplay:
     def __init__(self, vae: HQVAE, batch: int) -> None:
         R, weight = vae.config.resolution, vae.quant_conv.weight
         shape = (batch, 3, R, R)
-        self.images = torch.zeros(shape, device=weight.device).contiguous(memory_format=torch.channels_last)
+        self.images = torch.zeros(shape, dtype=torch.float32, device=weight.device).contiguous(
+            memory_format=torch.channels_last
+        )
         self.vae = vae
         self.codes: tuple[Tensor, ...] = ()
-        with torch.inference_mode():
-            self.replay = Replay(self._work, weight.device)
+        self._addresses: list[int] = []
+        self._capture()
+
+    @inference()
+    def _capture(self) -> None:
+        self._addresses = self.vae.addresses()
+        self.replay = Replay(self._work, self.images.device)
 
     @property
     def bytes(self) -> int:
@@ -35,7 +44,7 @@ class EncodeReplay:
     def _work(self) -> None:
         self.codes = self.vae.encode(self.images)
 
-    @torch.inference_mode()
+    @inference()
     def __call__(self, images: Tensor) -> tuple[Tensor, ...]:
         """Codes int64 [B, h, w] a level, top first, the caller's own, of images [B, 3, R, R] in [-1, 1] from any
         device. Rows of the buffer beyond B keep what an earlier call left: an image's codes depend on it alone."""
@@ -43,10 +52,13 @@ class EncodeReplay:
         if images.shape[1:] != shape[1:] or not 1 <= count <= len(self.images):
             wanted = f"[1..{shape[0]}, 3, {shape[2]}, {shape[3]}]"
             raise ValueError(f"images: this capture is for {wanted}; got {list(images.shape)}")
+        if self.vae.addresses() != self._addresses:  # weights have moved
+            self._capture()
         with self.replay.turn():
             self.images[:count].copy_(images, non_blocking=True)
             self.replay(self._work)
-            return tuple(level[:count].clone() for level in self.codes)
+            codes = [level[:count].clone() for level in self.codes]
+        return tuple(map(ordinary, codes))
 
 
 def make_encoder(vae: HQVAE, batch: int, *, graphs: bool | None = None) -> Encode:
@@ -55,7 +67,10 @@ def make_encoder(vae: HQVAE, batch: int, *, graphs: bool | None = None) -> Encod
     device = vae.quant_conv.weight.device
     if graphs is None:
         graphs = device.type == "cuda"
-    if graphs:
+    altered = vae.altered()
+    if graphs and altered is not None:
+        warnings.warn(f"{altered}: {ALTERED}: encoding step by step, which is slower", stacklevel=2)
+    elif graphs:
         try:
             return EncodeReplay(vae, batch)
         except CaptureError as error:

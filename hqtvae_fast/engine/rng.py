@@ -29,7 +29,7 @@ def image_seeds(seed: int | Sequence[int], count: int) -> Tensor:
     for value in check:
         if not -(2**63) <= value < 2**64:
             raise ValueError(f"seed: expected an integer that fits 64 bits; got {value}")
-    return torch.tensor([_wrap(value) for value in values], dtype=torch.int64)
+    return torch.tensor([_wrap(value) for value in values], dtype=torch.int64, device="cpu")
 
 
 def _wrap(value: int) -> int:

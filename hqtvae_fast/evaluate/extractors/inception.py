@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from hqtvae_fast.evaluate.extractors.resize import tensorflow_bilinear
 from hqtvae_fast.evaluate.extractors.weights import fill, read_weights
+from hqtvae_fast.modes import single_precision
 
 FID_WEIGHTS = "6726825d"  # how the SHA-256 of the shared weights file begins
 SIDE = 299
@@ -147,6 +148,7 @@ class BlockE(nn.Module):
 class Inception(nn.Module):
     """Pictures, uint8 [B, 3, R, R], to the mean of the last feature map: [B, 2048]."""
 
+    @single_precision()
     def __init__(self) -> None:
         super().__init__()
         self.Conv2d_1a_3x3 = Conv(3, 32, 3, stride=2)
