@@ -9,7 +9,6 @@ from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from typing import Annotated, Any
 
-import torch
 import typer
 
 from hqtvae_fast.cli.bench import SETTINGS, bench
@@ -18,11 +17,11 @@ from hqtvae_fast.cli.evaluate import evaluate
 from hqtvae_fast.cli.figure import figure
 from hqtvae_fast.cli.images import decode, encode, reconstruct
 from hqtvae_fast.cli.info import info
+from hqtvae_fast.cli.output import say_errors
 from hqtvae_fast.cli.pack import pack
 from hqtvae_fast.cli.sample import sample
 from hqtvae_fast.cli.train import train
 from hqtvae_fast.cli.tune import tune
-from hqtvae_fast.engine import is_out_of_memory
 
 PROGRAM = "hqtvae"
 BAD_INPUT, INTERRUPTED = 2, 130  # exit codes; 0 when all went well
@@ -38,7 +37,7 @@ app = typer.Typer(
 
 def _print_version(wanted: bool) -> None:
     if wanted:
-        typer.echo(f"{PROGRAM} {version('hqtvae_fast')} (torch {torch.__version__})")
+        typer.echo(f"{PROGRAM} {version('hqtvae_fast')} (torch {version('torch')})")
         raise typer.Exit
 
 
@@ -90,7 +89,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except Exception as error:
         if debug:
             traceback.print_exc()
-        _print_error(describe(error))
+        say_errors([describe(error)])
         return BAD_INPUT
     if code == INTERRUPTED:
         typer.echo("interrupted", err=True)
@@ -111,7 +110,7 @@ def describe(error: Exception) -> str:
         context = getattr(error, "ctx", None)
         hint = f" (see {context.command_path} --help)" if context is not None else ""
         text = f"{error.format_message()}{hint}"
-    elif is_out_of_memory(error):
+    elif _is_out_of_memory(error):
         text = f"not enough memory; a smaller --batch-size needs less ({_first_line(error)})"
     elif isinstance(error, OSError) and error.strerror is not None:
         text = error.strerror if error.filename is None else f"{error.filename}: {error.strerror}"
@@ -122,12 +121,16 @@ def describe(error: Exception) -> str:
     return " ".join(text.split())
 
 
+def _is_out_of_memory(error: Exception) -> bool:
+    if not isinstance(error, (MemoryError, RuntimeError)):
+        return False  # what torch raises is one of these: do not import it to be told so
+    from hqtvae_fast.engine import is_out_of_memory
+
+    return is_out_of_memory(error)
+
+
 def _first_line(error: Exception) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
-
-
-def _print_error(message: str) -> None:
-    typer.echo(f"{typer.style('error:', fg='red', bold=True)} {message}", err=True)
 
 
 def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:

@@ -8,9 +8,7 @@ from pathlib import Path
 
 import typer
 
-import hqtvae_fast
-
-ROOT = Path(hqtvae_fast.__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 PACKAGE = "benchmarks"
 SETTINGS = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
 

@@ -13,7 +13,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from hqtvae_fast.config import VAEConfig
-from hqtvae_fast.files import write_file
+from hqtvae_fast.files import json_text, write_file
 
 FORMAT = "hqtvae_fast codes"
 
@@ -29,7 +29,7 @@ class Codes:
 def write_codes(path: Path, levels: Sequence[Tensor], names: Sequence[str]) -> None:
     """Codes as int32 [N, h, w] a level."""
     tensors = {f"level_{index}": level.to(torch.int32).contiguous() for index, level in enumerate(levels)}
-    metadata = {"format": FORMAT, "names": json.dumps(list(names), ensure_ascii=False)}
+    metadata = {"format": FORMAT, "names": json_text(list(names))}
     write_file(path, safetensors.torch.save(tensors, metadata))
 
 
@@ -75,13 +75,6 @@ def _read_names(text: str | None, number: int) -> tuple[str, ...]:
     if isinstance(names, list) and len(names) == number and all(isinstance(name, str) for name in names):
         return tuple(names)
     return tuple(f"picture-{index:05d}" for index in range(number))
-
-
-def kept_level(top_only: bool, bottom_only: bool) -> int | None:
-    """Index of the one level to decode, or None for all."""
-    if top_only and bottom_only:
-        raise ValueError("--top-only and --bottom-only: expected at most one of them")
-    return 0 if top_only else -1 if bottom_only else None
 
 
 def leave_out(levels: Sequence[Tensor | None], num_levels: int, keep: int | None) -> list[Tensor | None]:

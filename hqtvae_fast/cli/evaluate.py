@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -12,12 +11,11 @@ from operator import add
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
-import torch
 import typer
 
 from hqtvae_fast.cli.options import MACHINE, OUTPUT, Device, DType, open_pipeline
 from hqtvae_fast.cli.output import check_file, count, progress, rate, show, table
-from hqtvae_fast.files import write_file
+from hqtvae_fast.files import json_text, write_file
 
 if TYPE_CHECKING:
     from hqtvae_fast.distributed import Team
@@ -158,14 +156,16 @@ def evaluate(
     The distance bears the name FID only where it is one: with FID's own network and weights. Under torchrun, each
     process measures a part of the pictures; the figures are those of one process but for the last bits of sums.
     """
-    from hqtvae_fast.distributed import join_team
-    from hqtvae_fast.evaluate import open_extractor
-
     wanted = (samples is not None) + (reconstruct is not None)
     if not reference or wanted > 1 or (wanted == 0 and save_reference is None):
         raise ValueError("expected --reference, and one of --samples, --reconstruct and --save-reference")
     for file in (save_reference, out):
         check_file(file)
+    import torch
+
+    from hqtvae_fast.distributed import join_team
+    from hqtvae_fast.evaluate import open_extractor
+
     with join_team() as team:
         own = team.device(device) or ("cuda" if torch.cuda.is_available() else "cpu")
         job = _Job(open_extractor(features, own), batch_size, workers, keep, neighbours, team)
@@ -261,7 +261,7 @@ class _Job:
 
         if len(paths) == 1 and holds_statistics(Path(paths[0])):
             known = read_reference(Path(paths[0]))
-            if known.resolution not in (None, resolution or known.resolution):
+            if None not in (known.resolution, resolution) and known.resolution != resolution:
                 self._say(
                     f"warning: {paths[0]} is of pictures of {known.resolution} pixels, the samples have {resolution}"
                 )
@@ -316,5 +316,5 @@ def _finish(metrics: list[Metric], facts: dict[str, Any], out: Path | None) -> N
         shown.add_row(f"{metric.name} {arrow}", metric.shown(), metric.of)
     show(shown)
     if out is not None:
-        write_file(out, (json.dumps(document(metrics, facts), indent=1, ensure_ascii=False) + "\n").encode())
+        write_file(out, (json_text(document(metrics, facts), indent=1) + "\n").encode())
         typer.echo(f"wrote {out}")

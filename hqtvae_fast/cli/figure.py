@@ -6,10 +6,7 @@ import io
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import torch
 import typer
-from PIL import Image
-from torch import Tensor
 
 from hqtvae_fast.cli.options import (
     Checkpoint,
@@ -19,16 +16,17 @@ from hqtvae_fast.cli.options import (
     parse_classes,
     parse_per_level,
 )
-from hqtvae_fast.cli.output import check_file, png, progress
-from hqtvae_fast.cli.pictures import find_pictures
-from hqtvae_fast.cli.plan import Drawing, arguments, plan
+from hqtvae_fast.cli.output import check_file, progress
 from hqtvae_fast.cli.sample_options import Classes, NumImages, Prompt, Seed, Temperature, TopK, TopP
 from hqtvae_fast.files import write_file
-from hqtvae_fast.images import open_image, to_tensor
-from hqtvae_fast.pipeline import HQTVAEPipeline
 
 if TYPE_CHECKING:
+    from PIL import Image
+    from torch import Tensor
+
+    from hqtvae_fast.cli.plan import Drawing
     from hqtvae_fast.evaluate.figures.neighbours import Distance
+    from hqtvae_fast.pipeline import HQTVAEPipeline
 
 Out = Annotated[
     Path,
@@ -65,6 +63,7 @@ def levels(
     dtype: DType = None,
 ) -> None:
     """Figure 1: drawn pictures from the top codes alone, the finer codes alone, and all of them."""
+    from hqtvae_fast.cli.plan import plan
     from hqtvae_fast.evaluate.figures.levels import level_rows
 
     check_file(out)
@@ -90,7 +89,9 @@ def resampling(
     dtype: DType = None,
 ) -> None:
     """Figure 3: what the top codes alone give of pictures, with each way of resampling."""
+    from hqtvae_fast.cli.pictures import find_pictures
     from hqtvae_fast.evaluate.figures.levels import resampling_rows
+    from hqtvae_fast.images import open_image
 
     check_file(out)
     if (image is None) == (pictures is None):
@@ -122,7 +123,9 @@ def redraw(
     dtype: DType = None,
 ) -> None:
     """Figure 4b: one picture's top codes, and many draws of the finer ones."""
+    from hqtvae_fast.cli.plan import plan
     from hqtvae_fast.evaluate.figures.levels import redraw_rows
+    from hqtvae_fast.images import open_image, to_tensor
 
     check_file(out)
     pipe = open_pipeline(checkpoint, device, dtype)
@@ -148,6 +151,8 @@ def usage(
     device: Device = None,
 ) -> None:
     """How often each code is chosen for a set of pictures, by level, with perplexity."""
+    import torch
+
     from hqtvae_fast.evaluate import open_pictures
     from hqtvae_fast.evaluate.figures.plots import usage_plot
     from hqtvae_fast.evaluate.reconstruction import code_counts
@@ -182,8 +187,11 @@ def neighbours(
     device: Device = None,
 ) -> None:
     """Drawn pictures above the training pictures nearest to them: recall or invention."""
+    import torch
+
     from hqtvae_fast.evaluate import open_pictures
     from hqtvae_fast.evaluate.figures import neighbours as drawing
+    from hqtvae_fast.images import to_tensor
 
     check_file(out)
     drawn, captions = _some(samples, None, count)
@@ -225,6 +233,8 @@ def _sampling(top_k: str | None, top_p: str | None, temperature: str) -> dict[st
 
 
 def _draw(pipe: HQTVAEPipeline, drawings: list[Drawing], sampling: dict[str, Any]) -> tuple[Tensor, ...]:
+    from hqtvae_fast.cli.plan import arguments
+
     return pipe(**arguments(drawings), **sampling, output_type="codes").codes  # type: ignore[arg-type]
 
 
@@ -241,6 +251,8 @@ def _some(paths: list[str], resolution: int | None, count: int) -> tuple[list[Im
 
 
 def _distance(name: str, side: int, device: str | None) -> Distance:
+    import torch
+
     from hqtvae_fast.evaluate import open_extractor
     from hqtvae_fast.evaluate.figures.neighbours import feature_distance, pixel_distance
 
@@ -250,6 +262,10 @@ def _distance(name: str, side: int, device: str | None) -> Distance:
 
 
 def _write(out: Path, picture: Image.Image | bytes) -> None:
+    from PIL import Image
+
+    from hqtvae_fast.cli.sheets import png
+
     if out.suffix.lower() in JPEG:
         with io.BytesIO() as data:
             image = Image.open(io.BytesIO(picture)) if isinstance(picture, bytes) else picture

@@ -3,18 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
-import torch
 import typer
-from PIL import Image
-from rich.text import Text
-from torch import Tensor
 
-from hqtvae_fast.cli.codes import kept_level, leave_out, read_codes, write_codes
-from hqtvae_fast.cli.encode_set import encode_set
 from hqtvae_fast.cli.options import (
     MACHINE,
     OUTPUT,
@@ -28,22 +21,15 @@ from hqtvae_fast.cli.options import (
     OutDir,
     TopOnly,
     batch_of,
+    kept_level,
     open_pipeline,
 )
-from hqtvae_fast.cli.output import (
-    PictureWriter,
-    check_file,
-    count,
-    progress,
-    rate,
-    show,
-    table,
-    unique_names,
-)
-from hqtvae_fast.cli.pictures import Picture, Reader, find_pictures
-from hqtvae_fast.engine.encoding import make_encoder
-from hqtvae_fast.images import psnr, to_pil, to_tensor
-from hqtvae_fast.pipeline import HQTVAEPipeline
+from hqtvae_fast.cli.output import check_file, count, progress, rate, unique_names
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from hqtvae_fast.cli.pictures import Picture
 
 BAD_INPUT = 2
 DEFAULT_SHEET = Path("decoded.png")
@@ -122,6 +108,10 @@ def reconstruct(
     dtype: DType = None,
 ) -> None:
     """Encode and decode images: original and reconstruction side by side, and the PSNR in dB (higher is closer)."""
+    from hqtvae_fast.cli.pictures import Reader, find_pictures
+    from hqtvae_fast.cli.sheets import PictureWriter
+    from hqtvae_fast.cli.stage1 import reconstruct_batch, show_quality
+
     columns = 2
     files = find_pictures(images)
     check_file(out)
@@ -134,38 +124,16 @@ def reconstruct(
     size = batch_of(pipe, batch_size)
     with progress("Reconstructing", len(files)) as advance:
         for batch in reader.batches(files, size, advance):
-            rows, decibels = _reconstruct(pipe, batch, levels)
+            rows, decibels = reconstruct_batch(pipe, batch, levels)
             for image in (image for row in rows for image in row):
                 writer.add(image, "")
             pictures, quality = pictures + batch, quality + decibels
     reader.report()
     if pictures:
-        _show_quality(pictures, quality)
+        show_quality(pictures, quality)
         writer.finish()
     if reader.failures:
         raise typer.Exit(BAD_INPUT)
-
-
-def _reconstruct(
-    pipe: HQTVAEPipeline, batch: Sequence[Picture], levels: bool
-) -> tuple[list[list[Image.Image]], list[float]]:
-    """A row of pictures and the PSNR of each image of a batch."""
-    pixels = to_tensor([picture.image for picture in batch], pipe.config.vae.resolution)
-    codes = pipe.encode(pixels)
-    whole: Tensor = pipe.decode(codes, "pt")
-    columns = [[picture.image for picture in batch], to_pil(whole)]
-    if levels:
-        columns += [pipe.decode(leave_out(codes, len(codes), level)) for level in range(len(codes))]
-    return [list(row) for row in zip(*columns, strict=True)], psnr(whole, (pixels + 1) / 2).tolist()
-
-
-def _show_quality(pictures: Sequence[Picture], quality: Sequence[float]) -> None:
-    shown = table("Reconstruction", "image", "PSNR, dB", "note")
-    for picture, decibels in zip(pictures, quality, strict=True):
-        shown.add_row(Text(str(picture.path)), f"{decibels:.2f}", "; ".join(picture.changes))
-    shown.add_section()
-    shown.add_row(f"mean of {len(quality)}", f"{sum(quality) / len(quality):.2f}", "")
-    show(shown)
 
 
 def encode(
@@ -183,6 +151,14 @@ def encode(
     With --shards a whole set, shards of pictures among them, into shards of codes: stopped anywhere, the same command
     goes on with the shards that are missing.
     """
+    import torch
+
+    from hqtvae_fast.cli.codes import write_codes
+    from hqtvae_fast.cli.encode_set import encode_set
+    from hqtvae_fast.cli.pictures import Reader, find_pictures
+    from hqtvae_fast.engine.encoding import make_encoder
+    from hqtvae_fast.images import to_tensor
+
     if shards is not None:
         encode_set(checkpoint, images, shards, shard_size, workers, batch_size, device)
         return
@@ -224,6 +200,9 @@ def decode(
     dtype: DType = None,
 ) -> None:
     """Turn a file of codes back into pictures."""
+    from hqtvae_fast.cli.codes import leave_out, read_codes
+    from hqtvae_fast.cli.sheets import PictureWriter
+
     keep = kept_level(top_only, bottom_only)
     writer = PictureWriter(DEFAULT_SHEET if out is None and out_dir is None else out, out_dir, columns)
     pipe = open_pipeline(checkpoint, device, dtype)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -18,35 +18,7 @@ from hqtvae_fast.cli.plan import Drawing
 if TYPE_CHECKING:
     from hqtvae_fast.evaluate.rejection import Candidate, Judge
 
-PANEL = "Rejection sampling"
 Drawn = tuple[Drawing, tuple[Image.Image | None, tuple[Tensor, ...]]]
-
-ClassifierOption = Annotated[
-    str | None,
-    typer.Option(
-        "--classifier",
-        metavar="NETWORK",
-        help="Draw more than --num-images, and keep those whose class or prompt this network is surest of: a file"
-        " (.pt2, .pt) or package.module:factory from uint8 [B, 3, R, R] to logits, imagenet: before it to resize and"
-        " normalize; clip:DIR for prompts; efficientnet-lite0 (from a package).",
-        show_default=False,
-        rich_help_panel=PANEL,
-    ),
-]
-Accept = Annotated[
-    float,
-    typer.Option("--accept", metavar="SHARE", help="The share kept; the paper's is 0.25.", rich_help_panel=PANEL),
-]
-Targets = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--targets",
-        metavar="LIST",
-        help="The network's own class for each of --classes or --prompt, in their order.",
-        show_default="the classes themselves",
-        rich_help_panel=PANEL,
-    ),
-]
 
 
 class Rejection:

@@ -3,18 +3,9 @@
 from __future__ import annotations
 
 import os
-import time
-from collections.abc import Generator, Sequence
-from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-import torch
-import typer
-from PIL import Image
-from torch import Tensor
-
-from hqtvae_fast.cli.codes import kept_level, leave_out, read_codes, write_codes
 from hqtvae_fast.cli.options import (
     BatchSize,
     BottomOnly,
@@ -32,15 +23,16 @@ from hqtvae_fast.cli.options import (
     Tables,
     TopOnly,
     batch_of,
+    kept_level,
     parse_classes,
     parse_per_level,
 )
-from hqtvae_fast.cli.output import PictureWriter, check_file, count, rate
-from hqtvae_fast.cli.plan import Drawing, arguments, plan
-from hqtvae_fast.cli.reject import Accept, ClassifierOption, Rejection, Targets, open_rejection
+from hqtvae_fast.cli.output import check_file
 from hqtvae_fast.cli.sample_options import (
+    Accept,
     Captions,
     Classes,
+    ClassifierOption,
     Format,
     GivenTop,
     NumImages,
@@ -54,14 +46,13 @@ from hqtvae_fast.cli.sample_options import (
     Seed,
     Shards,
     ShardSize,
+    Targets,
     Temperature,
     TopK,
     TopP,
     named_as_options,
 )
-from hqtvae_fast.cli.sample_set import Machine, Wanted, sample_set
-from hqtvae_fast.output import OutputType
-from hqtvae_fast.pipeline import HQTVAEPipeline
+from hqtvae_fast.files import read_text
 
 DEFAULT_OUT = Path("sample.png")
 MAX_ROW = 16  # of a condition's pictures, by default
@@ -117,6 +108,8 @@ def sample(
     engine: dict[str, Any] = {"graphs": graphs, "tables": tables, "fused_draw": fused_draw, "overlap": overlap}
     engine |= {"dependent_launch": dependent_launch, "skip_query": skip_query}
     engine["quantization"] = None if quantize is None else quantize.value
+    from hqtvae_fast.cli.sample_set import Machine, Wanted, sample_set
+
     machine = Machine(checkpoint, device, dtype, refiner, engine)
     if "WORLD_SIZE" in os.environ:  # set by torchrun, whose processes cannot share a sheet
         out, shards = None, _shards_of_a_team(shards, out)
@@ -127,6 +120,12 @@ def sample(
         with named_as_options():
             sample_set(machine, shards, wanted, sampling, shard_size=shard_size, batch_size=batch_size)
         return
+    from hqtvae_fast.cli.codes import read_codes
+    from hqtvae_fast.cli.drawing import draw_all, save_drawn
+    from hqtvae_fast.cli.plan import plan
+    from hqtvae_fast.cli.reject import open_rejection
+    from hqtvae_fast.cli.sheets import PictureWriter
+
     if out is None and out_dir is None and save_codes is None:
         out = DEFAULT_OUT
     writer = PictureWriter(out, out_dir, columns, scale=scale, captions=captions, kind=picture_format.value)
@@ -143,16 +142,16 @@ def sample(
             rejection.check(drawings, keep)
         if columns is None and 1 < num_images <= MAX_ROW and of_each < len(drawings):
             writer.columns = num_images  # a row for each subject
-        drawings, codes = _draw_all(pipe, drawings, sampling, keep, writer, batch, save_codes, rejection)
+        drawings, codes = draw_all(pipe, drawings, sampling, keep, writer, batch, save_codes, rejection)
     writer.finish()
-    _save_codes(save_codes, drawings, codes)
+    save_drawn(save_codes, drawings, codes)
 
 
 def _read_prompts(file: Path | None) -> list[str]:
     """The lines that are not empty, none without a file; ValueError if there are none in one."""
     if file is None:
         return []
-    found = [line.strip() for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
+    found = [line.strip() for line in read_text(file).splitlines() if line.strip()]
     if not found:
         raise ValueError(f"{file}: expected a description on each line; got none")
     return found
@@ -171,65 +170,3 @@ def _shards_of_a_team(shards: Path | None, out: Path | None) -> Path:
     if folder is None:
         raise ValueError("--shards: expected a folder, as several processes draw together; got none")
     return folder
-
-
-def _draw_all(
-    pipe: HQTVAEPipeline,
-    drawings: Sequence[Drawing],
-    sampling: dict[str, Any],
-    keep: int | None,
-    writer: PictureWriter,
-    batch: int,
-    save_codes: Path | None,
-    rejection: Rejection | None,
-) -> tuple[list[Drawing], list[tuple[Tensor, ...]]]:
-    """Hand each picture to the writer as soon as it is there; returns those that were kept and their codes. Stopped by
-    the user, it writes what is there."""
-    started, kept, codes = time.perf_counter(), list[Drawing](), list[tuple[Tensor, ...]]()
-    try:
-        wanted = writer.wants_pictures or rejection is not None
-        with closing(_drawn(pipe, drawings, sampling, keep, batch, wanted)) as images:
-            drawn = zip(drawings, images, strict=True)
-            for drawing, (image, own) in drawn if rejection is None else rejection.choose(drawn):
-                kept.append(drawing)
-                codes.append(own)
-                if image is not None:
-                    writer.add(image, drawing.name, drawing.about(), drawing.caption())
-    except KeyboardInterrupt:
-        if codes:
-            writer.finish()
-            _save_codes(save_codes, kept, codes)
-        raise
-    typer.echo(rate(len(drawings), "image", time.perf_counter() - started))
-    if rejection is not None:
-        rejection.report()
-    return kept, codes
-
-
-def _drawn(
-    pipe: HQTVAEPipeline,
-    drawings: Sequence[Drawing],
-    sampling: dict[str, Any],
-    keep: int | None,
-    batch: int,
-    wanted: bool,
-) -> Generator[tuple[Image.Image | None, tuple[Tensor, ...]], None, None]:
-    """Each picture, if it is wanted, and its codes, all levels."""
-    output_type: OutputType = "pil" if wanted and keep is None else "codes"
-    stream = pipe.stream(**arguments(drawings), **sampling, batch_size=batch, output_type=output_type, progress=True)  # type: ignore[arg-type]
-    levels = pipe.config.vae.num_levels
-    with closing(stream):
-        for drawn in stream:
-            if not wanted or keep is None:
-                yield drawn.image, drawn.codes
-            else:
-                alone = leave_out(tuple(level[None] for level in drawn.codes), levels, keep)
-                yield pipe.decode(alone)[0], drawn.codes
-
-
-def _save_codes(file: Path | None, drawings: Sequence[Drawing], codes: Sequence[tuple[Tensor, ...]]) -> None:
-    if file is None:
-        return
-    levels = tuple(torch.stack(level) for level in zip(*codes, strict=True))
-    write_codes(file, levels, [drawing.name for drawing in drawings])
-    typer.echo(f"wrote {file} (codes of {count(len(drawings), 'picture')}, {len(levels)} levels)")

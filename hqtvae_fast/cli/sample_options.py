@@ -13,7 +13,7 @@ import typer
 
 from hqtvae_fast.cli.options import OUTPUT
 
-WHAT, SAMPLING = "What to draw", "Sampling"  # panels of --help
+WHAT, SAMPLING, REJECTION = "What to draw", "Sampling", "Rejection sampling"  # panels of --help
 
 # What the pipeline's messages call these options.
 NAMES = {
@@ -185,6 +185,32 @@ Shards = Annotated[
 ]
 ShardSize = Annotated[
     int, typer.Option("--shard-size", metavar="N", min=1, help="Pictures in a shard.", rich_help_panel=OUTPUT)
+]
+ClassifierOption = Annotated[
+    str | None,
+    typer.Option(
+        "--classifier",
+        metavar="NETWORK",
+        help="Draw more than --num-images, and keep those whose class or prompt this network is surest of: a file"
+        " (.pt2, .pt) or package.module:factory from uint8 [B, 3, R, R] to logits, imagenet: before it to resize and"
+        " normalize; clip:DIR for prompts; efficientnet-lite0 (from a package).",
+        show_default=False,
+        rich_help_panel=REJECTION,
+    ),
+]
+Accept = Annotated[
+    float,
+    typer.Option("--accept", metavar="SHARE", help="The share kept; the paper's is 0.25.", rich_help_panel=REJECTION),
+]
+Targets = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--targets",
+        metavar="LIST",
+        help="The network's own class for each of --classes or --prompt, in their order.",
+        show_default="the classes themselves",
+        rich_help_panel=REJECTION,
+    ),
 ]
 
 

@@ -23,10 +23,8 @@ from hqtvae_fast.cli.options import (
     parse_classes,
 )
 from hqtvae_fast.cli.output import show, table
-from hqtvae_fast.engine.batch_tuning import default_file
-from hqtvae_fast.engine.batches import BUCKETS
 
-DEFAULT_SIZES = ",".join(map(str, BUCKETS))
+DEFAULT_SIZES = "1,2,4,8,16,32,50,64,128,256,512"
 Sizes = Annotated[
     str,
     typer.Option(
@@ -78,6 +76,8 @@ def tune(
     engine: dict[str, Any] = {"graphs": graphs, "tables": tables, "fused_draw": fused_draw, "overlap": overlap}
     engine |= {"dependent_launch": dependent_launch, "skip_query": skip_query}
     narrow = None if quantize is None else quantize.value
+    from hqtvae_fast.engine.batch_tuning import default_file
+
     pipe = open_pipeline(checkpoint, device, dtype, quantization=narrow, **engine)
     found = pipe.tune_batches(
         wanted,

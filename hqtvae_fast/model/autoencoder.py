@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hqtvae_fast.config import VAEConfig
+from hqtvae_fast.config import GROUPS, VAEConfig
 from hqtvae_fast.model.plain import plain
 from hqtvae_fast.modes import is_traced
 from hqtvae_fast.ops.conv_bytes import conv_bytes
@@ -22,7 +22,6 @@ from hqtvae_fast.ops.made import Made
 from hqtvae_fast.ops.upsample_conv import fold_upsampling, upsample_conv
 from hqtvae_fast.ops.winograd_conv import pays, transform_weights, winograd_conv
 
-GROUPS = 32
 GROUP_NORM_EPS = 1e-6
 IMAGE_CHANNELS = 3
 

@@ -25,10 +25,6 @@ _SIGNATURES = {
 }
 _RESULTS = {"hqtvae_winograd_scratch": _COUNT}
 
-operators = torch.library.Library("hqtvae_fast", "FRAGMENT")
-"""Where the kernels are defined as operators of torch. By hand: torch.library.custom_op wraps the same in 3 more
-microseconds a call, and a sampling step makes a hundred calls."""
-
 
 @cache
 def load() -> tuple[ctypes.CDLL | None, str]:

@@ -19,7 +19,8 @@ from conftest import GOLDEN
 
 from hqtvae_fast import HQTVAEPipeline
 from hqtvae_fast.cli.app import _EXAMPLES
-from hqtvae_fast.cli.output import unique_names, write_file
+from hqtvae_fast.cli.output import unique_names
+from hqtvae_fast.files import write_file
 
 from .conftest import Run, assert_one_line_error, pixels
 

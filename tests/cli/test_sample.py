@@ -125,7 +125,7 @@ def test_a_full_disk_ends_the_drawing(sample: Any, monkeypatch: pytest.MonkeyPat
     def full(path: Path, data: bytes) -> None:
         raise OSError(28, "No space left on device", str(path))
 
-    monkeypatch.setattr("hqtvae_fast.cli.output.write_file", full)
+    monkeypatch.setattr("hqtvae_fast.cli.sheets.write_file", full)
     assert_one_line_error(sample(CLASSES, "--classes", "1", "--out-dir", "files"), "No space left on device")
 
 

@@ -11,7 +11,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from hqtvae_fast.ops.cpu_library import buffer, library, operators, why_not_bf16
+from hqtvae_fast.ops.cpu_library import buffer, library, why_not_bf16
+from hqtvae_fast.ops.operator import operators
 
 PANEL = 32  # outputs in a panel of the packed layout
 

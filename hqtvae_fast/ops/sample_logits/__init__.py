@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from hqtvae_fast import _cuda
+from hqtvae_fast.arguments import integer, real
 from hqtvae_fast.backend import Backend, choose
+from hqtvae_fast.ops.operator import operator
 from hqtvae_fast.ops.sample_logits import cpu, cuda, fused, reference
 
 COLDEST, HOTTEST = 1e-30, 1e30
@@ -16,20 +19,21 @@ COLDEST, HOTTEST = 1e-30, 1e30
 further apart than any noise: the largest is drawn. Below, quotients overflow, and all above 0 are one infinity."""
 
 
-def check_temperature(temperature: float) -> None:
+def check_temperature(temperature: Any) -> None:
     """ValueError unless it is within [COLDEST, HOTTEST]."""
-    if not COLDEST <= temperature <= HOTTEST:
-        wanted = f"a number from {COLDEST} to {HOTTEST} (top_k=1 draws the likeliest code)"
+    wanted = f"a number from {COLDEST} to {HOTTEST} (top_k=1 draws the likeliest code)"
+    if not COLDEST <= real("temperature", temperature, wanted) <= HOTTEST:
         raise ValueError(f"temperature: expected {wanted}; got {temperature}")
 
 
-def check_sampling(temperature: float, top_k: int | None, top_p: float | None, num_codes: int) -> None:
+def check_sampling(temperature: Any, top_k: Any, top_p: Any, num_codes: int) -> None:
     """ValueError unless the temperature is in range, 1 <= k <= K and 0 < p <= 1 (None switches a filter off)."""
     check_temperature(temperature)
-    if top_k is not None and (isinstance(top_k, bool) or int(top_k) != top_k or not 1 <= top_k <= num_codes):
-        raise ValueError(f"top_k: expected an integer from 1 to {num_codes}, or None; got {top_k}")
-    if top_p is not None and not 0 < top_p <= 1:
-        raise ValueError(f"top_p: expected a number in (0, 1], or None; got {top_p}")
+    if top_k is not None:
+        integer("top_k", top_k, 1, num_codes, also=", or None")
+    wanted = "a number in (0, 1], or None"
+    if top_p is not None and not 0 < real("top_p", top_p, wanted) <= 1:
+        raise ValueError(f"top_p: expected {wanted}; got {top_p}")
 
 
 def sample_logits(
@@ -144,7 +148,7 @@ BACKENDS = (
 _BY_NAME = {backend.name: backend for backend in BACKENDS}
 
 
-@torch.library.custom_op("hqtvae_fast::sample_logits", mutates_args=("out", "invalid"))
+@operator("sample_logits", mutates_args=("out", "invalid"))
 def _draw(
     logits: Tensor,
     out: Tensor,

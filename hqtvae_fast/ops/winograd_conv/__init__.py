@@ -7,6 +7,7 @@ from torch import Tensor
 
 from hqtvae_fast.backend import Backend, choose
 from hqtvae_fast.modes import is_traced
+from hqtvae_fast.ops.operator import operator
 from hqtvae_fast.ops.winograd_conv import native, reference
 from hqtvae_fast.ops.winograd_conv.transforms import PANEL, POINTS, tile_side, transform_weights
 
@@ -72,7 +73,7 @@ BACKENDS = (
 _BY_NAME = {backend.name: backend for backend in BACKENDS}
 
 
-@torch.library.custom_op("hqtvae_fast::winograd_conv", mutates_args=())
+@operator("winograd_conv", mutates_args=())
 def _winograd_conv(x: Tensor, transformed: Tensor, bias: Tensor, doubled: bool, backend: str) -> Tensor:
     return _BY_NAME[backend].run(x, transformed, bias, doubled)
 
