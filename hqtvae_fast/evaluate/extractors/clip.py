@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from hqtvae_fast.evaluate.extractors.resize import antialiased
 from hqtvae_fast.evaluate.extractors.weights import fill
 from hqtvae_fast.files import parse_json, read_text
+from hqtvae_fast.modes import single_precision
 from hqtvae_fast.tensor_files import read_state
 
 MEAN = (0.48145466, 0.4578275, 0.40821073)  # of CLIP's training pictures, RGB in [0, 1]
@@ -79,20 +80,21 @@ class PictureTower(nn.Module):
     mean: Tensor
     deviation: Tensor
 
+    @single_precision()
     def __init__(self, config: dict[str, Any], width: int) -> None:
         super().__init__()
         size, self.side, patch = config["hidden_size"], config["image_size"], config["patch_size"]
         self.vision_model = nn.Module()
         self.vision_model.embeddings = nn.Module()
-        self.vision_model.embeddings.class_embedding = nn.Parameter(torch.zeros(size))
+        self.vision_model.embeddings.class_embedding = nn.Parameter(torch.zeros(size, dtype=torch.float32))
         self.vision_model.embeddings.patch_embedding = nn.Conv2d(3, size, patch, stride=patch, bias=False)
         self.vision_model.embeddings.position_embedding = nn.Embedding((self.side // patch) ** 2 + 1, size)
         self.vision_model.pre_layrnorm = nn.LayerNorm(size)  # spelt so in the files
         self.vision_model.encoder = _encoder(config)
         self.vision_model.post_layernorm = nn.LayerNorm(size)
         self.visual_projection = nn.Linear(size, width, bias=False)
-        self.register_buffer("mean", torch.tensor(MEAN).view(3, 1, 1), persistent=False)
-        self.register_buffer("deviation", torch.tensor(DEVIATION).view(3, 1, 1), persistent=False)
+        self.register_buffer("mean", torch.tensor(MEAN, dtype=torch.float32).view(3, 1, 1), persistent=False)
+        self.register_buffer("deviation", torch.tensor(DEVIATION, dtype=torch.float32).view(3, 1, 1), persistent=False)
 
     def forward(self, images: Tensor) -> Tensor:
         model: Any = self.vision_model
@@ -109,6 +111,7 @@ class PictureTower(nn.Module):
 class TextTower(nn.Module):
     """Tokens [B, T] to CLIP's embeddings [B, d], of unit length."""
 
+    @single_precision()
     def __init__(self, config: dict[str, Any], width: int) -> None:
         super().__init__()
         size, self.length, self.end = config["hidden_size"], config["max_position_embeddings"], config["eos_token_id"]
@@ -129,7 +132,7 @@ class TextTower(nn.Module):
         # The text's embedding is read at its end. Configs of 2021 name 2 as the end's token; the end then is the
         # token of the highest number, as in OpenAI's code.
         ends = tokens.argmax(dim=1) if self.end == 2 else (tokens == self.end).int().argmax(dim=1)
-        last = model.final_layer_norm(x[torch.arange(len(x), device=x.device), ends])
+        last = model.final_layer_norm(x[torch.arange(len(x), dtype=torch.int64, device=x.device), ends])
         return F.normalize(self.text_projection(last), dim=-1)
 
 
@@ -158,7 +161,7 @@ class CLIP:
         cut = [ids if len(ids) <= length else [*ids[: length - 1], ids[-1]] for ids in encoded]
         longest = max(map(len, cut))
         # Padding stands after the end mark, where causal attention and the reading of the end do not see it.
-        return torch.tensor([ids + [0] * (longest - len(ids)) for ids in cut])
+        return torch.tensor([ids + [0] * (longest - len(ids)) for ids in cut], dtype=torch.int64, device="cpu")
 
 
 def load_clip(folder: Path) -> CLIP:
