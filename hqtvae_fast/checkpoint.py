@@ -24,11 +24,14 @@ from torch import Tensor, nn
 
 from hqtvae_fast import released
 from hqtvae_fast.config import ConfigError, HQTVAEConfig, TransformerConfig, from_dict, to_dict
+from hqtvae_fast.engine.work import picture_flops
 from hqtvae_fast.fields import shown
-from hqtvae_fast.files import read_text
+from hqtvae_fast.files import read_text, sync_files, sync_folder
 from hqtvae_fast.model import HQVAE, HQTransformer
+from hqtvae_fast.model.empty import without_values
 from hqtvae_fast.tensor_files import CheckpointError as CheckpointError
 from hqtvae_fast.tensor_files import StateDict, first_line, read_state, refuse_others
+from hqtvae_fast.threads import threads_for
 
 CONFIG_FILE = "config.json"
 MODEL_FILE = "model.safetensors"
@@ -58,12 +61,24 @@ class Checkpoint:
         parts = {"vae": self.vae, "transformer": self.transformer, "refiner": self.refiner}
         return {name: module for name, module in parts.items() if module is not None}
 
+    def summary(self) -> str:
+        """What it makes, of what, and how large its parts are, in one line."""
+        vae, stage2 = self.config.vae, self.config.transformer
+        condition = "codes and back only" if stage2 is None else f"condition: {stage2.condition}"
+        levels = zip(vae.level_sides, vae.codebook_sizes, strict=True)
+        maps = " + ".join(f"{side}x{side} of {size:,}" for side, size in levels)
+        parts = self.modules().items()
+        sizes = ", ".join(f"{name} {sum(p.numel() for p in part.parameters()) / 1e6:,.1f} M" for name, part in parts)
+        return f"{vae.resolution}x{vae.resolution} pictures; {condition}; codes {maps}; {sizes}"
 
-def load(path: str | os.PathLike[str]) -> Checkpoint:
-    """Open a released directory, one of ours, or a Hub repository (``owner/name``) of either kind."""
-    directory = resolve(path)
+
+def load(path: str | os.PathLike[str], **hub: Any) -> Checkpoint:
+    """Open a released directory, one of ours, or a Hub repository (``owner/name``) of either kind; ``hub``: how that
+    one is fetched, as :func:`resolve` takes it."""
+    directory = resolve(path, **hub)
     config, native = _find_config(directory)
-    checkpoint = _load_native(directory, config) if native else _load_released(directory, config)
+    with threads_for(picture_flops(config)):
+        checkpoint = _load_native(directory, config) if native else _load_released(directory, config)
     tokenizer = directory / TOKENIZER_FILE
     checkpoint.tokenizer_file = tokenizer if tokenizer.is_file() else None
     return checkpoint
@@ -107,8 +122,11 @@ def missing_tokenizer(config: HQTVAEConfig) -> str:
     )
 
 
-def resolve(path: str | os.PathLike[str]) -> Path:
-    """The local directory of a checkpoint: a path, ``demo``, or a Hub name ``owner/name``; a local path goes first."""
+def resolve(path: str | os.PathLike[str], **hub: Any) -> Path:
+    """The local directory of a checkpoint: a path, ``demo``, or a Hub name ``owner/name``; a local path goes first.
+
+    ``hub``: revision, token, cache_dir and local_files_only, as ``huggingface_hub.snapshot_download`` takes them.
+    """
     directory = Path(path)
     if directory.is_dir():
         return directory
@@ -118,18 +136,18 @@ def resolve(path: str | os.PathLike[str]) -> Path:
         raise CheckpointError(f"{directory}: expected a checkpoint directory; got a file{_checkpoint_above(directory)}")
     if not re.fullmatch(r"[A-Za-z0-9][\w.-]*/[\w.-]+", str(path)):
         raise CheckpointError(f"{path}: no such directory (and neither {DEMO!r} nor a Hub name like owner/name)")
-    return _download(str(path))
+    return _download(str(path), hub)
 
 
-def _download(name: str) -> Path:
+def _download(name: str, hub: dict[str, Any]) -> Path:
     from huggingface_hub import snapshot_download  # a second of imports that a local path does not need
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
     patterns = [CONFIG_FILE, MODEL_FILE, TOKENIZER_FILE, RELEASED_CONFIG_FILE, *RELEASED_STATE_FILES]
     try:
-        return Path(snapshot_download(name, allow_patterns=patterns))
+        return Path(snapshot_download(name, allow_patterns=patterns, **hub))
     except (HfHubHTTPError, HFValidationError, OSError) as error:
-        reason = str(error).strip().splitlines()[0]
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise CheckpointError(f"{name}: no such directory, and the Hub gave none by that name ({reason})") from error
 
 
@@ -144,7 +162,7 @@ def build(config: HQTVAEConfig) -> Checkpoint:
 
 
 def _build_empty(config: HQTVAEConfig) -> Checkpoint:
-    with torch.device("meta"):  # no memory, no initialisation: every tensor is assigned from the file
+    with without_values():  # every tensor is assigned from the file
         return build(config)
 
 
@@ -188,7 +206,7 @@ def _load_released(directory: Path, config: HQTVAEConfig) -> Checkpoint:
 
 def load_stage2_state(config: TransformerConfig, state: StateDict, origin: str) -> HQTransformer:
     """A transformer from the ``state_dict()`` of a released stage-2 module in memory."""
-    with torch.device("meta"):
+    with without_values():
         transformer = HQTransformer(config)
     _assign(transformer, _collect(Path(origin), state, released.sources("", transformer)))
     return transformer
@@ -283,8 +301,10 @@ def _staged(target: Path) -> Iterator[Path]:
     try:
         stage.mkdir(parents=True)
         yield stage
+        sync_files(stage)
         for file in sorted(stage.iterdir(), reverse=True):  # config.json, which makes it a checkpoint, goes last
             os.replace(file, target / file.name)
+        sync_folder(target)
         done = True
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"{target}: cannot be written ({first_line(error)})") from error
