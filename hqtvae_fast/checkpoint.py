@@ -76,6 +76,12 @@ def load(path: str | os.PathLike[str]) -> Checkpoint:
     return checkpoint
 
 
+def read_config(path: str | os.PathLike[str], refiner: str | os.PathLike[str] | None = None) -> HQTVAEConfig:
+    """What :func:`load`, and :func:`with_refiner`, would open, told by the configurations alone: no weight is read."""
+    config, _ = _find_config(resolve(path))
+    return config if refiner is None else _pair(config, _find_config(resolve(refiner))[0])
+
+
 def _find_config(directory: Path) -> tuple[HQTVAEConfig, bool]:
     """The configuration, and whether it is in our format."""
     if (directory / CONFIG_FILE).is_file():
@@ -87,11 +93,14 @@ def _find_config(directory: Path) -> tuple[HQTVAEConfig, bool]:
 
 def with_refiner(prior: Checkpoint, refiner: Checkpoint) -> Checkpoint:
     """One checkpoint of the two of a globally conditioned model: top codes from the first, bottom from the second."""
+    return replace(prior, config=_pair(prior.config, refiner.config), refiner=refiner.transformer)
+
+
+def _pair(prior: HQTVAEConfig, refiner: HQTVAEConfig) -> HQTVAEConfig:
     try:
-        config = replace(prior.config, refiner=refiner.config.transformer)
+        return replace(prior, refiner=refiner.transformer)
     except ConfigError as error:
         raise CheckpointError(f"these two checkpoints make no pair: {error}") from error
-    return replace(prior, config=config, refiner=refiner.transformer)
 
 
 def resolve(path: str | os.PathLike[str]) -> Path:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hqtvae_fast.config import TransformerConfig, VAEConfig, first_level
+from hqtvae_fast.config import HQTVAEConfig, TransformerConfig, VAEConfig, first_level
 from hqtvae_fast.engine import Batch, SamplingParams, image_seeds
 from hqtvae_fast.hardware import send
 
@@ -63,6 +63,27 @@ def make_request(condition: Tensor | None, given: Tensor | None, num_images: int
     if given is not None:
         given = spread("given_top_codes", given, conditions, num_images)
     return Request(condition, given, image_seeds(seed, conditions * num_images), params)
+
+
+def read_drawing(
+    config: HQTVAEConfig,
+    class_labels: Any,
+    prompt: Any,
+    given_top_codes: Any,
+    sampling: tuple[Any, Any, Any],
+    tokenize: Callable[[Sequence[str]], Tensor],
+) -> tuple[Tensor | None, Tensor | None, list[SamplingParams]]:
+    """Condition, given top codes and sampling parameters, as the model takes them; ``sampling``: temperature, top-k and
+    top-p. ValueError where the model cannot draw this, which its configuration alone tells."""
+    stage2 = config.transformer
+    if stage2 is None:
+        raise ValueError("this checkpoint has stage 1 only: it can encode and decode, but not draw")
+    condition = read_condition(stage2, class_labels, prompt, tokenize)
+    given = None if given_top_codes is None else read_given_codes(config.vae, given_top_codes)
+    if given is None and stage2.condition == "codes":
+        raise ValueError("given_top_codes: this checkpoint draws bottom codes only; expected top codes, got none")
+    models = [stage2] if config.refiner is None else [stage2, config.refiner]
+    return condition, given, read_params(models, config.vae.num_levels, *sampling)
 
 
 def read_condition(

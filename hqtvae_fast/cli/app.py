@@ -15,10 +15,12 @@ from hqtvae_fast.cli.bench import SETTINGS, bench
 from hqtvae_fast.cli.convert import convert
 from hqtvae_fast.cli.evaluate import evaluate
 from hqtvae_fast.cli.figure import figure
+from hqtvae_fast.cli.help import command_of
 from hqtvae_fast.cli.images import decode, encode, reconstruct
 from hqtvae_fast.cli.info import info
 from hqtvae_fast.cli.pack import pack
 from hqtvae_fast.cli.sample import sample
+from hqtvae_fast.cli.streams import steady_streams
 from hqtvae_fast.cli.train import train
 from hqtvae_fast.cli.tune import tune
 
@@ -29,7 +31,6 @@ app = typer.Typer(
     name=PROGRAM,
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
-    add_completion=False,
     epilog="Example: hqtvae sample path/to/checkpoint --classes 207,250-253 --num-images 4 --top-k 2048 --out dogs.png",
 )
 
@@ -79,10 +80,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = list(sys.argv[1:] if arguments is None else arguments) or ["--help"]
     given, debug = _debug_first(given)
     try:
+        with steady_streams():
+            return _run(given, debug)
+    except OSError as error:  # of stdout; whatever was to be written to files has been
+        _print_error(describe(error))
+        return BAD_INPUT
+
+
+def _run(arguments: list[str], debug: bool) -> int:
+    """Run one command; what goes wrong in it is said here."""
+    try:
         with warnings.catch_warnings():
             if not debug:
                 warnings.showwarning = _show_warning
-            code = app(args=given, prog_name=PROGRAM, standalone_mode=False)
+            code = command_of(app).main(args=arguments, prog_name=PROGRAM, standalone_mode=False)
     except (KeyboardInterrupt, typer.Abort):
         code = INTERRUPTED
     except Exception as error:

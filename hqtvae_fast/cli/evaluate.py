@@ -315,7 +315,8 @@ def _finish(metrics: list[Metric], facts: dict[str, Any], out: Path | None) -> N
     for metric in metrics:
         arrow = "↓" if metric.better == "lower" else "↑"
         shown.add_row(f"{metric.name} {arrow}", metric.shown(), metric.of)
+    if out is not None:  # before a table is shown: nothing that happens to that may cost the file
+        write_file(out, (json.dumps(document(metrics, facts), indent=1, ensure_ascii=False) + "\n").encode())
     show(shown)
     if out is not None:
-        write_file(out, (json.dumps(document(metrics, facts), indent=1, ensure_ascii=False) + "\n").encode())
         typer.echo(f"wrote {out}")

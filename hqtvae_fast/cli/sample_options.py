@@ -7,11 +7,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from enum import Enum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from hqtvae_fast.cli.options import OUTPUT
+from hqtvae_fast.cli.options import OUTPUT, parse_per_level
 
 WHAT, SAMPLING, REJECTION = "What to draw", "Sampling", "Rejection sampling"  # panels of --help
 
@@ -212,6 +212,15 @@ Targets = Annotated[
         rich_help_panel=REJECTION,
     ),
 ]
+
+
+def sampling_of(top_k: str | None, top_p: str | None, temperature: str) -> dict[str, Any]:
+    """The pipeline's arguments of these options."""
+    return {
+        "top_k": parse_per_level("--top-k", top_k, int),
+        "top_p": parse_per_level("--top-p", top_p, float),
+        "temperature": parse_per_level("--temperature", temperature, float, none=False),
+    }
 
 
 @contextmanager

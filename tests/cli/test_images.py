@@ -21,7 +21,7 @@ FP32 = ("--dtype", "fp32")
 
 
 def test_reconstruct_shows_original_and_reconstruction(run: Run, photos: Path, tmp_path: Path) -> None:
-    result = run("reconstruct", CLASSES, photos / "exact.png", *FP32)
+    result = run("reconstruct", CLASSES, photos / "exact.png", *FP32, "--scale", "1")
     assert result.code == 0
     assert result.err == ""
     assert "PSNR, dB" in result.out
