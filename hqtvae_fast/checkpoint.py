@@ -26,6 +26,7 @@ from torch import Tensor, nn
 
 from hqtvae_fast import released
 from hqtvae_fast.config import ConfigError, HQTVAEConfig, TransformerConfig, from_dict, to_dict
+from hqtvae_fast.fields import shown
 from hqtvae_fast.model import HQVAE, HQTransformer
 
 CONFIG_FILE = "config.json"
@@ -159,10 +160,10 @@ def _load_native(directory: Path, config: HQTVAEConfig) -> Checkpoint:
 def _native_config(data: Any) -> HQTVAEConfig:
     if not isinstance(data, dict) or data.get("format") != FORMAT:
         raise ConfigError(
-            f"format: expected {FORMAT!r}; got {data.get('format') if isinstance(data, dict) else data!r}"
+            f"format: expected {FORMAT!r}; got {shown(data.get('format') if isinstance(data, dict) else data)}"
         )
-    if data.get("version") != FORMAT_VERSION:
-        raise ConfigError(f"version: expected {FORMAT_VERSION}; got {data.get('version')!r}")
+    if type(data.get("version")) is not int or data["version"] != FORMAT_VERSION:
+        raise ConfigError(f"version: expected {FORMAT_VERSION}; got {shown(data.get('version'))}")
     return from_dict({key: value for key, value in data.items() if key not in ("format", "version")})
 
 

@@ -77,11 +77,25 @@ def write_file(path: Path, data: bytes) -> None:
 def sync_folder(folder: Path) -> None:
     """Wait until a new name in ``folder`` is on the disk: after a power cut a rename may else be undone."""
     with suppress(OSError):  # not every file system lets a folder be opened or synced
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+        _sync(folder)
+
+
+def sync_files(folder: Path) -> None:
+    """Wait until all that others have written into ``folder``, files and names, is on the disk."""
+    for path in folder.rglob("*"):
+        if path.is_dir():
+            sync_folder(path)
+        elif path.is_file():
+            _sync(path)
+    sync_folder(folder)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def cut_name(name: str, most: int = MAX_NAME_BYTES) -> str:

@@ -11,7 +11,7 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "hqtvae_fast"
 LAYERS = [  # a module may import from its own layer and those above it in this list
-    {"config", "files", "world", "hardware", "backend", "_cuda", "_nvrtc"},
+    {"config", "fields", "files", "world", "hardware", "backend", "_cuda", "_nvrtc"},
     {"ops"},
     {"model"},
     {"engine", "released"},

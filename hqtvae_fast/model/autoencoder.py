@@ -12,13 +12,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hqtvae_fast.config import VAEConfig
+from hqtvae_fast.config import GROUPS, VAEConfig
 from hqtvae_fast.ops.conv_bytes import conv_bytes
 from hqtvae_fast.ops.group_norm_silu import add_group_norm_silu, group_norm_silu
 from hqtvae_fast.ops.upsample_conv import fold_upsampling, upsample_conv
 from hqtvae_fast.ops.winograd_conv import Transformed, pays, winograd_conv
 
-GROUPS = 32
 GROUP_NORM_EPS = 1e-6
 IMAGE_CHANNELS = 3
 

@@ -3,7 +3,8 @@
 ``python -m hqtvae_fast.ops.aot`` compiles each variant that the specs name for sm_80 and sm_90, and reads registers,
 stack, spills, shared memory and the instructions used from the machine code. The exit code is 1 if a variant does not
 compile, is over its row of ``aot_budgets.json`` or has none, spills, has more shared memory than a block may have, or
-lacks an instruction that it needs; also if a row's variant is gone. ``--update`` writes the rows anew.
+lacks an instruction that it needs; also if a row's variant is gone. ``--update`` writes the rows of this version of
+Triton anew; others keep theirs. With a version that has no rows, only what the hardware sets is asked.
 
 The blocks that fit on a multiprocessor are an estimate: what the sizes allow, not what a launch fills.
 """
@@ -12,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import importlib.metadata
 import importlib.util
 import io
 import json
@@ -30,47 +32,26 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from hqtvae_fast.hardware import DEVICES, KIB
+from hqtvae_fast.ops.aot_budgets import (
+    SHARED_LIMIT,
+    Budget,
+    BudgetFile,
+    Budgets,
+    Resources,
+    judge,
+    new_budget,
+    occupancy,
+)
 from hqtvae_fast.ops.spec import Spec, Variant, all_specs
 
 BUDGETS = Path(__file__).with_name("aot_budgets.json")
 FILE_WIDTH = 260  # columns of a table that does not go to a terminal
-
-# The most shared memory that one block may have, by architecture: Triton compiles beyond it without a word, and the
-# launch fails.
-SHARED_LIMIT = {80: DEVICES["A100-80GB"].shared_memory, 90: DEVICES["H100"].shared_memory}
-# One multiprocessor, the same on both. Four schedulers have a quarter of the registers each, and give them to whole
-# warps in units of 256: eight for each thread.
-SCHEDULERS, REGISTERS, WARPS, BLOCKS, REGISTER_UNIT, SHARED_UNIT = 4, 2**16, 64, 32, 256, 128
-RESERVED = KIB  # of shared memory, which the driver keeps in every block beside the block's own
 
 # Machine code, not PTX, is searched: what ptxas dropped does not count.
 MMA = {"wgmma": r"\b[BHIQ]GMMA\b", "mma.sync": r"\b[BDHIQ]MMA\b"}
 COPIES = {"bulk": r"\b(UBLKCP|UTMALDG|UTMASTG)\b", "cp.async": r"\bLDGSTS\b"}
 # Of a dependent launch: the wait for the kernel before, and a cache told to fetch meanwhile.
 DEPENDENT = {"wait": r"\bACQBULK\b", "prefetch": r"\bCCTL\b"}
-
-Budget = Mapping[str, Any]
-Budgets = dict[str, dict[str, Budget]]  # by architecture ("sm_80"), then by the variant's name
-CEILINGS = ("registers", "stack", "spills", "shared")
-
-
-@dataclass(frozen=True)
-class Resources:
-    """What a compiled kernel takes: registers, bytes of stack and bytes spilled (stored plus loaded) for each thread;
-    bytes of shared memory (static plus dynamic) and warps for each block. ``mma``, ``copies`` and ``dependent`` name
-    the kinds of tensor-core instructions, of asynchronous copies and of those of a dependent launch found, empty if
-    none; ``needs`` is the variant's own."""
-
-    registers: int
-    stack: int
-    spills: int
-    shared: int
-    warps: int
-    mma: str
-    copies: str
-    needs: tuple[str, ...] = ()
-    dependent: str = ""
 
 
 @dataclass(frozen=True)
@@ -91,18 +72,22 @@ class Row:
 def compile_variant(variant: Variant, arch: int) -> Resources:
     """Compile for ``arch`` (80, 90) and read the machine code. Raises what Triton raises, ValueError on a variant that
     does not fit its kernel, RuntimeError where a tool of Triton's is absent or fails."""
+    from triton import knobs
+    from triton.backends.nvidia.compiler import get_ptxas, sm_arch_from_capability
+
     compiled = _compile(variant, arch)
     with tempfile.TemporaryDirectory() as folder:
         cubin, ptx = Path(folder, "kernel.cubin"), Path(folder, "kernel.ptx")
         cubin.write_bytes(compiled.asm["cubin"])
         ptx.write_text(compiled.asm["ptx"])
-        usage = _tool("cuobjdump", "--dump-resource-usage", str(cubin))
-        sass = _tool("cuobjdump", "--dump-sass", str(cubin))
-        # The cubin does not tell spills from other uses of the stack: ptxas does, given Triton's own options.
-        # sm_90a, as in Triton: plain sm_90 has no wgmma.
-        gpu = f"--gpu-name=sm_{arch}{'a' if arch >= 90 else ''}"
-        again_file, fusion = str(Path(folder, "again.cubin")), ([] if variant.fp_fusion else ["--fmad=false"])
-        log = _tool("ptxas", "-v", "--regAllocOptLevel=2", *fusion, gpu, str(ptx), "-o", again_file)
+        disassembler = knobs.nvidia.cuobjdump.path
+        usage = _run(disassembler, "--dump-resource-usage", str(cubin))
+        sass = _run(disassembler, "--dump-sass", str(cubin))
+        # The cubin does not tell spills from other uses of the stack: Triton's ptxas does, given Triton's own options.
+        options = [] if triton_version() == "3.6" else ["--regAllocOptLevel=2"]
+        options += [] if variant.fp_fusion else ["--fmad=false"]
+        options += [f"--gpu-name={sm_arch_from_capability(arch)}", "-o", str(Path(folder, "again.cubin"))]
+        log = _run(get_ptxas(arch).path, "-v", *options, str(ptx))
     registers, again = max(_numbers(r"REG:(\d+)", usage)), max(_numbers(r"Used (\d+) registers", log))
     if registers != again:
         raise RuntimeError(f"Triton's machine code has {registers} registers, ptxas by itself {again}: options differ")
@@ -143,15 +128,18 @@ def _compile(variant: Variant, arch: int) -> Any:
         return triton.compile(source, target=GPUTarget("cuda", arch, 32), options=options)
 
 
-def _tool(name: str, *arguments: str) -> str:
+def _run(program: str, *arguments: str) -> str:
     """Standard output and error of one of the programs that come with Triton."""
-    from triton import knobs
-
-    path = getattr(knobs.nvidia, name).path
-    result = subprocess.run([path, *arguments], capture_output=True, text=True, check=False)
+    result = subprocess.run([program, *arguments], capture_output=True, text=True, check=False)
     if result.returncode != 0:
-        raise RuntimeError(f"{name} failed with exit code {result.returncode}: {result.stderr.strip()}")
+        name, why = Path(program).name, result.stderr.strip()
+        raise RuntimeError(f"{name} failed with exit code {result.returncode}: {why}")
     return result.stdout + result.stderr
+
+
+def triton_version() -> str:
+    """Of the Triton that is installed, as the budgets name it: "3.7"."""
+    return ".".join(importlib.metadata.version("triton").split(".")[:2])
 
 
 def _numbers(pattern: str, text: str) -> list[int]:
@@ -168,77 +156,6 @@ def _why(error: Exception) -> str:
     last = next((line for line in lines if re.search(r"; (error|fatal) *:", line)), lines[-1])  # ptxas's own
     where = f"{lines[0]} " if lines[0].startswith("at ") and lines[0] != last else ""
     return f"does not compile: {type(error).__name__}: {where}{last}"
-
-
-# -------------------------------------------------------------------------------------------------------------- judging
-
-
-def occupancy(resources: Resources, arch: int) -> tuple[int, str]:
-    """The most blocks that one multiprocessor holds at once, and what forbids one more."""
-    warp_registers = _round_up(resources.registers * 32, REGISTER_UNIT)
-    limits = {  # of equal ones the first is named: what no kernel can change comes before what it takes
-        "blocks": BLOCKS,
-        "warps": WARPS // resources.warps,
-        "registers": SCHEDULERS * (REGISTERS // SCHEDULERS // warp_registers) // resources.warps,
-        "shared memory": (SHARED_LIMIT[arch] + RESERVED) // (_round_up(resources.shared, SHARED_UNIT) + RESERVED),
-    }
-    limited_by = min(limits, key=lambda what: limits[what])
-    return limits[limited_by], limited_by
-
-
-def _round_up(number: int, unit: int) -> int:
-    return -(-number // unit) * unit
-
-
-def judge(resources: Resources, budget: Budget | None, arch: int) -> list[str]:
-    """What is wrong with a compiled kernel, a line each; nothing if it is within its row of the budgets."""
-    problems, limit = [], SHARED_LIMIT[arch]
-    if budget is None:
-        problems.append("no row in the budgets: --update writes one")
-        budget = {"registers": 255, "stack": 0, "spills": 0, "shared": limit, "needs": []}
-    missing = [key for key in (*CEILINGS, "needs") if key not in budget]
-    if missing:
-        return [*problems, f"the budgets' row lacks {', '.join(missing)}"]
-    if resources.shared > limit:
-        problems.append(f"shared: {resources.shared} bytes, sm_{arch} has {limit} for a block")
-    for what in CEILINGS:
-        got = getattr(resources, what)
-        if got > budget[what] and not (what == "shared" and got > limit):
-            problems.append(f"{what}: {got}, budget {budget[what]}")
-    found = {"mma": resources.mma, "async": resources.copies}
-    found |= {kind: kind for kind in DEPENDENT if kind in resources.dependent.split("+")}
-    # The row's needs count as well: a spec that asks for less than before is no way around them.
-    for need in sorted({*resources.needs, *budget["needs"]}):
-        if not found.get(need):
-            problems.append(f"needs {need}, which the machine code lacks")
-    return problems
-
-
-def new_budget(resources: Resources) -> Budget:
-    """The row that ``--update`` writes. Registers are rounded up to the eights in which they are given out, so that
-    one more that costs nothing passes; no row allows a stack or spills."""
-    registers = _round_up(resources.registers, REGISTER_UNIT // 32)
-    return {
-        "registers": min(registers, 255),
-        "stack": 0,
-        "spills": 0,
-        "shared": resources.shared,
-        "needs": list(resources.needs),
-    }
-
-
-def read_budgets(file: Path) -> Budgets:
-    """The file's rows; none if there is no file."""
-    return json.loads(file.read_text()) if file.exists() else {}
-
-
-def write_budgets(budgets: Budgets, file: Path) -> None:
-    """As JSON with one row a line, in order, so that a diff shows the rows that changed."""
-    parts = []
-    for arch, rows in sorted(budgets.items()):
-        lines = [f"    {json.dumps(name)}: {json.dumps(row)}" for name, row in sorted(rows.items())]
-        parts.append(f"  {json.dumps(arch)}: {{" + ("\n" + ",\n".join(lines) + "\n  " if lines else "") + "}")
-    file.write_text("{\n" + ",\n".join(parts) + "\n}\n")
 
 
 # -------------------------------------------------------------------------------------------------------------- program
@@ -355,12 +272,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     if unknown:
         print(f"--op: expected some of {', '.join(specs)}; got {', '.join(unknown)}", file=sys.stderr)
         return 2
-    budgets = read_budgets(BUDGETS)
+    every, version = BudgetFile.read(BUDGETS), triton_version()
+    if arguments.update:
+        every.by_version.setdefault(version, {})
+    elif version not in every.by_version:
+        known = ", ".join(every.by_version) or "none"
+        print(f"Triton: expected a version that has budgets ({known}); got {version}: only the hardware's limits count")
+    budgets = every.of(version)
     rows: list[Row] = []
     for name in arguments.arch:
         rows += check(specs, ops, int(name.removeprefix("sm_")), budgets, arguments.update)
     if arguments.update:
-        write_budgets(budgets, BUDGETS)
+        every.write(BUDGETS)
     if arguments.json is not None:
         arguments.json.write_text(json.dumps([_as_json(row) for row in rows], indent=1) + "\n")
     _print(rows)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import os
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -52,6 +53,15 @@ def interpreted() -> bool:
 def on(x: Tensor) -> contextlib.AbstractContextManager[object]:
     """Triton launches on the current device, which need not be the tensor's."""
     return torch.cuda.device(x.device) if x.is_cuda else contextlib.nullcontext()
+
+
+def launch(kernel: Any, grid: tuple[int, ...], *arguments: object, **options: object) -> None:
+    """Launch a Triton kernel on the current device. ``options``: its constants, and Triton's own (num_warps, ...).
+
+    A product and a sum become one multiply-add, rounded once, unless ``enable_fp_fusion=False`` is among them. That is
+    always said: what Triton does where nothing is said changes with its version.
+    """
+    kernel[grid](*arguments, **{"enable_fp_fusion": True, **options})
 
 
 def power_of_2(number: int) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import shutil
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, cast
 
@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader
 
 from hqtvae_fast import checkpoint as checkpoints
 from hqtvae_fast.config import ConfigError, TransformerConfig
+from hqtvae_fast.files import write_file
 from hqtvae_fast.model import HQVAE, HQTransformer
 from hqtvae_fast.train.code_cache import CodeCache
 from hqtvae_fast.train.code_cache_build import open_code_cache
@@ -39,7 +40,7 @@ from hqtvae_fast.train.losses import Stage1Weights, Stage2Weights
 from hqtvae_fast.train.models import make_transformer_config, make_vae_config
 from hqtvae_fast.train.perceptual import load_perceptual
 from hqtvae_fast.train.prior import open_prior
-from hqtvae_fast.train.runner import LoopSettings, Runner
+from hqtvae_fast.train.runner import LOGS, LoopSettings, Runner
 from hqtvae_fast.train.stage1 import Stage1, Stage1Settings
 from hqtvae_fast.train.stage2 import Stage2, Stage2Settings
 from hqtvae_fast.train.tokenizer import train_tokenizer
@@ -59,7 +60,7 @@ def train_stage1(run: Stage1Run) -> None:
     settings = Stage1Settings(
         steps=run.total_steps(sampler.batches_per_epoch),
         warmup_steps=run.warmup_steps(sampler.batches_per_epoch),
-        learning_rate=run.learning_rate or Stage1Settings.learning_rate,
+        learning_rate=Stage1Settings.learning_rate if run.learning_rate is None else run.learning_rate,
         schedule=cast(Schedule, run.schedule),
         weights=Stage1Weights(
             perceptual=run.perceptual,
@@ -138,7 +139,7 @@ def make_tokenizer(run: Stage2Run, accelerator: Accelerator, config: Transformer
     if accelerator.is_main_process and not file.is_file():
         given = None if run.init is None else checkpoints.load(run.init).tokenizer_file
         if given is not None:
-            shutil.copyfile(given, file)
+            write_file(file, given.read_bytes())
         else:
             captions = all_captions(select(open_source(run.data), run.selected), caption_template(run.caption))
             train_tokenizer(captions, file, vocab_size=min(run.vocab_size, config.prefix_vocab_size))
@@ -154,10 +155,10 @@ def start(run: RunConfig) -> Accelerator:
     directory = Path(run.out)
     directory.mkdir(parents=True, exist_ok=True)
     accelerator = join_world(run.precision, directory)
-    accelerator.init_trackers("logs")
+    accelerator.init_trackers(LOGS)
     set_seed(run.seed, device_specific=True)
     if accelerator.is_main_process:
-        (directory / "run.json").write_text(json.dumps(dataclasses.asdict(run), indent=2) + "\n")
+        write_file(directory / "run.json", json.dumps(dataclasses.asdict(run), indent=2).encode() + b"\n")
     return accelerator
 
 
@@ -264,8 +265,11 @@ def go(
         )
     try:
         runner.run()
-    finally:
-        accelerator.end_training()
+    except BaseException:
+        with suppress(Exception):  # a log that cannot be written is no news, and would hide the reason
+            runner.close()
+        raise
+    runner.close()
 
 
 def _path(name: str | None) -> Path | None:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from hqtvae_fast.ops import triton_launch
-from hqtvae_fast.ops.triton_launch import dense, dependents, on, power_of_2, row_warps, rows
+from hqtvae_fast.ops.triton_launch import dense, dependents, launch, on, power_of_2, row_warps, rows
 
 WIDEST = 1 << 13
 
@@ -32,7 +32,9 @@ def add_layer_norm(
     if x_MD.shape[0] == 0:
         return total, normal
     with on(x):
-        kernels.add_layer_norm_kernel[(x_MD.shape[0],)](
+        launch(
+            kernels.add_layer_norm_kernel,
+            (x_MD.shape[0],),
             *(x_MD, added_MD, *dense(bias, weight, shift), total, normal, eps, D),
             *(x_MD.stride(0), 0 if added_MD is None else added_MD.stride(0)),
             WIDTH=power_of_2(D),

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from hqtvae_fast.ops import triton_launch
-from hqtvae_fast.ops.triton_launch import dense, on, rows
+from hqtvae_fast.ops.triton_launch import dense, launch, on, rows
 
 BLOCK, WARPS = 1024, 4  # 16 bytes a thread in bf16. Not yet measured on a GPU.
 
@@ -24,7 +24,12 @@ def bias_gelu(x: Tensor, bias: Tensor | None, form: str) -> Tensor:
     out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     if out.numel():
         with on(x):
-            kernels.bias_gelu_kernel[(x_MD.shape[0], -(-D // BLOCK))](
-                *(x_MD, *dense(bias), out, D, x_MD.stride(0)), EXACT=form == "exact", BLOCK=BLOCK, num_warps=WARPS
+            launch(
+                kernels.bias_gelu_kernel,
+                (x_MD.shape[0], -(-D // BLOCK)),
+                *(x_MD, *dense(bias), out, D, x_MD.stride(0)),
+                EXACT=form == "exact",
+                BLOCK=BLOCK,
+                num_warps=WARPS,
             )
     return out

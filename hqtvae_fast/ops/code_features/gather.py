@@ -9,7 +9,7 @@ from torch import Tensor
 
 from hqtvae_fast.ops import triton_launch
 from hqtvae_fast.ops.code_features import reference
-from hqtvae_fast.ops.triton_launch import on
+from hqtvae_fast.ops.triton_launch import launch, on
 
 MOST_LEVELS = 3
 # Not yet measured on a GPU. 16 values a thread: two 16-byte loads in bf16 from each table.
@@ -52,7 +52,9 @@ def code_features(codes: Sequence[Tensor], tables: Sequence[Tensor], base: Tenso
     levels += levels[:1] * (MOST_LEVELS - len(levels))  # not read
     pixels, channels = tile(C)
     with on(base):
-        kernels.features_kernel[(-(-B * H * W // pixels),)](
+        launch(
+            kernels.features_kernel,
+            (-(-B * H * W // pixels),),
             *(tensor for level in levels for tensor in level),
             *(base.contiguous(), out, B * H * W, H, W, C),
             *windows,

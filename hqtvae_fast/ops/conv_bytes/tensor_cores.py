@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from hqtvae_fast.ops.conv_bytes import reference
-from hqtvae_fast.ops.triton_launch import on
+from hqtvae_fast.ops.triton_launch import launch, on
 from hqtvae_fast.ops.upsample_conv.tensor_cores import Tile, constants, why_not_map
 
 # Not yet measured on a GPU. 16 columns are the fewest that both tensor cores' instructions and Triton take.
@@ -35,7 +35,10 @@ def conv_bytes(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     B, C, H, W = x.shape
     out = reference.empty_bytes(x, weight)
     with on(x):
-        kernels.bytes_kernel[(-(-B * H * W // TILE.rows),)](
-            *(x, weight, bias.contiguous(), out, B * H * W, H, W, C, len(bias)), **constants(TILE)
+        launch(
+            kernels.bytes_kernel,
+            (-(-B * H * W // TILE.rows),),
+            *(x, weight, bias.contiguous(), out, B * H * W, H, W, C, len(bias)),
+            **constants(TILE),
         )
     return out

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from hqtvae_fast.ops import triton_launch
-from hqtvae_fast.ops.triton_launch import dense, dependents, on, power_of_2
+from hqtvae_fast.ops.triton_launch import dense, dependents, launch, on, power_of_2
 
 WIDEST = 128
 BLOCK, WARPS = 64, 4  # all positions of the paper's models at once, 32 values a thread. Not yet measured on a GPU.
@@ -35,7 +35,9 @@ def decode_attention(
     if B == 0:
         return out
     with on(qkv):
-        kernels.decode_attention_kernel[(B * H,)](
+        launch(
+            kernels.decode_attention_kernel,
+            (B * H,),
             *(qkv, *dense(bias), keys, values, start_tensor, out, E**-0.5, H, E, keys.shape[2]),
             BLOCK=BLOCK,
             WIDTH=power_of_2(E),

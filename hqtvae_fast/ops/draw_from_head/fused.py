@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from hqtvae_fast.ops import triton_launch
-from hqtvae_fast.ops.triton_launch import interpreted, on, power_of_2
+from hqtvae_fast.ops.triton_launch import interpreted, launch, on, power_of_2
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,9 @@ def draw_from_head(
     codes_TM = torch.empty(tiles, M, dtype=torch.int32, device=x_BGD.device)
     step_B, position_B = step.expand(B), position.expand(B)
     with on(x_BGD):
-        kernels.tiles_kernel[(-(-M // tile.rows), tiles)](
+        launch(
+            kernels.tiles_kernel,
+            (-(-M // tile.rows), tiles),
             *(x_BGD.reshape(M, D).contiguous(), weight_KD.contiguous(), scores_TM, codes_TM, invalid),
             *(seeds_B.contiguous(), step_B, position_B, temperature),
             *(M, G, K, D, step_B.stride(0), position_B.stride(0)),
@@ -88,7 +90,9 @@ def draw_from_head(
             num_stages=tile.stages,
             enable_fp_fusion=False,
         )
-        kernels.settle_kernel[(M,)](
+        launch(
+            kernels.settle_kernel,
+            (M,),
             *(scores_TM, codes_TM, out_BG, tiles, M, G, out_BG.stride(0), out_BG.stride(1)),
             TILES=power_of_2(tiles),
             num_warps=1,

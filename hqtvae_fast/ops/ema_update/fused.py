@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from hqtvae_fast.ops import triton_launch
-from hqtvae_fast.ops.triton_launch import on
+from hqtvae_fast.ops.triton_launch import launch, on
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,9 @@ def _by_atomics(z_NC: Tensor, codes_N: Tensor, K: int) -> tuple[Tensor, Tensor]:
     N, C = z_NC.shape
     counts_K, sums_KC = (torch.zeros(shape, dtype=torch.float32, device=z_NC.device) for shape in ((K,), (K, C)))
     if N > 0:
-        kernels.add_rows[(-(-N // ROWS.rows), -(-C // ROWS.width))](
+        launch(
+            kernels.add_rows,
+            (-(-N // ROWS.rows), -(-C // ROWS.width)),
             *(z_NC, codes_N.contiguous(), counts_K, sums_KC, N, K, C, z_NC.stride(0)),
             ROWS=ROWS.rows,
             WIDTH=ROWS.width,
@@ -69,7 +71,9 @@ def _by_segments(z_NC: Tensor, codes_N: Tensor, K: int) -> tuple[Tensor, Tensor]
     counts_K, sums_KC = (torch.empty(shape, dtype=torch.float32, device=z_NC.device) for shape in ((K,), (K, C)))
     sorted_N, order_N = codes_N.sort(stable=True)
     starts = torch.searchsorted(sorted_N, torch.arange(K + 1, device=codes_N.device))
-    kernels.add_segments[(K, -(-C // SEGMENTS.width))](
+    launch(
+        kernels.add_segments,
+        (K, -(-C // SEGMENTS.width)),
         *(z_NC, order_N, starts, counts_K, sums_KC, C, z_NC.stride(0)),
         ROWS=SEGMENTS.rows,
         WIDTH=SEGMENTS.width,
@@ -93,7 +97,9 @@ def ema_update(
     K, C = embedding.shape
     cluster_size.mul_(decay).add_(counts, alpha=1 - decay)
     with on(embedding):
-        kernels.smooth[(-(-K // SMOOTH.rows), -(-C // SMOOTH.width))](
+        launch(
+            kernels.smooth,
+            (-(-K // SMOOTH.rows), -(-C // SMOOTH.width)),
             *(embedding, embedding_sum, sums, cluster_size, cluster_size.sum().reshape(1), decay, epsilon, K, C),
             CODES=SMOOTH.rows,
             WIDTH=SMOOTH.width,

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from hqtvae_fast.ops import triton_launch
-from hqtvae_fast.ops.triton_launch import on, power_of_2, row_warps
+from hqtvae_fast.ops.triton_launch import launch, on, power_of_2, row_warps
 
 WIDEST = 1 << 13
 
@@ -36,7 +36,9 @@ def embed_codes(
         return out
     table_0, table_1, table_2 = (*tables, None, None)[:3]
     with on(rows):
-        kernels.embed_codes_kernel[(B * G,)](
+        launch(
+            kernels.embed_codes_kernel,
+            (B * G,),
             *(codes, table_0, table_1, table_2, sources, rows, row, out, G, D, codes.stride(0)),
             S=S,
             MODE=mode,

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from hqtvae_fast.ops import triton_launch
-from hqtvae_fast.ops.triton_launch import on
+from hqtvae_fast.ops.triton_launch import launch, on
 
 # Not yet measured on a GPU. 16 values a thread and array: the backward pass holds four arrays, so that two to four
 # blocks of 8 warps share a multiprocessor.
@@ -83,13 +83,17 @@ def forward(
     weight, bias = weight.contiguous(), bias.contiguous()
     lacks = weight if shift is None else shift.contiguous()  # one that is absent is never read
     with on(x):
-        kernels.statistics_kernel[grid](
+        launch(
+            kernels.statistics_kernel,
+            grid,
             *(x, residual if added else x, source, lacks, runs, HW, run),
             ADD=added,
             SHIFT=shift is not None,
             **constants,
         )
-        kernels.apply_kernel[grid](
+        launch(
+            kernels.apply_kernel,
+            grid,
             *(source, lacks, runs, weight, bias, y, mean, rstd, HW, run, eps),
             SPLITS=MOST_RUNS,
             SILU=silu,
@@ -113,9 +117,9 @@ def backward(
     runs = torch.empty(B, grid[0], 2, C, dtype=torch.float32, device=x.device)
     dx = torch.empty_like(x)
     with on(x):
-        kernels.sums_kernel[grid](dy, x, weight, bias, mean, rstd, runs, HW, run, **constants)
+        launch(kernels.sums_kernel, grid, dy, x, weight, bias, mean, rstd, runs, HW, run, **constants)
         sums = runs.sum(dim=1)
-        kernels.gradient_kernel[grid](dy, x, weight, bias, mean, rstd, sums, dx, HW, run, **constants)
+        launch(kernels.gradient_kernel, grid, dy, x, weight, bias, mean, rstd, sums, dx, HW, run, **constants)
     dbias, dweight = sums[:, 0].sum(dim=0), sums[:, 1].sum(dim=0)
     return dx, dweight.to(weight.dtype), dbias.to(bias.dtype)
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from hqtvae_fast.ops import triton_launch
-from hqtvae_fast.ops.triton_launch import capability_at_least, dense, dependents, interpreted, on, power_of_2
+from hqtvae_fast.ops.triton_launch import capability_at_least, dense, dependents, interpreted, launch, on, power_of_2
 
 MOST_ROWS = 16
 OUT = 32
@@ -100,7 +100,9 @@ def linear(
     out = torch.empty((*x.shape[:-1], N), dtype=x.dtype, device=x.device)
     chosen = constants(N, K, x.dtype, gelu)
     with on(x):
-        kernels.few_rows_kernel[(-(-N // OUT), chosen["PARTS"])](
+        launch(
+            kernels.few_rows_kernel,
+            (-(-N // OUT), chosen["PARTS"]),
             *(x_MK, weight, *dense(scale, bias, residual), out),
             *(partials, counters, len(x_MK), N, K),
             **chosen,

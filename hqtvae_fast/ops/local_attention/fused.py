@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from hqtvae_fast.ops import triton_launch
-from hqtvae_fast.ops.triton_launch import dense, dependents, on, power_of_2
+from hqtvae_fast.ops.triton_launch import dense, dependents, launch, on, power_of_2
 
 MOST_POSITIONS, WIDEST = 32, 128
 
@@ -42,7 +42,9 @@ def local_attention(
     if B == 0:
         return out
     with on(qkv):
-        kernels.local_attention_kernel[(B * H,)](
+        launch(
+            kernels.local_attention_kernel,
+            (B * H,),
             *(qkv, *dense(bias), keys, values, out, E**-0.5, H, E, 0 if keys is None else keys.shape[2]),
             **constants(T, parts, E, start, mask),
             TRIGGER=dependents(qkv),

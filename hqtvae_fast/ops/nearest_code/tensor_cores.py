@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from hqtvae_fast.ops.triton_launch import interpreted, on
+from hqtvae_fast.ops.triton_launch import interpreted, launch, on
 
 SMALLEST_NORMAL = 2.0**-126
 CHUNK_ROWS = (
@@ -161,7 +161,9 @@ def _launch(level: Level, book: Book, found: Tensor, settled: Tensor) -> None:
     source = (level.z, *coarser)
     sizes = (N, K, d, level.side, *level.z.stride())
     shape = {"SIDE": level.window, "COARSER": len(level.coarser)}
-    kernels.score_blocks[(blocks * -(-N // tile.rows),)](
+    launch(
+        kernels.score_blocks,
+        (blocks * -(-N // tile.rows),),
         *source,
         *(book.high, book.low, book.square, best, second, index, length),
         *sizes,
@@ -174,7 +176,9 @@ def _launch(level: Level, book: Book, found: Tensor, settled: Tensor) -> None:
         num_warps=tile.warps,
         num_stages=tile.stages,
     )
-    kernels.settle_rows[(-(-N // SETTLE.rows),)](
+    launch(
+        kernels.settle_rows,
+        (-(-N // SETTLE.rows),),
         *source,
         *(book.values, book.longest, best, second, index, length, found, settled),
         *sizes,

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from hqtvae_fast.ops import triton_launch
 from hqtvae_fast.ops.quantized_conv import reference
-from hqtvae_fast.ops.triton_launch import on
+from hqtvae_fast.ops.triton_launch import launch, on
 from hqtvae_fast.ops.upsample_conv.tensor_cores import Tile
 
 # Not yet measured on a GPU. 64 bytes a row and step, which are 64 channels where bf16's are 32.
@@ -63,7 +63,9 @@ def quantized_conv(
     block = C // len(x_scales)
     scales = (x_scales.contiguous(), weight_scales.contiguous(), bias.contiguous())
     with on(x):
-        kernels.quantized_kernel[(_programs(x, weight),)](
+        launch(
+            kernels.quantized_kernel,
+            (_programs(x, weight),),
             *(x, weight, *scales, out, B * H * W, H, W, C, len(bias), block),
             **constants(x.dtype, weight.shape[2], block),
             num_warps=TILE.warps,

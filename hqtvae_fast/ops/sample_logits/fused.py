@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from hqtvae_fast.ops import triton_launch
-from hqtvae_fast.ops.triton_launch import interpreted, on, power_of_2
+from hqtvae_fast.ops.triton_launch import interpreted, launch, on, power_of_2
 
 LARGEST = 1 << 13
 """The longest row whose values stay in registers, 16 a thread of 16 warps; twice as many spill in fp32."""
@@ -53,7 +53,9 @@ def sample_logits(
     logits_BGK = logits_BGK if logits_BGK.stride(2) == 1 else logits_BGK.contiguous()
     step_B, position_B = step.expand(B), position.expand(B)
     with on(logits_BGK):
-        kernels.draw_kernel[(B * G,)](
+        launch(
+            kernels.draw_kernel,
+            (B * G,),
             *(logits_BGK, out_BG, invalid, seeds_B.contiguous(), step_B, position_B, temperature, top_k, top_p, G, K),
             *(logits_BGK.stride(0), logits_BGK.stride(1), out_BG.stride(0), out_BG.stride(1)),
             *(step_B.stride(0), position_B.stride(0)),

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from hqtvae_fast.ops import triton_launch
-from hqtvae_fast.ops.triton_launch import on
+from hqtvae_fast.ops.triton_launch import launch, on
 
 # Rows of one launch of the forward pass, for which 20 bytes a row and tile of codes are kept: 5 MB at K = 8192, as much
 # again while they are combined. 2048 programs of LARGE, 8 waves on an H100.
@@ -85,7 +85,9 @@ def _partials(
     (N, K), C = logits_NK.shape, z_NC.shape[1]
     partials_5TN = torch.empty(5, _tiles(K, tile), N, dtype=torch.float32, device=logits_NK.device)
     with on(logits_NK):
-        kernels.forward_kernel[(-(-N // tile.rows) * _tiles(K, tile),)](
+        launch(
+            kernels.forward_kernel,
+            (-(-N // tile.rows) * _tiles(K, tile),),
             *(logits_NK, z_NC, codebook_KC, norms_K, partials_5TN, 1 / temperature, N, K, C),
             *(logits_NK.stride(0), z_NC.stride(0), codebook_KC.stride(0)),
             **_constants(tile, z_NC.dtype),
@@ -115,7 +117,9 @@ def backward(
     logits, z, codebook = _rows(logits), _rows(z), _rows(codebook)
     out = torch.empty((N, K), dtype=logits.dtype, device=logits.device)
     with on(logits):
-        kernels.backward_kernel[(-(-N // tile.rows) * _tiles(K, tile),)](
+        launch(
+            kernels.backward_kernel,
+            (-(-N // tile.rows) * _tiles(K, tile),),
             *(grad, logits, z, codebook, _norms(codebook), statistics, out, 1 / temperature, N, K, z.shape[1]),
             *(logits.stride(0), z.stride(0), codebook.stride(0)),
             **_constants(tile, z.dtype),

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from hqtvae_fast.ops import triton_launch
-from hqtvae_fast.ops.triton_launch import interpreted, on
+from hqtvae_fast.ops.triton_launch import interpreted, launch, on
 from hqtvae_fast.ops.upsample_conv import reference
 
 DTYPES = (torch.bfloat16, torch.float16)
@@ -74,7 +74,9 @@ def upsample_conv(x: Tensor, folded: Tensor, bias: Tensor) -> Tensor:
     N = len(bias)
     out, tile = reference.empty_doubled(x, folded), pick_tile(B * H * W, N)
     with on(x):
-        kernels.upsample_kernel[(_programs(B * H * W, N, tile),)](
+        launch(
+            kernels.upsample_kernel,
+            (_programs(B * H * W, N, tile),),
             *(x, folded, bias.contiguous(), out, B * H * W, H, W, C, N),
             **constants(tile),
         )
