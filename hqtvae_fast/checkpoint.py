@@ -66,10 +66,21 @@ class Checkpoint:
         parts = {"vae": self.vae, "transformer": self.transformer, "refiner": self.refiner}
         return {name: module for name, module in parts.items() if module is not None}
 
+    def summary(self) -> str:
+        """What it makes, of what, and how large its parts are, in one line."""
+        vae, stage2 = self.config.vae, self.config.transformer
+        condition = "codes and back only" if stage2 is None else f"condition: {stage2.condition}"
+        levels = zip(vae.level_sides, vae.codebook_sizes, strict=True)
+        maps = " + ".join(f"{side}x{side} of {size:,}" for side, size in levels)
+        parts = self.modules().items()
+        sizes = ", ".join(f"{name} {sum(p.numel() for p in part.parameters()) / 1e6:,.1f} M" for name, part in parts)
+        return f"{vae.resolution}x{vae.resolution} pictures; {condition}; codes {maps}; {sizes}"
 
-def load(path: str | os.PathLike[str]) -> Checkpoint:
-    """Open a released directory, one of ours, or a Hub repository (``owner/name``) of either kind."""
-    directory = resolve(path)
+
+def load(path: str | os.PathLike[str], **hub: Any) -> Checkpoint:
+    """Open a released directory, one of ours, or a Hub repository (``owner/name``) of either kind; ``hub``: how that
+    one is fetched, as :func:`resolve` takes it."""
+    directory = resolve(path, **hub)
     config, native = _find_config(directory)
     checkpoint = _load_native(directory, config) if native else _load_released(directory, config)
     tokenizer = directory / TOKENIZER_FILE
@@ -104,8 +115,11 @@ def _pair(prior: HQTVAEConfig, refiner: HQTVAEConfig) -> HQTVAEConfig:
         raise CheckpointError(f"these two checkpoints make no pair: {error}") from error
 
 
-def resolve(path: str | os.PathLike[str]) -> Path:
-    """The local directory of a checkpoint: a path, ``demo``, or a Hub name ``owner/name``; a local path goes first."""
+def resolve(path: str | os.PathLike[str], **hub: Any) -> Path:
+    """The local directory of a checkpoint: a path, ``demo``, or a Hub name ``owner/name``; a local path goes first.
+
+    ``hub``: revision, token, cache_dir and local_files_only, as ``huggingface_hub.snapshot_download`` takes them.
+    """
     directory = Path(path)
     if directory.is_dir():
         return directory
@@ -115,18 +129,18 @@ def resolve(path: str | os.PathLike[str]) -> Path:
         raise CheckpointError(f"{directory}: expected a checkpoint directory; got a file")
     if not re.fullmatch(r"[A-Za-z0-9][\w.-]*/[\w.-]+", str(path)):
         raise CheckpointError(f"{path}: no such directory (and neither {DEMO!r} nor a Hub name like owner/name)")
-    return _download(str(path))
+    return _download(str(path), hub)
 
 
-def _download(name: str) -> Path:
+def _download(name: str, hub: dict[str, Any]) -> Path:
     from huggingface_hub import snapshot_download  # a second of imports that a local path does not need
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
     patterns = [CONFIG_FILE, MODEL_FILE, TOKENIZER_FILE, RELEASED_CONFIG_FILE, *RELEASED_STATE_FILES]
     try:
-        return Path(snapshot_download(name, allow_patterns=patterns))
+        return Path(snapshot_download(name, allow_patterns=patterns, **hub))
     except (HfHubHTTPError, HFValidationError, OSError) as error:
-        reason = str(error).strip().splitlines()[0]
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise CheckpointError(f"{name}: no such directory, and the Hub gave none by that name ({reason})") from error
 
 

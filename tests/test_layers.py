@@ -11,13 +11,14 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "hqtvae_fast"
 LAYERS = [  # a module may import from its own layer and those above it in this list
-    {"config", "fields", "files", "world", "hardware", "backend", "_cuda", "_nvrtc"},
+    {"arguments", "codes", "config", "fields", "files", "world", "hardware", "backend", "_cuda", "_nvrtc"},
     {"ops"},
     {"model"},
     {"engine", "released"},
     {"checkpoint"},
     {
         "images",
+        "pixels",
         "text",
         "progress",
         "output",

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from hqtvae_fast.engine.capture import CaptureError, Replay
 from hqtvae_fast.model import HQVAE
+from hqtvae_fast.model.images import check_images, refuse_invalid
 
 Encode = Callable[[Tensor], tuple[Tensor, ...]]
 
@@ -22,6 +23,7 @@ class EncodeReplay:
         R, weight = vae.config.resolution, vae.quant_conv.weight
         shape = (batch, 3, R, R)
         self.images = torch.zeros(shape, device=weight.device).contiguous(memory_format=torch.channels_last)
+        self.invalid = torch.zeros(batch, dtype=torch.bool, device=weight.device)
         self.vae = vae
         self.codes: tuple[Tensor, ...] = ()
         with torch.inference_mode():
@@ -33,19 +35,26 @@ class EncodeReplay:
         return self.replay.bytes
 
     def _work(self) -> None:
-        self.codes = self.vae.encode(self.images)
+        self.invalid.zero_()
+        self.codes = self.vae.encode(self.images, invalid=self.invalid)
 
     @torch.inference_mode()
-    def __call__(self, images: Tensor) -> tuple[Tensor, ...]:
+    def __call__(self, images: Tensor, *, invalid: Tensor | None = None) -> tuple[Tensor, ...]:
         """Codes int64 [B, h, w] a level, top first, the caller's own, of images [B, 3, R, R] in [-1, 1] from any
-        device. Rows of the buffer beyond B keep what an earlier call left: an image's codes depend on it alone."""
+        device; ``invalid`` and errors as for the model's. Images on the CPU are looked at before they are copied. Rows
+        of the buffer beyond B keep what an earlier call left: an image's codes depend on it alone."""
         count, shape = len(images), self.images.shape
         if images.shape[1:] != shape[1:] or not 1 <= count <= len(self.images):
             wanted = f"[1..{shape[0]}, 3, {shape[2]}, {shape[3]}]"
             raise ValueError(f"images: this capture is for {wanted}; got {list(images.shape)}")
+        check_images(images, shape[2])
         with self.replay.turn():
             self.images[:count].copy_(images, non_blocking=True)
             self.replay(self._work)
+            if invalid is None:
+                refuse_invalid(images, self.invalid[:count])
+            else:
+                invalid |= self.invalid[:count]
             return tuple(level[:count].clone() for level in self.codes)
 
 

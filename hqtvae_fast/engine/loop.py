@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hqtvae_fast.codes import read_level
 from hqtvae_fast.config import TransformerConfig
 from hqtvae_fast.engine.fused_step import FusedStep
 from hqtvae_fast.engine.step import ENGINES, Engine, LevelFeatures, LevelLogits, ReferenceStep, Step, StepOptions
@@ -234,8 +235,4 @@ def check_given(given: Tensor, config: TransformerConfig, batch: int) -> Tensor:
         raise ValueError("given_top_codes: this transformer draws one level; there is nothing left to draw")
     if len(given) != batch:
         raise ValueError(f"given_top_codes: expected {batch} maps; got {len(given)}")
-    # On a GPU the look would hold up the host: the pipeline has had it already.
-    outside = given.device.type == "cpu" and bool(((given < 0) | (given >= config.codebook_sizes[0])).any())
-    if given.is_floating_point() or outside:
-        raise ValueError(f"given_top_codes: expected integers from 0 to {config.codebook_sizes[0] - 1}")
-    return to_local([given], config.side)
+    return to_local([read_level("given_top_codes", given, config.side, config.codebook_sizes[0])], config.side)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import warnings
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, cast
@@ -43,7 +44,7 @@ from hqtvae_fast.train.prior import open_prior
 from hqtvae_fast.train.runner import LOGS, LoopSettings, Runner
 from hqtvae_fast.train.stage1 import Stage1, Stage1Settings
 from hqtvae_fast.train.stage2 import Stage2, Stage2Settings
-from hqtvae_fast.train.tokenizer import train_tokenizer
+from hqtvae_fast.train.tokenizer import survey_captions, train_tokenizer
 from hqtvae_fast.train.validation import HeldOut
 from hqtvae_fast.world import WorldError, world
 
@@ -111,6 +112,10 @@ def train_stage2(run: Stage2Run) -> None:
         held_out=open_held_out(run, accelerator, source, vae.config.resolution, data),
         stored=None if cache is None else cache.content,
     )
+    if task.tokenizer is not None and accelerator.is_main_process:
+        lost = survey_captions(source, data["caption"], task.tokenizer)
+        if lost:
+            warnings.warn(lost.describe("captions"), stacklevel=2)
     go(run, accelerator, task, loader, sampler, source.fingerprint(), settings.steps)
 
 
