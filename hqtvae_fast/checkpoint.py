@@ -12,7 +12,7 @@ import os
 import pickle
 import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,35 +20,49 @@ from typing import Any
 
 import safetensors.torch
 import torch
-import yaml
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from hqtvae_fast import released
-from hqtvae_fast.config import ConfigError, HQTVAEConfig, TransformerConfig, from_dict, to_dict
-from hqtvae_fast.fields import shown
+from hqtvae_fast.checkpoint_config import (
+    CONFIG_FILE,
+    DEMO_DIRECTORY,
+    FORMAT,
+    FORMAT_VERSION,
+    MODEL_FILE,
+    RELEASED_STATE_FILES,
+    TOKENIZER_FILE,
+    CheckpointError,
+    describe,
+    find_config,
+    first_line,
+    pair,
+    resolve,
+)
+from hqtvae_fast.config import HQTVAEConfig, TransformerConfig, to_dict
 from hqtvae_fast.model import HQVAE, HQTransformer
+from hqtvae_fast.released.keys import Source, sources
 
-CONFIG_FILE = "config.json"
-MODEL_FILE = "model.safetensors"
-TOKENIZER_FILE = "tokenizer.json"
-RELEASED_CONFIG_FILE = "config.yaml"
-RELEASED_STATE_FILES = ("ckpt/last.ckpt", "ckpt/state_dict.ckpt")
-DEMO = "demo"
-"""The name of the small model that comes with the package."""
-DEMO_DIRECTORY = Path(__file__).parent / "assets" / "demo"
-FORMAT = "hqtvae_fast"
-FORMAT_VERSION = 1
+__all__ = [
+    "CONFIG_FILE",
+    "DEMO_DIRECTORY",
+    "MODEL_FILE",
+    "TOKENIZER_FILE",
+    "Checkpoint",
+    "CheckpointError",
+    "build",
+    "load",
+    "load_stage2_state",
+    "resolve",
+    "save",
+    "with_refiner",
+]
+
 MAX_PROBLEMS_SHOWN = 5
 
 # What a released training checkpoint carries besides the two stages.
 _DROPPED_PREFIXES = ("stage1.discriminator.", "stage1.perceptual_loss.", "discriminator.", "perceptual_loss.")
 
 StateDict = dict[str, Tensor]
-
-
-class CheckpointError(ValueError):
-    """A checkpoint that cannot be opened; the message names the file and, where there is one, the key."""
 
 
 @dataclass
@@ -66,82 +80,29 @@ class Checkpoint:
         parts = {"vae": self.vae, "transformer": self.transformer, "refiner": self.refiner}
         return {name: module for name, module in parts.items() if module is not None}
 
+    def sizes(self) -> dict[str, int]:
+        """Parameters of each part; codebooks, which are buffers, are none."""
+        return {name: sum(p.numel() for p in part.parameters()) for name, part in self.modules().items()}
+
     def summary(self) -> str:
-        """What it makes, of what, and how large its parts are, in one line."""
-        vae, stage2 = self.config.vae, self.config.transformer
-        condition = "codes and back only" if stage2 is None else f"condition: {stage2.condition}"
-        levels = zip(vae.level_sides, vae.codebook_sizes, strict=True)
-        maps = " + ".join(f"{side}x{side} of {size:,}" for side, size in levels)
-        parts = self.modules().items()
-        sizes = ", ".join(f"{name} {sum(p.numel() for p in part.parameters()) / 1e6:,.1f} M" for name, part in parts)
-        return f"{vae.resolution}x{vae.resolution} pictures; {condition}; codes {maps}; {sizes}"
+        """What it makes, how large it is and of what codes, in one line."""
+        return describe(self.config, self.sizes())
 
 
 def load(path: str | os.PathLike[str], **hub: Any) -> Checkpoint:
     """Open a released directory, one of ours, or a Hub repository (``owner/name``) of either kind; ``hub``: how that
     one is fetched, as :func:`resolve` takes it."""
     directory = resolve(path, **hub)
-    config, native = _find_config(directory)
+    config, native = find_config(directory)
     checkpoint = _load_native(directory, config) if native else _load_released(directory, config)
     tokenizer = directory / TOKENIZER_FILE
     checkpoint.tokenizer_file = tokenizer if tokenizer.is_file() else None
     return checkpoint
 
 
-def read_config(path: str | os.PathLike[str], refiner: str | os.PathLike[str] | None = None) -> HQTVAEConfig:
-    """What :func:`load`, and :func:`with_refiner`, would open, told by the configurations alone: no weight is read."""
-    config, _ = _find_config(resolve(path))
-    return config if refiner is None else _pair(config, _find_config(resolve(refiner))[0])
-
-
-def _find_config(directory: Path) -> tuple[HQTVAEConfig, bool]:
-    """The configuration, and whether it is in our format."""
-    if (directory / CONFIG_FILE).is_file():
-        return _read_config(directory / CONFIG_FILE, json.loads, _native_config), True
-    if (directory / RELEASED_CONFIG_FILE).is_file():
-        return _read_config(directory / RELEASED_CONFIG_FILE, yaml.safe_load, released.parse_config), False
-    raise CheckpointError(f"{directory}: expected {CONFIG_FILE} or {RELEASED_CONFIG_FILE}, found neither")
-
-
 def with_refiner(prior: Checkpoint, refiner: Checkpoint) -> Checkpoint:
     """One checkpoint of the two of a globally conditioned model: top codes from the first, bottom from the second."""
-    return replace(prior, config=_pair(prior.config, refiner.config), refiner=refiner.transformer)
-
-
-def _pair(prior: HQTVAEConfig, refiner: HQTVAEConfig) -> HQTVAEConfig:
-    try:
-        return replace(prior, refiner=refiner.transformer)
-    except ConfigError as error:
-        raise CheckpointError(f"these two checkpoints make no pair: {error}") from error
-
-
-def resolve(path: str | os.PathLike[str], **hub: Any) -> Path:
-    """The local directory of a checkpoint: a path, ``demo``, or a Hub name ``owner/name``; a local path goes first.
-
-    ``hub``: revision, token, cache_dir and local_files_only, as ``huggingface_hub.snapshot_download`` takes them.
-    """
-    directory = Path(path)
-    if directory.is_dir():
-        return directory
-    if str(path) == DEMO:
-        return DEMO_DIRECTORY
-    if directory.exists():
-        raise CheckpointError(f"{directory}: expected a checkpoint directory; got a file")
-    if not re.fullmatch(r"[A-Za-z0-9][\w.-]*/[\w.-]+", str(path)):
-        raise CheckpointError(f"{path}: no such directory (and neither {DEMO!r} nor a Hub name like owner/name)")
-    return _download(str(path), hub)
-
-
-def _download(name: str, hub: dict[str, Any]) -> Path:
-    from huggingface_hub import snapshot_download  # a second of imports that a local path does not need
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
-
-    patterns = [CONFIG_FILE, MODEL_FILE, TOKENIZER_FILE, RELEASED_CONFIG_FILE, *RELEASED_STATE_FILES]
-    try:
-        return Path(snapshot_download(name, allow_patterns=patterns, **hub))
-    except (HfHubHTTPError, HFValidationError, OSError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise CheckpointError(f"{name}: no such directory, and the Hub gave none by that name ({reason})") from error
+    return replace(prior, config=pair(prior.config, refiner.config), refiner=refiner.transformer)
 
 
 # -------------------------------------------------------------------------------------------------------------- load
@@ -163,22 +124,12 @@ def _load_native(directory: Path, config: HQTVAEConfig) -> Checkpoint:
     checkpoint, file = _build_empty(config), directory / MODEL_FILE
     state = _read_safetensors(file)
     expected = {
-        f"{prefix}.{key}": released.Source(((f"{prefix}.{key}", tuple(value.shape)),))
+        f"{prefix}.{key}": Source(((f"{prefix}.{key}", tuple(value.shape)),))
         for prefix, module in checkpoint.modules().items()
         for key, value in module.state_dict().items()
     }
     _assign_all(checkpoint, _collect(file, state, expected))
     return checkpoint
-
-
-def _native_config(data: Any) -> HQTVAEConfig:
-    if not isinstance(data, dict) or data.get("format") != FORMAT:
-        raise ConfigError(
-            f"format: expected {FORMAT!r}; got {shown(data.get('format') if isinstance(data, dict) else data)}"
-        )
-    if type(data.get("version")) is not int or data["version"] != FORMAT_VERSION:
-        raise ConfigError(f"version: expected {FORMAT_VERSION}; got {shown(data.get('version'))}")
-    return from_dict({key: value for key, value in data.items() if key not in ("format", "version")})
 
 
 def _load_released(directory: Path, config: HQTVAEConfig) -> Checkpoint:
@@ -191,7 +142,7 @@ def _load_released(directory: Path, config: HQTVAEConfig) -> Checkpoint:
         f"{name}.{key}": source
         for prefix, (name, module) in parts.items()
         if module is not None
-        for key, source in released.sources(prefix, module).items()
+        for key, source in sources(prefix, module).items()
     }
     _assign_all(checkpoint, _collect(files[0], state, expected))
     return checkpoint
@@ -201,17 +152,8 @@ def load_stage2_state(config: TransformerConfig, state: StateDict, origin: str) 
     """A transformer from the ``state_dict()`` of a released stage-2 module in memory."""
     with torch.device("meta"):
         transformer = HQTransformer(config)
-    _assign(transformer, _collect(Path(origin), state, released.sources("", transformer)))
+    _assign(transformer, _collect(Path(origin), state, sources("", transformer)))
     return transformer
-
-
-def _read_config(file: Path, parse: Callable[[str], Any], convert: Callable[[Any], HQTVAEConfig]) -> HQTVAEConfig:
-    try:
-        return convert(parse(file.read_text(encoding="utf-8")))
-    except (json.JSONDecodeError, yaml.YAMLError, UnicodeDecodeError) as error:
-        raise CheckpointError(f"{file}: cannot be read ({_first_line(error)})") from error
-    except ConfigError as error:
-        raise CheckpointError(f"{file}: {error}") from error
 
 
 def _read_safetensors(file: Path) -> StateDict:
@@ -220,7 +162,7 @@ def _read_safetensors(file: Path) -> StateDict:
     try:
         return safetensors.torch.load_file(file)
     except SafetensorError as error:
-        raise CheckpointError(f"{file}: truncated or not a safetensors file ({_first_line(error)})") from error
+        raise CheckpointError(f"{file}: truncated or not a safetensors file ({first_line(error)})") from error
 
 
 def _read_pickle(file: Path) -> StateDict:
@@ -231,7 +173,7 @@ def _read_pickle(file: Path) -> StateDict:
         reason = f"this one asks to run {wanted.group(1)}" if wanted else "this one holds other Python objects"
         raise CheckpointError(f"{file}: refused, a checkpoint may hold tensors only; {reason}") from error
     except (RuntimeError, EOFError, ValueError, KeyError) as error:
-        raise CheckpointError(f"{file}: truncated or not a torch file ({_first_line(error)})") from error
+        raise CheckpointError(f"{file}: truncated or not a torch file ({first_line(error)})") from error
     state = data.get("state_dict", data) if isinstance(data, dict) else data
     if not isinstance(state, dict):
         raise CheckpointError(
@@ -249,7 +191,7 @@ def _normalise_keys(state: StateDict) -> StateDict:
     return {re.sub(r"^(stage1\.generator|generator)\.", "stage1.", key): value for key, value in kept.items()}
 
 
-def _collect(file: Path, state: StateDict, expected: dict[str, released.Source]) -> StateDict:
+def _collect(file: Path, state: StateDict, expected: dict[str, Source]) -> StateDict:
     """Our parameters from the file's tensors; raises :class:`CheckpointError` listing what is missing or misshapen."""
     wanted = {key: shape for source in expected.values() for key, shape in source.parts}
     problems = []
@@ -267,7 +209,7 @@ def _collect(file: Path, state: StateDict, expected: dict[str, released.Source])
     return {name: _join(state, source) for name, source in expected.items()}
 
 
-def _join(state: StateDict, source: released.Source) -> Tensor:
+def _join(state: StateDict, source: Source) -> Tensor:
     parts = [state[key] for key, _ in source.parts]
     return parts[0] if len(parts) == 1 else torch.cat(parts)
 
@@ -287,10 +229,6 @@ def _assign(module: nn.Module, values: StateDict) -> None:
     module.load_state_dict(own, assign=True)
     for name, parameter in module.named_parameters():
         parameter.requires_grad_(name in trainable)
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 # -------------------------------------------------------------------------------------------------------------- save
@@ -331,7 +269,7 @@ def _staged(target: Path) -> Iterator[Path]:
             os.replace(file, target / file.name)
         done = True
     except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"{target}: cannot be written ({_first_line(error)})") from error
+        raise CheckpointError(f"{target}: cannot be written ({first_line(error)})") from error
     finally:
         shutil.rmtree(stage, ignore_errors=True)
         if made and not done:

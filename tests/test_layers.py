@@ -15,6 +15,7 @@ LAYERS = [  # a module may import from its own layer and those above it in this 
     {"ops"},
     {"model"},
     {"engine", "released"},
+    {"checkpoint_config"},
     {"checkpoint"},
     {
         "images",

@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 
 def config_of(checkpoint: str, refiner: str | os.PathLike[str] | None = None) -> HQTVAEConfig:
     """A checkpoint's configuration; CheckpointError where there is none."""
-    with waiting("Starting"):
-        from hqtvae_fast.checkpoint import read_config
+    with waiting(f"Looking for {checkpoint}"):  # on the Hub, it may be
+        from hqtvae_fast.checkpoint_config import read_config
 
         return read_config(checkpoint, refiner)
 

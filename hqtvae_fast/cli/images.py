@@ -133,8 +133,8 @@ def reconstruct(
 ) -> None:
     """Encode and decode images: original and reconstruction side by side, and the PSNR in dB (higher is closer)."""
     check_picture_file(out)
-    files = _files(images)
     config = config_of(checkpoint).vae
+    files = _files(images)
     with waiting("Starting"):
         from hqtvae_fast.cli.pictures import Reader
         from hqtvae_fast.cli.sheets import PictureWriter
@@ -185,8 +185,8 @@ def encode(
         encode_set(checkpoint, images, shards, shard_size, workers, batch_size, device)
         return
     check_file(out)
-    files = _files(images)
     config_of(checkpoint)
+    files = _files(images)
     with waiting("Starting"):
         from hqtvae_fast.cli.codes import write_codes
         from hqtvae_fast.cli.pictures import Reader

@@ -52,6 +52,7 @@ from hqtvae_fast.cli.sample_options import (
     named_as_options,
     sampling_of,
 )
+from hqtvae_fast.config import check_condition
 from hqtvae_fast.files import read_text
 from hqtvae_fast.world import world
 
@@ -124,6 +125,8 @@ def sample(
     check_folder(out_dir)
     check_file(save_codes)
     config = config_of(checkpoint, refiner)
+    with named_as_options():  # before anything is imported for it; given codes may be a condition too
+        check_condition(config, ["class_labels"] * bool(labels) + ["prompt"] * bool(prompt))
     with waiting("Starting"):
         from hqtvae_fast.cli.drawing import draw
 

@@ -229,5 +229,5 @@ def named_as_options() -> Iterator[None]:
     try:
         yield
     except ValueError as error:
-        names = r"\b(" + "|".join(NAMES) + r")\b"
+        names = r"(?<![-\w])(" + "|".join(NAMES) + r")\b"  # what is an option already stays
         raise ValueError(re.sub(names, lambda match: NAMES[match[0]], str(error))) from error

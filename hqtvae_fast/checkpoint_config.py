@@ -1,0 +1,123 @@
+"""What a checkpoint directory is and the configuration that it holds, told without torch and without its weights."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from hqtvae_fast.config import ConfigError, HQTVAEConfig, from_dict
+from hqtvae_fast.fields import shown
+from hqtvae_fast.released.config import parse_config
+
+CONFIG_FILE = "config.json"
+MODEL_FILE = "model.safetensors"
+TOKENIZER_FILE = "tokenizer.json"
+RELEASED_CONFIG_FILE = "config.yaml"
+RELEASED_STATE_FILES = ("ckpt/last.ckpt", "ckpt/state_dict.ckpt")
+DEMO = "demo"
+"""The name of the small model that comes with the package."""
+DEMO_DIRECTORY = Path(__file__).parent / "assets" / "demo"
+FORMAT = "hqtvae_fast"
+FORMAT_VERSION = 1
+
+
+_CONDITIONS = {"class": "class labels", "text": "descriptions", "none": "nothing in particular", "codes": "top codes"}
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that cannot be opened; the message names the file and, where there is one, the key."""
+
+
+def read_config(path: str | os.PathLike[str], refiner: str | os.PathLike[str] | None = None) -> HQTVAEConfig:
+    """The configuration of a checkpoint, and of the one that a refiner makes of it."""
+    config, _ = find_config(resolve(path))
+    return config if refiner is None else pair(config, find_config(resolve(refiner))[0])
+
+
+def find_config(directory: Path) -> tuple[HQTVAEConfig, bool]:
+    """The configuration, and whether it is in our format."""
+    if (directory / CONFIG_FILE).is_file():
+        return _read_config(directory / CONFIG_FILE, json.loads, _native_config), True
+    if (directory / RELEASED_CONFIG_FILE).is_file():
+        return _read_config(directory / RELEASED_CONFIG_FILE, yaml.safe_load, parse_config), False
+    raise CheckpointError(f"{directory}: expected {CONFIG_FILE} or {RELEASED_CONFIG_FILE}, found neither")
+
+
+def pair(prior: HQTVAEConfig, refiner: HQTVAEConfig) -> HQTVAEConfig:
+    """That of the two of a globally conditioned model together."""
+    try:
+        return replace(prior, refiner=refiner.transformer)
+    except ConfigError as error:
+        raise CheckpointError(f"these two checkpoints make no pair: {error}") from error
+
+
+def resolve(path: str | os.PathLike[str], **hub: Any) -> Path:
+    """The local directory of a checkpoint: a path, ``demo``, or a Hub name ``owner/name``; a local path goes first.
+
+    ``hub``: revision, token, cache_dir and local_files_only, as ``huggingface_hub.snapshot_download`` takes them.
+    """
+    directory = Path(path)
+    if directory.is_dir():
+        return directory
+    if str(path) == DEMO:
+        return DEMO_DIRECTORY
+    if directory.exists():
+        raise CheckpointError(f"{directory}: expected a checkpoint directory; got a file")
+    if not re.fullmatch(r"[A-Za-z0-9][\w.-]*/[\w.-]+", str(path)):
+        raise CheckpointError(f"{path}: no such directory (and neither {DEMO!r} nor a Hub name like owner/name)")
+    return _download(str(path), hub)
+
+
+def _download(name: str, hub: dict[str, Any]) -> Path:
+    from huggingface_hub import snapshot_download  # a second of imports that a local path does not need
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
+    patterns = [CONFIG_FILE, MODEL_FILE, TOKENIZER_FILE, RELEASED_CONFIG_FILE, *RELEASED_STATE_FILES]
+    try:
+        return Path(snapshot_download(name, allow_patterns=patterns, **hub))
+    except (HfHubHTTPError, HFValidationError, OSError) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise CheckpointError(f"{name}: no such directory, and the Hub gave none by that name ({reason})") from error
+
+
+def _read_config(file: Path, parse: Callable[[str], Any], convert: Callable[[Any], HQTVAEConfig]) -> HQTVAEConfig:
+    try:
+        return convert(parse(file.read_text(encoding="utf-8")))
+    except (json.JSONDecodeError, yaml.YAMLError, UnicodeDecodeError) as error:
+        raise CheckpointError(f"{file}: cannot be read ({first_line(error)})") from error
+    except ConfigError as error:
+        raise CheckpointError(f"{file}: {error}") from error
+
+
+def _native_config(data: Any) -> HQTVAEConfig:
+    if not isinstance(data, dict) or data.get("format") != FORMAT:
+        raise ConfigError(
+            f"format: expected {FORMAT!r}; got {shown(data.get('format') if isinstance(data, dict) else data)}"
+        )
+    if type(data.get("version")) is not int or data["version"] != FORMAT_VERSION:
+        raise ConfigError(f"version: expected {FORMAT_VERSION}; got {shown(data.get('version'))}")
+    return from_dict({key: value for key, value in data.items() if key not in ("format", "version")})
+
+
+def describe(config: HQTVAEConfig, sizes: Mapping[str, int]) -> str:
+    """What a model makes, how large it is and of what codes, in one line; ``sizes``: parameters of each part."""
+    vae, stage2 = config.vae, config.transformer
+    pictures = f"{vae.resolution}x{vae.resolution} pictures"
+    made = f"codes {pictures} and back, and does not draw"
+    if stage2 is not None:
+        made = f"draws {pictures} from {_CONDITIONS[stage2.condition]}"
+    levels = zip(vae.level_sides, vae.codebook_sizes, strict=True)
+    maps = " + ".join(f"{side}x{side} of {size:,}" for side, size in levels)
+    parts = ", ".join(f"{name} {size / 1e6:,.1f} M" for name, size in sizes.items())
+    return f"{made}; {sum(sizes.values()) / 1e6:,.1f} M parameters ({parts}); codes {maps}"
+
+
+def first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
