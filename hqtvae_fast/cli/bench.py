@@ -14,7 +14,7 @@ SETTINGS = {"allow_extra_args": True, "ignore_unknown_options": True, "help_opti
 
 
 def bench(context: typer.Context) -> None:
-    """Measure speed, report it, and compare revisions: hqtvae bench --help lists the commands. Needs a checkout."""
+    """Measure speed, report it, and compare revisions (needs a checkout of the repository)."""
     group = load()
     # Errors and exit codes are this program's, so the inner group must not end the process by itself.
     code = group(args=context.args, prog_name=context.command_path, standalone_mode=False)

@@ -172,10 +172,10 @@ def encode(
     batch_size: BatchSize = None,
     device: Device = None,
 ) -> None:
-    """Write the codes of images to a file, for decode and sample --given-top. Encoding is always in fp32.
+    """Write the codes of images to a file, for decode and sample --given-top.
 
-    With --shards a whole set, shards of pictures among them, into shards of codes: stopped anywhere, the same command
-    goes on with the shards that are missing.
+    Encoding is always in fp32. With --shards a whole set, shards of pictures among them, into shards of codes: stopped
+    anywhere, the same command goes on with the shards that are missing.
     """
     if shards is not None:
         check_folder(shards)

@@ -122,7 +122,7 @@ Out = Annotated[
     typer.Option(
         "--out",
         metavar="FILE",
-        help="Write all pictures on one sheet, a PNG file.",
+        help="Write all pictures on one sheet: .png, .jpg or .webp.",
         show_default="sample.png if no other output is asked for",
         rich_help_panel=OUTPUT,
     ),
@@ -133,7 +133,9 @@ Scale = Annotated[
 ]
 Captions = Annotated[
     bool,
-    typer.Option("--captions", help="Write under each picture of the sheet what it shows.", rich_help_panel=OUTPUT),
+    typer.Option(
+        "--captions/--no-captions", help="Write under each picture of the sheet what it shows.", rich_help_panel=OUTPUT
+    ),
 ]
 
 
