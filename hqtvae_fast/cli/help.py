@@ -36,7 +36,11 @@ def _without_type(param: Any, context: Any) -> Any:
         param.metavar = ""  # not <bool>: a flag takes no value
     elif param.param_type_name == "argument":
         param.display_type_rich = lambda ctx: None  # its name says it
-    elif param.metavar is None and hasattr(param, "display_type"):  # releases of Typer differ in how they say it
-        if str(param.display_type(context)).startswith(("<int", "<float")):
-            param.metavar = "N"  # its range is said beside it
+    elif param.metavar is None and _is_number(param, context):
+        param.metavar = "N"  # its range is said beside it
     return param
+
+
+def _is_number(param: Any, context: Any) -> bool:
+    display = getattr(param, "display_type", None)  # which older releases of Typer lack
+    return display is not None and str(display(context)).startswith(("<int", "<float"))
