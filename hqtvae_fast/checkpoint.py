@@ -39,6 +39,7 @@ from hqtvae_fast.checkpoint_config import (
     resolve,
 )
 from hqtvae_fast.config import HQTVAEConfig, TransformerConfig, to_dict
+from hqtvae_fast.files import sync_files, sync_folder
 from hqtvae_fast.model import HQVAE, HQTransformer
 from hqtvae_fast.released.keys import Source, sources
 
@@ -265,8 +266,10 @@ def _staged(target: Path) -> Iterator[Path]:
     try:
         stage.mkdir(parents=True)
         yield stage
+        sync_files(stage)
         for file in sorted(stage.iterdir(), reverse=True):  # config.json, which makes it a checkpoint, goes last
             os.replace(file, target / file.name)
+        sync_folder(target)
         done = True
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"{target}: cannot be written ({first_line(error)})") from error
