@@ -65,7 +65,10 @@ _COMMANDS: dict[Callable[..., None], tuple[str, str]] = {  # the panel and an ex
     reconstruct: (PICTURES, "hqtvae reconstruct path/to/checkpoint photo.jpg portrait.png --levels --out both.png"),
     encode: (PICTURES, "hqtvae encode path/to/checkpoint photos/ --out codes.safetensors"),
     decode: (PICTURES, "hqtvae decode path/to/checkpoint codes.safetensors --out-dir decoded/"),
-    evaluate: (SETS, "hqtvae evaluate --reference path/to/val --samples path/to/drawn --features inception:fid.pth"),
+    evaluate: (
+        SETS,
+        "hqtvae evaluate --reference path/to/val --samples path/to/new --features inception:path/to/fid.pth",
+    ),
     pack: (SETS, "hqtvae pack path/to/samples --out samples.npz"),
     info: (MODELS, "hqtvae info --preset S --batch 1 --batch 50"),
     convert: (MODELS, "hqtvae convert path/to/released path/to/converted --dtype bf16"),

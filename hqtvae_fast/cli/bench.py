@@ -8,6 +8,9 @@ from pathlib import Path
 
 import typer
 
+from hqtvae_fast.cli.help import command_of
+from hqtvae_fast.cli.output import waiting
+
 ROOT = Path(__file__).parents[2]
 PACKAGE = "benchmarks"
 SETTINGS = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
@@ -15,9 +18,10 @@ SETTINGS = {"allow_extra_args": True, "ignore_unknown_options": True, "help_opti
 
 def bench(context: typer.Context) -> None:
     """Measure speed, report it, and compare revisions (needs a checkout of the repository)."""
-    group = load()
+    with waiting("Starting"):
+        group = command_of(load())
     # Errors and exit codes are this program's, so the inner group must not end the process by itself.
-    code = group(args=context.args, prog_name=context.command_path, standalone_mode=False)
+    code = group.main(args=context.args, prog_name=context.command_path, standalone_mode=False)
     if isinstance(code, int) and code:
         raise typer.Exit(code)
 
