@@ -1,16 +1,13 @@
 """Checkpoint directories: released ones and our own, opened alike; ours written.
 
 Ours: ``config.json`` and ``model.safetensors`` (keys ``vae.``, ``transformer.``, ``refiner.``), with ``tokenizer.json``
-for text models. Released: ``config.yaml`` and ``ckpt/last.ckpt`` or ``ckpt/state_dict.ckpt``. Nothing read from disk
-is executed: pickles are opened with ``weights_only=True``.
+for text models. Released: ``config.yaml`` and ``ckpt/last.ckpt`` or ``ckpt/state_dict.ckpt``.
 """
 
 from __future__ import annotations
 
 import json
 import os
-import pickle
-import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -31,17 +28,21 @@ from hqtvae_fast.checkpoint_config import (
     MODEL_FILE,
     RELEASED_STATE_FILES,
     TOKENIZER_FILE,
-    CheckpointError,
     describe,
     find_config,
-    first_line,
+    missing_tokenizer,
     pair,
     resolve,
 )
-from hqtvae_fast.config import HQTVAEConfig, TransformerConfig, to_dict
-from hqtvae_fast.files import sync_files, sync_folder
+from hqtvae_fast.config import CheckpointError, HQTVAEConfig, TransformerConfig, to_dict
+from hqtvae_fast.engine.work import picture_flops
+from hqtvae_fast.files import first_line, sync_files, sync_folder
 from hqtvae_fast.model import HQVAE, HQTransformer
+from hqtvae_fast.model.empty import without_values
 from hqtvae_fast.released.keys import Source, sources
+from hqtvae_fast.released.state import plain_keys
+from hqtvae_fast.tensor_files import StateDict, read_state
+from hqtvae_fast.threads import threads_for
 
 __all__ = [
     "CONFIG_FILE",
@@ -53,17 +54,13 @@ __all__ = [
     "build",
     "load",
     "load_stage2_state",
+    "missing_tokenizer",
     "resolve",
     "save",
     "with_refiner",
 ]
 
-MAX_PROBLEMS_SHOWN = 5
-
-# What a released training checkpoint carries besides the two stages.
-_DROPPED_PREFIXES = ("stage1.discriminator.", "stage1.perceptual_loss.", "discriminator.", "perceptual_loss.")
-
-StateDict = dict[str, Tensor]
+MAX_PROBLEMS_SHOWN, KEYS_SHOWN = 5, 3
 
 
 @dataclass
@@ -95,7 +92,8 @@ def load(path: str | os.PathLike[str], **hub: Any) -> Checkpoint:
     one is fetched, as :func:`resolve` takes it."""
     directory = resolve(path, **hub)
     config, native = find_config(directory)
-    checkpoint = _load_native(directory, config) if native else _load_released(directory, config)
+    with threads_for(picture_flops(config)):
+        checkpoint = _load_native(directory, config) if native else _load_released(directory, config)
     tokenizer = directory / TOKENIZER_FILE
     checkpoint.tokenizer_file = tokenizer if tokenizer.is_file() else None
     return checkpoint
@@ -117,13 +115,13 @@ def build(config: HQTVAEConfig) -> Checkpoint:
 
 
 def _build_empty(config: HQTVAEConfig) -> Checkpoint:
-    with torch.device("meta"):  # no memory, no initialisation: every tensor is assigned from the file
+    with without_values():  # every tensor is assigned from the file
         return build(config)
 
 
 def _load_native(directory: Path, config: HQTVAEConfig) -> Checkpoint:
     checkpoint, file = _build_empty(config), directory / MODEL_FILE
-    state = _read_safetensors(file)
+    state = read_state(file)
     expected = {
         f"{prefix}.{key}": Source(((f"{prefix}.{key}", tuple(value.shape)),))
         for prefix, module in checkpoint.modules().items()
@@ -137,7 +135,7 @@ def _load_released(directory: Path, config: HQTVAEConfig) -> Checkpoint:
     files = [directory / name for name in RELEASED_STATE_FILES if (directory / name).is_file()]
     if not files:
         raise CheckpointError(f"{directory}: expected {' or '.join(RELEASED_STATE_FILES)}, found neither")
-    checkpoint, state = _build_empty(config), _normalise_keys(_read_pickle(files[0]))
+    checkpoint, state = _build_empty(config), plain_keys(read_state(files[0]), files[0])
     parts = {"stage1.": ("vae", checkpoint.vae), "stage2.": ("transformer", checkpoint.transformer)}
     expected = {
         f"{name}.{key}": source
@@ -151,45 +149,10 @@ def _load_released(directory: Path, config: HQTVAEConfig) -> Checkpoint:
 
 def load_stage2_state(config: TransformerConfig, state: StateDict, origin: str) -> HQTransformer:
     """A transformer from the ``state_dict()`` of a released stage-2 module in memory."""
-    with torch.device("meta"):
+    with without_values():
         transformer = HQTransformer(config)
     _assign(transformer, _collect(Path(origin), state, sources("", transformer)))
     return transformer
-
-
-def _read_safetensors(file: Path) -> StateDict:
-    if not file.is_file():
-        raise CheckpointError(f"{file}: no such file")
-    try:
-        return safetensors.torch.load_file(file)
-    except SafetensorError as error:
-        raise CheckpointError(f"{file}: truncated or not a safetensors file ({first_line(error)})") from error
-
-
-def _read_pickle(file: Path) -> StateDict:
-    try:
-        data = torch.load(file, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        wanted = re.search(r"GLOBAL ([\w.]+)", str(error))
-        reason = f"this one asks to run {wanted.group(1)}" if wanted else "this one holds other Python objects"
-        raise CheckpointError(f"{file}: refused, a checkpoint may hold tensors only; {reason}") from error
-    except (RuntimeError, EOFError, ValueError, KeyError) as error:
-        raise CheckpointError(f"{file}: truncated or not a torch file ({first_line(error)})") from error
-    state = data.get("state_dict", data) if isinstance(data, dict) else data
-    if not isinstance(state, dict):
-        raise CheckpointError(
-            f"{file}: expected a state_dict (a mapping of names to tensors); got {type(data).__name__}"
-        )
-    for key, value in state.items():
-        if not isinstance(value, Tensor):
-            raise CheckpointError(f"{file}: {key}: expected a tensor; got {type(value).__name__}")
-    return state
-
-
-def _normalise_keys(state: StateDict) -> StateDict:
-    """Keys of older and of stage-1-only files as ``stage1.*``; what belongs to training alone is dropped."""
-    kept = {key: value for key, value in state.items() if not key.startswith(_DROPPED_PREFIXES)}
-    return {re.sub(r"^(stage1\.generator|generator)\.", "stage1.", key): value for key, value in kept.items()}
 
 
 def _collect(file: Path, state: StateDict, expected: dict[str, Source]) -> StateDict:
@@ -203,7 +166,10 @@ def _collect(file: Path, state: StateDict, expected: dict[str, Source]) -> State
             problems.append(f"{key}: expected shape {list(shape)}, found {list(state[key].shape)}")
         elif not bool(torch.isfinite(state[key]).all()):
             problems.append(f"{key}: expected finite values, found NaN or infinity")
-    problems += [f"{key}: unexpected key, shape {list(state[key].shape)}" for key in state if key not in wanted]
+    others = [key for key in state if key not in wanted]
+    if any(key not in state for key in wanted):
+        problems.insert(0, f"its {len(state):,} keys are such as {', '.join((others or list(state))[:KEYS_SHOWN])}")
+    problems += [f"{key}: unexpected key, shape {list(state[key].shape)}" for key in others]
     if problems:
         more = f"; and {len(problems) - MAX_PROBLEMS_SHOWN} more" if len(problems) > MAX_PROBLEMS_SHOWN else ""
         raise CheckpointError(f"{file}: {'; '.join(problems[:MAX_PROBLEMS_SHOWN])}{more}")

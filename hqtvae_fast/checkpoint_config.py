@@ -12,8 +12,10 @@ from typing import Any
 
 import yaml
 
-from hqtvae_fast.config import ConfigError, HQTVAEConfig, from_dict
+from hqtvae_fast.config import CheckpointError, ConfigError, HQTVAEConfig, from_dict
 from hqtvae_fast.fields import shown
+from hqtvae_fast.file_kinds import refuse_others
+from hqtvae_fast.files import first_line, read_text
 from hqtvae_fast.released.config import parse_config
 
 CONFIG_FILE = "config.json"
@@ -27,12 +29,7 @@ DEMO_DIRECTORY = Path(__file__).parent / "assets" / "demo"
 FORMAT = "hqtvae_fast"
 FORMAT_VERSION = 1
 
-
 _CONDITIONS = {"class": "class labels", "text": "descriptions", "none": "nothing in particular", "codes": "top codes"}
-
-
-class CheckpointError(ValueError):
-    """A checkpoint that cannot be opened; the message names the file and, where there is one, the key."""
 
 
 def read_config(path: str | os.PathLike[str], refiner: str | os.PathLike[str] | None = None) -> HQTVAEConfig:
@@ -47,7 +44,16 @@ def find_config(directory: Path) -> tuple[HQTVAEConfig, bool]:
         return _read_config(directory / CONFIG_FILE, json.loads, _native_config), True
     if (directory / RELEASED_CONFIG_FILE).is_file():
         return _read_config(directory / RELEASED_CONFIG_FILE, yaml.safe_load, parse_config), False
-    raise CheckpointError(f"{directory}: expected {CONFIG_FILE} or {RELEASED_CONFIG_FILE}, found neither")
+    expected = f"expected {CONFIG_FILE} or {RELEASED_CONFIG_FILE}, found neither"
+    raise CheckpointError(f"{directory}: {expected}{_checkpoint_above(directory)}")
+
+
+def _checkpoint_above(path: Path) -> str:
+    """For a path inside of a checkpoint's directory: that directory, as a hint."""
+    for folder in (path.parent, path.parent.parent):
+        if any((folder / name).is_file() for name in (CONFIG_FILE, RELEASED_CONFIG_FILE)):
+            return f": give {folder}"
+    return ""
 
 
 def pair(prior: HQTVAEConfig, refiner: HQTVAEConfig) -> HQTVAEConfig:
@@ -69,7 +75,7 @@ def resolve(path: str | os.PathLike[str], **hub: Any) -> Path:
     if str(path) == DEMO:
         return DEMO_DIRECTORY
     if directory.exists():
-        raise CheckpointError(f"{directory}: expected a checkpoint directory; got a file")
+        raise CheckpointError(f"{directory}: expected a checkpoint directory; got a file{_checkpoint_above(directory)}")
     if not re.fullmatch(r"[A-Za-z0-9][\w.-]*/[\w.-]+", str(path)):
         raise CheckpointError(f"{path}: no such directory (and neither {DEMO!r} nor a Hub name like owner/name)")
     return _download(str(path), hub)
@@ -88,10 +94,13 @@ def _download(name: str, hub: dict[str, Any]) -> Path:
 
 
 def _read_config(file: Path, parse: Callable[[str], Any], convert: Callable[[Any], HQTVAEConfig]) -> HQTVAEConfig:
+    refuse_others(file, "a configuration")
     try:
-        return convert(parse(file.read_text(encoding="utf-8")))
-    except (json.JSONDecodeError, yaml.YAMLError, UnicodeDecodeError) as error:
+        data = parse(read_text(file))
+    except Exception as error:  # what a parser raises on text that is none of its own is no fixed list
         raise CheckpointError(f"{file}: cannot be read ({first_line(error)})") from error
+    try:
+        return convert(data)
     except ConfigError as error:
         raise CheckpointError(f"{file}: {error}") from error
 
@@ -106,6 +115,17 @@ def _native_config(data: Any) -> HQTVAEConfig:
     return from_dict({key: value for key, value in data.items() if key not in ("format", "version")})
 
 
+def missing_tokenizer(config: HQTVAEConfig) -> str:
+    """What a text model without its tokenizer needs; released directories come without."""
+    stage2 = config.transformer
+    size = "" if stage2 is None else f", of at most {stage2.prefix_vocab_size:,} tokens"
+    return (
+        f"expected a {TOKENIZER_FILE} beside the checkpoint's configuration, to read words with; found none. It must be"
+        f" the one that the model was trained with{size}, as the tokenizers library saves it (tokenizer.save): copy it"
+        " there. Another tokenizer gives other words their meaning"
+    )
+
+
 def describe(config: HQTVAEConfig, sizes: Mapping[str, int]) -> str:
     """What a model makes, how large it is and of what codes, in one line; ``sizes``: parameters of each part."""
     vae, stage2 = config.vae, config.transformer
@@ -117,7 +137,3 @@ def describe(config: HQTVAEConfig, sizes: Mapping[str, int]) -> str:
     maps = " + ".join(f"{side}x{side} of {size:,}" for side, size in levels)
     parts = ", ".join(f"{name} {size / 1e6:,.1f} M" for name, size in sizes.items())
     return f"{made}; {sum(sizes.values()) / 1e6:,.1f} M parameters ({parts}); codes {maps}"
-
-
-def first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -49,6 +49,8 @@ def draw(
         files.sheet, files.folder, columns, scale=files.scale, captions=files.captions, kind=files.kind
     )
     pipe = machine.open(machine.device)
+    if given is not None:
+        given.check_vae(pipe.vae)
     _draw_all(pipe, drawings, wanted, writer, batch_of(pipe, batch_size), files.codes, rejection)
 
 

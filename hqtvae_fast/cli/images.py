@@ -116,7 +116,10 @@ DecodeOut = Annotated[
 CodesArgument = Annotated[
     Path,
     typer.Argument(
-        metavar="CODES", help="A safetensors file, written by encode or by sample --save-codes.", show_default=False
+        metavar="CODES",
+        help="A safetensors file, written by encode or by sample --save-codes, or shards that encode --shards wrote: a"
+        " folder, a file, or a pattern such as 'codes/codes-{000000..000009}.tar'.",
+        show_default=False,
     ),
 ]
 
@@ -246,6 +249,7 @@ def decode(
     levels = leave_out(stored.levels, config.num_levels, keep)
     writer = PictureWriter(out, out_dir, columns)
     pipe = open_pipeline(checkpoint, device, dtype)
+    stored.check_vae(pipe.vae)
     missing = [f"level_{index}" for index, level in enumerate(stored.levels) if level is None]
     if missing and keep is None:
         typer.echo(f"warning: {codes} has no {' or '.join(missing)}, which is left out", err=True)
