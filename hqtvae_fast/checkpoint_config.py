@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,8 @@ MODEL_FILE = "model.safetensors"
 TOKENIZER_FILE = "tokenizer.json"
 RELEASED_CONFIG_FILE = "config.yaml"
 RELEASED_STATE_FILES = ("ckpt/last.ckpt", "ckpt/state_dict.ckpt")
+SMALL_FILES = (CONFIG_FILE, RELEASED_CONFIG_FILE, TOKENIZER_FILE)
+ALL_FILES = (*SMALL_FILES, MODEL_FILE, *RELEASED_STATE_FILES)
 DEMO = "demo"
 """The name of the small model that comes with the package."""
 DEMO_DIRECTORY = Path(__file__).parent / "assets" / "demo"
@@ -34,8 +36,15 @@ _CONDITIONS = {"class": "class labels", "text": "descriptions", "none": "nothing
 
 def read_config(path: str | os.PathLike[str], refiner: str | os.PathLike[str] | None = None) -> HQTVAEConfig:
     """The configuration of a checkpoint, and of the one that a refiner makes of it."""
-    config, _ = find_config(resolve(path))
-    return config if refiner is None else pair(config, find_config(resolve(refiner))[0])
+    config, _ = find_config(resolve(path, SMALL_FILES))
+    return config if refiner is None else pair(config, find_config(resolve(refiner, SMALL_FILES))[0])
+
+
+def check_tokenizer(path: str | os.PathLike[str], config: HQTVAEConfig) -> None:
+    """ValueError where the checkpoint ``path`` of a text model comes without its tokenizer."""
+    text = config.transformer is not None and config.transformer.condition == "text"
+    if text and not (resolve(path, SMALL_FILES) / TOKENIZER_FILE).is_file():
+        raise ValueError(f"prompt: {missing_tokenizer(config)}")
 
 
 def find_config(directory: Path) -> tuple[HQTVAEConfig, bool]:
@@ -64,10 +73,11 @@ def pair(prior: HQTVAEConfig, refiner: HQTVAEConfig) -> HQTVAEConfig:
         raise CheckpointError(f"these two checkpoints make no pair: {error}") from error
 
 
-def resolve(path: str | os.PathLike[str], **hub: Any) -> Path:
+def resolve(path: str | os.PathLike[str], files: Sequence[str] = ALL_FILES, **hub: Any) -> Path:
     """The local directory of a checkpoint: a path, ``demo``, or a Hub name ``owner/name``; a local path goes first.
 
-    ``hub``: revision, token, cache_dir and local_files_only, as ``huggingface_hub.snapshot_download`` takes them.
+    ``files``: what is fetched of a repository. ``hub``: revision, token, cache_dir and local_files_only, as
+    ``huggingface_hub.snapshot_download`` takes them.
     """
     directory = Path(path)
     if directory.is_dir():
@@ -78,16 +88,15 @@ def resolve(path: str | os.PathLike[str], **hub: Any) -> Path:
         raise CheckpointError(f"{directory}: expected a checkpoint directory; got a file{_checkpoint_above(directory)}")
     if not re.fullmatch(r"[A-Za-z0-9][\w.-]*/[\w.-]+", str(path)):
         raise CheckpointError(f"{path}: no such directory (and neither {DEMO!r} nor a Hub name like owner/name)")
-    return _download(str(path), hub)
+    return _download(str(path), files, hub)
 
 
-def _download(name: str, hub: dict[str, Any]) -> Path:
+def _download(name: str, files: Sequence[str], hub: dict[str, Any]) -> Path:
     from huggingface_hub import snapshot_download  # a second of imports that a local path does not need
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
-    patterns = [CONFIG_FILE, MODEL_FILE, TOKENIZER_FILE, RELEASED_CONFIG_FILE, *RELEASED_STATE_FILES]
     try:
-        return Path(snapshot_download(name, allow_patterns=patterns, **hub))
+        return Path(snapshot_download(name, allow_patterns=list(files), **hub))
     except (HfHubHTTPError, HFValidationError, OSError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise CheckpointError(f"{name}: no such directory, and the Hub gave none by that name ({reason})") from error

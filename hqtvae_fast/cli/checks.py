@@ -23,6 +23,17 @@ def config_of(checkpoint: str, refiner: str | os.PathLike[str] | None = None) ->
         return read_config(checkpoint, refiner)
 
 
+def check_conditions(checkpoint: str, config: HQTVAEConfig, labels: Sequence[int], prompts: Sequence[str]) -> None:
+    """ValueError, in the options' names and before anything heavy is imported, where a model wants another condition,
+    or has no tokenizer for its own."""
+    from hqtvae_fast.checkpoint_config import check_tokenizer
+    from hqtvae_fast.config import check_condition
+
+    with named_as_options():
+        check_condition(config, ["class_labels"] * bool(labels) + ["prompt"] * bool(prompts))
+        check_tokenizer(checkpoint, config)
+
+
 def check_drawing(config: HQTVAEConfig, conditions: Mapping[str, Any], sampling: Mapping[str, Any]) -> None:
     """ValueError, in the options' names, on what the pipeline would refuse: ``conditions`` and ``sampling`` are its
     arguments."""

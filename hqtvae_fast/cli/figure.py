@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from hqtvae_fast.cli.checks import check_drawing, config_of
+from hqtvae_fast.cli.checks import check_conditions, check_drawing, config_of
 from hqtvae_fast.cli.options import (
     Checkpoint,
     Device,
@@ -62,13 +62,15 @@ def levels(
 ) -> None:
     """Figure 1: drawn pictures from the top codes alone, the finer codes alone, and all of them."""
     check_picture_file(out)
+    labels, sampling = parse_classes(classes or []), sampling_of(top_k, top_p, temperature)
+    config = config_of(checkpoint)
+    check_conditions(checkpoint, config, labels, prompt or [])
     with waiting("Starting"):
         from hqtvae_fast.cli.plan import arguments, plan
         from hqtvae_fast.evaluate.figures.levels import level_rows
 
-    sampling = sampling_of(top_k, top_p, temperature)
-    drawings = plan(parse_classes(classes or []), prompt or [], None, num_images, seed)
-    check_drawing(config_of(checkpoint), arguments(drawings), sampling)
+    drawings = plan(labels, prompt or [], None, num_images, seed)
+    check_drawing(config, arguments(drawings), sampling)
     pipe = open_pipeline(checkpoint, device, dtype)
     codes = _draw(pipe, drawings, sampling)
     captions = [drawing.caption() for drawing in drawings]
@@ -128,16 +130,17 @@ def redraw(
 ) -> None:
     """Figure 4b: one picture's top codes, and many draws of the finer ones."""
     check_picture_file(out)
-    sampling = sampling_of(top_k, top_p, temperature)
+    labels, sampling = parse_classes(classes or []), sampling_of(top_k, top_p, temperature)
+    if len(labels) + len(prompt or []) > 1:
+        raise ValueError(f"expected one class or prompt; got {len(labels) + len(prompt or [])}")
+    config = config_of(checkpoint)
+    check_conditions(checkpoint, config, labels, prompt or [])
     with waiting("Starting"):
         from hqtvae_fast.cli.plan import arguments, plan
         from hqtvae_fast.evaluate.figures.levels import redraw_rows
         from hqtvae_fast.images import open_image, to_tensor
 
-    drawings = plan(parse_classes(classes or []), prompt or [], None, 1, seed)
-    if len(drawings) != 1:
-        raise ValueError(f"expected one class or prompt; got {len(drawings)}")
-    config = config_of(checkpoint)
+    drawings = plan(labels, prompt or [], None, 1, seed)
     check_drawing(config, arguments(drawings), sampling)
     kept = None if image is None else to_tensor([open_image(image)], config.vae.resolution)
     pipe = open_pipeline(checkpoint, device, dtype)

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from hqtvae_fast.cli.asked import Files, Judged, Machine, Wanted
-from hqtvae_fast.cli.checks import config_of
+from hqtvae_fast.cli.checks import check_conditions, config_of
 from hqtvae_fast.cli.options import (
     BatchSize,
     BottomOnly,
@@ -52,7 +52,6 @@ from hqtvae_fast.cli.sample_options import (
     named_as_options,
     sampling_of,
 )
-from hqtvae_fast.config import check_condition
 from hqtvae_fast.files import read_text
 from hqtvae_fast.world import world
 
@@ -125,8 +124,7 @@ def sample(
     check_folder(out_dir)
     check_file(save_codes)
     config = config_of(checkpoint, refiner)
-    with named_as_options():  # before anything is imported for it; given codes may be a condition too
-        check_condition(config, ["class_labels"] * bool(labels) + ["prompt"] * bool(prompt))
+    check_conditions(checkpoint, config, labels, prompt)
     with waiting("Starting"):
         from hqtvae_fast.cli.drawing import draw
 
