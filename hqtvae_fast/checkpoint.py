@@ -1,18 +1,15 @@
 """Checkpoint directories: released ones and our own, opened alike; ours written.
 
 Ours: ``config.json`` and ``model.safetensors`` (keys ``vae.``, ``transformer.``, ``refiner.``), with ``tokenizer.json``
-for text models. Released: ``config.yaml`` and ``ckpt/last.ckpt`` or ``ckpt/state_dict.ckpt``. Nothing read from disk
-is executed: pickles are opened with ``weights_only=True``.
+for text models. Released: ``config.yaml`` and ``ckpt/last.ckpt`` or ``ckpt/state_dict.ckpt``.
 """
 
 from __future__ import annotations
 
 import json
 import os
-import pickle
-import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,34 +17,50 @@ from typing import Any
 
 import safetensors.torch
 import torch
-import yaml
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from hqtvae_fast import released
-from hqtvae_fast.config import ConfigError, HQTVAEConfig, TransformerConfig, from_dict, to_dict
+from hqtvae_fast.checkpoint_config import (
+    CONFIG_FILE,
+    DEMO_DIRECTORY,
+    FORMAT,
+    FORMAT_VERSION,
+    MODEL_FILE,
+    RELEASED_STATE_FILES,
+    TOKENIZER_FILE,
+    describe,
+    find_config,
+    missing_tokenizer,
+    pair,
+    resolve,
+)
+from hqtvae_fast.config import CheckpointError, HQTVAEConfig, TransformerConfig, to_dict
+from hqtvae_fast.engine.work import picture_flops
+from hqtvae_fast.files import first_line, sync_files, sync_folder
 from hqtvae_fast.model import HQVAE, HQTransformer
+from hqtvae_fast.model.empty import without_values
+from hqtvae_fast.released.keys import Source, sources
+from hqtvae_fast.released.state import plain_keys
+from hqtvae_fast.tensor_files import StateDict, read_state
+from hqtvae_fast.threads import threads_for
 
-CONFIG_FILE = "config.json"
-MODEL_FILE = "model.safetensors"
-TOKENIZER_FILE = "tokenizer.json"
-RELEASED_CONFIG_FILE = "config.yaml"
-RELEASED_STATE_FILES = ("ckpt/last.ckpt", "ckpt/state_dict.ckpt")
-DEMO = "demo"
-"""The name of the small model that comes with the package."""
-DEMO_DIRECTORY = Path(__file__).parent / "assets" / "demo"
-FORMAT = "hqtvae_fast"
-FORMAT_VERSION = 1
-MAX_PROBLEMS_SHOWN = 5
+__all__ = [
+    "CONFIG_FILE",
+    "DEMO_DIRECTORY",
+    "MODEL_FILE",
+    "TOKENIZER_FILE",
+    "Checkpoint",
+    "CheckpointError",
+    "build",
+    "load",
+    "load_stage2_state",
+    "missing_tokenizer",
+    "resolve",
+    "save",
+    "with_refiner",
+]
 
-# What a released training checkpoint carries besides the two stages.
-_DROPPED_PREFIXES = ("stage1.discriminator.", "stage1.perceptual_loss.", "discriminator.", "perceptual_loss.")
-
-StateDict = dict[str, Tensor]
-
-
-class CheckpointError(ValueError):
-    """A checkpoint that cannot be opened; the message names the file and, where there is one, the key."""
+MAX_PROBLEMS_SHOWN, KEYS_SHOWN = 5, 3
 
 
 @dataclass
@@ -65,59 +78,30 @@ class Checkpoint:
         parts = {"vae": self.vae, "transformer": self.transformer, "refiner": self.refiner}
         return {name: module for name, module in parts.items() if module is not None}
 
+    def sizes(self) -> dict[str, int]:
+        """Parameters of each part; codebooks, which are buffers, are none."""
+        return {name: sum(p.numel() for p in part.parameters()) for name, part in self.modules().items()}
 
-def load(path: str | os.PathLike[str]) -> Checkpoint:
-    """Open a released directory, one of ours, or a Hub repository (``owner/name``) of either kind."""
-    directory = resolve(path)
-    config, native = _find_config(directory)
-    checkpoint = _load_native(directory, config) if native else _load_released(directory, config)
+    def summary(self) -> str:
+        """What it makes, how large it is and of what codes, in one line."""
+        return describe(self.config, self.sizes())
+
+
+def load(path: str | os.PathLike[str], **hub: Any) -> Checkpoint:
+    """Open a released directory, one of ours, or a Hub repository (``owner/name``) of either kind; ``hub``: how that
+    one is fetched, as :func:`resolve` takes it."""
+    directory = resolve(path, **hub)
+    config, native = find_config(directory)
+    with threads_for(picture_flops(config)):
+        checkpoint = _load_native(directory, config) if native else _load_released(directory, config)
     tokenizer = directory / TOKENIZER_FILE
     checkpoint.tokenizer_file = tokenizer if tokenizer.is_file() else None
     return checkpoint
 
 
-def _find_config(directory: Path) -> tuple[HQTVAEConfig, bool]:
-    """The configuration, and whether it is in our format."""
-    if (directory / CONFIG_FILE).is_file():
-        return _read_config(directory / CONFIG_FILE, json.loads, _native_config), True
-    if (directory / RELEASED_CONFIG_FILE).is_file():
-        return _read_config(directory / RELEASED_CONFIG_FILE, yaml.safe_load, released.parse_config), False
-    raise CheckpointError(f"{directory}: expected {CONFIG_FILE} or {RELEASED_CONFIG_FILE}, found neither")
-
-
 def with_refiner(prior: Checkpoint, refiner: Checkpoint) -> Checkpoint:
     """One checkpoint of the two of a globally conditioned model: top codes from the first, bottom from the second."""
-    try:
-        config = replace(prior.config, refiner=refiner.config.transformer)
-    except ConfigError as error:
-        raise CheckpointError(f"these two checkpoints make no pair: {error}") from error
-    return replace(prior, config=config, refiner=refiner.transformer)
-
-
-def resolve(path: str | os.PathLike[str]) -> Path:
-    """The local directory of a checkpoint: a path, ``demo``, or a Hub name ``owner/name``; a local path goes first."""
-    directory = Path(path)
-    if directory.is_dir():
-        return directory
-    if str(path) == DEMO:
-        return DEMO_DIRECTORY
-    if directory.exists():
-        raise CheckpointError(f"{directory}: expected a checkpoint directory; got a file")
-    if not re.fullmatch(r"[A-Za-z0-9][\w.-]*/[\w.-]+", str(path)):
-        raise CheckpointError(f"{path}: no such directory (and neither {DEMO!r} nor a Hub name like owner/name)")
-    return _download(str(path))
-
-
-def _download(name: str) -> Path:
-    from huggingface_hub import snapshot_download  # a second of imports that a local path does not need
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
-
-    patterns = [CONFIG_FILE, MODEL_FILE, TOKENIZER_FILE, RELEASED_CONFIG_FILE, *RELEASED_STATE_FILES]
-    try:
-        return Path(snapshot_download(name, allow_patterns=patterns))
-    except (HfHubHTTPError, HFValidationError, OSError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise CheckpointError(f"{name}: no such directory, and the Hub gave none by that name ({reason})") from error
+    return replace(prior, config=pair(prior.config, refiner.config), refiner=refiner.transformer)
 
 
 # -------------------------------------------------------------------------------------------------------------- load
@@ -131,15 +115,15 @@ def build(config: HQTVAEConfig) -> Checkpoint:
 
 
 def _build_empty(config: HQTVAEConfig) -> Checkpoint:
-    with torch.device("meta"):  # no memory, no initialisation: every tensor is assigned from the file
+    with without_values():  # every tensor is assigned from the file
         return build(config)
 
 
 def _load_native(directory: Path, config: HQTVAEConfig) -> Checkpoint:
-    checkpoint, file = _build_empty(config), directory / MODEL_FILE
-    state = _read_safetensors(file)
+    file = directory / MODEL_FILE
+    state, checkpoint = read_state(file), _build_empty(config)
     expected = {
-        f"{prefix}.{key}": released.Source(((f"{prefix}.{key}", tuple(value.shape)),))
+        f"{prefix}.{key}": Source(((f"{prefix}.{key}", tuple(value.shape)),))
         for prefix, module in checkpoint.modules().items()
         for key, value in module.state_dict().items()
     }
@@ -147,27 +131,17 @@ def _load_native(directory: Path, config: HQTVAEConfig) -> Checkpoint:
     return checkpoint
 
 
-def _native_config(data: Any) -> HQTVAEConfig:
-    if not isinstance(data, dict) or data.get("format") != FORMAT:
-        raise ConfigError(
-            f"format: expected {FORMAT!r}; got {data.get('format') if isinstance(data, dict) else data!r}"
-        )
-    if data.get("version") != FORMAT_VERSION:
-        raise ConfigError(f"version: expected {FORMAT_VERSION}; got {data.get('version')!r}")
-    return from_dict({key: value for key, value in data.items() if key not in ("format", "version")})
-
-
 def _load_released(directory: Path, config: HQTVAEConfig) -> Checkpoint:
     files = [directory / name for name in RELEASED_STATE_FILES if (directory / name).is_file()]
     if not files:
         raise CheckpointError(f"{directory}: expected {' or '.join(RELEASED_STATE_FILES)}, found neither")
-    checkpoint, state = _build_empty(config), _normalise_keys(_read_pickle(files[0]))
+    state, checkpoint = plain_keys(read_state(files[0]), files[0]), _build_empty(config)
     parts = {"stage1.": ("vae", checkpoint.vae), "stage2.": ("transformer", checkpoint.transformer)}
     expected = {
         f"{name}.{key}": source
         for prefix, (name, module) in parts.items()
         if module is not None
-        for key, source in released.sources(prefix, module).items()
+        for key, source in sources(prefix, module).items()
     }
     _assign_all(checkpoint, _collect(files[0], state, expected))
     return checkpoint
@@ -175,57 +149,13 @@ def _load_released(directory: Path, config: HQTVAEConfig) -> Checkpoint:
 
 def load_stage2_state(config: TransformerConfig, state: StateDict, origin: str) -> HQTransformer:
     """A transformer from the ``state_dict()`` of a released stage-2 module in memory."""
-    with torch.device("meta"):
+    with without_values():
         transformer = HQTransformer(config)
-    _assign(transformer, _collect(Path(origin), state, released.sources("", transformer)))
+    _assign(transformer, _collect(Path(origin), state, sources("", transformer)))
     return transformer
 
 
-def _read_config(file: Path, parse: Callable[[str], Any], convert: Callable[[Any], HQTVAEConfig]) -> HQTVAEConfig:
-    try:
-        return convert(parse(file.read_text(encoding="utf-8")))
-    except (json.JSONDecodeError, yaml.YAMLError, UnicodeDecodeError) as error:
-        raise CheckpointError(f"{file}: cannot be read ({_first_line(error)})") from error
-    except ConfigError as error:
-        raise CheckpointError(f"{file}: {error}") from error
-
-
-def _read_safetensors(file: Path) -> StateDict:
-    if not file.is_file():
-        raise CheckpointError(f"{file}: no such file")
-    try:
-        return safetensors.torch.load_file(file)
-    except SafetensorError as error:
-        raise CheckpointError(f"{file}: truncated or not a safetensors file ({_first_line(error)})") from error
-
-
-def _read_pickle(file: Path) -> StateDict:
-    try:
-        data = torch.load(file, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        wanted = re.search(r"GLOBAL ([\w.]+)", str(error))
-        reason = f"this one asks to run {wanted.group(1)}" if wanted else "this one holds other Python objects"
-        raise CheckpointError(f"{file}: refused, a checkpoint may hold tensors only; {reason}") from error
-    except (RuntimeError, EOFError, ValueError, KeyError) as error:
-        raise CheckpointError(f"{file}: truncated or not a torch file ({_first_line(error)})") from error
-    state = data.get("state_dict", data) if isinstance(data, dict) else data
-    if not isinstance(state, dict):
-        raise CheckpointError(
-            f"{file}: expected a state_dict (a mapping of names to tensors); got {type(data).__name__}"
-        )
-    for key, value in state.items():
-        if not isinstance(value, Tensor):
-            raise CheckpointError(f"{file}: {key}: expected a tensor; got {type(value).__name__}")
-    return state
-
-
-def _normalise_keys(state: StateDict) -> StateDict:
-    """Keys of older and of stage-1-only files as ``stage1.*``; what belongs to training alone is dropped."""
-    kept = {key: value for key, value in state.items() if not key.startswith(_DROPPED_PREFIXES)}
-    return {re.sub(r"^(stage1\.generator|generator)\.", "stage1.", key): value for key, value in kept.items()}
-
-
-def _collect(file: Path, state: StateDict, expected: dict[str, released.Source]) -> StateDict:
+def _collect(file: Path, state: StateDict, expected: dict[str, Source]) -> StateDict:
     """Our parameters from the file's tensors; raises :class:`CheckpointError` listing what is missing or misshapen."""
     wanted = {key: shape for source in expected.values() for key, shape in source.parts}
     problems = []
@@ -236,14 +166,17 @@ def _collect(file: Path, state: StateDict, expected: dict[str, released.Source])
             problems.append(f"{key}: expected shape {list(shape)}, found {list(state[key].shape)}")
         elif not bool(torch.isfinite(state[key]).all()):
             problems.append(f"{key}: expected finite values, found NaN or infinity")
-    problems += [f"{key}: unexpected key, shape {list(state[key].shape)}" for key in state if key not in wanted]
+    others = [key for key in state if key not in wanted]
+    if any(key not in state for key in wanted):
+        problems.insert(0, f"its {len(state):,} keys are such as {', '.join((others or list(state))[:KEYS_SHOWN])}")
+    problems += [f"{key}: unexpected key, shape {list(state[key].shape)}" for key in others]
     if problems:
         more = f"; and {len(problems) - MAX_PROBLEMS_SHOWN} more" if len(problems) > MAX_PROBLEMS_SHOWN else ""
         raise CheckpointError(f"{file}: {'; '.join(problems[:MAX_PROBLEMS_SHOWN])}{more}")
     return {name: _join(state, source) for name, source in expected.items()}
 
 
-def _join(state: StateDict, source: released.Source) -> Tensor:
+def _join(state: StateDict, source: Source) -> Tensor:
     parts = [state[key] for key, _ in source.parts]
     return parts[0] if len(parts) == 1 else torch.cat(parts)
 
@@ -263,10 +196,6 @@ def _assign(module: nn.Module, values: StateDict) -> None:
     module.load_state_dict(own, assign=True)
     for name, parameter in module.named_parameters():
         parameter.requires_grad_(name in trainable)
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 # -------------------------------------------------------------------------------------------------------------- save
@@ -303,11 +232,13 @@ def _staged(target: Path) -> Iterator[Path]:
     try:
         stage.mkdir(parents=True)
         yield stage
+        sync_files(stage)
         for file in sorted(stage.iterdir(), reverse=True):  # config.json, which makes it a checkpoint, goes last
             os.replace(file, target / file.name)
+        sync_folder(target)
         done = True
     except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"{target}: cannot be written ({_first_line(error)})") from error
+        raise CheckpointError(f"{target}: cannot be written ({first_line(error)})") from error
     finally:
         shutil.rmtree(stage, ignore_errors=True)
         if made and not done:

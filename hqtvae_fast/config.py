@@ -2,14 +2,18 @@
 
 Every architectural choice is a field here; the modules under :mod:`hqtvae_fast.model` read these fields and nothing
 else. Configurations are written to and read from ``config.json`` by :func:`to_dict` and :func:`from_dict`, which
-refuse unknown fields by name.
+refuse unknown fields by name. What a field may hold is said by its type; see :mod:`hqtvae_fast.fields`.
 """
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal
+
+from hqtvae_fast.fields import Between, check_fields, parse
+from hqtvae_fast.fields import ConfigError as ConfigError
 
 Resampler = Literal["pixel_shuffle", "average", "conv"]
 Combine = Literal["concat", "sum"]
@@ -20,10 +24,26 @@ Position = Literal["1d", "2d"]
 Gelu = Literal["exact", "sigmoid"]
 
 WINDOW = 2  # r: a code's side, in codes of the next finer level. HQ-Transformer's layouts are built on 2.
+# Images at a time: the paper's protocol; enough rows on a CPU that the weights' stream is shared.
+DEFAULT_BATCH = {"cuda": 50, "cpu": 8}
 
 
-class ConfigError(ValueError):
-    """A configuration that cannot describe a model; the message says what was expected and what came."""
+GROUPS = 32
+"""Of every GroupNorm: HQ-VAE's channels are a multiple of it."""
+
+# Far above any model's, and low enough that no product of them overflows and that no model takes minutes to describe.
+MAX_LEVELS = 5
+Layers = Annotated[int, Between(0, 256)]
+Heads = Annotated[int, Between(1, 1024)]
+Width = Annotated[int, Between(1, 16_384)]
+Side = Annotated[int, Between(1, 8192)]
+Count = Annotated[int, Between(1, 1_048_576)]
+"""Rows of a table: codes, classes, tokens, positions."""
+Share = Annotated[float, Between(0, 1)]
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that cannot be opened; the message names the file and, where there is one, the key."""
 
 
 def _require(condition: bool, message: str) -> None:
@@ -31,62 +51,48 @@ def _require(condition: bool, message: str) -> None:
         raise ConfigError(message)
 
 
-def _require_choice(name: str, value: str, choices: Any) -> None:
-    _require(value in get_args(choices), f"{name}: expected one of {', '.join(get_args(choices))}; got {value!r}")
-
-
-def _require_positive(config: Any, *names: str) -> None:
-    for name in names:
-        value = getattr(config, name)
-        _require(isinstance(value, int) and value > 0, f"{name}: expected a positive integer; got {value!r}")
-
-
 @dataclass(frozen=True)
 class VAEConfig:
     """HQ-VAE, stage 1 (eq. 1-4): VQGAN's encoder and decoder around a pyramid of codebooks, top level first."""
 
-    resolution: int = 256
+    resolution: Side = 256
     """Side R of the square RGB image, in pixels."""
-    channels: int = 128
-    channel_multipliers: tuple[int, ...] = (1, 2, 4, 4)
-    num_res_blocks: int = 2
-    attention_resolutions: tuple[int, ...] = (16,)
+    channels: Width = 128
+    channel_multipliers: Annotated[tuple[Annotated[int, Between(1, 64)], ...], Between(1, 12)] = (1, 2, 4, 4)
+    num_res_blocks: Annotated[int, Between(1, 32)] = 2
+    attention_resolutions: Annotated[tuple[Side, ...], Between(0, 12)] = (16,)
     """Nominal sides at which attention blocks are placed; see :class:`hqtvae_fast.model.autoencoder.Encoder`."""
-    latent_channels: int = 256
+    latent_channels: Width = 256
     """Channels of the encoder's output, before the 1x1 convolution to ``embed_dim``."""
     init_downsample: bool = True
     """The encoder's first convolution halves the image (and the decoder doubles it last)."""
     mid_block: bool = True
     attention: bool = True
-    dropout: float = 0.0
-    embed_dim: int = 256
+    dropout: Share = 0.0
+    embed_dim: Width = 256
     """d: the width of the finest level's codes."""
-    codebook_sizes: tuple[int, ...] = (8192, 8192)
+    codebook_sizes: Annotated[tuple[Count, ...], Between(2, MAX_LEVELS)] = (8192, 8192)
     """K of each level, top first; their number is the number of levels."""
     resampler: Resampler = "pixel_shuffle"
-    factor: int = WINDOW
+    factor: Annotated[int, Between(1, 16)] = WINDOW
     combine: Combine = "concat"
     """How the decoder reads the levels: two of them concatenated, or any number summed while upsampling."""
-    commitment_weight: float = 0.25
-    ema_decay: float = 0.99
-    ema_epsilon: float = 1e-5
+    commitment_weight: Annotated[float, Between(0)] = 0.25
+    ema_decay: Share = 0.99
+    ema_epsilon: Share = 1e-5
 
     def __post_init__(self) -> None:
-        _require_choice("resampler", self.resampler, Resampler)
-        _require_choice("combine", self.combine, Combine)
-        _require_positive(self, "resolution", "channels", "num_res_blocks", "latent_channels", "embed_dim", "factor")
-        _require(len(self.channel_multipliers) > 0, "channel_multipliers: expected at least one, got none")
-        _require(self.num_levels >= 2, f"codebook_sizes: expected two levels or more; got {self.codebook_sizes}")
-        _require(min(self.codebook_sizes) > 0, f"codebook_sizes: expected positive sizes; got {self.codebook_sizes}")
+        check_fields(self)
         _require(
             self.combine == "sum" or self.num_levels == 2,
-            f"combine='concat' joins two levels; got {self.num_levels} (use 'sum')",
+            f"combine: expected 'sum' with {self.num_levels} levels; got 'concat', which joins two",
         )
         stride = self.downsampling * self.factor ** (self.num_levels - 1)
         _require(
             self.resolution % stride == 0,
             f"resolution: expected a multiple of {stride} (encoder stride x levels); got {self.resolution}",
         )
+        _require(self.channels % GROUPS == 0, f"channels: expected a multiple of {GROUPS}; got {self.channels}")
 
     @property
     def num_levels(self) -> int:
@@ -116,19 +122,17 @@ class VAEConfig:
 class BlocksConfig:
     """A stack of pre-norm transformer blocks."""
 
-    num_layers: int = 12
-    num_heads: int = 24
+    num_layers: Layers = 12
+    num_heads: Heads = 24
     attention_bias: bool = True
     mlp_bias: bool = True
     gelu: Gelu = "exact"
     """``exact`` is x*Phi(x); ``sigmoid`` is x*sigmoid(1.702x)."""
-    residual_dropout: float = 0.0
-    attention_dropout: float = 0.0
+    residual_dropout: Share = 0.0
+    attention_dropout: Share = 0.0
 
     def __post_init__(self) -> None:
-        _require_choice("gelu", self.gelu, Gelu)
-        _require_positive(self, "num_heads")
-        _require(self.num_layers >= 0, f"num_layers: expected 0 or more; got {self.num_layers}")
+        check_fields(self)
 
 
 @dataclass(frozen=True)
@@ -140,11 +144,11 @@ class TransformerConfig:
     whole map (VQ-VAE-2's way): a prior over the top map, or, conditioned on ``codes``, over the bottom map.
     """
 
-    codebook_sizes: tuple[int, ...] = (8192, 8192)
+    codebook_sizes: Annotated[tuple[Count, ...], Between(1, MAX_LEVELS)] = (8192, 8192)
     """K of each level that is predicted, top first."""
-    side: int = 8
+    side: Annotated[int, Between(1, 1024)] = 8
     """Side of the map that the body walks over; side*side steps."""
-    dim: int = 1536
+    dim: Width = 1536
     body: BlocksConfig = field(default_factory=BlocksConfig)
     head: BlocksConfig = field(default_factory=lambda: BlocksConfig(num_layers=4))
     decoding: Decoding = "hierarchical"
@@ -152,43 +156,39 @@ class TransformerConfig:
     embedding: Embedding = "local"
     """How a local pyramid becomes one token: ``local`` averages its n code embeddings (after ``iet_layers`` blocks of
     full attention, eq. 5-8), ``reduce`` interleaves four dim/4-wide bottom embeddings (the FFHQ model)."""
-    iet_layers: int = 0
+    iet_layers: Layers = 0
     """N_IET. The paper's text says 1, the released checkpoints have 0."""
-    num_classes: int = 1000
-    prefix_vocab_size: int = 16384
+    num_classes: Count = 1000
+    prefix_vocab_size: Count = 16384
     """Vocabulary of the prefix: text tokens, or the top level's codes when the condition is ``codes``."""
-    prefix_length: int = 64
+    prefix_length: Count = 64
     position: Position = "1d"
-    max_positions: int = 256
+    max_positions: Count = 256
     """Rows of the position table; only the first side*side are read."""
     scrambled_middle: bool = False
     """The released sequential model over three levels (``top2mid2bot``) reads middle codes of other windows than those
     it predicts, as its reshaping takes a [2l, 2l] map for a [4l, l] one. Such a model can be evaluated but not drawn
     from, since those codes are not known yet."""
-    embedding_dropout: float = 0.0
+    embedding_dropout: Share = 0.0
 
     def __post_init__(self) -> None:
-        for name, choices in (("decoding", Decoding), ("condition", Condition), ("embedding", Embedding)):
-            _require_choice(name, getattr(self, name), choices)
-        _require_choice("position", self.position, Position)
-        _require_positive(self, "side", "dim", "num_classes", "prefix_vocab_size", "prefix_length", "max_positions")
+        check_fields(self)
         sizes, one_level = self.codebook_sizes, len(self.codebook_sizes) == 1
-        _require(sizes != () and min(sizes) > 0, f"codebook_sizes: expected positive sizes; got {sizes}")
         for name, blocks in (("body", self.body), ("head", self.head)):
             heads = blocks.num_heads
             _require(self.dim % heads == 0, f"{name}.num_heads: expected a divisor of dim = {self.dim}; got {heads}")
         levels = "one level" if self.decoding == "global" else "two levels or more"
         _require(
             (self.decoding == "global") == one_level,
-            f"decoding={self.decoding!r}: expected codebook_sizes for {levels}; got {sizes}",
+            f"codebook_sizes: expected {levels} with decoding={self.decoding!r}; got {sizes}",
         )
         _require(
             self.condition != "codes" or self.decoding == "global",
-            f"condition='codes': expected decoding='global'; got {self.decoding!r}",
+            f"decoding: expected 'global' with condition='codes'; got {self.decoding!r}",
         )
         _require(
             self.embedding != "reduce" or (len(sizes) == 2 and self.dim % WINDOW**2 == 0),
-            f"embedding='reduce': expected two levels and a dim divisible by 4; got {sizes} and {self.dim}",
+            f"embedding: expected two levels and a dim divisible by 4 with 'reduce'; got {sizes} and {self.dim}",
         )
         _require(
             not self.scrambled_middle or (self.decoding == "sequential" and len(sizes) == 3),
@@ -255,6 +255,7 @@ class HQTVAEConfig:
     refiner: TransformerConfig | None = None
 
     def __post_init__(self) -> None:
+        check_fields(self)
         if self.transformer is not None:
             self._check_fits("transformer", self.transformer)
         if self.refiner is not None:
@@ -272,6 +273,11 @@ class HQTVAEConfig:
         wanted = stage2.codebook_sizes
         _require(sizes == wanted, f"{name}.codebook_sizes: expected the VAE's {sizes}; got {wanted}")
         _require(sides[0] == stage2.side, f"{name}.side: expected the VAE's {sides[0]}; got {stage2.side}")
+        if first > 0:
+            codes, positions = self.vae.codebook_sizes[0], self.vae.level_sides[0] ** 2
+            for field_name, fits in (("prefix_vocab_size", codes), ("prefix_length", positions)):
+                got = getattr(stage2, field_name)
+                _require(got == fits, f"{name}.{field_name}: expected {fits}, of the top level's codes; got {got}")
         _require(self.vae.factor == WINDOW, f"vae.factor: expected {WINDOW} with stage 2; got {self.vae.factor}")
 
 
@@ -322,6 +328,19 @@ def preset(name: str) -> HQTVAEConfig:
     return PRESETS[name]
 
 
+def check_condition(config: HQTVAEConfig, given: Sequence[str]) -> str | None:
+    """What a drawing is conditioned on: ``class_labels``, ``prompt`` or None. ValueError where something else is
+    ``given``, by the same names, or where the model does not draw."""
+    if config.transformer is None:
+        raise ValueError("this checkpoint has stage 1 only: it can encode and decode, but not draw")
+    wanted = {"class": "class_labels", "text": "prompt"}.get(config.transformer.condition)
+    if list(given) != ([wanted] if wanted else []):
+        kind = {"class_labels": "class-conditional", "prompt": "text-conditional", None: "not conditional on either"}
+        got = " and ".join(given) or "none"
+        raise ValueError(f"this model is {kind[wanted]}: expected {wanted or 'none'}; got {got}")
+    return wanted
+
+
 def to_dict(config: HQTVAEConfig) -> dict[str, Any]:
     """Plain dictionaries and lists, as written to ``config.json``."""
     return dataclasses.asdict(config)
@@ -330,35 +349,5 @@ def to_dict(config: HQTVAEConfig) -> dict[str, Any]:
 def from_dict(data: dict[str, Any]) -> HQTVAEConfig:
     """The inverse of :func:`to_dict`. Unknown or missing sections raise :class:`ConfigError` naming the field."""
     _require(isinstance(data, dict), f"config: expected a mapping; got {type(data).__name__}")
-    known = {"vae", "transformer", "refiner"}
-    _require(set(data) <= known, f"config: unknown field {sorted(set(data) - known)}; expected {sorted(known)}")
     _require("vae" in data, "config: expected a field 'vae', found none")
-    return HQTVAEConfig(
-        vae=_parse(VAEConfig, data["vae"], "vae"),
-        transformer=_parse_transformer(data.get("transformer"), "transformer"),
-        refiner=_parse_transformer(data.get("refiner"), "refiner"),
-    )
-
-
-def _parse_transformer(data: dict[str, Any] | None, where: str) -> TransformerConfig | None:
-    if data is None:
-        return None
-    _require(isinstance(data, dict), f"{where}: expected a mapping; got {type(data).__name__}")
-    blocks: dict[str, Any] = {
-        name: _parse(BlocksConfig, data[name], f"{where}.{name}") for name in ("body", "head") if name in data
-    }
-    return _parse(TransformerConfig, {**data, **blocks}, where)
-
-
-def _parse(cls: type[Any], data: dict[str, Any], where: str) -> Any:
-    _require(isinstance(data, dict), f"{where}: expected a mapping; got {type(data).__name__}")
-    fields = {f.name for f in dataclasses.fields(cls)}
-    unknown = sorted(set(data) - fields)
-    _require(not unknown, f"{where}: unknown field {unknown}; expected some of {sorted(fields)}")
-    values = {name: tuple(value) if isinstance(value, list) else value for name, value in data.items()}
-    try:
-        return cls(**values)
-    except ConfigError as error:
-        raise ConfigError(f"{where}: {error}") from None
-    except TypeError as error:  # a value of the wrong type met a comparison or len()
-        raise ConfigError(f"{where}: a field has the wrong type ({error})") from None
+    return parse(HQTVAEConfig, {"transformer": None, **data})

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from hqtvae_fast.config import TransformerConfig, VAEConfig, first_level
+from hqtvae_fast.arguments import entries, integer, integers, is_sequence, real, short
+from hqtvae_fast.codes import read_level
+from hqtvae_fast.config import HQTVAEConfig, TransformerConfig, VAEConfig, check_condition, first_level
 from hqtvae_fast.engine import Batch, SamplingParams, image_seeds
 from hqtvae_fast.hardware import send
 
@@ -65,64 +68,63 @@ def make_request(condition: Tensor | None, given: Tensor | None, num_images: int
     return Request(condition, given, image_seeds(seed, conditions * num_images), params)
 
 
-def read_condition(
-    config: TransformerConfig,
+def read_drawing(
+    config: HQTVAEConfig,
     class_labels: Any,
     prompt: Any,
+    given_top_codes: Any,
+    sampling: tuple[Any, Any, Any],
     tokenize: Callable[[Sequence[str]], Tensor],
-) -> Tensor | None:
-    """Labels [C] or tokens [C, P], as the model is conditioned; None for an unconditional one.
+) -> tuple[Tensor | None, Tensor | None, list[SamplingParams]]:
+    """Condition (labels [C], tokens [C, P] or None), given top codes and sampling parameters, as the model takes them;
+    ``sampling``: temperature, top-k and top-p.
 
-    ValueError when the wrong one, both or none are given, or a label is out of range.
+    ValueError where the model cannot draw this, which its configuration alone tells: the wrong condition, both or none,
+    and whatever is out of range.
     """
-    wanted = {"class": "class_labels", "text": "prompt"}.get(config.condition)
-    got = [name for name, value in (("class_labels", class_labels), ("prompt", prompt)) if value is not None]
-    if got != ([wanted] if wanted else []):
-        kind = {"class": "class-conditional", "text": "text-conditional"}.get(
-            config.condition, "not conditional on either"
-        )
-        raise ValueError(f"this model is {kind}: expected {wanted or 'none'}; got {' and '.join(got) or 'none'}")
-    if wanted is None:
-        return None
-    return (
-        _read_labels(class_labels, config.num_classes) if wanted == "class_labels" else tokenize(_read_prompts(prompt))
-    )
+    conditions = {"class_labels": class_labels, "prompt": prompt}
+    wanted = check_condition(config, [name for name, value in conditions.items() if value is not None])
+    stage2 = config.transformer
+    assert stage2 is not None  # as has just been checked
+    condition = None
+    if wanted is not None:
+        labels = wanted == "class_labels"
+        condition = _read_labels(class_labels, stage2.num_classes) if labels else tokenize(_read_prompts(prompt))
+    given = None if given_top_codes is None else read_given_codes(config.vae, given_top_codes)
+    if given is None and stage2.condition == "codes":
+        raise ValueError("given_top_codes: this checkpoint draws bottom codes only; expected top codes, got none")
+    models = [stage2] if config.refiner is None else [stage2, config.refiner]
+    return condition, given, read_params(models, config.vae.num_levels, *sampling)
 
 
 def _read_labels(class_labels: Any, num_classes: int) -> Tensor:
-    try:
-        labels = torch.as_tensor(class_labels).reshape(-1)
-    except (TypeError, ValueError, RuntimeError):
-        raise ValueError(f"class_labels: expected an integer or a list of them; got {class_labels!r}") from None
-    if labels.numel() == 0 or labels.is_floating_point() or labels.dtype is torch.bool:
-        raise ValueError(f"class_labels: expected an integer or a list of them; got {class_labels!r}")
+    wanted = "an integer or a list of them"
+    labels = integers("class_labels", class_labels, wanted).reshape(-1)
+    if labels.numel() == 0:
+        raise ValueError(f"class_labels: expected {wanted}; got {short(class_labels)}")
     for label in labels.tolist():
         if not 0 <= label < num_classes:
             raise ValueError(f"class_labels: expected 0 to {num_classes - 1}; got {label}")
-    return labels.to("cpu", torch.int64)
+    return labels.cpu()
 
 
 def _read_prompts(prompt: Any) -> list[str]:
-    prompts = [prompt] if isinstance(prompt, str) else list(prompt)
+    """NumPy's strings become Python's."""
+    several = not isinstance(prompt, (str, bytes)) and isinstance(prompt, Iterable)
+    prompts = list(prompt) if several else [prompt]
     if not prompts or not all(isinstance(text, str) for text in prompts):
-        raise ValueError(f"prompt: expected a string or a list of strings; got {prompt!r}")
-    return prompts
+        raise ValueError(f"prompt: expected a string or a list of strings; got {short(prompt)}")
+    return [str(text) for text in prompts]
 
 
 def read_given_codes(config: VAEConfig, given: Any) -> Tensor:
     """Top codes [h, w] or [M, h, w] as int64 [M, h, w] on the CPU; ValueError on another shape or range."""
     side, size = config.level_sides[0], config.codebook_sizes[0]
-    codes = torch.as_tensor(given)
-    if codes.ndim not in (2, 3) or codes.shape[-2:] != (side, side) or codes.is_floating_point() or len(codes) == 0:
-        raise ValueError(
-            f"given_top_codes: expected integers [{side}, {side}] or [N, {side}, {side}];"
-            f" got {str(codes.dtype).removeprefix('torch.')} {list(codes.shape)}"
-        )
-    if bool(((codes < 0) | (codes >= size)).any()):
-        raise ValueError(
-            f"given_top_codes: expected codes from 0 to {size - 1}; got {int(codes.min())}..{int(codes.max())}"
-        )
-    return codes.to("cpu", torch.int64).reshape(-1, side, side)
+    wanted = f"integers [{side}, {side}] or [N, {side}, {side}]"
+    codes = integers("given_top_codes", given, wanted).cpu()
+    if codes.ndim not in (2, 3) or codes.shape[-2:] != (side, side) or len(codes) == 0:
+        raise ValueError(f"given_top_codes: expected {wanted}; got {list(codes.shape)}")
+    return read_level("given_top_codes", codes.reshape(-1, side, side), side, size)
 
 
 def spread(name: str, rows: Tensor, conditions: int, num_images: int) -> Tensor:
@@ -150,17 +152,19 @@ def read_params(
 
 
 def _per_level(name: str, value: Any, levels: int) -> tuple[Any, ...]:
-    if not isinstance(value, (list, tuple)):
-        return (value,) * levels
-    if len(value) != levels:
-        raise ValueError(f"{name}: expected one value, or {levels}, one a level; got {len(value)}")
-    return tuple(value)
+    """Python's numbers, one a level; ValueError on what is no number."""
+    values = entries(value) if is_sequence(value) else [value] * levels
+    if len(values) != levels:
+        raise ValueError(f"{name}: expected one value, or {levels}, one a level; got {len(values)}")
+    # None is checked later, where it is known whether it may stand there.
+    return tuple(None if each is None else _READ[name](name, each) for each in values)
 
 
-def check_positive(name: str, value: Any) -> None:
-    """ValueError unless ``value`` is an integer of at least 1."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise ValueError(f"{name}: expected an integer of at least 1; got {value!r}")
+_READ: dict[str, Callable[[str, Any], float]] = {
+    "temperature": partial(real, wanted="a number > 0"),
+    "top_k": partial(integer, also=", or None"),
+    "top_p": partial(real, wanted="a number in (0, 1], or None"),
+}
 
 
 def check_choice(name: str, value: Any, choices: Sequence[str]) -> None:

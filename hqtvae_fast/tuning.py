@@ -13,16 +13,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hqtvae_fast.config import HQTVAEConfig, TransformerConfig, to_dict
+from hqtvae_fast.arguments import positive
+from hqtvae_fast.config import DEFAULT_BATCH, HQTVAEConfig, TransformerConfig, to_dict
 from hqtvae_fast.engine import SamplingParams
 from hqtvae_fast.engine.batch_tuning import BatchTuning, Facts, default_file, load, measure, save
 from hqtvae_fast.engine.batches import BUCKETS, Cutter
 from hqtvae_fast.engine.options import EngineOptions
 from hqtvae_fast.engine.precision import Precision
 from hqtvae_fast.hardware import device_name
-from hqtvae_fast.request import Request, check_positive
-
-DEFAULT_BATCH = {"cuda": 50, "cpu": 8}  # the paper's protocol; enough rows on a CPU that the weights' stream is shared
+from hqtvae_fast.request import Request
 
 
 class BatchSizes:
@@ -47,8 +46,8 @@ class BatchSizes:
     def cutter(self, total: int, batch_size: int | None, *, fixed: bool = False, buckets: bool) -> Cutter:
         """Of ``total`` images into batches of ``batch_size``; None: of the best size, or the default where they are
         ``fixed``. ValueError on one that is no size."""
-        check_positive("batch_size", 1 if batch_size is None else batch_size)
-        limit = batch_size or (self.default if fixed else self.best)
+        default = self.default if fixed else self.best
+        limit = default if batch_size is None else positive("batch_size", batch_size)
         sizes = BUCKETS if self.tuning is None else self.tuning.buckets
         return Cutter(total, limit, fixed=fixed, buckets=buckets, sizes=sizes)
 
@@ -61,8 +60,7 @@ class BatchSizes:
         on_size: Callable[[int, float], None] | None,
     ) -> BatchTuning:
         """Times ``run`` as :func:`hqtvae_fast.engine.batch_tuning.measure` does, and goes by the times from now on."""
-        for size in sizes:
-            check_positive("sizes", size)
+        sizes = [positive("sizes", size) for size in sizes]
         where = default_file() if file is None else file
         load(self._facts(), where)  # a file that cannot be kept is told of before the minutes are spent
         self.tuning = measure(run, sizes, batches=batches, on_size=on_size)
@@ -91,14 +89,14 @@ def any_request(models: list[TransformerConfig], total: int) -> Request:
     prior, given = models[0], None
     condition: Tensor | None = None
     if prior.condition == "class":
-        condition = torch.arange(total) % prior.num_classes
+        condition = torch.arange(total, dtype=torch.int64, device="cpu") % prior.num_classes
     elif prior.condition == "text":
-        condition = torch.zeros(total, prior.prefix_length, dtype=torch.int64)
+        condition = torch.zeros(total, prior.prefix_length, dtype=torch.int64, device="cpu")
     elif prior.condition == "codes":
         side = round(prior.prefix_length**0.5)
-        given = torch.zeros(total, side, side, dtype=torch.int64)
+        given = torch.zeros(total, side, side, dtype=torch.int64, device="cpu")
     params: list[Any] = [
         SamplingParams((1.0,) * model.num_levels, (None,) * model.num_levels, (None,) * model.num_levels)
         for model in models
     ]
-    return Request(condition, given, torch.arange(total), params)
+    return Request(condition, given, torch.arange(total, dtype=torch.int64, device="cpu"), params)

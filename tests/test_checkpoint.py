@@ -143,13 +143,6 @@ def test_truncated_pickle(released):
         checkpoint.load(directory)
 
 
-def test_empty_pickle(released):
-    directory, file = released
-    file.write_bytes(b"")
-    with pytest.raises(CheckpointError, match=r"last\.ckpt: truncated"):
-        checkpoint.load(directory)
-
-
 class Hostile:
     def __reduce__(self):
         return (os.system, ("touch hostile-code-ran",))
@@ -245,8 +238,11 @@ def test_native_mismatch_names_key_and_shapes(native):
         ({"version": 99}, "version: expected 1; got 99"),
         ({"extra": 1}, r"unknown field \['extra'\]"),
         ({"transformer": {"sides": 8}}, r"transformer: unknown field \['sides'\]"),
-        ({"vae": {"resampler": "magic"}}, "vae: resampler: expected one of pixel_shuffle"),
-        ({"vae": {"channel_multipliers": 3}}, "vae: a field has the wrong type"),
+        ({"vae": {"resampler": "magic"}}, "vae.resampler: expected one of pixel_shuffle"),
+        (
+            {"vae": {"channel_multipliers": 3}},
+            "vae.channel_multipliers: expected a list of 1 to 12 integers",
+        ),
     ],
 )
 def test_native_configurations_that_make_no_model(native, change, message):

@@ -11,13 +11,32 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "hqtvae_fast"
 LAYERS = [  # a module may import from its own layer and those above it in this list
-    {"config", "files", "hardware", "backend", "_cuda", "_nvrtc"},
+    {
+        "arguments",
+        "codes",
+        "config",
+        "fields",
+        "file_kinds",
+        "files",
+        "modes",
+        "picture_files",
+        "tensor_files",
+        "threads",
+        "world",
+        "hardware",
+        "backend",
+        "_cuda",
+        "_nvrtc",
+    },
     {"ops"},
     {"model"},
     {"engine", "released"},
+    {"checkpoint_config"},
     {"checkpoint"},
     {
         "images",
+        "bare_pictures",
+        "pixels",
         "text",
         "progress",
         "output",

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
-import torch
 import typer
 
-from hqtvae_fast import checkpoint as checkpoints
-from hqtvae_fast.checkpoint import Checkpoint
+from hqtvae_fast.cli.checks import config_of
 from hqtvae_fast.cli.options import Precision
-from hqtvae_fast.cli.output import check_folder, show, table
-from hqtvae_fast.engine.precision import PRECISIONS
+from hqtvae_fast.cli.output import check_folder, show, table, waiting
+
+if TYPE_CHECKING:
+    import torch
+
+    from hqtvae_fast.checkpoint import Checkpoint
 
 MEGA = 10**6
 
@@ -51,9 +53,14 @@ def convert(
     check_folder(out_dir)
     if not force and out_dir.is_dir() and any(out_dir.iterdir()):
         raise ValueError(f"{out_dir}: expected no folder there, or an empty one; --force writes to it all the same")
-    model = checkpoints.load(checkpoint)
-    if refiner is not None:
-        model = checkpoints.with_refiner(model, checkpoints.load(refiner))
+    config_of(checkpoint, refiner)
+    with waiting(f"Opening {checkpoint}"):
+        from hqtvae_fast import checkpoint as checkpoints
+        from hqtvae_fast.engine.precision import PRECISIONS
+
+        model = checkpoints.load(checkpoint)
+        if refiner is not None:
+            model = checkpoints.with_refiner(model, checkpoints.load(refiner))
     if dtype is not None:
         store_as(model, PRECISIONS[dtype.value].dtype)
     checkpoints.save(model, out_dir)
@@ -62,6 +69,8 @@ def convert(
 
 def store_as(model: Checkpoint, dtype: torch.dtype) -> None:
     """Cast in place; ValueError naming a weight that is too large for the dtype."""
+    import torch
+
     model.vae.float().set_decoder_dtype(dtype)
     for part in (model.transformer, model.refiner):
         if part is not None:
@@ -75,6 +84,8 @@ def store_as(model: Checkpoint, dtype: torch.dtype) -> None:
 
 
 def _report(model: Checkpoint, out_dir: Path) -> None:
+    from hqtvae_fast import checkpoint as checkpoints
+
     shown = table("Weights", "part", "parameters", "stored as")
     for name, module in model.modules().items():
         values = sum(parameter.numel() for parameter in module.parameters())

@@ -2,28 +2,15 @@
 
 from __future__ import annotations
 
-import dataclasses
-import importlib.util
-import platform
-from importlib.metadata import version
-from typing import Annotated, Any
+from typing import Annotated
 
-import torch
 import typer
-from rich.text import Text
 
-from hqtvae_fast import _cuda
-from hqtvae_fast import checkpoint as checkpoints
+from hqtvae_fast.cli.checks import config_of
 from hqtvae_fast.cli.options import Precision
-from hqtvae_fast.cli.output import facts, show, table
-from hqtvae_fast.config import PRESETS, HQTVAEConfig, preset
-from hqtvae_fast.engine.activation_memory import decoding_memory
-from hqtvae_fast.engine.precision import PRECISIONS
-from hqtvae_fast.hardware import Device, default_dtype, measure_this_machine, published
-from hqtvae_fast.model import cost
-from hqtvae_fast.ops import cpu_library
+from hqtvae_fast.cli.output import waiting
+from hqtvae_fast.config import PRESETS, preset
 
-PUBLISHED = ("A100-80GB", "H100")
 DEFAULT_BATCHES = [1, 50]
 
 InfoCheckpoint = Annotated[
@@ -63,138 +50,20 @@ def info(
     """Show a model's configuration, parameters, FLOPs, memory and least possible times, and this machine."""
     if checkpoint is not None and preset_name is not None:
         raise ValueError("CHECKPOINT and --preset: expected at most one of them")
-    opened = None if checkpoint is None else checkpoints.load(checkpoint)
-    config = opened.config if opened is not None else None if preset_name is None else preset(preset_name)
-    _show_machine()
+    config = None if preset_name is None else preset(preset_name)
+    if checkpoint is not None:
+        config = config_of(checkpoint)
+    with waiting("Starting" if checkpoint is None else f"Opening {checkpoint}"):
+        from hqtvae_fast import checkpoint as checkpoints
+        from hqtvae_fast.cli.model_facts import show_costs, show_machine, show_stored, show_summary
+
+        opened = None if checkpoint is None else checkpoints.load(checkpoint)
+    if config is not None:
+        show_summary(checkpoint or f"preset {preset_name}", config, opened)
+    show_machine()
     if opened is not None:
-        _show_stored(opened)
+        show_stored(opened)
     if config is None:
         typer.echo(f"Name a CHECKPOINT or a --preset ({', '.join(PRESETS)}) to see what it costs.")
         return
-    _show_config(config)
-    _show_parameters(config)
-    _show_cost(config)
-    _show_memory(config, batch, PRECISIONS[dtype.value].dtype)
-    _show_floors(config, batch, PRECISIONS[dtype.value].dtype, measure)
-
-
-def _show_machine() -> None:
-    cuda = torch.cuda.is_available()
-    device = torch.cuda.get_device_name() if cuda else f"CPU, {torch.get_num_threads()} threads"
-    rows = {
-        "hqtvae_fast": version("hqtvae_fast"),
-        "torch": torch.__version__,
-        "CUDA": torch.version.cuda or "none",
-        "triton": version("triton") if importlib.util.find_spec("triton") else "none",
-        "Python": platform.python_version(),
-        "device": device,
-        "compiled kernels for CPUs": _cpu_kernels(),
-        "CUDA kernels of csrc": _cuda.origin(),
-        "computes in": _name(default_dtype("cuda" if cuda else "cpu")),
-    }
-    show(facts("This machine", rows))
-
-
-def _cpu_kernels() -> str:
-    reason = cpu_library.load()[1]
-    if reason:
-        return f"none ({reason})"
-    reason = cpu_library.why_not_bf16() or ""
-    return f"random words ({reason})" if reason else "random words, bf16 products and attention"
-
-
-def _show_stored(opened: checkpoints.Checkpoint) -> None:
-    dtypes = {
-        name: {_name(value.dtype) for value in part.state_dict().values()} for name, part in opened.modules().items()
-    }
-    show(facts("Weights are stored in", {name: ", ".join(sorted(found)) for name, found in dtypes.items()}))
-
-
-def _show_config(config: HQTVAEConfig) -> None:
-    parts = dataclasses.asdict(config).items()
-    show(facts("Configuration", {name: str(value) for part, values in parts for name, value in _flat(part, values)}))
-
-
-def _flat(name: str, value: Any) -> list[tuple[str, Any]]:
-    """Leaves of nested dictionaries, under dotted names."""
-    if not isinstance(value, dict):
-        return [] if value is None else [(name, value)]
-    return [leaf for key, inner in value.items() for leaf in _flat(f"{name}.{key}", inner)]
-
-
-def _show_parameters(config: HQTVAEConfig) -> None:
-    values = cost.parameters(config)
-    shown = table("Parameters", "component", "values")
-    for part in dict.fromkeys(name.split(".")[0] for name in values):
-        own = {name: number for name, number in values.items() if name.startswith(f"{part}.")}
-        for name, number in own.items():
-            shown.add_row(name, _si(number, "M"))
-        shown.add_row(Text(f"{part}, together", "bold"), Text(_si(sum(own.values()), "M"), "bold"))
-        shown.add_section()
-    show(shown)
-
-
-def _show_cost(config: HQTVAEConfig) -> None:
-    image, folded = cost.image_cost(config), cost.decode_flops(config.vae, fold_upsampling=True)
-    rows = {
-        "encode": f"{_si(cost.encode_flops(config.vae), 'G')}FLOP",
-        "decode": f"{_si(image.decode, 'G')}FLOP",
-        "decode, with nearest-2x folded into its convolution": f"{_si(folded, 'G')}FLOP",
-    }
-    if image.steps:
-        last = image.steps[-1]
-        rows["draw all codes"] = f"{_si(image.draw, 'G')}FLOP"
-        rows["steps"] = f"{len(image.steps):,}"
-        rows["weights read in a step, whatever the batch"] = f"{_si(last.weights, 'M')} values"
-        rows["weights read in all steps"] = f"{_si(image.weights_read, 'G')} values"
-        rows["keys and values moved in the last step"] = f"{_si(last.cache, 'M')} values"
-        rows["keys and values moved in all steps"] = f"{_si(image.cache_moved, 'M')} values"
-    show(facts("Work, for one image", rows))
-
-
-def _show_memory(config: HQTVAEConfig, batches: list[int], dtype: torch.dtype) -> None:
-    columns = ("weights", "cache", "codes", "together", "decoding the batch at once")
-    shown = table(f"Memory in {_name(dtype)}", "batch", *columns)
-    for batch in batches:
-        held = cost.memory(config, batch, dtype)
-        decoding = decoding_memory(config.vae, dtype).total(batch)
-        cells = (held.weights, held.cache, held.codes, held.total, decoding)
-        shown.add_row(str(batch), *(f"{_si(value, 'G')}B" for value in cells))
-    show(shown)
-    typer.echo(
-        "The last column is an estimate of activations: where they do not fit, fewer images are decoded at once.\n"
-    )
-
-
-def _show_floors(config: HQTVAEConfig, batches: list[int], dtype: torch.dtype, measure: bool) -> None:
-    image = cost.image_cost(config)
-    devices = [published(name) for name in PUBLISHED] + ([measure_this_machine()] if measure else [])
-    columns = ("batch", "draw, ms", "decode, ms", "images/s at most", "for an endless batch")
-    shown = table(f"Time floors, with weights, caches and pixels in {_name(dtype)}", "device", *columns)
-    for device in devices:
-        for batch in batches:
-            floor = image.floor(batch, device, dtype)
-            cells = (floor.draw * 1e3, floor.decode * 1e3, floor.images_per_second, image.roof(device))
-            shown.add_row(Text(_describe(device)), str(batch), *(f"{value:,.1f}" for value in cells))
-        shown.add_section()
-    show(shown)
-    typer.echo(
-        "A step takes its arithmetic or its memory traffic, whichever is slower; decoding follows drawing. Devices are"
-        " given as\nthey compute in the dtype named; published peaks are dense and at boost clock."
-    )
-
-
-def _describe(device: Device) -> str:
-    return f"{device.name}: {_si(device.flops)}FLOP/s in {_name(device.dtype)}, {_si(device.bandwidth)}B/s"
-
-
-def _si(value: float, largest: str = "T") -> str:
-    """``1234.5 M``: one decimal, with a prefix up to ``largest``."""
-    scales = (("T", 10**12), ("G", 10**9), ("M", 10**6), ("k", 10**3))
-    allowed = scales[[prefix for prefix, _ in scales].index(largest) :]
-    prefix, scale = next(((prefix, scale) for prefix, scale in allowed if value >= scale), ("", 1))
-    return f"{value / scale:,.{1 if prefix else 0}f} {prefix}"
-
-
-def _name(dtype: torch.dtype) -> str:
-    return next((name for name, value in PRECISIONS.items() if value.dtype is dtype), str(dtype).removeprefix("torch."))
+    show_costs(config, batch, dtype.value, measure)

@@ -7,12 +7,15 @@ import re
 from collections.abc import Callable, Iterable
 from enum import Enum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from hqtvae_fast.pipeline import HQTVAEPipeline
-from hqtvae_fast.tuning import DEFAULT_BATCH
+from hqtvae_fast.cli.output import waiting
+from hqtvae_fast.config import DEFAULT_BATCH
+
+if TYPE_CHECKING:
+    from hqtvae_fast.pipeline import HQTVAEPipeline
 
 OUTPUT, MACHINE = "Output", "Machine"  # panels of --help
 MAX_RANGE = 1_000_000  # classes in one range: more is a slip of the finger
@@ -198,14 +201,17 @@ def open_pipeline(
     **options: Any,
 ) -> HQTVAEPipeline:
     """``options``: the engine's, as ``from_pretrained`` takes them."""
-    return HQTVAEPipeline.from_pretrained(
-        checkpoint, device=device, dtype=None if dtype is None else dtype.value, refiner=refiner, **options
-    )
+    with waiting(f"Opening {checkpoint}"):
+        from hqtvae_fast.pipeline import HQTVAEPipeline
+
+        return HQTVAEPipeline.from_pretrained(
+            checkpoint, device=device, dtype=None if dtype is None else dtype.value, refiner=refiner, **options
+        )
 
 
 def batch_of(pipe: HQTVAEPipeline, batch_size: int | None) -> int:
     """The batch size asked for, or the one that is the fastest as far as is known."""
-    return batch_size or pipe.best_batch_size
+    return pipe.best_batch_size if batch_size is None else batch_size
 
 
 def parse_classes(values: Iterable[str]) -> list[int]:
@@ -223,13 +229,20 @@ def parse_classes(values: Iterable[str]) -> list[int]:
     return classes
 
 
-def parse_per_level(option: str, text: str | None, kind: Callable[[str], Any]) -> Any:
-    """``"2048"`` -> 2048; ``"2048,none"`` -> [2048, None], one a level; None stays None."""
+def parse_per_level(option: str, text: str | None, kind: Callable[[str], Any], *, none: bool = True) -> Any:
+    """``"2048"`` -> 2048; ``"2048,none"`` -> [2048, None] where ``none`` is a value, one a level; None stays None."""
     if text is None:
         return None
     try:
-        values = [None if part.strip().lower() == "none" else kind(part) for part in text.split(",")]
+        values = [None if none and part.strip().lower() == "none" else kind(part) for part in text.split(",")]
     except ValueError:
-        noun = "an integer" if kind is int else "a number"
-        raise ValueError(f"{option}: expected {noun}, or one per level such as 2,none; got {text!r}") from None
+        noun, example = "an integer" if kind is int else "a number", "2,none" if none else "1,0.9"
+        raise ValueError(f"{option}: expected {noun}, or one per level such as {example}; got {text!r}") from None
     return values[0] if len(values) == 1 else values
+
+
+def kept_level(top_only: bool, bottom_only: bool) -> int | None:
+    """Index of the one level to decode, or None for all."""
+    if top_only and bottom_only:
+        raise ValueError("--top-only and --bottom-only: expected at most one of them")
+    return 0 if top_only else -1 if bottom_only else None

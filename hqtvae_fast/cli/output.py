@@ -1,41 +1,57 @@
-"""Writing: files that are whole or absent, sheets of pictures, tables, progress."""
+"""What is said: counts, tables, progress; and whether what is asked for can be written at all."""
 
 from __future__ import annotations
 
-import io
 import os
 import sys
-from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import typer
-from PIL import ExifTags, Image
-from PIL.PngImagePlugin import PngInfo
-from rich import box
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from rich.table import Table
-from rich.text import Text
 
-from hqtvae_fast.files import write_file
-from hqtvae_fast.images import enlarge, grid, with_caption
+from hqtvae_fast.cli.streams import talk_aside
+from hqtvae_fast.files import MAX_STEM_BYTES, cut_name
 
-WRITERS = min(4, os.cpu_count() or 1)
+if TYPE_CHECKING:
+    from rich.table import Table
+
+PATIENCE = 1.0  # seconds
+PICTURE_KINDS = {".png": "png", ".jpg": "jpg", ".jpeg": "jpg", ".webp": "webp", "": "png"}
 FILE_WIDTH = 120  # columns of a table that does not go to a terminal
 
 
 def check_file(path: Path | None) -> None:
-    """ValueError, before any work is done, where :func:`hqtvae_fast.files.write_file` could not write."""
+    """ValueError, before any work is done, where :func:`hqtvae_fast.files.write_file` could not write.
+
+    Of stdout itself, nothing but the file goes there from now on.
+    """
     if path is None:
         return
+    talk_aside(path)
     if path.is_dir():
         raise ValueError(f"{path}: expected a file to write to; got a folder")
     if path.name == "":
         raise ValueError("expected the name of a file to write to; got none")
     check_folder(path.parent)
+
+
+def picture_kind(path: Path) -> str:
+    """What a picture file's name says that it is: png, jpg or webp; png where it says nothing."""
+    suffix = path.suffix.lower()
+    if suffix not in PICTURE_KINDS:
+        names = ", ".join(name for name in PICTURE_KINDS if name)
+        raise ValueError(f"{path}: expected the name of a picture file, one of {names}; got {suffix}")
+    return PICTURE_KINDS[suffix]
+
+
+def check_picture_file(path: Path | None) -> None:
+    """:func:`check_file` of a file whose name says what picture it is."""
+    check_file(path)
+    if path is not None:
+        picture_kind(path)
 
 
 def check_folder(folder: Path | None) -> None:
@@ -51,89 +67,6 @@ def check_folder(folder: Path | None) -> None:
         raise ValueError(f"{folder}: cannot be written to (permission denied)")
 
 
-def png(image: Image.Image, about: str | None = None) -> bytes:
-    """A PNG file; ``about`` goes into its text chunk ``Description``."""
-    notes, data = PngInfo(), io.BytesIO()
-    if about is not None:
-        notes.add_text("Description", about)
-    image.save(data, format="PNG", pnginfo=notes)
-    return data.getvalue()
-
-
-def webp(image: Image.Image, about: str | None = None) -> bytes:
-    """A lossless WebP file, the same pixels as the PNG in fewer bytes; ``about`` goes into Exif's ImageDescription."""
-    notes, data = Image.Exif(), io.BytesIO()
-    if about is not None:
-        notes[ExifTags.Base.ImageDescription] = about
-    image.save(data, format="WEBP", lossless=True, exif=notes.tobytes() if about is not None else b"")
-    return data.getvalue()
-
-
-ENCODERS: dict[str, Callable[[Image.Image, str | None], bytes]] = {"png": png, "webp": webp}
-
-
-class PictureWriter:
-    """Takes pictures as they come: those in files of their own are written meanwhile, the sheet at the end.
-
-    Files are compressed in threads beside the drawing (the encoders let go of Python's lock), a few at a time: pictures
-    that come faster wait. What fails there is raised by a later :meth:`add`, or :meth:`finish`. On the sheet they are
-    ``scale`` times as large, each above its caption if ``captions``. ``kind``, of :data:`ENCODERS`: what the files of
-    their own are; the sheet is a PNG.
-    """
-
-    def __init__(
-        self,
-        sheet: Path | None,
-        folder: Path | None,
-        columns: int | None,
-        *,
-        scale: int = 1,
-        captions: bool = False,
-        kind: str = "png",
-    ) -> None:
-        check_file(sheet)
-        check_folder(folder)
-        self.sheet, self.folder, self.columns = sheet, folder, columns
-        self.scale, self.captions, self.kind = scale, captions, kind
-        self._kept: list[Image.Image] = []
-        self._written = 0
-        self._writers = ThreadPoolExecutor(WRITERS, thread_name_prefix="encode")
-        self._pending: deque[Future[None]] = deque()
-
-    @property
-    def wants_pictures(self) -> bool:
-        return self.sheet is not None or self.folder is not None
-
-    def add(self, image: Image.Image, name: str, about: str | None = None, caption: str = "") -> None:
-        if self.sheet is not None:
-            shown = enlarge(image, self.scale)
-            self._kept.append(with_caption(shown, caption) if self.captions else shown)
-        if self.folder is not None:
-            if len(self._pending) >= 2 * WRITERS:
-                self._one_done()
-            path, encode = self.folder / f"{name}.{self.kind}", ENCODERS[self.kind]
-            self._pending.append(self._writers.submit(lambda: write_file(path, encode(image, about))))
-
-    def _one_done(self) -> None:
-        self._pending.popleft().result()
-        self._written += 1
-
-    def finish(self) -> None:
-        """Write the sheet and say what was written."""
-        try:
-            while self._pending:
-                self._one_done()
-        finally:
-            self._writers.shutdown(cancel_futures=True)
-        if self.folder is not None:
-            typer.echo(f"wrote {count(self._written, 'picture')} into {self.folder}")
-        if self.sheet is not None:
-            sheet = grid(self._kept, self.columns)
-            write_file(self.sheet, png(sheet))
-            size = f"{sheet.width}x{sheet.height} pixels"
-            typer.echo(f"wrote {self.sheet} ({count(len(self._kept), 'picture')}, {size})")
-
-
 def count(number: int, noun: str) -> str:
     """``1 picture``, ``2 pictures``."""
     return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
@@ -145,6 +78,9 @@ def rate(number: int, noun: str, seconds: float) -> str:
 
 def table(title: str, *columns: str) -> Table:
     """A plain table: the first column is text, the others are aligned to the right."""
+    from rich import box
+    from rich.table import Table
+
     made = Table(
         title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False, min_width=len(title)
     )
@@ -153,8 +89,16 @@ def table(title: str, *columns: str) -> Table:
     return made
 
 
+def say_errors(messages: Iterable[str]) -> None:
+    """A line on stderr for each: what ended a command, or what was left out because it could not be read."""
+    for message in messages:
+        typer.echo(f"{typer.style('error:', fg='red', bold=True)} {' '.join(message.split())}", err=True)
+
+
 def facts(title: str, rows: Mapping[str, str]) -> Table:
     """A table of names and values."""
+    from rich.text import Text
+
     made = table(title, "", "")
     made.show_header, made.columns[1].justify = False, "left"
     for name, value in rows.items():
@@ -164,15 +108,17 @@ def facts(title: str, rows: Mapping[str, str]) -> Table:
 
 def show(shown: Table) -> None:
     """Print a table to stdout, with room for long names where that is no terminal."""
+    from rich.console import Console
+
     Console(width=None if sys.stdout.isatty() else FILE_WIDTH).print(shown)
 
 
 def unique_names(names: Sequence[str]) -> list[str]:
-    """The names' stems, safe as file names; a second ``a`` becomes ``a-2``."""
+    """The names' stems, as file names that have room for a suffix; a second ``a`` becomes ``a-2``."""
     used: set[str] = set()
     unique = []
     for name in names:
-        stem, suffix = Path(name).stem or "picture", 1
+        stem, suffix = cut_name(Path(name).stem, MAX_STEM_BYTES) or "picture", 1
         candidate = stem
         while candidate in used:
             suffix += 1
@@ -183,8 +129,37 @@ def unique_names(names: Sequence[str]) -> list[str]:
 
 
 @contextmanager
+def waiting(doing: str) -> Iterator[None]:
+    """Say on stderr what is waited for, such as ``Opening demo``: on a terminal at once, beside a spinner that goes
+    away; elsewhere as a line, if it takes longer than :data:`PATIENCE`."""
+    if sys.stderr.isatty():
+        from rich.console import Console
+
+        with Console(stderr=True).status(doing):
+            yield
+        return
+    timer = threading.Timer(PATIENCE, lambda: typer.echo(f"{doing} ...", err=True))
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+
+
+@contextmanager
 def progress(label: str, total: int) -> Iterator[Callable[[int], None]]:
     """A bar on stderr, where that is a terminal. Yields a function that takes the number of pictures just done."""
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
     columns = (
         TextColumn("[progress.description]{task.description}"),
         BarColumn(),

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
+from typing import TYPE_CHECKING
 
 from hqtvae_fast.cli.output import show, table
-from hqtvae_fast.model import cost
-from hqtvae_fast.train.models import preset_config
-from hqtvae_fast.train.presets import STAGES, Preset, load_preset, preset_names
+
+if TYPE_CHECKING:
+    from hqtvae_fast.train.presets import Preset
 
 COLUMNS = ("stage", "paper", "what it is", "parameters", "batch", "epochs", "rate")
 TEXTS = (1, 2, 3)  # columns to align to the left, beside the first
@@ -15,6 +16,8 @@ TEXTS = (1, 2, 3)  # columns to align to the left, beside the first
 
 def presets() -> None:
     """List the presets: where the paper has them, what they are, and their size, batch and peak learning rate."""
+    from hqtvae_fast.train.presets import STAGES, load_preset, preset_names
+
     shown = table("Presets of hqtvae train", "name", *COLUMNS)
     shown.columns[0].no_wrap = True
     for index in TEXTS:
@@ -35,10 +38,11 @@ def _place(preset: Preset) -> tuple[bool, str, str, int, str]:
 
 
 def _row(preset: Preset) -> tuple[str, ...]:
+    from hqtvae_fast.model import cost
+    from hqtvae_fast.train.models import preset_config
+
     fields, part = preset.fields, {"stage1": "vae", "stage2": "transformer"}[preset.stage]
-    sizes = cost.parameters(preset_config(preset))
-    values = sum(count for name, count in sizes.items() if name.startswith(f"{part}.") and name != "vae.codebooks")
-    size = f"{values / 1e6:,.1f} M"
+    size = f"{cost.sizes(preset_config(preset))[part] / 1e6:,.1f} M"
     rate = f"{fields['learning_rate']:.0e}".replace("e-0", "e-")
     numbers = (str(fields["batch_size"]), str(fields["epochs"]), rate)
     return (preset.name, preset.stage.removeprefix("stage"), preset.source, preset.description, size, *numbers)

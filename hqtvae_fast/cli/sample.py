@@ -2,19 +2,11 @@
 
 from __future__ import annotations
 
-import os
-import time
-from collections.abc import Generator, Sequence
-from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-import torch
-import typer
-from PIL import Image
-from torch import Tensor
-
-from hqtvae_fast.cli.codes import kept_level, leave_out, read_codes, write_codes
+from hqtvae_fast.cli.asked import Files, Judged, Machine, Wanted
+from hqtvae_fast.cli.checks import check_conditions, config_of
 from hqtvae_fast.cli.options import (
     BatchSize,
     BottomOnly,
@@ -31,16 +23,15 @@ from hqtvae_fast.cli.options import (
     SkipQuery,
     Tables,
     TopOnly,
-    batch_of,
+    kept_level,
     parse_classes,
-    parse_per_level,
 )
-from hqtvae_fast.cli.output import PictureWriter, check_file, count, rate
-from hqtvae_fast.cli.plan import Drawing, arguments, plan
-from hqtvae_fast.cli.reject import Accept, ClassifierOption, Rejection, Targets, open_rejection
+from hqtvae_fast.cli.output import check_file, check_folder, check_picture_file, waiting
 from hqtvae_fast.cli.sample_options import (
+    Accept,
     Captions,
     Classes,
+    ClassifierOption,
     Format,
     GivenTop,
     NumImages,
@@ -54,17 +45,17 @@ from hqtvae_fast.cli.sample_options import (
     Seed,
     Shards,
     ShardSize,
+    Targets,
     Temperature,
     TopK,
     TopP,
     named_as_options,
+    sampling_of,
 )
-from hqtvae_fast.cli.sample_set import Machine, Wanted, sample_set
-from hqtvae_fast.output import OutputType
-from hqtvae_fast.pipeline import HQTVAEPipeline
+from hqtvae_fast.files import read_text
+from hqtvae_fast.world import world
 
 DEFAULT_OUT = Path("sample.png")
-MAX_ROW = 16  # of a condition's pictures, by default
 
 
 def sample(
@@ -109,50 +100,44 @@ def sample(
     if classes and prompt:
         raise ValueError("--classes and --prompt: expected one of them; a model is conditioned on one or the other")
     labels, keep = parse_classes(classes or []), kept_level(top_only, bottom_only)
-    sampling = {
-        "top_k": parse_per_level("--top-k", top_k, int),
-        "top_p": parse_per_level("--top-p", top_p, float),
-        "temperature": parse_per_level("--temperature", temperature, float),
-    }
+    sampling = sampling_of(top_k, top_p, temperature)
     engine: dict[str, Any] = {"graphs": graphs, "tables": tables, "fused_draw": fused_draw, "overlap": overlap}
     engine |= {"dependent_launch": dependent_launch, "skip_query": skip_query}
     engine["quantization"] = None if quantize is None else quantize.value
     machine = Machine(checkpoint, device, dtype, refiner, engine)
-    if "WORLD_SIZE" in os.environ:  # set by torchrun, whose processes cannot share a sheet
+    wanted = Wanted(labels, prompt, num_images, seed, sampling, keep, given_top)
+    if world().size > 1:  # processes that torchrun has started cannot share a sheet
         out, shards = None, _shards_of_a_team(shards, out)
     if shards is not None:
         others = {"out": out, "out_dir": out_dir, "save_codes": save_codes, "given_top": given_top}
         _check_shards_alone(keep, **others, classifier=classifier)
-        wanted = Wanted(labels, prompt, num_images, seed)
+        check_folder(shards)
+        with waiting("Starting"):
+            from hqtvae_fast.cli.sample_set import sample_set
+
         with named_as_options():
-            sample_set(machine, shards, wanted, sampling, shard_size=shard_size, batch_size=batch_size)
+            sample_set(machine, shards, wanted, shard_size=shard_size, batch_size=batch_size)
         return
     if out is None and out_dir is None and save_codes is None:
         out = DEFAULT_OUT
-    writer = PictureWriter(out, out_dir, columns, scale=scale, captions=captions, kind=picture_format.value)
+    check_picture_file(out)
+    check_folder(out_dir)
     check_file(save_codes)
+    config = config_of(checkpoint, refiner)
+    check_conditions(checkpoint, config, labels, prompt)
+    with waiting("Starting"):
+        from hqtvae_fast.cli.drawing import draw
+
+    files = Files(out, out_dir, save_codes, columns, scale, captions, picture_format.value)
     with named_as_options():
-        pipe = machine.open(device)
-    given = None if given_top is None else read_codes(given_top, pipe.config.vae)
-    with named_as_options():
-        batch = batch_of(pipe, batch_size)
-        rejection = open_rejection(classifier, accept, targets, num_images, batch, pipe.device)
-        of_each = num_images if rejection is None else rejection.drawn
-        drawings = plan(labels, prompt, given, of_each, seed)
-        if rejection is not None:
-            rejection.check(drawings, keep)
-        if columns is None and 1 < num_images <= MAX_ROW and of_each < len(drawings):
-            writer.columns = num_images  # a row for each subject
-        drawings, codes = _draw_all(pipe, drawings, sampling, keep, writer, batch, save_codes, rejection)
-    writer.finish()
-    _save_codes(save_codes, drawings, codes)
+        draw(machine, config, wanted, Judged(classifier, accept, targets), files, batch_size)
 
 
 def _read_prompts(file: Path | None) -> list[str]:
     """The lines that are not empty, none without a file; ValueError if there are none in one."""
     if file is None:
         return []
-    found = [line.strip() for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
+    found = [line.strip() for line in read_text(file).splitlines() if line.strip()]
     if not found:
         raise ValueError(f"{file}: expected a description on each line; got none")
     return found
@@ -171,65 +156,3 @@ def _shards_of_a_team(shards: Path | None, out: Path | None) -> Path:
     if folder is None:
         raise ValueError("--shards: expected a folder, as several processes draw together; got none")
     return folder
-
-
-def _draw_all(
-    pipe: HQTVAEPipeline,
-    drawings: Sequence[Drawing],
-    sampling: dict[str, Any],
-    keep: int | None,
-    writer: PictureWriter,
-    batch: int,
-    save_codes: Path | None,
-    rejection: Rejection | None,
-) -> tuple[list[Drawing], list[tuple[Tensor, ...]]]:
-    """Hand each picture to the writer as soon as it is there; returns those that were kept and their codes. Stopped by
-    the user, it writes what is there."""
-    started, kept, codes = time.perf_counter(), list[Drawing](), list[tuple[Tensor, ...]]()
-    try:
-        wanted = writer.wants_pictures or rejection is not None
-        with closing(_drawn(pipe, drawings, sampling, keep, batch, wanted)) as images:
-            drawn = zip(drawings, images, strict=True)
-            for drawing, (image, own) in drawn if rejection is None else rejection.choose(drawn):
-                kept.append(drawing)
-                codes.append(own)
-                if image is not None:
-                    writer.add(image, drawing.name, drawing.about(), drawing.caption())
-    except KeyboardInterrupt:
-        if codes:
-            writer.finish()
-            _save_codes(save_codes, kept, codes)
-        raise
-    typer.echo(rate(len(drawings), "image", time.perf_counter() - started))
-    if rejection is not None:
-        rejection.report()
-    return kept, codes
-
-
-def _drawn(
-    pipe: HQTVAEPipeline,
-    drawings: Sequence[Drawing],
-    sampling: dict[str, Any],
-    keep: int | None,
-    batch: int,
-    wanted: bool,
-) -> Generator[tuple[Image.Image | None, tuple[Tensor, ...]], None, None]:
-    """Each picture, if it is wanted, and its codes, all levels."""
-    output_type: OutputType = "pil" if wanted and keep is None else "codes"
-    stream = pipe.stream(**arguments(drawings), **sampling, batch_size=batch, output_type=output_type, progress=True)  # type: ignore[arg-type]
-    levels = pipe.config.vae.num_levels
-    with closing(stream):
-        for drawn in stream:
-            if not wanted or keep is None:
-                yield drawn.image, drawn.codes
-            else:
-                alone = leave_out(tuple(level[None] for level in drawn.codes), levels, keep)
-                yield pipe.decode(alone)[0], drawn.codes
-
-
-def _save_codes(file: Path | None, drawings: Sequence[Drawing], codes: Sequence[tuple[Tensor, ...]]) -> None:
-    if file is None:
-        return
-    levels = tuple(torch.stack(level) for level in zip(*codes, strict=True))
-    write_codes(file, levels, [drawing.name for drawing in drawings])
-    typer.echo(f"wrote {file} (codes of {count(len(drawings), 'picture')}, {len(levels)} levels)")

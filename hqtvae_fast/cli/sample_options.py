@@ -7,13 +7,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from enum import Enum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from hqtvae_fast.cli.options import OUTPUT
+from hqtvae_fast.cli.options import OUTPUT, parse_per_level
 
-WHAT, SAMPLING = "What to draw", "Sampling"  # panels of --help
+WHAT, SAMPLING, REJECTION = "What to draw", "Sampling", "Rejection sampling"  # panels of --help
 
 # What the pipeline's messages call these options.
 NAMES = {
@@ -70,8 +70,9 @@ GivenTop = Annotated[
     typer.Option(
         "--given-top",
         metavar="FILE",
-        help="Keep the top codes of this file, written by encode or --save-codes, and draw only the finer ones (the"
-        " paper's figure 4b). Its maps pair up with the conditions; one of either is used for all of the other.",
+        help="Keep the top codes of this file, written by encode or --save-codes (or these shards of encode --shards),"
+        " and draw only the finer ones (the paper's figure 4b). Its maps pair up with the conditions; one of either is"
+        " used for all of the other.",
         show_default=False,
         rich_help_panel=WHAT,
     ),
@@ -122,7 +123,7 @@ Out = Annotated[
     typer.Option(
         "--out",
         metavar="FILE",
-        help="Write all pictures on one sheet, a PNG file.",
+        help="Write all pictures on one sheet: .png, .jpg or .webp.",
         show_default="sample.png if no other output is asked for",
         rich_help_panel=OUTPUT,
     ),
@@ -133,7 +134,9 @@ Scale = Annotated[
 ]
 Captions = Annotated[
     bool,
-    typer.Option("--captions", help="Write under each picture of the sheet what it shows.", rich_help_panel=OUTPUT),
+    typer.Option(
+        "--captions/--no-captions", help="Write under each picture of the sheet what it shows.", rich_help_panel=OUTPUT
+    ),
 ]
 
 
@@ -186,6 +189,41 @@ Shards = Annotated[
 ShardSize = Annotated[
     int, typer.Option("--shard-size", metavar="N", min=1, help="Pictures in a shard.", rich_help_panel=OUTPUT)
 ]
+ClassifierOption = Annotated[
+    str | None,
+    typer.Option(
+        "--classifier",
+        metavar="NETWORK",
+        help="Draw more than --num-images, and keep those whose class or prompt this network is surest of: a file"
+        " (.pt2, .pt) or package.module:factory from uint8 [B, 3, R, R] to logits, imagenet: before it to resize and"
+        " normalize; clip:DIR for prompts; efficientnet-lite0 (from a package).",
+        show_default=False,
+        rich_help_panel=REJECTION,
+    ),
+]
+Accept = Annotated[
+    float,
+    typer.Option("--accept", metavar="SHARE", help="The share kept; the paper's is 0.25.", rich_help_panel=REJECTION),
+]
+Targets = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--targets",
+        metavar="LIST",
+        help="The network's own class for each of --classes or --prompt, in their order.",
+        show_default="the classes themselves",
+        rich_help_panel=REJECTION,
+    ),
+]
+
+
+def sampling_of(top_k: str | None, top_p: str | None, temperature: str) -> dict[str, Any]:
+    """The pipeline's arguments of these options."""
+    return {
+        "top_k": parse_per_level("--top-k", top_k, int),
+        "top_p": parse_per_level("--top-p", top_p, float),
+        "temperature": parse_per_level("--temperature", temperature, float, none=False),
+    }
 
 
 @contextmanager
@@ -194,5 +232,5 @@ def named_as_options() -> Iterator[None]:
     try:
         yield
     except ValueError as error:
-        names = r"\b(" + "|".join(NAMES) + r")\b"
+        names = r"(?<![-\w])(" + "|".join(NAMES) + r")\b"  # what is an option already stays
         raise ValueError(re.sub(names, lambda match: NAMES[match[0]], str(error))) from error

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from enum import Enum
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-import yaml
 
 from hqtvae_fast.cli.presets import presets
 
@@ -48,7 +49,8 @@ Data = Annotated[
         "--data",
         metavar="PATH",
         help="WebDataset shards (a file, a pattern such as 'shards/{000..009}.tar', a folder of them), a folder of"
-        " class folders, or a folder of pictures with captions.json. May be repeated.",
+        " class folders, or a folder of pictures with captions.json;"
+        " for stage 2 also shards of codes, written by encode --shards. May be repeated.",
         show_default=False,
         rich_help_panel=WHAT,
     ),
@@ -108,7 +110,8 @@ CodeCache = Annotated[
     typer.Option(
         "--code-cache",
         metavar="FILE",
-        help="Code all pictures once, into this file, and train from it: no crops but the centre square.",
+        help="Code all pictures once, into this file, and train from it: no crops but the centre square. A folder that"
+        " encode --shards wrote will do where --soft-labels is 0.",
         show_default=False,
         rich_help_panel=WHAT,
     ),
@@ -139,7 +142,7 @@ StopAfterMinutes = Annotated[
 
 train = typer.Typer(
     no_args_is_help=True,
-    help="Train HQ-VAE (stage1), then HQ-Transformer on its codes (stage2). With several GPUs: torchrun"
+    help="Train HQ-VAE (stage1), then HQ-Transformer on its codes (stage2).\n\nWith several GPUs: torchrun"
     " --nproc-per-node N -m hqtvae_fast.cli train ..., or accelerate launch; nothing else changes.",
 )
 
@@ -169,7 +172,9 @@ def stage1(
     from hqtvae_fast.train.config import Stage1Run, read_run
     from hqtvae_fast.train.run import train_stage1
 
-    train_stage1(read_run(Stage1Run, config, given, preset))
+    with _named_as_options(given):
+        run = read_run(Stage1Run, config, given, preset)
+    train_stage1(run)
 
 
 @train.command(epilog="Example: hqtvae train stage2 --preset S --vae runs/vae/model --data pictures/ --out runs/hqt")
@@ -225,7 +230,9 @@ def stage2(
     from hqtvae_fast.train.config import Stage2Run, read_run
     from hqtvae_fast.train.run import train_stage2
 
-    train_stage2(read_run(Stage2Run, config, given, preset))
+    with _named_as_options(given):
+        run = read_run(Stage2Run, config, given, preset)
+    train_stage2(run)
 
 
 train.command(epilog="Example: hqtvae train presets, then hqtvae train stage1 --preset NAME ...")(presets)
@@ -239,8 +246,22 @@ def _given(options: dict[str, Any]) -> dict[str, Any]:
     return {name: _plain(value) for name, value in given.items()}
 
 
+@contextmanager
+def _named_as_options(given: dict[str, Any]) -> Iterator[None]:
+    """A refusal of a field that an option gave names the option; one of a file's field begins with the file's name."""
+    try:
+        yield
+    except ValueError as error:
+        name, colon, rest = str(error).partition(":")
+        if name not in given:
+            raise
+        raise ValueError(f"--{name.replace('_', '-')}{colon}{rest}") from error
+
+
 def _fields_and_values(pairs: list[str]) -> dict[str, list[Any]]:
     """``["style=noto", "style=fluent"]`` as ``{"style": ["noto", "fluent"]}``; values as YAML reads them."""
+    import yaml
+
     found: dict[str, list[Any]] = {}
     for pair in pairs:
         name, equals, value = pair.partition("=")

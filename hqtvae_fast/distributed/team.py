@@ -21,6 +21,8 @@ from torch.distributed import HashStore  # type: ignore[attr-defined]
 from torch.distributed.distributed_c10d import PrefixStore, Store
 from torch.distributed.rendezvous import rendezvous
 
+from hqtvae_fast.world import world
+
 Item = TypeVar("Item")
 POLL_SECONDS = 0.2
 FINISHED, FAILED, TAKEN, DONE = "finished", "failed", "taken", "done"
@@ -128,13 +130,13 @@ def join_team() -> Iterator[Team]:
 
 
 def _join() -> Team:
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+    here = world()
+    if here.size == 1:
         return Team(0, 1, 0, HashStore())
-    store, rank, world = next(rendezvous("env://"))
-    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+    store, _, _ = next(rendezvous("env://", here.rank, here.size))
     start = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
     # gloo, whatever the device: a few bytes at the start, and none of a GPU's memory.
-    dist.init_process_group("gloo", store=PrefixStore(f"hqtvae/{start}", store), rank=rank, world_size=world)
+    dist.init_process_group("gloo", store=PrefixStore(f"hqtvae/{start}", store), rank=here.rank, world_size=here.size)
     # torchrun's store may outlive the processes: under a name of their own, counters of an earlier start are not found.
-    name = Team(rank, world, local_rank, store).share(lambda: uuid.uuid4().hex)
-    return Team(rank, world, local_rank, PrefixStore(f"hqtvae/{name}", store))
+    name = Team(here.rank, here.size, here.local_rank, store).share(lambda: uuid.uuid4().hex)
+    return Team(here.rank, here.size, here.local_rank, PrefixStore(f"hqtvae/{name}", store))

@@ -10,15 +10,23 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from hqtvae_fast.codes import read_levels
 from hqtvae_fast.config import VAEConfig
 from hqtvae_fast.hardware import fp32_products
 from hqtvae_fast.model.autoencoder import Decoder, Encoder, Upsample
 from hqtvae_fast.model.code_tables import CodeTables, fold_tables
+from hqtvae_fast.model.images import check_images, check_shape, none_yet, refuse_invalid
+from hqtvae_fast.model.plain import plain
+from hqtvae_fast.model.prepared import Prepared
+from hqtvae_fast.modes import is_traced, no_autocast, single_precision
 from hqtvae_fast.ops.ema_update import code_statistics, ema_update
 from hqtvae_fast.ops.hierarchical_quantize import Resampler, commitment, hierarchical_quantize, straight_through
-from hqtvae_fast.ops.nearest_code import nearest_code
+from hqtvae_fast.ops.made import Made, tree
+from hqtvae_fast.ops.nearest_code import nearest_code, not_finite
+from hqtvae_fast.ops.sample_logits import check_temperature
 from hqtvae_fast.ops.soft_label_cross_entropy import soft_labels
 
+FOLDABLE = (nn.Conv2d, nn.ConvTranspose2d, nn.PixelShuffle, nn.UpsamplingNearest2d)
 RESTART_SHARE = 0.1  # of the count that each code would have if all were chosen alike
 
 
@@ -32,14 +40,16 @@ class Codebook(nn.Module):
     def __init__(self, size: int, dim: int, decay: float, epsilon: float) -> None:
         super().__init__()
         self.decay, self.epsilon = decay, epsilon
-        embedding_KC = torch.randn(size, dim)
+        embedding_KC = torch.randn(size, dim, dtype=torch.float32)
         self.register_buffer("embedding", embedding_KC)
-        self.register_buffer("cluster_size", torch.zeros(size))
+        self.register_buffer("cluster_size", torch.zeros(size, dtype=torch.float32))
         self.register_buffer("embedding_sum", embedding_KC.clone())
 
-    def search(self, z_BCHW: Tensor) -> Tensor:
-        """Nearest codes, [B, H, W] int64."""
+    def search(self, z_BCHW: Tensor, invalid: Tensor | None = None) -> Tensor:
+        """Nearest codes, [B, H, W] int64; ``invalid``, bool [B], is set where z holds NaN or infinity."""
         B, _, H, W = z_BCHW.shape
+        if invalid is not None:
+            invalid |= not_finite(z_BCHW)
         return nearest_code(_rows(z_BCHW), self.embedding).view(B, H, W)
 
     def lookup(self, codes_BHW: Tensor) -> Tensor:
@@ -103,7 +113,7 @@ class HQVAEOutput:
     top_only: Tensor | None = None
 
 
-class HQVAE(nn.Module):
+class HQVAE(Prepared):
     """Encoder, residual quantization over a pyramid, decoder. See :class:`hqtvae_fast.config.VAEConfig`.
 
     The decoder and its 1x1 convolution may be in another dtype than the rest (:meth:`set_decoder_dtype`): codes are
@@ -112,6 +122,7 @@ class HQVAE(nn.Module):
 
     codebooks: Sequence[Codebook]  # an nn.ModuleList, typed by what it holds
 
+    @single_precision()
     def __init__(self, config: VAEConfig) -> None:
         super().__init__()
         self.config = config
@@ -127,52 +138,73 @@ class HQVAE(nn.Module):
         joined = config.embed_dim * (config.num_levels if config.combine == "concat" else 1)
         self.post_quant_conv = nn.Conv2d(joined, config.latent_channels, 1)
         self.decoder = Decoder(config)
-        self.code_tables: CodeTables | None = None
+        self._tables: Made[CodeTables] = Made()
+        self.remember()
 
     def set_decoder_dtype(self, dtype: torch.dtype) -> HQVAE:
         """Decode in ``dtype``; the encoder and the codebooks are left alone."""
         self.post_quant_conv.to(dtype)
         self.decoder.to(dtype)
-        if self.code_tables is not None:
-            self.code_tables.to(dtype)
         return self
 
     def fold(self) -> HQVAE:
         """Fold the decoder's upsampling, and what comes before it into a table a level (K x f x f x latent_channels
-        values, 42 MB in fp32 by default), for inference; to be called in fp32, before any cast."""
-        for module in self.decoder.modules():
-            if isinstance(module, Upsample):
-                module.fold()
+        values, 42 MB in fp32 by default), in inference."""
+        for layer in self._folding():
+            layer.fold()
+        return self.prepare()
+
+    def _folding(self) -> Iterator[Upsample]:
+        return (module for module in tree(self.decoder) if isinstance(module, Upsample))
+
+    def _make(self) -> list[Tensor]:
+        made = [folded for layer in self._folding() if (folded := layer.folded) is not None]
+        tables = self.code_tables
+        return made if tables is None else [*made, *tables.tables, tables.base]
+
+    @property
+    def code_tables(self) -> CodeTables | None:
+        """Of the weights as they are. None in training, where :meth:`fold` was not called, and where what they stand
+        for is not what was built."""
+        between, conv = list(self.upsamples), self.post_quant_conv
+        if not self.prepared or self.training or is_traced():
+            return None
+        if not all(plain(module, *FOLDABLE) for module in (*between, conv)):
+            return None
         books = [codebook.embedding for codebook in self.codebooks]
-        self.code_tables = fold_tables(self.config, books, list(self.upsamples), self.post_quant_conv)
-        return self
+        weights = [*conv.parameters(), *(weight for module in between for weight in module.parameters())]
+        return self._tables.of(lambda: fold_tables(self.config, books, between, conv), *books, *weights)
 
     def train(self, mode: bool = True) -> HQVAE:
         if mode:
-            self.code_tables = None  # the weights are about to change
+            self._tables.drop()  # the weights are about to change
         return super().train(mode)
 
     def latents(self, images: Tensor) -> Tensor:
         """z = conv1x1(Encoder(image)): [B, 3, R, R] in [-1, 1] -> [B, d, R/f, R/f]."""
-        R = self.config.resolution
-        if images.ndim != 4 or tuple(images.shape[1:]) != (3, R, R):
-            raise ValueError(f"images: expected [B, 3, {R}, {R}]; got {list(images.shape)}")
+        check_shape(images, self.config.resolution)
         return self.quant_conv(self.encoder(images))
 
-    def quantize(self, z: Tensor) -> tuple[Level, ...]:
-        """Top level first, each finer level codes what the coarser ones have left over (eq. 2-3)."""
+    def quantize(self, z: Tensor, invalid: Tensor | None = None) -> tuple[Level, ...]:
+        """Top level first, each finer level codes what the coarser ones have left over (eq. 2-3).
+
+        What is not finite gets code 0; ``invalid``, bool [B], is set for such an image, and nothing waits for it.
+        """
         resampler = self.config.resampler
         if resampler == "conv":
-            return self._quantize_level_by_level(z)
-        codes, embeddings = self._quantize_at_once(z, resampler)
+            return self._quantize_level_by_level(z, invalid)
+        codes, embeddings = self._quantize_at_once(z, resampler, invalid)
         residuals, embeddings = straight_through(z, embeddings, resampler=resampler)
         return tuple(Level(*parts) for parts in zip(residuals, codes, embeddings, strict=True))
 
-    def _quantize_at_once(self, z: Tensor, resampler: Resampler) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+    def _quantize_at_once(
+        self, z: Tensor, resampler: Resampler, invalid: Tensor | None
+    ) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
         """Codes and embeddings of all levels, where resampling has no weights."""
-        return hierarchical_quantize(z, [codebook.embedding for codebook in self.codebooks], resampler=resampler)
+        books = [codebook.embedding for codebook in self.codebooks]
+        return hierarchical_quantize(z, books, resampler=resampler, invalid=invalid)
 
-    def _quantize_level_by_level(self, z: Tensor) -> tuple[Level, ...]:
+    def _quantize_level_by_level(self, z: Tensor, invalid: Tensor | None = None) -> tuple[Level, ...]:
         """With modules between the levels, which have gradients of their own."""
         pyramid = [z]
         for downsample in reversed(self.downsamples):
@@ -181,7 +213,7 @@ class HQVAE(nn.Module):
         carried: Tensor | None = None  # what the coarser levels say of this one
         for index, (codebook, target) in enumerate(zip(self.codebooks, pyramid, strict=True)):
             residual = target if carried is None else target - carried
-            codes = codebook.search(residual)
+            codes = codebook.search(residual, invalid)
             embedding = codebook.lookup(codes)
             if torch.is_grad_enabled():  # straight through: the gradient of the embedding is the residual's
                 embedding = residual + (embedding - residual).detach()
@@ -203,31 +235,47 @@ class HQVAE(nn.Module):
         joined = torch.cat([carried, embeddings[-1]], dim=1) if concat else carried + embeddings[-1]
         return self.post_quant_conv(joined.to(self.post_quant_conv.weight.dtype))
 
-    def encode(self, images: Tensor) -> tuple[Tensor, ...]:
-        """Codes of images [B, 3, R, R] in [-1, 1]: int64 [B, h, w] a level, top first."""
+    def encode(self, images: Tensor, *, invalid: Tensor | None = None) -> tuple[Tensor, ...]:
+        """Codes of images [B, 3, R, R] in [-1, 1]: int64 [B, h, w] a level, top first.
+
+        Raises ValueError on other shapes, on integers, on values beyond [-1, 1] (looked at on the CPU only), and at the
+        end on images that are not finite, for which it waits. ``invalid``, bool [B] on the images' device: set for such
+        images instead, their codes being of no use, and nothing waits.
+        """
+        if invalid is None:
+            check_images(images, self.config.resolution)
+        found = none_yet(images) if invalid is None else invalid
         with torch.no_grad(), _full_precision(images.device):
             z = self.latents(images)
             resampler = self.config.resampler
             if resampler == "conv":
-                return tuple(level.codes for level in self._quantize_level_by_level(z))
-            return self._quantize_at_once(z, resampler)[0]
+                codes = tuple(level.codes for level in self._quantize_level_by_level(z, found))
+            else:
+                codes = self._quantize_at_once(z, resampler, found)[0]
+        if invalid is None:
+            refuse_invalid(images, found)
+        return codes
 
     def decode(self, codes: Sequence[Tensor | None]) -> Tensor:
         """Images [B, 3, R, R], nominally in [-1, 1], of codes [B, h, w] a level, top first.
 
-        None leaves a level out: zeros stand in for its embeddings (figure 1's top-only and bottom-only pictures).
+        Integers of any width. None leaves a level out: zeros stand in for its embeddings (figure 1's top-only and
+        bottom-only pictures).
         """
-        return self.decoder(self._decoder_input(codes))
+        with self.in_own_dtype():
+            return self.decoder(self._decoder_input(codes))
 
     @torch.no_grad()
     def decode_bytes(self, codes: Sequence[Tensor | None]) -> Tensor:
         """:meth:`decode`, as uint8 [B, R, R, 3]: -1 is 0, 1 is 255, what lies beyond is cut off."""
-        return self.decoder.to_bytes(self._decoder_input(codes))
+        with self.in_own_dtype():
+            return self.decoder.to_bytes(self._decoder_input(codes))
 
     def _decoder_input(self, codes: Sequence[Tensor | None]) -> Tensor:
-        batch = self.check_codes(codes)
-        if self.code_tables is not None and not torch.is_grad_enabled():
-            return self.code_tables(codes)
+        codes, batch = read_levels(codes, self.config)
+        tables = None if torch.is_grad_enabled() else self.code_tables
+        if tables is not None:
+            return tables(codes)
         embeddings = []
         for index, (codebook, level) in enumerate(zip(self.codebooks, codes, strict=True)):
             if level is None:
@@ -239,11 +287,14 @@ class HQVAE(nn.Module):
         return self.combine(embeddings)
 
     def soft_codes(self, images: Tensor, temperature: float) -> tuple[Tensor, ...]:
-        """Soft labels softmax(-|residual - e_k|^2 / temperature): [B, h, w, K] a level, top first."""
-        if not temperature > 0:
-            raise ValueError(f"temperature: expected a number > 0; got {temperature}")
+        """Soft labels softmax(-|residual - e_k|^2 / temperature): [B, h, w, K] a level, top first. Errors as
+        :meth:`encode` has."""
+        check_temperature(temperature)
+        check_images(images, self.config.resolution)
         with torch.no_grad(), _full_precision(images.device):
-            levels = self.quantize(self.latents(images))
+            found = none_yet(images)
+            levels = self.quantize(self.latents(images), found)
+            refuse_invalid(images, found)
             pairs = zip(self.codebooks, levels, strict=True)
             return tuple(codebook.soft_codes(level.residual, temperature) for codebook, level in pairs)
 
@@ -254,7 +305,7 @@ class HQVAE(nn.Module):
         Under autocast, quantization stays in fp32: codes are chosen by comparing distances.
         """
         z = self.latents(images)
-        with torch.autocast(z.device.type, enabled=False):
+        with no_autocast():
             levels = self.quantize(z.to(self.quant_conv.weight.dtype))
         embeddings = [level.embedding for level in levels]
         losses = commitment([level.residual for level in levels], embeddings)
@@ -268,32 +319,14 @@ class HQVAE(nn.Module):
 
     def check_codes(self, codes: Sequence[Tensor | None]) -> int:
         """The batch size of codes that :meth:`decode` takes; ValueError otherwise (range: on the CPU only)."""
-        config = self.config
-        if len(codes) != config.num_levels:
-            raise ValueError(f"codes: expected {config.num_levels} levels (None leaves one out); got {len(codes)}")
-        batches = {len(level) for level in codes if level is not None}
-        if len(batches) != 1:
-            raise ValueError(f"codes: expected at least one level and one batch size; got {sorted(batches)}")
-        for index, level in enumerate(codes):
-            if level is not None and tuple(level.shape[1:]) != (config.level_sides[index],) * 2:
-                side = config.level_sides[index]
-                raise ValueError(f"codes of level {index}: expected [B, {side}, {side}]; got {list(level.shape)}")
-            if level is not None and level.device.type == "cpu":  # elsewhere the look would cost a synchronisation
-                size = config.codebook_sizes[index]
-                if bool(((level < 0) | (level >= size)).any()):
-                    raise ValueError(f"codes of level {index}: expected 0 to {size - 1}; got {_span(level)}")
-        return batches.pop()
+        return read_levels(codes, self.config)[1]
 
 
 @contextmanager
 def _full_precision(device: torch.device) -> Iterator[None]:
     """No autocast, and no TF32, torch's default in convolutions on Ampere and later: codes would change."""
-    with torch.autocast(device.type, enabled=False), fp32_products(device, tf32=False):
+    with no_autocast(), fp32_products(device, tf32=False):
         yield
-
-
-def _span(codes: Tensor) -> str:
-    return f"{int(codes.min())} to {int(codes.max())}"
 
 
 def _downsample(config: VAEConfig) -> nn.Module:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import shutil
+import warnings
+from contextlib import suppress
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -17,19 +18,20 @@ from torch.utils.data import DataLoader
 
 from hqtvae_fast import checkpoint as checkpoints
 from hqtvae_fast.config import ConfigError, TransformerConfig
+from hqtvae_fast.files import json_text, write_file
 from hqtvae_fast.model import HQVAE, HQTransformer
 from hqtvae_fast.train.code_cache import CodeCache
 from hqtvae_fast.train.code_cache_build import open_code_cache
-from hqtvae_fast.train.config import RunConfig, Schedule, Stage1Run, Stage2Run, TopOnly
+from hqtvae_fast.train.config import RunConfig, Stage1Run, Stage2Run
 from hqtvae_fast.train.data import (
     ClassFolder,
     EpochSampler,
     PictureDataset,
-    Selection,
     Source,
     Stored,
     all_captions,
     caption_template,
+    class_names,
     make_loader,
     open_source,
     select,
@@ -39,11 +41,16 @@ from hqtvae_fast.train.losses import Stage1Weights, Stage2Weights
 from hqtvae_fast.train.models import make_transformer_config, make_vae_config
 from hqtvae_fast.train.perceptual import load_perceptual
 from hqtvae_fast.train.prior import open_prior
-from hqtvae_fast.train.runner import LoopSettings, Runner
+from hqtvae_fast.train.runner import LOGS, LoopSettings, Runner
 from hqtvae_fast.train.stage1 import Stage1, Stage1Settings
 from hqtvae_fast.train.stage2 import Stage2, Stage2Settings
-from hqtvae_fast.train.tokenizer import train_tokenizer
+from hqtvae_fast.train.stored_codes import StoredCodes, codes_as_cache, codes_as_data
+from hqtvae_fast.train.tokenizer import survey_captions, train_tokenizer
 from hqtvae_fast.train.validation import HeldOut
+from hqtvae_fast.world import WorldError, world
+
+CLASS_NAMES = "class_names.json"
+"""In a run's folder: the names of the classes that labels 0, 1, ... stand for, where the set has them."""
 
 
 def train_stage1(run: Stage1Run) -> None:
@@ -58,14 +65,14 @@ def train_stage1(run: Stage1Run) -> None:
     settings = Stage1Settings(
         steps=run.total_steps(sampler.batches_per_epoch),
         warmup_steps=run.warmup_steps(sampler.batches_per_epoch),
-        learning_rate=run.learning_rate or Stage1Settings.learning_rate,
-        schedule=cast(Schedule, run.schedule),
+        learning_rate=Stage1Settings.learning_rate if run.learning_rate is None else run.learning_rate,
+        schedule=run.schedule,
         weights=Stage1Weights(
             perceptual=run.perceptual,
             adversarial=run.adversarial,
             adversarial_start=run.adversarial_start,
             commitment=run.commitment,
-            top_only=cast(TopOnly, run.top_only),
+            top_only=run.top_only,
             residual=run.residual,
         ),
         discriminator_channels=run.discriminator_channels,
@@ -85,16 +92,16 @@ def train_stage2(run: Stage2Run) -> None:
     prior = open_prior(run.prior, vae, config)
     if config.condition == "codes" and prior is None:
         accelerator.print("no prior was named: the result will be half a model; hqtvae convert joins the halves")
+    source = select(open_source(run.data, codes=True), run.selected)
     data: dict[str, Any] = {"condition": config.condition if config.condition in ("class", "text") else "none"}
     tokenizer = None
     if config.condition == "class":
         data["num_classes"] = config.num_classes
     elif config.condition == "text":
         data["caption"] = caption_template(run.caption)
-        tokenizer = make_tokenizer(run, accelerator, config)
-    source = select(open_source(run.data), run.selected)
-    cache = None if run.code_cache is None else open_cache(run, run.code_cache, accelerator, vae, source)
-    loader, sampler = open_data(run, accelerator, source, vae.config.resolution, data, cache)
+        tokenizer = make_tokenizer(run, accelerator, config, source)
+    stored = open_stored(run, accelerator, vae, source)
+    loader, sampler = open_data(run, accelerator, source, vae.config.resolution, data, stored)
     torch.manual_seed(run.seed)
     settings = make_stage2_settings(run, sampler.batches_per_epoch)
     transformer = take_transformer(HQTransformer(config), run.init)
@@ -107,8 +114,12 @@ def train_stage2(run: Stage2Run) -> None:
         tokenizer_file=tokenizer,
         prior=prior,
         held_out=open_held_out(run, accelerator, source, vae.config.resolution, data),
-        stored=None if cache is None else cache.content,
+        stored=None if stored is None else stored.content,
     )
+    if task.tokenizer is not None and accelerator.is_main_process:
+        lost = survey_captions(source, data["caption"], task.tokenizer)
+        if lost:
+            warnings.warn(lost.describe("captions"), stacklevel=2)
     go(run, accelerator, task, loader, sampler, source.fingerprint(), settings.steps)
 
 
@@ -131,15 +142,17 @@ def make_stage2_settings(run: Stage2Run, per_epoch: int) -> Stage2Settings:
 # --------------------------------------------------------------------------------------------------------- tokenizer
 
 
-def make_tokenizer(run: Stage2Run, accelerator: Accelerator, config: TransformerConfig) -> Path:
+def make_tokenizer(run: Stage2Run, accelerator: Accelerator, config: TransformerConfig, source: Source) -> Path:
     """That of ``run.init``, or one trained on the run's captions by the main process, once; ``out/tokenizer.json``."""
     file = Path(run.out) / checkpoints.TOKENIZER_FILE
     if accelerator.is_main_process and not file.is_file():
         given = None if run.init is None else checkpoints.load(run.init).tokenizer_file
         if given is not None:
-            shutil.copyfile(given, file)
+            write_file(file, given.read_bytes())
         else:
-            captions = all_captions(select(open_source(run.data), run.selected), caption_template(run.caption))
+            captions = all_captions(
+                select(open_source(run.data, codes=True), run.selected), caption_template(run.caption)
+            )
             train_tokenizer(captions, file, vocab_size=min(run.vocab_size, config.prefix_vocab_size))
     accelerator.wait_for_everyone()
     return file
@@ -152,17 +165,38 @@ def start(run: RunConfig) -> Accelerator:
     """Processes, precision, logs; the run's configuration is written beside what it makes."""
     directory = Path(run.out)
     directory.mkdir(parents=True, exist_ok=True)
+    accelerator = join_world(run.precision, directory)
+    accelerator.init_trackers(LOGS)
+    set_seed(run.seed, device_specific=True)
+    if accelerator.is_main_process:
+        write_file(directory / "run.json", json.dumps(dataclasses.asdict(run), indent=2).encode() + b"\n")
+    return accelerator
+
+
+def join_world(precision: str, directory: Path) -> Accelerator:
+    """This process among those that train together, which are the ones that :func:`hqtvae_fast.world.world` tells of.
+
+    WorldError where accelerate sees others: each process would be the only one, and all would write one run.
+    """
+    here = world()
     # Codebooks are the same on every rank by construction: nothing to send before each pass.
     plain = DistributedDataParallelKwargs(broadcast_buffers=False)
     # accelerate keeps the precision of a process's first run, and refuses another one for the next.
     AcceleratorState._reset_state(reset_partial_state=False)
     accelerator = Accelerator(
-        mixed_precision=run.precision, log_with="tensorboard", project_dir=str(directory), kwargs_handlers=[plain]
+        # Without a GPU it takes several processes for a job only if it is told that they use the CPU.
+        cpu=here.size > 1 and not torch.accelerator.is_available(),
+        mixed_precision=precision,
+        log_with="tensorboard",
+        project_dir=str(directory),
+        kwargs_handlers=[plain],
     )
-    accelerator.init_trackers("logs")
-    set_seed(run.seed, device_specific=True)
-    if accelerator.is_main_process:
-        (directory / "run.json").write_text(json.dumps(dataclasses.asdict(run), indent=2) + "\n")
+    found = (accelerator.process_index, accelerator.num_processes)
+    if found != (here.rank, here.size):
+        raise WorldError(
+            f"WORLD_SIZE: expected process {here.rank} of {here.size}, as the launcher says; accelerate found"
+            f" {found[0]} of {found[1]} (on {accelerator.device}): start one process, or set ACCELERATE_USE_CPU=true"
+        )
     return accelerator
 
 
@@ -176,6 +210,8 @@ def open_data(
 ) -> tuple[DataLoader[Any], EpochSampler]:
     """The training set. ``stored``: what its samples have in place of pixels."""
     dataset = PictureDataset(source, resolution, flip=run.flip, seed=run.seed, stored=stored, **condition)
+    if accelerator.is_main_process and (names := class_names(source)):
+        write_file(Path(run.out) / CLASS_NAMES, json_text(names, indent=1).encode() + b"\n")
     share = run.batch_size // (accelerator.num_processes * run.accumulate)
     if share * accelerator.num_processes * run.accumulate != run.batch_size:
         raise ConfigError(
@@ -193,12 +229,22 @@ def open_data(
     return loader, sampler
 
 
-def open_cache(run: Stage2Run, file: str, accelerator: Accelerator, vae: HQVAE, source: Source) -> CodeCache:
-    """With what this run needs of each picture, and no more if it has to be made."""
-    soft = run.tau is not None
-    return open_code_cache(
-        Path(file), accelerator, vae, source, soft_labels=soft, mirrored=run.flip, workers=run.workers
-    )
+def open_stored(run: Stage2Run, accelerator: Accelerator, vae: HQVAE, source: Source) -> CodeCache | StoredCodes | None:
+    """What the run reads in the pictures' place: codes that are its data, or a code cache, which is made with what this
+    run needs of each picture; None for pixels."""
+    needs: dict[str, Any] = {"soft_labels": run.tau is not None, "mirrored": run.flip}
+    stored = codes_as_data(source, vae, **needs)
+    if run.code_cache is None:
+        return stored
+    if stored is not None:
+        raise ConfigError(f"code_cache: expected none, as the data are codes; got {run.code_cache}")
+    file = Path(run.code_cache)
+    if not file.is_dir():
+        return open_code_cache(file, accelerator, vae, source, **needs, workers=run.workers)
+    stored = codes_as_cache(file, source, vae, **needs)
+    if stored.broken:
+        accelerator.print(f"codes in {file}: {stored.broken:,} of {len(source):,} pictures are broken")
+    return stored
 
 
 def open_held_out(
@@ -208,9 +254,8 @@ def open_held_out(
     if not run.validation:
         return None
     source = open_source(run.validation)
-    whole = training.source if isinstance(training, Selection) else training
-    if isinstance(source, ClassFolder) and isinstance(whole, ClassFolder):
-        source = open_source(run.validation, class_names=whole.class_names)
+    if isinstance(source, ClassFolder) and (names := class_names(training)):
+        source = open_source(run.validation, class_names=names)
     return HeldOut(
         PictureDataset(select(source, run.selected), resolution, training=False, **condition),
         limit=run.validation_pictures,
@@ -242,8 +287,11 @@ def go(
         )
     try:
         runner.run()
-    finally:
-        accelerator.end_training()
+    except BaseException:
+        with suppress(Exception):  # a log that cannot be written is no news, and would hide the reason
+            runner.close()
+        raise
+    runner.close()
 
 
 def _path(name: str | None) -> Path | None:

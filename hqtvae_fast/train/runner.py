@@ -1,17 +1,17 @@
 """The training loop of both stages: updates, logs, checkpoints, and going on after a kill as if there had been none.
 
 A stage is a :class:`Task`; this file knows nothing of what it trains. A run's directory holds ``checkpoints/`` (the
-last few, each complete or absent), ``logs/`` (TensorBoard), ``pictures/`` and ``losses.jsonl``.
+last few), ``logs/`` (TensorBoard), ``pictures/`` and ``losses.jsonl``.
 """
 
 from __future__ import annotations
 
-import json
+import io
 import math
-import os
 import shutil
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -20,18 +20,28 @@ import torch
 from accelerate import Accelerator
 from PIL import Image
 from rich.console import Console
+from safetensors import SafetensorError
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from hqtvae_fast.checkpoint import CheckpointError
+from hqtvae_fast.files import write_file
 from hqtvae_fast.train.data import Batch, BrokenCount, EpochSampler
 from hqtvae_fast.train.progress import TrainingProgress
+from hqtvae_fast.train.records import LOSSES, add_record, cut_records
+from hqtvae_fast.train.run_checkpoints import RunCheckpoints, damage
 
-CHECKPOINTS, LOSSES, PICTURES = "checkpoints", "losses.jsonl", "pictures"
+CHECKPOINTS, PICTURES, LOGS, MODEL = "checkpoints", "pictures", "logs", "model"
 METRICS_LIMIT = 1e6  # a loss beyond it has exploded
+PROBLEM = 300  # characters of an error; torch's of a model of other sizes lists every weight
 
 
 class TrainingError(ValueError):
-    """Training cannot go on; the message names the update, the batch and the last good checkpoint."""
+    """Training cannot go on; the message names the update and the batch, or the file, and the last good checkpoint."""
+
+
+class OtherDataError(ValueError):
+    """A run goes on with other pictures than it was started on."""
 
 
 @dataclass(frozen=True)
@@ -89,7 +99,7 @@ class Position:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         if self.fingerprint and state["fingerprint"] != self.fingerprint:
-            raise ValueError("data: expected the pictures that this run was started on; these are others")
+            raise OtherDataError("data: expected the pictures that this run was started on; these are others")
         self.step, self.epoch, self.batch = state["step"], state["epoch"], state["batch"]
         self.broken.count = state["broken"]
 
@@ -111,6 +121,7 @@ class Runner:
     ) -> None:
         self.accelerator, self.task, self.loader, self.sampler = accelerator, task, loader, sampler
         self.directory, self.settings, self.accumulate = directory, settings, accumulate
+        self.checkpoints = RunCheckpoints(directory / CHECKPOINTS, settings.keep)
         self.position = Position(fingerprint=fingerprint)
         accelerator.register_for_checkpointing(self.position)
         self.console = Console(stderr=True)
@@ -139,13 +150,19 @@ class Runner:
                     break
         self._checkpoint()
         if self.position.step == self.settings.steps and self.accelerator.is_main_process:
-            self.task.save(self.directory / "model")
+            with self._writing(self.directory / MODEL):
+                self.task.save(self.directory / MODEL)
+
+    def close(self) -> None:
+        """End the logs and the group of processes."""
+        with self._writing(self.directory / LOGS):
+            self.accelerator.end_training()
 
     def _time_is_up(self, began: float) -> bool:
         """The slowest rank decides for all: none may leave the others waiting for its gradients."""
         if self.settings.stop_after_minutes is None:
             return False
-        passed = torch.tensor(time.monotonic() - began, device=self.accelerator.device)
+        passed = torch.tensor(time.monotonic() - began, dtype=torch.float32, device=self.accelerator.device)
         return float(self.accelerator.gather(passed[None]).max()) >= 60 * self.settings.stop_after_minutes
 
     # ----------------------------------------------------------------------------------------------------- updates
@@ -168,13 +185,13 @@ class Runner:
             keys = ", ".join(batch.keys[:8]) + (", ..." if len(batch) > 8 else "")
             raise TrainingError(
                 f"update {self.position.step}: {wrong[0]} is {values[wrong[0]]:.4g}; its batch: {keys};"
-                f" the last good checkpoint: {self.last_checkpoint() or 'none yet'}"
+                f" the last good checkpoint: {self.checkpoints.newest() or 'none yet'}"
             )
         return values
 
     def _after(self, metrics: dict[str, float], batch: Batch) -> None:
         self.position.step += 1
-        self.position.broken.add(self._gather_keys(batch.broken))
+        self.position.broken.add(self._of_all(list(batch.broken)))
         step, settings = self.position.step, self.settings
         logged = dict(metrics) if _due(step, settings.log_every) else {}
         if _due(step, settings.validate_every):
@@ -186,62 +203,108 @@ class Runner:
         if _due(step, settings.save_every) and step < settings.steps:
             self._checkpoint()
 
-    def _gather_keys(self, keys: tuple[str, ...]) -> list[str]:
+    def _of_all(self, own: list[str]) -> list[str]:
+        """What each process has to say, to all of them."""
         from accelerate.utils import gather_object
 
-        return list(keys) if self.accelerator.num_processes == 1 else list(gather_object(list(keys)))
+        return own if self.accelerator.num_processes == 1 else list(gather_object(own))
 
     # -------------------------------------------------------------------------------------------- what a run leaves
 
+    @contextmanager
+    def _writing(self, path: Path) -> Iterator[None]:
+        """What cannot be written, on a full disk say, is named, and so is what there is to go on from."""
+        try:
+            yield
+        except (OSError, SafetensorError, RuntimeError, CheckpointError) as error:  # torch.save's is a RuntimeError
+            reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error).splitlines()[0]
+            raise TrainingError(
+                f"{path}: cannot be written ({reason}); update {self.position.step}; the same command goes on from the"
+                f" last good checkpoint: {self.checkpoints.newest() or 'none yet'}"
+            ) from error
+
     def _log(self, metrics: dict[str, float]) -> None:
-        self.accelerator.log(metrics, step=self.position.step)
+        with self._writing(self.directory / LOGS):
+            self.accelerator.log(metrics, step=self.position.step)
         if self.accelerator.is_main_process:
-            with (self.directory / LOSSES).open("a", encoding="utf-8") as file:
-                file.write(json.dumps({"step": self.position.step, **metrics}) + "\n")
+            with self._writing(self.directory / LOSSES):
+                add_record(self.directory / LOSSES, {"step": self.position.step, **metrics})
 
     def _write_picture(self) -> None:
         picture = self.task.pictures(self.position.step)
         if picture is not None:
-            folder = self.directory / PICTURES
-            folder.mkdir(parents=True, exist_ok=True)
-            picture.save(folder / f"{self.position.step:07d}.png")
+            file, data = self.directory / PICTURES / f"{self.position.step:07d}.png", io.BytesIO()
+            picture.save(data, format="PNG")
+            with self._writing(file):
+                write_file(file, data.getvalue())
 
     def _checkpoint(self) -> None:
         """Save everything into a folder that takes its name when it is whole; then drop the oldest."""
-        final = self.directory / CHECKPOINTS / f"step-{self.position.step:07d}"
-        partial = final.with_name(f".partial-{final.name}")
+        step, main = self.position.step, self.accelerator.is_main_process
+        final, partial = self.checkpoints.path(step), self.checkpoints.partial(step)
         if final.exists():
             return
-        if self.accelerator.is_main_process:
+        if main:
             shutil.rmtree(partial, ignore_errors=True)
         self.accelerator.wait_for_everyone()
-        self.accelerator.save_state(str(partial))
-        self.accelerator.wait_for_everyone()
-        if self.accelerator.is_main_process:
-            os.replace(partial, final)
-            for old in self._checkpoints()[: -self.settings.keep]:
-                shutil.rmtree(old, ignore_errors=True)
+        try:
+            with self._writing(final):
+                self.accelerator.save_state(str(partial))
+            self.accelerator.wait_for_everyone()
+            if main:
+                with self._writing(final):
+                    self.checkpoints.finish(step)
+        finally:
+            if main:
+                shutil.rmtree(partial, ignore_errors=True)
 
-    def _checkpoints(self) -> list[Path]:
-        return sorted((self.directory / CHECKPOINTS).glob("step-*"))
-
-    def last_checkpoint(self) -> Path | None:
-        """The newest complete checkpoint."""
-        return next(iter(reversed(self._checkpoints())), None)
+    # --------------------------------------------------------------------------------------------------- going on
 
     def _resume(self) -> None:
-        last = self.last_checkpoint()
-        if last is not None:
-            self.accelerator.load_state(str(last))
-            self.accelerator.print(f"going on from {last}, update {self.position.step}")
-        self._cut_log()
+        """From the newest whole checkpoint; TrainingError if there are some and none of them is."""
+        found, refused = None, dict[Path, str]()
+        for checkpoint in self.checkpoints.newest_first():
+            problem = self._load(checkpoint)
+            if not problem:
+                found = checkpoint
+                break
+            refused[checkpoint] = problem
+        if found is None and refused:
+            told = "; ".join(f"{path}: {problem}" for path, problem in refused.items())
+            raise TrainingError(f"expected a checkpoint to go on from; got {told}")
+        if found is not None:
+            self.accelerator.print(f"going on from {found}, update {self.position.step}")
+        if self.accelerator.is_main_process:
+            self._tidy(refused)
 
-    def _cut_log(self) -> None:
-        """Forget what was logged after the checkpoint, if there was one: those updates are made again."""
+    def _load(self, checkpoint: Path) -> str:
+        """What is wrong with a checkpoint, for one process or another; empty, on all of them, if it is loaded."""
+        problem = damage(checkpoint)
+        if not problem:
+            try:
+                self.accelerator.load_state(str(checkpoint))
+            except OtherDataError:
+                raise
+            except Exception as error:
+                problem = " ".join(str(error).split())[:PROBLEM] or type(error).__name__
+        return next((told for told in self._of_all([problem]) if told), "")
+
+    def _tidy(self, refused: dict[Path, str]) -> None:
+        """Move damaged checkpoints out of the way of new ones, and forget what was logged after the one that was
+        loaded: those updates are made again."""
+        self.checkpoints.drop_partial()
+        for checkpoint, problem in refused.items():
+            aside = self.checkpoints.set_aside(checkpoint)
+            self.console.print(
+                f"left out: {checkpoint}, a damaged checkpoint ({problem}), now {aside.name}",
+                soft_wrap=True,
+                highlight=False,
+                markup=False,
+            )
         file = self.directory / LOSSES
-        if self.accelerator.is_main_process and file.exists():
-            lines = [line for line in file.read_text().splitlines() if json.loads(line)["step"] <= self.position.step]
-            file.write_text("".join(f"{line}\n" for line in lines))
+        if broken := cut_records(file, self.position.step):
+            lines = "1 line that is no record" if broken == 1 else f"{broken} lines that are no records"
+            self.console.print(f"left out: {lines} of {file}", soft_wrap=True, highlight=False, markup=False)
 
 
 def split(batch: Batch, parts: int) -> Iterator[Batch]:

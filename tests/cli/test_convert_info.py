@@ -13,7 +13,7 @@ import torch
 from conftest import GOLDEN
 from safetensors.torch import load_file, save_file
 
-from hqtvae_fast.cli import info as info_module
+from hqtvae_fast.cli import model_facts
 from hqtvae_fast.hardware import published
 
 from .conftest import Run, assert_one_line_error, pixels
@@ -105,7 +105,7 @@ def test_info_on_the_papers_models(run: Run, preset: str, millions: str) -> None
 
 
 def test_info_measures_this_machine(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(info_module, "measure_this_machine", lambda: published("L40S"))
+    monkeypatch.setattr(model_facts, "measure_this_machine", lambda: published("L40S"))
     assert "L40S" in run("info", "--preset", "S").out
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from hqtvae_fast.cli.output import png, webp
+from hqtvae_fast.cli.sheets import png, webp
 from hqtvae_fast.evaluate import open_pictures
 from hqtvae_fast.evaluate.pictures import Pictures
 from hqtvae_fast.images import fit, to_pil

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from hqtvae_fast.backend import Backend, choose
 from hqtvae_fast.ops.add_layer_norm import fused, reference
+from hqtvae_fast.ops.operator import operator
 
 
 def add_layer_norm(
@@ -46,7 +47,7 @@ BACKENDS = (
 _BY_NAME = {backend.name: backend for backend in BACKENDS}
 
 
-@torch.library.custom_op("hqtvae_fast::add_layer_norm", mutates_args=())
+@operator("add_layer_norm", mutates_args=())
 def _add_layer_norm(
     x: Tensor,
     added: Tensor | None,

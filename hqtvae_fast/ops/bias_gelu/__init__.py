@@ -9,6 +9,7 @@ from torch import Tensor
 
 from hqtvae_fast.backend import Backend, choose
 from hqtvae_fast.ops.bias_gelu import fused, reference
+from hqtvae_fast.ops.operator import operator
 
 FORMS = ("exact", "sigmoid")
 
@@ -35,7 +36,7 @@ BACKENDS = (Backend("triton", fused.bias_gelu, fused.why_not), Backend("referenc
 _BY_NAME = {backend.name: backend for backend in BACKENDS}
 
 
-@torch.library.custom_op("hqtvae_fast::bias_gelu", mutates_args=())
+@operator("bias_gelu", mutates_args=())
 def _bias_gelu(x: Tensor, bias: Tensor | None, form: str, backend: str) -> Tensor:
     return _BY_NAME[backend].run(x, bias, form)
 

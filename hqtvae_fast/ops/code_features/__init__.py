@@ -10,6 +10,7 @@ from torch import Tensor
 
 from hqtvae_fast.backend import Backend, choose
 from hqtvae_fast.ops.code_features import gather, reference
+from hqtvae_fast.ops.operator import operator
 
 
 def code_features(
@@ -62,7 +63,7 @@ BACKENDS = (
 _BY_NAME = {backend.name: backend for backend in BACKENDS}
 
 
-@torch.library.custom_op("hqtvae_fast::code_features", mutates_args=())
+@operator("code_features", mutates_args=())
 def _code_features(codes: Sequence[Tensor], tables: Sequence[Tensor], base: Tensor, backend: str) -> Tensor:
     return _BY_NAME[backend].run(codes, tables, base)
 

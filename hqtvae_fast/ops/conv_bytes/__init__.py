@@ -7,6 +7,7 @@ from torch import Tensor
 
 from hqtvae_fast.backend import Backend, choose
 from hqtvae_fast.ops.conv_bytes import reference, tensor_cores
+from hqtvae_fast.ops.operator import operator
 
 
 def conv_bytes(x: Tensor, weight: Tensor, bias: Tensor, *, backend: str | None = None) -> Tensor:
@@ -37,7 +38,7 @@ BACKENDS = (
 _BY_NAME = {backend.name: backend for backend in BACKENDS}
 
 
-@torch.library.custom_op("hqtvae_fast::conv_bytes", mutates_args=())
+@operator("conv_bytes", mutates_args=())
 def _conv_bytes(x: Tensor, weight: Tensor, bias: Tensor, backend: str) -> Tensor:
     return _BY_NAME[backend].run(x, weight, bias)
 

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from hqtvae_fast.backend import Backend, choose
 from hqtvae_fast.ops.decode_attention import fused, native, reference
+from hqtvae_fast.ops.operator import operator
 
 
 def decode_attention(
@@ -69,7 +70,7 @@ BACKENDS = (
 _BY_NAME = {backend.name: backend for backend in BACKENDS}
 
 
-@torch.library.custom_op("hqtvae_fast::decode_attention", mutates_args=("keys", "values"))
+@operator("decode_attention", mutates_args=("keys", "values"))
 def _attend(
     qkv: Tensor,
     bias: Tensor | None,

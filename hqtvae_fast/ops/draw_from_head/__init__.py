@@ -9,6 +9,7 @@ from torch import Tensor
 
 from hqtvae_fast.backend import Backend, choose
 from hqtvae_fast.ops.draw_from_head import fused, reference
+from hqtvae_fast.ops.operator import operator
 from hqtvae_fast.ops.sample_logits import check_sampling
 
 
@@ -68,7 +69,7 @@ BACKENDS = (
 _BY_NAME = {backend.name: backend for backend in BACKENDS}
 
 
-@torch.library.custom_op("hqtvae_fast::draw_from_head", mutates_args=("out", "invalid"))
+@operator("draw_from_head", mutates_args=("out", "invalid"))
 def _draw(
     x: Tensor,
     weight: Tensor,

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from hqtvae_fast.backend import Backend, choose
 from hqtvae_fast.ops.ema_update import fused, reference
+from hqtvae_fast.ops.operator import operator
 
 
 def code_statistics(
@@ -92,7 +93,7 @@ _STATISTICS = {backend.name: backend for backend in STATISTICS}
 _UPDATE = {backend.name: backend for backend in UPDATE}
 
 
-@torch.library.custom_op("hqtvae_fast::code_statistics", mutates_args=())
+@operator("code_statistics", mutates_args=())
 def _code_statistics(
     z: Tensor, codes: Tensor, num_codes: int, deterministic: bool, backend: str
 ) -> tuple[Tensor, Tensor]:
@@ -105,7 +106,7 @@ def _(z: Tensor, codes: Tensor, num_codes: int, deterministic: bool, backend: st
     return z.new_empty(num_codes, dtype=wide), z.new_empty((num_codes, z.shape[1]), dtype=wide)
 
 
-@torch.library.custom_op("hqtvae_fast::ema_update", mutates_args=("embedding", "cluster_size", "embedding_sum"))
+@operator("ema_update", mutates_args=("embedding", "cluster_size", "embedding_sum"))
 def _ema_update(
     embedding: Tensor,
     cluster_size: Tensor,

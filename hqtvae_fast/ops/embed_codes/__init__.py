@@ -10,6 +10,7 @@ from torch import Tensor
 
 from hqtvae_fast.backend import Backend, choose
 from hqtvae_fast.ops.embed_codes import fused, reference
+from hqtvae_fast.ops.operator import operator
 
 Mode = Literal["sum", "mean", "interleave"]
 MODES: tuple[Mode, ...] = ("sum", "mean", "interleave")
@@ -61,7 +62,7 @@ BACKENDS = (Backend("triton", fused.embed_codes, fused.why_not), Backend("refere
 _BY_NAME = {backend.name: backend for backend in BACKENDS}
 
 
-@torch.library.custom_op("hqtvae_fast::embed_codes", mutates_args=())
+@operator("embed_codes", mutates_args=())
 def _embed(
     codes: Tensor,
     tables: list[Tensor],

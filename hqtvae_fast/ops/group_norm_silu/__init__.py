@@ -9,6 +9,7 @@ from torch import Tensor
 
 from hqtvae_fast.backend import Backend, choose
 from hqtvae_fast.ops.group_norm_silu import fused, native, reference
+from hqtvae_fast.ops.operator import operator
 
 
 def group_norm_silu(
@@ -119,7 +120,7 @@ _BACKWARD = {"triton": fused.backward, "native": native.backward, "reference": r
 
 # The backend is chosen outside and named to the operators: a fake has no device to choose by. An operator may not
 # return its input: without a residual the sum is empty, and x is what the backward pass needs.
-@torch.library.custom_op("hqtvae_fast::group_norm_silu", mutates_args=())
+@operator("group_norm_silu", mutates_args=())
 def _forward(
     x: Tensor,
     residual: Tensor | None,
@@ -152,7 +153,7 @@ def _(
     return torch.empty_like(x), total, mean, rstd
 
 
-@torch.library.custom_op("hqtvae_fast::group_norm_silu_backward", mutates_args=())
+@operator("group_norm_silu_backward", mutates_args=())
 def _backward(
     dy: Tensor, x: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, rstd: Tensor, silu: bool, backend: str
 ) -> tuple[Tensor, Tensor, Tensor]:

@@ -10,6 +10,7 @@ from torch import Tensor
 from hqtvae_fast.backend import Backend, choose
 from hqtvae_fast.ops.linear import fused, reference
 from hqtvae_fast.ops.linear.fused import Workspace
+from hqtvae_fast.ops.operator import operator
 
 GeluForm = Literal["none", "exact", "sigmoid"]
 GELU: tuple[GeluForm, ...] = ("none", "exact", "sigmoid")
@@ -64,7 +65,7 @@ BACKENDS = (Backend("triton", fused.linear, fused.why_not), Backend("reference",
 _BY_NAME = {backend.name: backend for backend in BACKENDS}
 
 
-@torch.library.custom_op("hqtvae_fast::linear", mutates_args=("partials", "counters"))
+@operator("linear", mutates_args=("partials", "counters"))
 def _linear(
     x: Tensor,
     weight: Tensor,

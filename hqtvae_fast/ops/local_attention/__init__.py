@@ -9,6 +9,7 @@ from torch import Tensor
 
 from hqtvae_fast.backend import Backend, choose
 from hqtvae_fast.ops.local_attention import fused, reference
+from hqtvae_fast.ops.operator import operator
 
 MASKS = ("full", "levels")
 
@@ -72,7 +73,7 @@ BACKENDS = (
 _BY_NAME = {backend.name: backend for backend in BACKENDS}
 
 
-@torch.library.custom_op("hqtvae_fast::local_attention", mutates_args=("keys", "values"))
+@operator("local_attention", mutates_args=("keys", "values"))
 def _attend(
     qkv: Tensor,
     bias: Tensor | None,

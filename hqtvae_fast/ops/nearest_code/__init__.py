@@ -9,6 +9,7 @@ from hqtvae_fast import _cuda
 from hqtvae_fast.backend import Backend, choose
 from hqtvae_fast.ops import triton_launch
 from hqtvae_fast.ops.nearest_code import cuda, reference, screened, tensor_cores
+from hqtvae_fast.ops.operator import operator
 
 
 def _on_tensor_cores(z: Tensor, codebook: Tensor) -> Tensor:
@@ -46,8 +47,8 @@ def nearest_code(
         raise ValueError(f"nearest_code: expected one floating dtype; got {z.dtype} and {codebook.dtype}")
     if z.device != codebook.device:
         raise ValueError(f"nearest_code: expected one device; got {z.device} and {codebook.device}")
-    if check and not bool(z.isfinite().all()):
-        row = int((~z.isfinite().all(dim=1)).nonzero()[0])
+    if check and bool((wrong := not_finite(z)).any()):
+        row = int(wrong.nonzero()[0])
         raise ValueError(f"nearest_code: expected finite rows; row {row} holds NaN or infinity")
     if invalid is not None:
         invalid |= ~z.isfinite().all()
@@ -55,7 +56,12 @@ def nearest_code(
     return torch.ops.hqtvae_fast.nearest_code(z, codebook, choice.backend.name)
 
 
-@torch.library.custom_op("hqtvae_fast::nearest_code", mutates_args=())
+def not_finite(z: Tensor) -> Tensor:
+    """Which of the rows or images z [B, ...] hold NaN or infinity: bool [B] on their device, without waiting for it."""
+    return ~z.isfinite().flatten(1).all(dim=1)
+
+
+@operator("nearest_code", mutates_args=())
 def _nearest_code(z: Tensor, codebook: Tensor, backend: str) -> Tensor:
     with torch.autocast(z.device.type, enabled=False):
         return _BY_NAME[backend].run(z, codebook)
@@ -66,4 +72,4 @@ def _(z: Tensor, codebook: Tensor, backend: str) -> Tensor:
     return z.new_empty(len(z), dtype=torch.int64)
 
 
-__all__ = ["nearest_code"]
+__all__ = ["nearest_code", "not_finite"]

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from hqtvae_fast import _cuda
 from hqtvae_fast.backend import Backend, choose
+from hqtvae_fast.ops.operator import operator
 from hqtvae_fast.ops.prediction_head import cuda, reference, table
 from hqtvae_fast.ops.prediction_head.table import HeadTable
 from hqtvae_fast.ops.prediction_head.weights import LEVELS, POSITIONS, BlockWeights, HeadWeights, LevelWeights
@@ -99,9 +100,7 @@ BACKENDS = (
 )
 
 
-@torch.library.custom_op(
-    "hqtvae_fast::prediction_head", mutates_args=("codes", "invalid", "table_buffer", "table_barrier")
-)
+@operator("prediction_head", mutates_args=("codes", "invalid", "table_buffer", "table_barrier"))
 def _prediction_head(
     h: Tensor,
     codes: Tensor,

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from hqtvae_fast.backend import Backend, choose
+from hqtvae_fast.ops.operator import operator
 from hqtvae_fast.ops.prefill_attention import adapters
 
 
@@ -45,7 +46,7 @@ BACKENDS = (
 _BY_NAME = {backend.name: backend for backend in BACKENDS}
 
 
-@torch.library.custom_op("hqtvae_fast::prefill_attention", mutates_args=("keys", "values"))
+@operator("prefill_attention", mutates_args=("keys", "values"))
 def _attend(qkv: Tensor, bias: Tensor | None, keys: Tensor, values: Tensor, backend: str) -> Tensor:
     B, T, _, H, E = qkv.shape
     if bias is not None:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from hqtvae_fast.backend import Backend, choose
+from hqtvae_fast.ops.operator import operator
 from hqtvae_fast.ops.quantized_conv import reference, tensor_cores
 from hqtvae_fast.ops.quantized_conv.formats import LARGEST, quantize, quantize_weights
 
@@ -64,7 +65,7 @@ BACKENDS = (
 _BY_NAME = {backend.name: backend for backend in BACKENDS}
 
 
-@torch.library.custom_op("hqtvae_fast::quantized_conv", mutates_args=())
+@operator("quantized_conv", mutates_args=())
 def _quantized_conv(
     x: Tensor,
     weight: Tensor,

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from hqtvae_fast.backend import Backend, choose
+from hqtvae_fast.ops.operator import operator
+from hqtvae_fast.ops.sample_logits import check_temperature
 from hqtvae_fast.ops.soft_label_cross_entropy import reference, tensor_cores
 
 
@@ -40,8 +41,7 @@ def soft_label_cross_entropy(
             f"expected floating logits, and z and codebook of one floating dtype; "
             f"got {logits.dtype}, {z.dtype} and {codebook.dtype}"
         )
-    if not (temperature > 0 and math.isfinite(temperature)):
-        raise ValueError(f"temperature: expected a number > 0; got {temperature}")
+    check_temperature(temperature)
     inputs = (logits, z, codebook, temperature)
     choice = choose("soft_label_cross_entropy", BACKENDS, *inputs, backend=backend)
     return torch.ops.hqtvae_fast.soft_label_cross_entropy(*inputs, choice.backend.name)[0]
@@ -74,7 +74,7 @@ def _statistics(logits: Tensor, backend: str) -> Tensor:
 
 # The backend is chosen outside and named to the operators: a fake has no device to choose by, and the backward pass
 # must be of the backend whose statistics it gets.
-@torch.library.custom_op("hqtvae_fast::soft_label_cross_entropy", mutates_args=())
+@operator("soft_label_cross_entropy", mutates_args=())
 def _forward(logits: Tensor, z: Tensor, codebook: Tensor, temperature: float, backend: str) -> tuple[Tensor, Tensor]:
     with torch.autocast(logits.device.type, enabled=False):
         loss, statistics = _BY_NAME[backend].run(logits, z, codebook, temperature)
@@ -86,7 +86,7 @@ def _(logits: Tensor, z: Tensor, codebook: Tensor, temperature: float, backend: 
     return logits.new_empty((), dtype=_wide(logits.dtype)), _statistics(logits, backend)
 
 
-@torch.library.custom_op("hqtvae_fast::soft_label_cross_entropy_backward", mutates_args=())
+@operator("soft_label_cross_entropy_backward", mutates_args=())
 def _backward(
     grad: Tensor, logits: Tensor, z: Tensor, codebook: Tensor, statistics: Tensor, temperature: float, backend: str
 ) -> Tensor:

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from hqtvae_fast.backend import Backend, choose
+from hqtvae_fast.ops.operator import operator
 from hqtvae_fast.ops.upsample_conv import reference, tensor_cores
 
 
@@ -56,7 +57,7 @@ BACKENDS = (
 _BY_NAME = {backend.name: backend for backend in BACKENDS}
 
 
-@torch.library.custom_op("hqtvae_fast::upsample_conv", mutates_args=())
+@operator("upsample_conv", mutates_args=())
 def _upsample_conv(x: Tensor, folded: Tensor, bias: Tensor, backend: str) -> Tensor:
     return _BY_NAME[backend].run(x, folded, bias)
 
