@@ -73,6 +73,12 @@ def test_V2_with_a_version_that_has_no_rows_only_what_the_hardware_sets_is_asked
     assert [problem.split()[0] for problem in judge(spilt, unknown, 80)] == ["shared:", "stack:", "spills:", "needs"]
 
 
+def test_V2_every_version_that_is_tested_has_budgets():
+    every = BudgetFile.read(aot.BUDGETS).by_version
+    assert list(every) == ["3.7", "3.6", "3.9"]
+    assert len({frozenset(budgets["sm_90"]) for budgets in every.values()}) == 1  # the same kernels
+
+
 def test_V2_whether_products_and_sums_are_fused_is_said_at_every_launch():
     """Triton 3.10 no longer fuses them where nothing is said."""
     said = []

@@ -45,11 +45,10 @@ SETTLE = Tile(8, codes=16, channels=8, warps=4, stages=2)
 
 
 def settle_tile(window: int, coarser: int) -> Tile:
-    if triton_version() == "3.6":
-        return (
-            replace(SETTLE, rows=16, channels=4) if (window, coarser) == (2, 1) else replace(SETTLE, rows=16, codes=8)
-        )
-    return replace(SETTLE, rows=16) if triton_version() == "3.7" else SETTLE
+    if triton_version() != "3.6":
+        return replace(SETTLE, rows=16) if triton_version() == "3.7" else SETTLE
+    wide = replace(SETTLE, rows=16)
+    return replace(wide, channels=4) if (window, coarser) == (2, 1) else replace(wide, codes=8)
 
 
 def pick_tile(level: Level, codes: int) -> Tile:
