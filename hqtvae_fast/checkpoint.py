@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from hqtvae_fast import released
 from hqtvae_fast.config import ConfigError, HQTVAEConfig, TransformerConfig, from_dict, to_dict
 from hqtvae_fast.fields import shown
+from hqtvae_fast.files import sync_files, sync_folder
 from hqtvae_fast.model import HQVAE, HQTransformer
 
 CONFIG_FILE = "config.json"
@@ -318,8 +319,10 @@ def _staged(target: Path) -> Iterator[Path]:
     try:
         stage.mkdir(parents=True)
         yield stage
+        sync_files(stage)
         for file in sorted(stage.iterdir(), reverse=True):  # config.json, which makes it a checkpoint, goes last
             os.replace(file, target / file.name)
+        sync_folder(target)
         done = True
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"{target}: cannot be written ({_first_line(error)})") from error

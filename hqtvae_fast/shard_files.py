@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import json
 import tarfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,32 +17,41 @@ from hqtvae_fast.config import ConfigError
 from hqtvae_fast.files import read_text, write_file
 
 
-def keep_spec(folder: Path, name: str, spec: dict[str, Any], what: str) -> None:
+def keep_spec(
+    folder: Path,
+    name: str,
+    spec: dict[str, Any],
+    what: str,
+    extends: Callable[[dict[str, Any]], bool] = lambda found: False,
+) -> None:
     """Write what a folder is to hold into its file ``name``, or compare it with what is written there.
 
     ``spec`` has a field ``format``. ConfigError if the folder holds something else, saying in which fields; ``what``:
-    the shards' contents, for that message.
+    the shards' contents, for that message. ``extends``: whether what is there is a part of what is wanted; then the
+    folder is to hold all of it from now on.
     """
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / name
-    if file.exists():
-        _check_spec(file, spec, what)
-    elif any(folder.glob("*.tar")):
+    if not file.exists() and any(folder.glob("*.tar")):
         raise ConfigError(f"{folder}: expected an empty folder or one with {name}; it holds other shards")
-    else:
+    if not file.exists() or not _holds(file, spec, what, extends):
         write_file(file, json.dumps(spec, indent=1).encode() + b"\n")
 
 
-def _check_spec(file: Path, spec: dict[str, Any], what: str) -> None:
+def _holds(file: Path, spec: dict[str, Any], what: str, extends: Callable[[dict[str, Any]], bool]) -> bool:
+    """True for what is wanted, False for a part of it, ConfigError for anything else."""
     try:
         found = json.loads(read_text(file))
     except ValueError as error:
         raise ConfigError(f"{file}: not what was written there ({error})") from error
     if not isinstance(found, dict) or found.get("format") != spec["format"]:
         raise ConfigError(f"{file}: expected {spec['format']!r}")
-    if differing := [name for name, value in spec.items() if found.get(name) != value]:
+    wanted = json.loads(json.dumps(spec))  # tuples are lists there
+    differing = [name for name, value in wanted.items() if found.get(name) != value]
+    if differing and not extends(found):
         fields = "; ".join(f"{name}: {found.get(name)} there, {spec[name]} wanted" for name in differing)
         raise ConfigError(f"{file.parent}: holds {what} made from something else ({fields})")
+    return not differing
 
 
 def add_member(tar: tarfile.TarFile, name: str, data: bytes) -> None:

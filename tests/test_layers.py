@@ -11,13 +11,26 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "hqtvae_fast"
 LAYERS = [  # a module may import from its own layer and those above it in this list
-    {"arguments", "codes", "config", "fields", "files", "world", "hardware", "backend", "_cuda", "_nvrtc"},
+    {
+        "arguments",
+        "codes",
+        "config",
+        "fields",
+        "files",
+        "picture_files",
+        "world",
+        "hardware",
+        "backend",
+        "_cuda",
+        "_nvrtc",
+    },
     {"ops"},
     {"model"},
     {"engine", "released"},
     {"checkpoint"},
     {
         "images",
+        "bare_pictures",
         "pixels",
         "text",
         "progress",

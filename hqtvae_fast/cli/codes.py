@@ -14,7 +14,7 @@ from torch import Tensor
 
 from hqtvae_fast.codes import read_levels
 from hqtvae_fast.config import VAEConfig
-from hqtvae_fast.files import write_file
+from hqtvae_fast.files import json_text, write_file
 from hqtvae_fast.model import HQVAE
 
 FORMAT = "hqtvae_fast codes"
@@ -31,7 +31,7 @@ class Codes:
 def write_codes(path: Path, levels: Sequence[Tensor], names: Sequence[str]) -> None:
     """Codes as int32 [N, h, w] a level."""
     tensors = {f"level_{index}": level.to(torch.int32).contiguous() for index, level in enumerate(levels)}
-    metadata = {"format": FORMAT, "names": json.dumps(list(names), ensure_ascii=False)}
+    metadata = {"format": FORMAT, "names": json_text(list(names))}
     write_file(path, safetensors.torch.save(tensors, metadata))
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -16,7 +15,7 @@ import typer
 
 from hqtvae_fast.cli.options import MACHINE, OUTPUT, Device, DType, open_pipeline
 from hqtvae_fast.cli.output import check_file, count, progress, rate, show, table
-from hqtvae_fast.files import write_file
+from hqtvae_fast.files import json_text, write_file
 
 if TYPE_CHECKING:
     from hqtvae_fast.distributed import Team
@@ -262,7 +261,7 @@ class _Job:
 
         if len(paths) == 1 and holds_statistics(Path(paths[0])):
             known = read_reference(Path(paths[0]))
-            if known.resolution not in (None, resolution or known.resolution):
+            if None not in (known.resolution, resolution) and known.resolution != resolution:
                 self._say(
                     f"warning: {paths[0]} is of pictures of {known.resolution} pixels, the samples have {resolution}"
                 )
@@ -317,5 +316,5 @@ def _finish(metrics: list[Metric], facts: dict[str, Any], out: Path | None) -> N
         shown.add_row(f"{metric.name} {arrow}", metric.shown(), metric.of)
     show(shown)
     if out is not None:
-        write_file(out, (json.dumps(document(metrics, facts), indent=1, ensure_ascii=False) + "\n").encode())
+        write_file(out, (json_text(document(metrics, facts), indent=1) + "\n").encode())
         typer.echo(f"wrote {out}")

@@ -209,7 +209,7 @@ def open_pipeline(
 
 def batch_of(pipe: HQTVAEPipeline, batch_size: int | None) -> int:
     """The batch size asked for, or the one that is the fastest as far as is known."""
-    return batch_size or pipe.best_batch_size
+    return pipe.best_batch_size if batch_size is None else batch_size
 
 
 def parse_classes(values: Iterable[str]) -> list[int]:

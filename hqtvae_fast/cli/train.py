@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from enum import Enum
 from pathlib import Path
 from typing import Annotated, Any
@@ -170,7 +172,9 @@ def stage1(
     from hqtvae_fast.train.config import Stage1Run, read_run
     from hqtvae_fast.train.run import train_stage1
 
-    train_stage1(read_run(Stage1Run, config, given, preset))
+    with _named_as_options(given):
+        run = read_run(Stage1Run, config, given, preset)
+    train_stage1(run)
 
 
 @train.command(epilog="Example: hqtvae train stage2 --preset S --vae runs/vae/model --data pictures/ --out runs/hqt")
@@ -226,7 +230,9 @@ def stage2(
     from hqtvae_fast.train.config import Stage2Run, read_run
     from hqtvae_fast.train.run import train_stage2
 
-    train_stage2(read_run(Stage2Run, config, given, preset))
+    with _named_as_options(given):
+        run = read_run(Stage2Run, config, given, preset)
+    train_stage2(run)
 
 
 train.command(epilog="Example: hqtvae train presets, then hqtvae train stage1 --preset NAME ...")(presets)
@@ -238,6 +244,18 @@ def _given(options: dict[str, Any]) -> dict[str, Any]:
     if "select" in given:
         given["select"] = _fields_and_values(given["select"])
     return {name: _plain(value) for name, value in given.items()}
+
+
+@contextmanager
+def _named_as_options(given: dict[str, Any]) -> Iterator[None]:
+    """A refusal of a field that an option gave names the option; one of a file's field begins with the file's name."""
+    try:
+        yield
+    except ValueError as error:
+        name, colon, rest = str(error).partition(":")
+        if name not in given:
+            raise
+        raise ValueError(f"--{name.replace('_', '-')}{colon}{rest}") from error
 
 
 def _fields_and_values(pairs: list[str]) -> dict[str, list[Any]]:

@@ -5,6 +5,10 @@
 ``samples-000000.json`` beside a shard its checksum; all checksums are in ``manifest.json`` and ``SHA256SUMS`` (for
 ``sha256sum -c``), which are written when the last shard is there.
 
+A folder is extended by asking for more: whole shards stay, the last one is made again if it has room. The manifest is
+renewed. Pictures of one class or prompt, of all classes in turn or of nothing in particular may become more; a list of
+several may become longer.
+
 Picture i depends on (seed, i) and its class or prompt alone. Its bits also depend on the shapes of the products that it
 was computed in: so batches begin anew with each shard, all have ``batch_size`` rows, and both numbers are part of
 what a folder holds. Processes take whole shards, and how many there are changes no bit.
@@ -21,16 +25,17 @@ import tarfile
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import IO, Any
 
 import torch
 from PIL import Image
 
+from hqtvae_fast.config import ConfigError
 from hqtvae_fast.distributed.subjects import Subjects
 from hqtvae_fast.engine import image_seeds
-from hqtvae_fast.files import PARTIAL, whole_file, write_file
+from hqtvae_fast.files import PARTIAL, json_text, read_text, whole_file, write_file
 from hqtvae_fast.output import HQTVAEImage
 from hqtvae_fast.pipeline import HQTVAEPipeline
 from hqtvae_fast.shard_files import add_member, keep_spec
@@ -90,11 +95,34 @@ class SampleShards:
         }
 
     def open(self, described: dict[str, Any]) -> list[int]:
-        """Make the folder, or see that it holds this set (ConfigError); the shards that it lacks. For one process."""
-        keep_spec(self.folder, SPEC_FILE, described, "pictures")
+        """Make the folder, or see that it holds this set or the first part of it (ConfigError); the shards that it
+        lacks. For one process."""
+        keep_spec(self.folder, SPEC_FILE, described, "pictures", lambda found: self._extends(found, described))
         (self.folder / MANIFEST_FILE).unlink(missing_ok=True)  # it says that all shards are there
         (self.folder / SUMS_FILE).unlink(missing_ok=True)
-        return [shard for shard in range(len(self)) if not self.file(shard).exists()]
+        return [shard for shard in range(len(self)) if not self._done(shard)]
+
+    def _extends(self, found: dict[str, Any], described: dict[str, Any]) -> bool:
+        """Whether a folder so described holds this set's first pictures. ConfigError, saying what can be extended,
+        where it differs in their number alone."""
+        subjects, there = self.spec.subjects, found.get("pictures")
+        same = {**json.loads(json.dumps(described)), "pictures": there, "subjects": found.get("subjects")} == found
+        if not same or not isinstance(there, int) or there < 1:
+            return False
+        smaller = subjects.first(there) if there < subjects.total else None
+        if smaller is not None and smaller.digest() == found["subjects"]:
+            return True
+        if replace(subjects, total=there).digest() == found["subjects"]:
+            why = "a set is never cut" if there > subjects.total else "one of several is extended by more of them"
+            raise ConfigError(f"{self.folder}: holds {there:,} pictures of these; got {subjects.total:,} wanted: {why}")
+        return False
+
+    def _done(self, shard: int) -> bool:
+        """Whether the shard is there, with all its pictures: it had fewer if it was the last one of a smaller set."""
+        try:
+            return self.file(shard).exists() and self._read_record(shard)["pictures"] == len(self.span(shard))
+        except (OSError, ValueError, KeyError):
+            return False  # no checksum of it, or none that can be read
 
     def make(self, shards: Iterable[int], advance: Callable[[int], None] = lambda number: None) -> int:
         """Draw shards; returns the number of pictures. ``advance`` hears of pictures that are drawn.
@@ -138,8 +166,9 @@ class SampleShards:
                 for index, png in zip(self.span(shard), samples, strict=True):
                     fields = {"index": index, "seed": self._seeds[index], **self.spec.subjects.fields(index)}
                     add_member(tar, f"{index:09d}.png", png.result())
-                    add_member(tar, f"{index:09d}.json", json.dumps(fields, ensure_ascii=False).encode())
-            # Its checksum stands before the shard does: a shard that has its name is done.
+                    add_member(tar, f"{index:09d}.json", json_text(fields).encode())
+            # Its checksum stands before the shard does, and is never that of another: a shard with its name is done.
+            self.file(shard).unlink(missing_ok=True)
             self._write_record(shard, digest)
 
     def _write_record(self, shard: int, digest: _Digest) -> None:
@@ -170,10 +199,13 @@ class SampleShards:
         return self.folder / MANIFEST_FILE
 
     def _record(self, shard: int) -> dict[str, Any]:
-        record = json.loads(self._record_file(shard).read_text())
+        record = self._read_record(shard)
         if (size := self.file(shard).stat().st_size) != record["bytes"]:
             raise OSError(f"{self.file(shard)}: expected {record['bytes']} bytes, as written; got {size}")
         return record
+
+    def _read_record(self, shard: int) -> dict[str, Any]:
+        return dict(json.loads(read_text(self._record_file(shard))))
 
 
 class _Digest:
@@ -215,7 +247,7 @@ def _png(image: Image.Image) -> bytes:
 
 
 def _json(value: Any) -> bytes:
-    return json.dumps(value, indent=1, ensure_ascii=False).encode() + b"\n"
+    return json_text(value, indent=1).encode() + b"\n"
 
 
 def _device_name(device: torch.device) -> str:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from hqtvae_fast.config import TransformerConfig
+from hqtvae_fast.files import json_text
 
 
 @dataclass(frozen=True)
@@ -30,6 +30,13 @@ class Subjects:
         count = len(self.values)
         return self.values[index % count if self.in_turn else index // (self.total // count)]
 
+    def first(self, total: int) -> Subjects | None:
+        """The smaller set whose pictures are the first ``total`` of this one; None if there is none such."""
+        if self.in_turn or len(self.values) <= 1:
+            return replace(self, total=total)
+        each = self.total // len(self.values)
+        return None if total % each else Subjects(self.values[: total // each], total)
+
     def examples(self) -> dict[str, Any]:
         """The pipeline's arguments for one picture of each class or prompt."""
         return Subjects(self.values, len(self.values) or 1).arguments(range(len(self.values) or 1))
@@ -50,7 +57,7 @@ class Subjects:
 
     def digest(self) -> str:
         """16 hexadecimal digits, equal for equal subjects."""
-        text = json.dumps([self.values, self.total, self.in_turn], ensure_ascii=False)
+        text = json_text([self.values, self.total, self.in_turn])
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 

@@ -47,7 +47,7 @@ def decode_codes(
     ``chunk``: images decoded at once; by default :func:`chunk_size` with ``budget`` bytes.
     """
     present = next(level for level in codes if level is not None)
-    size = chunk or chunk_size(vae, present.device, budget)
+    size = chunk_size(vae, present.device, budget) if chunk is None else chunk
     parts = []
     for start in range(0, len(present), size):
         part = [None if level is None else level[start : start + size] for level in codes]

@@ -5,15 +5,22 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal, TypeVar, get_args
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
-from hqtvae_fast.config import ConfigError
+from hqtvae_fast.config import MAX_LEVELS
+from hqtvae_fast.fields import Between, ConfigError
 from hqtvae_fast.train.fields import typed_fields
 from hqtvae_fast.train.presets import load_preset, read_fields
 
 Config = TypeVar("Config", bound="RunConfig")
 TopOnly = Literal["none", "pixels", "all"]
 Schedule = Literal["cosine", "constant"]
+Autocast = Literal["no", "bf16", "fp16"]
+Counted = Annotated[int, Between(1)]
+Interval = Annotated[int, Between(0)]
+Weight = Annotated[float, Between(0)]
+Seed = Annotated[int, Between(0, 2**32 - 2**16)]
+"""numpy's largest, less room for a rank's number."""
 
 
 @dataclass(frozen=True)
@@ -27,7 +34,7 @@ class RunConfig:
     """Pictures to train on: WebDataset shards (files, patterns), or a folder; see train.data.open_source."""
     validation: tuple[str, ...] = ()
     """Held-out pictures, likewise; without them there is no validation."""
-    validation_pictures: int = 2048
+    validation_pictures: Counted = 2048
     """At most so many of them are used, spread evenly over the set."""
     select: dict[str, Any] = dataclasses.field(default_factory=dict)
     """Only pictures, held-out ones too, whose fields have one of these values: {style: [noto, fluent], group: Food}."""
@@ -36,41 +43,38 @@ class RunConfig:
     out: str = ""
     """The run's directory; a run that is there goes on."""
     flip: bool = False
-    batch_size: int = 128
+    batch_size: Counted = 128
     """Pictures an update, over all processes."""
-    accumulate: int = 1
+    accumulate: Counted = 1
     """Micro-batches that a process cuts its share into, to need less memory."""
-    steps: int | None = None
-    epochs: float | None = None
+    steps: Counted | None = None
+    epochs: Annotated[float, Between(0.001)] | None = None
     """Either, not both."""
-    warmup_epochs: float = 0.5
-    learning_rate: float | None = None
-    precision: str = "no"
-    """Autocast: no, bf16 or fp16."""
-    workers: int = 2
-    seed: int = 0
-    log_every: int = 10
-    save_every: int = 500
-    picture_every: int = 500
-    validate_every: int = 500
+    warmup_epochs: Weight = 0.5
+    learning_rate: Weight | None = None
+    precision: Autocast = "no"
+    """What forward and backward passes compute in."""
+    workers: Interval = 2
+    seed: Seed = 0
+    log_every: Interval = 10
+    save_every: Interval = 500
+    picture_every: Interval = 500
+    validate_every: Interval = 500
     """Updates between two validations; 0: none."""
-    keep: int = 2
-    stop_after: int | None = None
+    keep: Counted = 2
+    """Checkpoints, the newest ones."""
+    stop_after: Counted | None = None
     """Save and end after this many updates of this process."""
-    stop_after_minutes: float | None = None
+    stop_after_minutes: Weight | None = None
     """Save and end after this long."""
 
     def check(self) -> None:
-        """ValueError on what cannot be trained with."""
+        """ConfigError on fields that do not go together; what each may be says its type."""
         for name in ("data", "out"):
             if not getattr(self, name):
                 raise ConfigError(f"{name}: expected a path, got none")
         if (self.steps is None) == (self.epochs is None):
             raise ConfigError("steps, epochs: expected one of them")
-        if self.validation_pictures < 1:
-            raise ConfigError(f"validation_pictures: expected 1 or more; got {self.validation_pictures}")
-        if self.precision not in ("no", "bf16", "fp16"):
-            raise ConfigError(f"precision: expected no, bf16 or fp16; got {self.precision!r}")
 
     @property
     def selected(self) -> dict[str, list[Any]]:
@@ -78,7 +82,11 @@ class RunConfig:
         return {name: value if isinstance(value, list) else [value] for name, value in self.select.items()}
 
     def total_steps(self, per_epoch: int) -> int:
-        return self.steps if self.steps is not None else max(1, round((self.epochs or 0) * per_epoch))
+        return (
+            self.steps
+            if self.steps is not None
+            else max(1, round((0 if self.epochs is None else self.epochs) * per_epoch))
+        )
 
     def warmup_steps(self, per_epoch: int) -> int:
         """At most a tenth of the run, so that a short run is not all warm-up."""
@@ -95,25 +103,24 @@ class Stage1Run(RunConfig):
     perceptual_weights: str | None = None
     """VGG16's convolutions, a local file; None trains without a perceptual loss."""
     lpips_weights: str | None = None
-    perceptual: float = 1.0
-    adversarial: float = 0.75
-    adversarial_start: int = 0
-    discriminator_channels: int = 64
+    perceptual: Weight = 1.0
+    adversarial: Weight = 0.75
+    adversarial_start: Interval = 0
+    discriminator_channels: Counted = 64
     restart_unused: bool = False
-    commitment: float = 1.0
+    commitment: Weight = 1.0
     """On top of beta, which is ``model.commitment_weight``."""
-    top_only: str = "none"
+    top_only: TopOnly = "none"
     """Which losses the picture decoded from top codes alone takes part in: none, pixels, or all."""
-    residual: float = 0.0
+    residual: Weight = 0.0
     """Weight of the mean |residual| below the top level, which keeps the top codes in use."""
-    schedule: str = "cosine"
+    schedule: Schedule = "cosine"
     """Of the learning rate after its warm-up: cosine (to 0) or constant."""
 
     def check(self) -> None:
         super().check()
-        for name, choices in (("top_only", get_args(TopOnly)), ("schedule", get_args(Schedule))):
-            if getattr(self, name) not in choices:
-                raise ConfigError(f"{name}: expected one of {', '.join(choices)}; got {getattr(self, name)!r}")
+        if self.discriminator_channels % 16:  # of 32 groups, and twice as many channels
+            raise ConfigError(f"discriminator_channels: expected a multiple of 16; got {self.discriminator_channels}")
 
 
 @dataclass(frozen=True)
@@ -133,32 +140,30 @@ class Stage2Run(RunConfig):
     with random crops. Much larger with ``soft_labels``."""
     caption: str = "plain"
     """How captions are made from what is known of a picture: plain, emoji, or a template such as "{name}, {style}"."""
-    vocab_size: int = 4096
-    weight_decay: float = 1e-4
-    clip: float | None = 1.0
+    vocab_size: Annotated[int, Between(3)] = 4096
+    weight_decay: Weight = 1e-4
+    clip: Annotated[float, Between(1e-9)] | None = 1.0
     activation_checkpointing: bool = False
     """Compute activations again in the backward pass: less memory, a third more arithmetic."""
-    soft_labels: float | None = 1.0
+    soft_labels: Weight | None = 1.0
     """tau of the targets softmax(-squared distance / tau), in units of squared distance; 0 or null: the codes."""
-    level_weights: tuple[float, ...] | None = None
+    level_weights: Annotated[tuple[Weight, ...], Between(1, MAX_LEVELS)] | None = None
     """Weights of the levels' losses, top first; None weighs a level by its codes below a top code: 1, 4, 16."""
-    image_weight: float = 0.9
-    text_weight: float = 0.1
+    image_weight: Weight = 0.9
+    text_weight: Weight = 0.1
     """These two of a text model; see :class:`hqtvae_fast.train.losses.Stage2Weights`."""
     sample_prompts: tuple[str, ...] = ()
-    sample_top_k: int | None = None
-    sample_temperature: float = 1.0
-    warmup_epochs: float = 1.0
+    sample_top_k: Counted | None = None
+    sample_temperature: Annotated[float, Between(1e-9)] = 1.0
+    warmup_epochs: Weight = 1.0
 
     @property
     def tau(self) -> float | None:
         """``soft_labels``, None where it is off."""
-        return self.soft_labels or None
+        return None if self.soft_labels == 0 else self.soft_labels
 
     def check(self) -> None:
         super().check()
-        if self.soft_labels is not None and not self.soft_labels >= 0:
-            raise ConfigError(f"soft_labels: expected a temperature, or 0 for none; got {self.soft_labels}")
         if not (self.vae or self.prior or self.init):
             raise ConfigError("vae: expected the checkpoint directory of a trained stage 1, got none")
 
@@ -167,13 +172,25 @@ def read_run(cls: type[Config], file: Path | None, overrides: dict[str, Any], pr
     """A run, checked: of a preset, with a YAML file's fields on top, and on both those of ``overrides`` not None."""
     data: dict[str, Any] = {}
     if preset is not None:
-        data = _known(cls, load_preset(cls.stage, preset).fields, f"preset {preset}")
+        data = _read(cls, load_preset(cls.stage, preset).fields, f"preset {preset}: ")
     if file is not None:
-        data = layered(data, _known(cls, read_fields(file), str(file)))
-    data = layered(data, {name: value for name, value in overrides.items() if value is not None})
-    run = cls(**typed_fields(cls, data))
+        data = layered(data, _read(cls, read_fields(file), f"{file}: "))
+    data = layered(data, _read(cls, {name: value for name, value in overrides.items() if value is not None}))
+    run = cls(**data)
     run.check()
     return run
+
+
+def _read(cls: type[Config], fields: dict[str, Any], where: str = "") -> dict[str, Any]:
+    """Fields in their types and within their bounds; ConfigError names ``where`` they stand, and the field."""
+    known = {f.name for f in dataclasses.fields(cls)}
+    unknown = sorted(str(name) for name in set(fields) - known)
+    if unknown:
+        raise ConfigError(f"{where}unknown field {', '.join(unknown)}; expected some of {', '.join(sorted(known))}")
+    try:
+        return typed_fields(cls, fields)
+    except ConfigError as error:
+        raise ConfigError(f"{where}{error}") from None
 
 
 def layered(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
@@ -187,11 +204,3 @@ def merged(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
     """``below`` with ``above`` on top; mappings of the same name are merged alike, anything else is replaced."""
     both = {name for name, value in above.items() if isinstance(value, dict) and isinstance(below.get(name), dict)}
     return {**below, **above, **{name: merged(below[name], above[name]) for name in both}}
-
-
-def _known(cls: type[Config], fields: dict[str, Any], where: str) -> dict[str, Any]:
-    known = {f.name for f in dataclasses.fields(cls)}
-    unknown = sorted(set(fields) - known)
-    if unknown:
-        raise ConfigError(f"{where}: unknown field {', '.join(unknown)}; expected some of {', '.join(sorted(known))}")
-    return fields

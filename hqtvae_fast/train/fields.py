@@ -1,78 +1,42 @@
-"""Values of a run's fields, as YAML gives them, in the fields' own types."""
+"""Values of a run's fields, as YAML gives them, in the fields' own types and within their bounds."""
 
 from __future__ import annotations
 
-import types
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from contextlib import suppress
+from typing import Annotated, Any, Literal, get_args, get_origin
 
-from hqtvae_fast.config import ConfigError
+from hqtvae_fast.fields import field_kinds, read
 
 
 def typed_fields(cls: type[Any], values: dict[str, Any]) -> dict[str, Any]:
     """``values`` in the types that the dataclass ``cls`` declares; ConfigError naming the field where one is of none.
 
-    YAML 1.1 takes ``4e-5``, without a point, for text and ``no`` for false: both are read as they were meant.
+    YAML 1.1 takes ``4e-5``, without a point, for text and ``no`` for false, and one path is no list of them: all are
+    read as they were meant.
     """
-    hints = get_type_hints(cls)
-    return {name: _typed(name, value, hints[name]) for name, value in values.items()}
+    kinds = field_kinds(cls)
+    return {name: read(kinds[name], _meant(kinds[name], value), name) for name, value in values.items()}
 
 
-def _typed(name: str, value: Any, kind: Any) -> Any:
+def _meant(kind: Any, value: Any) -> Any:
+    """The value in the type that it was meant in; as it is where that cannot be told."""
     origin, arguments = get_origin(kind), get_args(kind)
-    if origin in (Union, types.UnionType):  # always of one type and None here
-        if value is None:
-            return None
-        return _typed(name, value, next(option for option in arguments if option is not type(None)))
+    if origin is Annotated:
+        return _meant(arguments[0], value)
     if origin is tuple:
         entries = value if isinstance(value, list | tuple) else (value,)
-        return tuple(_typed(name, entry, arguments[0]) for entry in entries)
-    plain = dict if origin is dict else str if origin is Literal else kind
-    try:
-        return _READERS[plain](value)
-    except (TypeError, ValueError):
-        raise ConfigError(f"{name}: expected {_NAMES[plain]}; got {value!r}") from None
-
-
-def _integer(value: Any) -> int:
-    if isinstance(value, bool) or float(value) != int(float(value)):
-        raise TypeError
-    return int(float(value))
-
-
-def _number(value: Any) -> float:
-    if isinstance(value, bool):
-        raise TypeError
-    return float(value)
-
-
-def _text(value: Any) -> str:
-    if isinstance(value, bool):
+        return tuple(_meant(arguments[0], entry) for entry in entries)
+    if origin is not None and type(None) in arguments and value is not None:  # of one type and None here
+        return _meant(next(option for option in arguments if option is not type(None)), value)
+    if kind in (int, float) and isinstance(value, str | float):
+        return _number(kind, value)
+    if (kind is str or origin is Literal) and isinstance(value, bool):
         return "yes" if value else "no"
-    if not isinstance(value, str):
-        raise TypeError
     return value
 
 
-def _exactly(kind: type) -> Any:
-    def read(value: Any) -> Any:
-        if not isinstance(value, kind):
-            raise TypeError
-        return value
-
-    return read
-
-
-_READERS: dict[Any, Any] = {
-    int: _integer,
-    float: _number,
-    str: _text,
-    bool: _exactly(bool),
-    dict: _exactly(dict),
-}
-_NAMES = {
-    int: "an integer",
-    float: "a number",
-    str: "text",
-    bool: "true or false",
-    dict: "a mapping of names to values",
-}
+def _number(kind: type, value: str | float) -> Any:
+    with suppress(ValueError, OverflowError):
+        number = float(value)
+        return int(number) if kind is int and number == int(number) else number
+    return value

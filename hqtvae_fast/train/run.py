@@ -7,7 +7,7 @@ import json
 import warnings
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -18,20 +18,20 @@ from torch.utils.data import DataLoader
 
 from hqtvae_fast import checkpoint as checkpoints
 from hqtvae_fast.config import ConfigError, TransformerConfig
-from hqtvae_fast.files import write_file
+from hqtvae_fast.files import json_text, write_file
 from hqtvae_fast.model import HQVAE, HQTransformer
 from hqtvae_fast.train.code_cache import CodeCache
 from hqtvae_fast.train.code_cache_build import open_code_cache
-from hqtvae_fast.train.config import RunConfig, Schedule, Stage1Run, Stage2Run, TopOnly
+from hqtvae_fast.train.config import RunConfig, Stage1Run, Stage2Run
 from hqtvae_fast.train.data import (
     ClassFolder,
     EpochSampler,
     PictureDataset,
-    Selection,
     Source,
     Stored,
     all_captions,
     caption_template,
+    class_names,
     make_loader,
     open_source,
     select,
@@ -49,6 +49,9 @@ from hqtvae_fast.train.tokenizer import survey_captions, train_tokenizer
 from hqtvae_fast.train.validation import HeldOut
 from hqtvae_fast.world import WorldError, world
 
+CLASS_NAMES = "class_names.json"
+"""In a run's folder: the names of the classes that labels 0, 1, ... stand for, where the set has them."""
+
 
 def train_stage1(run: Stage1Run) -> None:
     """Train HQ-VAE; the result is ``out/model``, a checkpoint without stage 2."""
@@ -63,13 +66,13 @@ def train_stage1(run: Stage1Run) -> None:
         steps=run.total_steps(sampler.batches_per_epoch),
         warmup_steps=run.warmup_steps(sampler.batches_per_epoch),
         learning_rate=Stage1Settings.learning_rate if run.learning_rate is None else run.learning_rate,
-        schedule=cast(Schedule, run.schedule),
+        schedule=run.schedule,
         weights=Stage1Weights(
             perceptual=run.perceptual,
             adversarial=run.adversarial,
             adversarial_start=run.adversarial_start,
             commitment=run.commitment,
-            top_only=cast(TopOnly, run.top_only),
+            top_only=run.top_only,
             residual=run.residual,
         ),
         discriminator_channels=run.discriminator_channels,
@@ -207,6 +210,8 @@ def open_data(
 ) -> tuple[DataLoader[Any], EpochSampler]:
     """The training set. ``stored``: what its samples have in place of pixels."""
     dataset = PictureDataset(source, resolution, flip=run.flip, seed=run.seed, stored=stored, **condition)
+    if accelerator.is_main_process and (names := class_names(source)):
+        write_file(Path(run.out) / CLASS_NAMES, json_text(names, indent=1).encode() + b"\n")
     share = run.batch_size // (accelerator.num_processes * run.accumulate)
     if share * accelerator.num_processes * run.accumulate != run.batch_size:
         raise ConfigError(
@@ -249,9 +254,8 @@ def open_held_out(
     if not run.validation:
         return None
     source = open_source(run.validation)
-    whole = training.source if isinstance(training, Selection) else training
-    if isinstance(source, ClassFolder) and isinstance(whole, ClassFolder):
-        source = open_source(run.validation, class_names=whole.class_names)
+    if isinstance(source, ClassFolder) and (names := class_names(training)):
+        source = open_source(run.validation, class_names=names)
     return HeldOut(
         PictureDataset(select(source, run.selected), resolution, training=False, **condition),
         limit=run.validation_pictures,

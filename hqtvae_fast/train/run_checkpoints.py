@@ -43,6 +43,11 @@ class RunCheckpoints:
         for old in self.newest_first()[self.keep :]:
             shutil.rmtree(old, ignore_errors=True)
 
+    def drop_partial(self) -> None:
+        """Remove what processes that were killed had begun to write."""
+        for partial in self.folder.glob(".partial-*"):
+            shutil.rmtree(partial, ignore_errors=True)
+
     def set_aside(self, checkpoint: Path) -> Path:
         """Give a damaged checkpoint a name under which it is none, so that a new one can have its own."""
         aside = checkpoint.with_name(f"{DAMAGED}{checkpoint.name}")

@@ -292,6 +292,7 @@ class Runner:
     def _tidy(self, refused: dict[Path, str]) -> None:
         """Move damaged checkpoints out of the way of new ones, and forget what was logged after the one that was
         loaded: those updates are made again."""
+        self.checkpoints.drop_partial()
         for checkpoint, problem in refused.items():
             aside = self.checkpoints.set_aside(checkpoint)
             self.console.print(

@@ -35,14 +35,14 @@ def test_yaml_values(tmp_path, line, name, value):
 @pytest.mark.parametrize(
     "name,value,expected",
     [
-        ("batch_size", "many", "an integer; got 'many'"),
-        ("batch_size", 1.5, "an integer; got 1.5"),
-        ("batch_size", True, "an integer; got True"),
-        ("learning_rate", "fast", "a number; got 'fast'"),
+        ("batch_size", "many", "an integer of 1 or more; got 'many'"),
+        ("batch_size", 1.5, "an integer of 1 or more; got 1.5"),
+        ("batch_size", True, "an integer of 1 or more; got True"),
+        ("learning_rate", "fast", "a number of 0 or more or none; got 'fast'"),
         ("flip", "sometimes", "true or false; got 'sometimes'"),
-        ("model", "large", "a mapping of names to values; got 'large'"),
+        ("model", "large", "a mapping; got 'large'"),
         ("out", 7, "text; got 7"),
-        ("batch_size", None, "an integer; got None"),
+        ("batch_size", None, "an integer of 1 or more; got None"),
     ],
 )
 def test_refusals_name_the_field(tmp_path, name, value, expected):

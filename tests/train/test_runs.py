@@ -203,7 +203,7 @@ def test_other_pictures_than_the_run_began_with(pictures, tmp_path):
     [
         ({"out": ""}, "out: expected a path, got none"),
         ({"epochs": 3}, "steps, epochs: expected one of them"),
-        ({"precision": "int4"}, "precision: expected no, bf16 or fp16"),
+        ({"precision": "int4"}, "precision: expected one of no, bf16, fp16; got 'int4'"),
     ],
 )
 def test_runs_that_cannot_be(pictures, tmp_path, changes, message):

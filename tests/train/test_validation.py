@@ -152,5 +152,5 @@ def test_two_processes_validate_as_one(pictures, trained_vae, tmp_path, stage):
 
 
 def test_a_cap_that_is_none(pictures, tmp_path):
-    with pytest.raises(ValueError, match="validation_pictures: expected 1 or more; got 0"):
+    with pytest.raises(ValueError, match="validation_pictures: expected an integer of 1 or more; got 0"):
         stage1(pictures, tmp_path, validation_pictures=0)

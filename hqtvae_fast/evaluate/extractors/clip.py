@@ -7,7 +7,6 @@ keep the names of the files.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from torch import Tensor, nn
 
 from hqtvae_fast.evaluate.extractors.resize import antialiased
 from hqtvae_fast.evaluate.extractors.weights import fill, read_weights
+from hqtvae_fast.files import parse_json, read_text
 
 MEAN = (0.48145466, 0.4578275, 0.40821073)  # of CLIP's training pictures, RGB in [0, 1]
 DEVIATION = (0.26862954, 0.26130258, 0.27577711)
@@ -166,7 +166,7 @@ def load_clip(folder: Path) -> CLIP:
     for file in files.values():
         if not file.is_file():
             raise ValueError(f"{file}: no such file; expected a CLIP folder in Hugging Face's format")
-    config = json.loads(files["config.json"].read_text(encoding="utf-8"))
+    config = parse_json(read_text(files["config.json"]), files["config.json"])
     width = config.get("projection_dim", 512)
     pictures = PictureTower({**DEFAULTS["vision_config"], **(config.get("vision_config") or {})}, width)
     texts = TextTower({**DEFAULTS["text_config"], **(config.get("text_config") or {})}, width)

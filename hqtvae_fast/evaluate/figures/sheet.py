@@ -50,7 +50,7 @@ class Sheet:
         if not sizes:
             raise ValueError("expected at least one picture; got none")
         width = max(width for width, _ in sizes)
-        self.scale = self.scale or -(-MIN_SIDE // width)
+        self.scale = -(-MIN_SIDE // width) if self.scale is None else self.scale
         self.side = width * self.scale, max(height for _, height in sizes) * self.scale
         size = max(12, min(20, self.side[0] // 9))
         self.font, self.line = ImageFont.load_default(size), round(size * LINE)

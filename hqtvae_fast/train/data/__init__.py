@@ -14,7 +14,7 @@ from hqtvae_fast.train.data.captions import CAPTIONS, EMOJI, PLAIN, CaptionTempl
 from hqtvae_fast.train.data.coded import CodedPictures
 from hqtvae_fast.train.data.dataset import Draw, PictureDataset, Sample, Stored, UnreadableError, all_captions
 from hqtvae_fast.train.data.loader import Batch, BrokenCount, EpochSampler, collate, make_loader
-from hqtvae_fast.train.data.selection import Selection, select
+from hqtvae_fast.train.data.selection import Selection, class_names, select
 from hqtvae_fast.train.data.sources import ClassFolder, Source, open_source
 
 __all__ = [
@@ -36,6 +36,7 @@ __all__ = [
     "UnreadableError",
     "all_captions",
     "caption_template",
+    "class_names",
     "collate",
     "make_loader",
     "open_source",

@@ -4,10 +4,9 @@ pictures' place, what an HQ-VAE made of them."""
 from __future__ import annotations
 
 import io
-import json
 import re
 import tarfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +15,9 @@ import torch
 from torch import Tensor
 
 from hqtvae_fast.codes import read_level
-from hqtvae_fast.files import read_text
+from hqtvae_fast.files import decode_text, parse_json, read_text
 from hqtvae_fast.train.data.packed import PackedStrings, fingerprint
-from hqtvae_fast.train.data.shards import _check_end
+from hqtvae_fast.train.data.shards import parse_fields, read_member, regular_members
 
 FORMAT = "hqtvae_fast code shards, version 1"
 SPEC_FILE = "codes.json"
@@ -84,10 +83,8 @@ class CodedPictures:
         """What is known of the picture: its ``key`` in the set that was encoded, ``label``, ``caption``, ...
 
         ValueError if that cannot be read."""
-        found = json.loads(self._read(index, _FIELDS))
-        if not isinstance(found, dict):
-            raise ValueError(f"{self.key(index)}.json: expected a mapping; got {type(found).__name__}")
-        return found
+        name = f"{self.key(index)}.json"
+        return parse_fields(decode_text(self._read(index, _FIELDS), name), name)
 
     def codes(self, index: int, sides: Sequence[int], sizes: Sequence[int]) -> list[Tensor]:
         """Codes int64 [h, w] a level, top first. ValueError where they are not of a model's ``sides`` and codebook
@@ -116,13 +113,8 @@ class CodedPictures:
         return [name for name in names if not (self.files[0].parent / name).exists()]
 
     def _read(self, index: int, part: int) -> bytes:
-        first, length = self._spans[index, part]
-        with self.files[self._shards[index]].open("rb") as file:  # anew each time, as Shards does
-            file.seek(first)
-            data = file.read(length)
-        if len(data) != length:
-            raise OSError(f"expected {length} bytes at {first} of {file.name}; got {len(data)}")
-        return data
+        first, length = self._spans[index, part].tolist()
+        return read_member(self.files[self._shards[index]], first, length)
 
 
 def shard_name(shard: int) -> str:
@@ -132,10 +124,7 @@ def shard_name(shard: int) -> str:
 def _read_spec(file: Path) -> dict[str, Any]:
     if not file.is_file():
         return {}
-    try:
-        found = json.loads(read_text(file))
-    except ValueError as error:
-        raise ValueError(f"{file}: not what was written there ({error})") from error
+    found = parse_json(read_text(file), file)
     if not isinstance(found, dict) or found.get("format") != FORMAT:
         raise ValueError(f"{file}: expected {FORMAT!r}")
     return found
@@ -144,12 +133,12 @@ def _read_spec(file: Path) -> dict[str, Any]:
 def _samples(file: Path) -> list[tuple[str, list[Span]]]:
     """Name and spans of each sample of one tar: its levels', top first, then its fields'."""
     found: dict[str, dict[int, Span]] = {}
-    for path, span in _members(file):
+    for path, first, length in regular_members(file):
         name, suffix = _split(path)
         level = _LEVEL.fullmatch(suffix)
         if level is None and suffix != ".json":
             raise ValueError(f"{file}: expected codes (.level_0.npy, ...) and their .json; got {path}")
-        found.setdefault(name, {})[_FIELDS if level is None else int(level[1])] = span
+        found.setdefault(name, {})[_FIELDS if level is None else int(level[1])] = (first, length)
     for name, parts in found.items():
         if sorted(parts) != list(range(_FIELDS, len(parts) - 1)):
             raise ValueError(f"{file}: expected levels 0, 1, ... and a .json of {name!r}; got {sorted(parts)}")
@@ -160,17 +149,6 @@ def _split(path: str) -> tuple[str, str]:
     """A member's name up to the first dot, and the rest."""
     stem, dot, suffix = path.rpartition("/")[2].partition(".")
     return stem, f"{dot}{suffix}"
-
-
-def _members(file: Path) -> Iterator[tuple[str, Span]]:
-    try:
-        with tarfile.open(file, "r:") as tar:
-            for member in tar:
-                if member.isreg():
-                    yield member.name, (member.offset_data, member.size)
-            _check_end(file, tar.offset)
-    except (tarfile.TarError, OSError) as error:
-        raise ValueError(f"{file}: not an uncompressed tar, or cut off ({error})") from error
 
 
 def stacked(pictures: CodedPictures, sides: Sequence[int], sizes: Sequence[int]) -> list[Tensor]:

@@ -14,6 +14,7 @@ from typing import Any
 import yaml
 
 from hqtvae_fast.config import ConfigError
+from hqtvae_fast.files import read_text
 
 STAGES = ("stage1", "stage2")
 
@@ -44,11 +45,15 @@ def load_preset(stage: str, name: str) -> Preset:
 
 
 def read_fields(file: Path) -> dict[str, Any]:
-    """What a run's YAML file says; ConfigError names the file if it cannot be read or is no mapping."""
+    """What a run's YAML file says; a ValueError names the file if it cannot be read or is no mapping."""
     try:
-        data = yaml.safe_load(file.read_text(encoding="utf-8")) or {}
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        data = yaml.safe_load(read_text(file))
+    except (OSError, yaml.YAMLError) as error:
         raise ConfigError(f"{file}: cannot be read ({str(error).splitlines()[0]})") from error
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+    if data is None:  # an empty file
+        return {}
     if not isinstance(data, dict):
         raise ConfigError(f"{file}: expected fields and values; got {type(data).__name__}")
     return data
