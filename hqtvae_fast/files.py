@@ -45,10 +45,10 @@ def parse_json(text: str, name: str | Path, mapping: Callable[[list[tuple[str, A
         raise ValueError(f"{name}: expected JSON; got something else ({error})") from error
 
 
-def json_text(value: Any, indent: int | None = None) -> str:
+def json_text(value: Any, indent: int | None = None, *, allow_nan: bool = True) -> str:
     """JSON that is valid UTF-8 whatever names are in it: a file's name may hold any bytes, which Python keeps as lone
-    surrogates and which stand here as ``\\xe9``."""
-    return _SURROGATE.sub(_escaped, json.dumps(value, ensure_ascii=False, indent=indent))
+    surrogates and which stand here as ``\\xe9``. ValueError on NaN or infinity unless ``allow_nan``."""
+    return _SURROGATE.sub(_escaped, json.dumps(value, ensure_ascii=False, indent=indent, allow_nan=allow_nan))
 
 
 def _escaped(surrogate: re.Match[str]) -> str:

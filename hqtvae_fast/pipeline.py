@@ -21,6 +21,7 @@ from hqtvae_fast.config import HQTVAEConfig
 from hqtvae_fast.engine import Batch, Executor, Finished, Job, generate
 from hqtvae_fast.engine.batch_tuning import BatchTuning
 from hqtvae_fast.engine.batches import BUCKETS
+from hqtvae_fast.engine.encoding import encode_images
 from hqtvae_fast.engine.options import EngineOptions, check_options
 from hqtvae_fast.engine.precision import (
     Precision,
@@ -30,6 +31,7 @@ from hqtvae_fast.engine.precision import (
     is_precision,
     read_precision,
 )
+from hqtvae_fast.engine.work import picture_flops
 from hqtvae_fast.hardware import pick_device
 from hqtvae_fast.hub import CardFacts, push
 from hqtvae_fast.model import HQVAE, HQTransformer
@@ -47,6 +49,7 @@ from hqtvae_fast.request import (
     read_params,
 )
 from hqtvae_fast.text import load_tokenizer
+from hqtvae_fast.threads import threads_for
 from hqtvae_fast.tuning import BatchSizes, any_request, tuning_facts
 
 Number = int | float | None
@@ -163,10 +166,11 @@ class HQTVAEPipeline:
         if self.device.type == "cuda":  # an unfinished stream of pictures still reads what is moved or freed here
             torch.cuda.synchronize(self.device)
         self.device, self._wanted = picked, wanted
-        self.vae.float().to(device=self.device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
-        self.vae.fold().set_decoder_dtype(self.dtype)
-        for model in self._models():
-            pack_linears(model.to(device=self.device, dtype=self.dtype).eval())
+        with threads_for(picture_flops(self.config)):
+            self.vae.float().to(device=self.device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
+            self.vae.fold().set_decoder_dtype(self.dtype)
+            for model in self._models():
+                pack_linears(model.to(device=self.device, dtype=self.dtype).eval())
         options = dataclasses.replace(self._options, tf32=self.precision.tf32)
         self._executor = Executor(self._models(), self.vae, self.device, options)
         # Of parts, not a method of this object: the two would hold each other, and a GPU's memory with them.
@@ -209,7 +213,7 @@ class HQTVAEPipeline:
         check_images(pixels, self.config.vae.resolution, wait=True)
         if len(pixels) == 0:
             return tuple(torch.zeros(0, side, side, dtype=torch.int64) for side in self.config.vae.level_sides)
-        return tuple(level.cpu() for level in self.vae.encode(pixels.to(self.device, torch.float32)))
+        return tuple(level.cpu() for level in encode_images(self.vae, pixels))
 
     def decode(self, codes: Sequence[Any], output_type: OutputType = "pil", *, batch_size: int | None = None) -> Any:
         """Images of codes [N, h, w] a level, top first: integers of any width, in tensors or arrays, and None for a
@@ -396,5 +400,5 @@ class HQTVAEPipeline:
 
     def _tokens(self, prompts: Sequence[str]) -> Tensor:
         if self.tokenizer is None:
-            raise ValueError(f"prompt: this checkpoint has no {checkpoints.TOKENIZER_FILE} to read words with")
+            raise ValueError(f"prompt: {checkpoints.missing_tokenizer(self.config)}")
         return self.tokenizer(prompts)

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from hqtvae_fast.arguments import short
 from hqtvae_fast.checkpoint import Checkpoint
+from hqtvae_fast.tensor_files import refuse_others
 
 PAD_TOKENS = ("[PAD]", "<pad>", "<|pad|>")
 UNKNOWN_TOKENS = ("[UNK]", "<unk>", "<|unk|>")
@@ -72,6 +73,7 @@ class PromptTokenizer:
     """A ``tokenizer.json`` bound to a text model: pads and truncates to its prefix length, and says what that costs."""
 
     def __init__(self, file: Path, length: int, vocab_size: int) -> None:
+        refuse_others(file, "a tokenizer file")
         try:
             self.tokenizer = Tokenizer.from_file(str(file))
         except Exception as error:  # the library raises bare Exception

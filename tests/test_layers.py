@@ -18,6 +18,8 @@ LAYERS = [  # a module may import from its own layer and those above it in this 
         "fields",
         "files",
         "picture_files",
+        "tensor_files",
+        "threads",
         "world",
         "hardware",
         "backend",

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from hqtvae_fast.engine.capture import CaptureError, Replay
+from hqtvae_fast.engine.work import decoding_flops
 from hqtvae_fast.model import HQVAE
 from hqtvae_fast.model.images import check_images, refuse_invalid
+from hqtvae_fast.threads import threads_for
 
 Encode = Callable[[Tensor], tuple[Tensor, ...]]
 
@@ -58,6 +61,12 @@ class EncodeReplay:
             return tuple(level[:count].clone() for level in self.codes)
 
 
+def encode_images(vae: HQVAE, images: Tensor) -> tuple[Tensor, ...]:
+    """:meth:`hqtvae_fast.model.HQVAE.encode` of images [B, 3, R, R] in [-1, 1] from any device."""
+    with threads_for(decoding_flops(vae.config)):
+        return vae.encode(images.to(vae.quant_conv.weight.device, torch.float32, non_blocking=True))
+
+
 def make_encoder(vae: HQVAE, batch: int, *, graphs: bool | None = None) -> Encode:
     """What encodes images [B, 3, R, R] for B up to ``batch``: by a capture (``graphs``; None: on a GPU), else by the
     model. What cannot be captured is run as it is, and a warning says so."""
@@ -69,4 +78,4 @@ def make_encoder(vae: HQVAE, batch: int, *, graphs: bool | None = None) -> Encod
             return EncodeReplay(vae, batch)
         except CaptureError as error:
             warnings.warn(f"{error}: encoding step by step, which is slower", stacklevel=2)
-    return lambda images: vae.encode(images.to(device, non_blocking=True))
+    return partial(encode_images, vae)

@@ -18,11 +18,13 @@ from hqtvae_fast.config import TransformerConfig
 from hqtvae_fast.engine.fused_step import FusedStep
 from hqtvae_fast.engine.step import ENGINES, Engine, LevelFeatures, LevelLogits, ReferenceStep, Step, StepOptions
 from hqtvae_fast.engine.whole_head import WholeHead
+from hqtvae_fast.engine.work import drawing_flops
 from hqtvae_fast.hardware import send
 from hqtvae_fast.model import HQTransformer
 from hqtvae_fast.model.pyramid import to_local, to_maps
 from hqtvae_fast.ops.draw_from_head import draw_from_head
 from hqtvae_fast.ops.sample_logits import check_sampling, sample_logits
+from hqtvae_fast.threads import threads_for
 
 OnStep = Callable[[], None]
 NAN_LOGITS = "the model gave NaN logits: expected finite weights in a dtype that holds its activations"
@@ -78,7 +80,8 @@ def draw_codes(
     options = options or StepOptions()
     options = replace(options, fused_draw=options.fused_draw and not params.filtered)
     run = StepRunner.make(model, condition, seeds, params, given=given, engine=engine, options=options)
-    run.all_steps(on_step)
+    with threads_for(batch * drawing_flops(config)):
+        run.all_steps(on_step)
     if invalid is not None:
         invalid |= run.draw.invalid
     elif bool(run.draw.invalid):

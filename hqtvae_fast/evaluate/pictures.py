@@ -56,6 +56,9 @@ class Pictures(Protocol):
     def caption(self, index: int) -> str:
         """What a picture should show. ValueError if the set does not say."""
 
+    def describe(self, index: int) -> str:
+        """What messages call a picture."""
+
 
 def open_pictures(
     paths: PathLike | Sequence[PathLike], resolution: int | None = None, caption: CaptionTemplate = PLAIN
@@ -123,6 +126,9 @@ class SourcePictures(Dataset[tuple[Tensor, str]]):
                 raise ValueError(f"{self.name}: {self.source.key(index)}: expected a caption; {error}") from None
             return described
 
+    def describe(self, index: int) -> str:
+        return f"{self.name}: {self.source.key(index)}"
+
     def _open(self, index: int) -> Image.Image:
         return read_picture(self.source, index, f"{self.name}: ")
 
@@ -186,6 +192,9 @@ class NpzPictures:
 
     def caption(self, index: int) -> str:
         raise ValueError(f"{self.path}: expected captions; an .npz of pictures has none")
+
+    def describe(self, index: int) -> str:
+        return f"{self.path}: {NPZ_PICTURES}[{index}]"
 
 
 class _open_array:
