@@ -119,7 +119,7 @@ def test_a_tokenizer_with_more_words_than_the_model(text_pipeline):
 
 
 def test_a_text_model_without_tokenizer():
-    with pytest.raises(ValueError, match=r"no tokenizer\.json"):
+    with pytest.raises(ValueError, match=r"prompt: expected a tokenizer\.json"):
         golden_pipeline("text_parallel")(prompt="red apple")
 
 
