@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 
 from hqtvae_fast.codes import read_level
-from hqtvae_fast.files import decode_text, parse_json, read_text
+from hqtvae_fast.files import parse_json, read_text
 from hqtvae_fast.train.data.packed import PackedStrings, fingerprint
-from hqtvae_fast.train.data.shards import parse_fields, read_member, regular_members
+from hqtvae_fast.train.data.shards import members, parse_fields, read_member
 
 FORMAT = "hqtvae_fast code shards, version 1"
 SPEC_FILE = "codes.json"
@@ -83,8 +83,7 @@ class CodedPictures:
         """What is known of the picture: its ``key`` in the set that was encoded, ``label``, ``caption``, ...
 
         ValueError if that cannot be read."""
-        name = f"{self.key(index)}.json"
-        return parse_fields(decode_text(self._read(index, _FIELDS), name), name)
+        return parse_fields(self._read(index, _FIELDS), f"{self.key(index)}.json")
 
     def codes(self, index: int, sides: Sequence[int], sizes: Sequence[int]) -> list[Tensor]:
         """Codes int64 [h, w] a level, top first. ValueError where they are not of a model's ``sides`` and codebook
@@ -133,7 +132,7 @@ def _read_spec(file: Path) -> dict[str, Any]:
 def _samples(file: Path) -> list[tuple[str, list[Span]]]:
     """Name and spans of each sample of one tar: its levels', top first, then its fields'."""
     found: dict[str, dict[int, Span]] = {}
-    for path, first, length in regular_members(file):
+    for path, first, length in members(file):
         name, suffix = _split(path)
         level = _LEVEL.fullmatch(suffix)
         if level is None and suffix != ".json":

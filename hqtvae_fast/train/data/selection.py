@@ -54,8 +54,7 @@ def select(source: Source, wanted: Mapping[str, Sequence[Any]]) -> Source:
 
 
 def class_names(source: Source) -> tuple[str, ...] | None:
-    """The names of the classes that the source's labels number; None where it is neither a folder of class folders nor
-    codes of one."""
+    """The names of the classes that the source's labels number, or None where it has none (as class folders have)."""
     whole = source.source if isinstance(source, Selection) else source
     return whole.class_names if isinstance(whole, (ClassFolder, CodedPictures)) else None
 
