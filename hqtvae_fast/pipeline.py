@@ -225,6 +225,8 @@ class HQTVAEPipeline:
         level to be left out. ``batch_size``: images of a replay, where decoding is captured (``graphs``); elsewhere
         they are cut as memory likes."""
         check_choice("output_type", output_type, [name for name in OUTPUT_TYPES if name != "codes"])
+        if not isinstance(codes, Tensor):  # to where they can be looked at: one out of range would stop a GPU
+            codes = [level.cpu() if isinstance(level, Tensor) else level for level in codes]
         levels, count = read_levels(codes, self.config.vae)
         cutter = self._sizes.cutter(count, batch_size, buckets=True)
         if count == 0:
