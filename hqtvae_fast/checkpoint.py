@@ -1,15 +1,13 @@
 """Checkpoint directories: released ones and our own, opened alike; ours written.
 
 Ours: ``config.json`` and ``model.safetensors`` (keys ``vae.``, ``transformer.``, ``refiner.``), with ``tokenizer.json``
-for text models. Released: ``config.yaml`` and ``ckpt/last.ckpt`` or ``ckpt/state_dict.ckpt``. Nothing read from disk
-is executed: pickles are opened with ``weights_only=True``.
+for text models. Released: ``config.yaml`` and ``ckpt/last.ckpt`` or ``ckpt/state_dict.ckpt``.
 """
 
 from __future__ import annotations
 
 import json
 import os
-import pickle
 import re
 import shutil
 from collections.abc import Callable, Iterator
@@ -26,9 +24,14 @@ from torch import Tensor, nn
 
 from hqtvae_fast import released
 from hqtvae_fast.config import ConfigError, HQTVAEConfig, TransformerConfig, from_dict, to_dict
+from hqtvae_fast.engine.work import picture_flops
 from hqtvae_fast.fields import shown
-from hqtvae_fast.files import sync_files, sync_folder
+from hqtvae_fast.files import read_text, sync_files, sync_folder
 from hqtvae_fast.model import HQVAE, HQTransformer
+from hqtvae_fast.model.empty import without_values
+from hqtvae_fast.tensor_files import CheckpointError as CheckpointError
+from hqtvae_fast.tensor_files import StateDict, first_line, read_state, refuse_others
+from hqtvae_fast.threads import threads_for
 
 CONFIG_FILE = "config.json"
 MODEL_FILE = "model.safetensors"
@@ -40,16 +43,7 @@ DEMO = "demo"
 DEMO_DIRECTORY = Path(__file__).parent / "assets" / "demo"
 FORMAT = "hqtvae_fast"
 FORMAT_VERSION = 1
-MAX_PROBLEMS_SHOWN = 5
-
-# What a released training checkpoint carries besides the two stages.
-_DROPPED_PREFIXES = ("stage1.discriminator.", "stage1.perceptual_loss.", "discriminator.", "perceptual_loss.")
-
-StateDict = dict[str, Tensor]
-
-
-class CheckpointError(ValueError):
-    """A checkpoint that cannot be opened; the message names the file and, where there is one, the key."""
+MAX_PROBLEMS_SHOWN, KEYS_SHOWN = 5, 3
 
 
 @dataclass
@@ -67,12 +61,24 @@ class Checkpoint:
         parts = {"vae": self.vae, "transformer": self.transformer, "refiner": self.refiner}
         return {name: module for name, module in parts.items() if module is not None}
 
+    def summary(self) -> str:
+        """What it makes, of what, and how large its parts are, in one line."""
+        vae, stage2 = self.config.vae, self.config.transformer
+        condition = "codes and back only" if stage2 is None else f"condition: {stage2.condition}"
+        levels = zip(vae.level_sides, vae.codebook_sizes, strict=True)
+        maps = " + ".join(f"{side}x{side} of {size:,}" for side, size in levels)
+        parts = self.modules().items()
+        sizes = ", ".join(f"{name} {sum(p.numel() for p in part.parameters()) / 1e6:,.1f} M" for name, part in parts)
+        return f"{vae.resolution}x{vae.resolution} pictures; {condition}; codes {maps}; {sizes}"
 
-def load(path: str | os.PathLike[str]) -> Checkpoint:
-    """Open a released directory, one of ours, or a Hub repository (``owner/name``) of either kind."""
-    directory = resolve(path)
+
+def load(path: str | os.PathLike[str], **hub: Any) -> Checkpoint:
+    """Open a released directory, one of ours, or a Hub repository (``owner/name``) of either kind; ``hub``: how that
+    one is fetched, as :func:`resolve` takes it."""
+    directory = resolve(path, **hub)
     config, native = _find_config(directory)
-    checkpoint = _load_native(directory, config) if native else _load_released(directory, config)
+    with threads_for(picture_flops(config)):
+        checkpoint = _load_native(directory, config) if native else _load_released(directory, config)
     tokenizer = directory / TOKENIZER_FILE
     checkpoint.tokenizer_file = tokenizer if tokenizer.is_file() else None
     return checkpoint
@@ -84,7 +90,16 @@ def _find_config(directory: Path) -> tuple[HQTVAEConfig, bool]:
         return _read_config(directory / CONFIG_FILE, json.loads, _native_config), True
     if (directory / RELEASED_CONFIG_FILE).is_file():
         return _read_config(directory / RELEASED_CONFIG_FILE, yaml.safe_load, released.parse_config), False
-    raise CheckpointError(f"{directory}: expected {CONFIG_FILE} or {RELEASED_CONFIG_FILE}, found neither")
+    expected = f"expected {CONFIG_FILE} or {RELEASED_CONFIG_FILE}, found neither"
+    raise CheckpointError(f"{directory}: {expected}{_checkpoint_above(directory)}")
+
+
+def _checkpoint_above(path: Path) -> str:
+    """For a path inside of a checkpoint's directory: that directory, as a hint."""
+    for folder in (path.parent, path.parent.parent):
+        if any((folder / name).is_file() for name in (CONFIG_FILE, RELEASED_CONFIG_FILE)):
+            return f": give {folder}"
+    return ""
 
 
 def with_refiner(prior: Checkpoint, refiner: Checkpoint) -> Checkpoint:
@@ -96,29 +111,43 @@ def with_refiner(prior: Checkpoint, refiner: Checkpoint) -> Checkpoint:
     return replace(prior, config=config, refiner=refiner.transformer)
 
 
-def resolve(path: str | os.PathLike[str]) -> Path:
-    """The local directory of a checkpoint: a path, ``demo``, or a Hub name ``owner/name``; a local path goes first."""
+def missing_tokenizer(config: HQTVAEConfig) -> str:
+    """What a text model without its tokenizer needs; released directories come without."""
+    stage2 = config.transformer
+    size = "" if stage2 is None else f", of at most {stage2.prefix_vocab_size:,} tokens"
+    return (
+        f"expected a {TOKENIZER_FILE} beside the checkpoint's configuration, to read words with; found none. It must be"
+        f" the one that the model was trained with{size}, as the tokenizers library saves it (tokenizer.save): copy it"
+        " there. Another tokenizer gives other words their meaning"
+    )
+
+
+def resolve(path: str | os.PathLike[str], **hub: Any) -> Path:
+    """The local directory of a checkpoint: a path, ``demo``, or a Hub name ``owner/name``; a local path goes first.
+
+    ``hub``: revision, token, cache_dir and local_files_only, as ``huggingface_hub.snapshot_download`` takes them.
+    """
     directory = Path(path)
     if directory.is_dir():
         return directory
     if str(path) == DEMO:
         return DEMO_DIRECTORY
     if directory.exists():
-        raise CheckpointError(f"{directory}: expected a checkpoint directory; got a file")
+        raise CheckpointError(f"{directory}: expected a checkpoint directory; got a file{_checkpoint_above(directory)}")
     if not re.fullmatch(r"[A-Za-z0-9][\w.-]*/[\w.-]+", str(path)):
         raise CheckpointError(f"{path}: no such directory (and neither {DEMO!r} nor a Hub name like owner/name)")
-    return _download(str(path))
+    return _download(str(path), hub)
 
 
-def _download(name: str) -> Path:
+def _download(name: str, hub: dict[str, Any]) -> Path:
     from huggingface_hub import snapshot_download  # a second of imports that a local path does not need
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
     patterns = [CONFIG_FILE, MODEL_FILE, TOKENIZER_FILE, RELEASED_CONFIG_FILE, *RELEASED_STATE_FILES]
     try:
-        return Path(snapshot_download(name, allow_patterns=patterns))
+        return Path(snapshot_download(name, allow_patterns=patterns, **hub))
     except (HfHubHTTPError, HFValidationError, OSError) as error:
-        reason = str(error).strip().splitlines()[0]
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise CheckpointError(f"{name}: no such directory, and the Hub gave none by that name ({reason})") from error
 
 
@@ -133,13 +162,13 @@ def build(config: HQTVAEConfig) -> Checkpoint:
 
 
 def _build_empty(config: HQTVAEConfig) -> Checkpoint:
-    with torch.device("meta"):  # no memory, no initialisation: every tensor is assigned from the file
+    with without_values():  # every tensor is assigned from the file
         return build(config)
 
 
 def _load_native(directory: Path, config: HQTVAEConfig) -> Checkpoint:
     checkpoint, file = _build_empty(config), directory / MODEL_FILE
-    state = _read_safetensors(file)
+    state = read_state(file)
     expected = {
         f"{prefix}.{key}": released.Source(((f"{prefix}.{key}", tuple(value.shape)),))
         for prefix, module in checkpoint.modules().items()
@@ -163,7 +192,7 @@ def _load_released(directory: Path, config: HQTVAEConfig) -> Checkpoint:
     files = [directory / name for name in RELEASED_STATE_FILES if (directory / name).is_file()]
     if not files:
         raise CheckpointError(f"{directory}: expected {' or '.join(RELEASED_STATE_FILES)}, found neither")
-    checkpoint, state = _build_empty(config), _normalise_keys(_read_pickle(files[0]))
+    checkpoint, state = _build_empty(config), released.plain_keys(read_state(files[0]), files[0])
     parts = {"stage1.": ("vae", checkpoint.vae), "stage2.": ("transformer", checkpoint.transformer)}
     expected = {
         f"{name}.{key}": source
@@ -177,54 +206,22 @@ def _load_released(directory: Path, config: HQTVAEConfig) -> Checkpoint:
 
 def load_stage2_state(config: TransformerConfig, state: StateDict, origin: str) -> HQTransformer:
     """A transformer from the ``state_dict()`` of a released stage-2 module in memory."""
-    with torch.device("meta"):
+    with without_values():
         transformer = HQTransformer(config)
     _assign(transformer, _collect(Path(origin), state, released.sources("", transformer)))
     return transformer
 
 
 def _read_config(file: Path, parse: Callable[[str], Any], convert: Callable[[Any], HQTVAEConfig]) -> HQTVAEConfig:
+    refuse_others(file, "a configuration")
     try:
-        return convert(parse(file.read_text(encoding="utf-8")))
-    except (json.JSONDecodeError, yaml.YAMLError, UnicodeDecodeError) as error:
-        raise CheckpointError(f"{file}: cannot be read ({_first_line(error)})") from error
+        data = parse(read_text(file))
+    except Exception as error:  # what a parser raises on text that is none of its own is no fixed list
+        raise CheckpointError(f"{file}: cannot be read ({first_line(error)})") from error
+    try:
+        return convert(data)
     except ConfigError as error:
         raise CheckpointError(f"{file}: {error}") from error
-
-
-def _read_safetensors(file: Path) -> StateDict:
-    if not file.is_file():
-        raise CheckpointError(f"{file}: no such file")
-    try:
-        return safetensors.torch.load_file(file)
-    except SafetensorError as error:
-        raise CheckpointError(f"{file}: truncated or not a safetensors file ({_first_line(error)})") from error
-
-
-def _read_pickle(file: Path) -> StateDict:
-    try:
-        data = torch.load(file, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        wanted = re.search(r"GLOBAL ([\w.]+)", str(error))
-        reason = f"this one asks to run {wanted.group(1)}" if wanted else "this one holds other Python objects"
-        raise CheckpointError(f"{file}: refused, a checkpoint may hold tensors only; {reason}") from error
-    except (RuntimeError, EOFError, ValueError, KeyError) as error:
-        raise CheckpointError(f"{file}: truncated or not a torch file ({_first_line(error)})") from error
-    state = data.get("state_dict", data) if isinstance(data, dict) else data
-    if not isinstance(state, dict):
-        raise CheckpointError(
-            f"{file}: expected a state_dict (a mapping of names to tensors); got {type(data).__name__}"
-        )
-    for key, value in state.items():
-        if not isinstance(value, Tensor):
-            raise CheckpointError(f"{file}: {key}: expected a tensor; got {type(value).__name__}")
-    return state
-
-
-def _normalise_keys(state: StateDict) -> StateDict:
-    """Keys of older and of stage-1-only files as ``stage1.*``; what belongs to training alone is dropped."""
-    kept = {key: value for key, value in state.items() if not key.startswith(_DROPPED_PREFIXES)}
-    return {re.sub(r"^(stage1\.generator|generator)\.", "stage1.", key): value for key, value in kept.items()}
 
 
 def _collect(file: Path, state: StateDict, expected: dict[str, released.Source]) -> StateDict:
@@ -238,7 +235,10 @@ def _collect(file: Path, state: StateDict, expected: dict[str, released.Source])
             problems.append(f"{key}: expected shape {list(shape)}, found {list(state[key].shape)}")
         elif not bool(torch.isfinite(state[key]).all()):
             problems.append(f"{key}: expected finite values, found NaN or infinity")
-    problems += [f"{key}: unexpected key, shape {list(state[key].shape)}" for key in state if key not in wanted]
+    others = [key for key in state if key not in wanted]
+    if any(key not in state for key in wanted):
+        problems.insert(0, f"its {len(state):,} keys are such as {', '.join((others or list(state))[:KEYS_SHOWN])}")
+    problems += [f"{key}: unexpected key, shape {list(state[key].shape)}" for key in others]
     if problems:
         more = f"; and {len(problems) - MAX_PROBLEMS_SHOWN} more" if len(problems) > MAX_PROBLEMS_SHOWN else ""
         raise CheckpointError(f"{file}: {'; '.join(problems[:MAX_PROBLEMS_SHOWN])}{more}")
@@ -265,10 +265,6 @@ def _assign(module: nn.Module, values: StateDict) -> None:
     module.load_state_dict(own, assign=True)
     for name, parameter in module.named_parameters():
         parameter.requires_grad_(name in trainable)
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 # -------------------------------------------------------------------------------------------------------------- save
@@ -311,7 +307,7 @@ def _staged(target: Path) -> Iterator[Path]:
         sync_folder(target)
         done = True
     except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"{target}: cannot be written ({_first_line(error)})") from error
+        raise CheckpointError(f"{target}: cannot be written ({first_line(error)})") from error
     finally:
         shutil.rmtree(stage, ignore_errors=True)
         if made and not done:

@@ -31,8 +31,8 @@ GROUPS = 32
 """Of every GroupNorm: HQ-VAE's channels are a multiple of it."""
 
 # Far above any model's, and low enough that no product of them overflows and that no model takes minutes to describe.
-MAX_LEVELS = 8
-Layers = Annotated[int, Between(0, 512)]
+MAX_LEVELS = 5
+Layers = Annotated[int, Between(0, 256)]
 Heads = Annotated[int, Between(1, 1024)]
 Width = Annotated[int, Between(1, 16_384)]
 Side = Annotated[int, Between(1, 8192)]

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import os
+import re
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 PARTIAL = ".partial"
 """What the name of a file ends in that is being written; it begins with a dot."""
 MAX_NAME_BYTES = 255  # of one file name on every file system in use
+MAX_STEM_BYTES = MAX_NAME_BYTES - 24  # leaves room for a number and a suffix
+_SURROGATE = re.compile("[\ud800-\udfff]")
 _BYTE_ORDER_MARKS = {b"\xff\xfe": "UTF-16", b"\xfe\xff": "UTF-16"}
 
 
@@ -20,12 +24,36 @@ def read_text(file: Path) -> str:
 
     ValueError, naming the file, on one in another encoding; OSError as usual where it cannot be read.
     """
-    data = file.read_bytes()
+    return decode_text(file.read_bytes(), file)
+
+
+def decode_text(data: bytes, name: str | Path) -> str:
+    """:func:`read_text` of bytes that were read, from a member of a shard say, whose ``name`` an error begins with."""
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         found = _BYTE_ORDER_MARKS.get(data[:2], f"byte 0x{data[error.start]:02x} at {error.start}")
-        raise ValueError(f"{file}: expected text in UTF-8; got {found}: save it as UTF-8") from error
+        raise ValueError(f"{name}: expected text in UTF-8; got {found}: save it as UTF-8") from error
+
+
+def parse_json(text: str, name: str | Path, mapping: Callable[[list[tuple[str, Any]]], Any] | None = None) -> Any:
+    """JSON as Python's values; ValueError beginning with ``name`` if it is none. ``mapping``: makes what stands for an
+    object, of its pairs."""
+    try:
+        return json.loads(text, object_pairs_hook=mapping)
+    except (ValueError, RecursionError) as error:  # thousands of brackets are no JSON that anyone meant
+        raise ValueError(f"{name}: expected JSON; got something else ({error})") from error
+
+
+def json_text(value: Any, indent: int | None = None, *, allow_nan: bool = True) -> str:
+    """JSON that is valid UTF-8 whatever names are in it: a file's name may hold any bytes, which Python keeps as lone
+    surrogates and which stand here as ``\\xe9``. ValueError on NaN or infinity unless ``allow_nan``."""
+    return _SURROGATE.sub(_escaped, json.dumps(value, ensure_ascii=False, indent=indent, allow_nan=allow_nan))
+
+
+def _escaped(surrogate: re.Match[str]) -> str:
+    code = ord(surrogate[0])
+    return f"\\\\x{code - 0xDC00:02x}" if 0xDC80 <= code <= 0xDCFF else f"\\\\u{code:04x}"
 
 
 @contextmanager
@@ -100,4 +128,5 @@ def _sync(path: Path) -> None:
 
 def cut_name(name: str, most: int = MAX_NAME_BYTES) -> str:
     """The name, cut to ``most`` bytes: file systems count bytes, and a character of UTF-8 has up to four."""
-    return os.fsencode(name)[:most].decode("utf-8", "ignore")
+    data = os.fsencode(name)
+    return name if len(data) <= most else data[:most].decode("utf-8", "ignore")

@@ -11,44 +11,50 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from PIL import Image
 from torch import Tensor
 
 from hqtvae_fast import checkpoint as checkpoints
+from hqtvae_fast.arguments import positive
 from hqtvae_fast.checkpoint import Checkpoint
+from hqtvae_fast.codes import read_levels
 from hqtvae_fast.config import HQTVAEConfig
 from hqtvae_fast.engine import Batch, Executor, Finished, Job, generate
 from hqtvae_fast.engine.batch_tuning import BatchTuning
 from hqtvae_fast.engine.batches import BUCKETS
+from hqtvae_fast.engine.encoding import encode_images
 from hqtvae_fast.engine.options import EngineOptions, check_options
 from hqtvae_fast.engine.precision import (
     Precision,
     Quantization,
     check_precision,
     default_precision,
+    is_precision,
     read_precision,
 )
+from hqtvae_fast.engine.work import picture_flops
 from hqtvae_fast.hardware import pick_device
 from hqtvae_fast.hub import CardFacts, push
-from hqtvae_fast.images import to_tensor
 from hqtvae_fast.model import HQVAE, HQTransformer
+from hqtvae_fast.model.images import check_images
 from hqtvae_fast.ops.linear import pack_linears, quantize_linears
 from hqtvae_fast.output import OUTPUT_TYPES, HQTVAEImage, HQTVAEOutput, OutputType, convert_images
-from hqtvae_fast.progress import drawing_bar
+from hqtvae_fast.pixels import read_pixels
+from hqtvae_fast.progress import OnStep, drawing_steps
 from hqtvae_fast.request import (
     Request,
     check_choice,
-    check_positive,
     make_request,
     read_condition,
     read_given_codes,
     read_params,
 )
 from hqtvae_fast.text import load_tokenizer
+from hqtvae_fast.threads import threads_for
 from hqtvae_fast.tuning import BatchSizes, any_request, tuning_facts
 
 Number = int | float | None
 PerLevel = Number | Sequence[Number]
+Seed = int | Sequence[int] | torch.Generator | None
 Deterministic = Literal["batch"] | None
 
 
@@ -85,6 +91,10 @@ class HQTVAEPipeline:
         device: str | torch.device | None = None,
         dtype: torch.dtype | str | None = None,
         refiner: str | os.PathLike[str] | None = None,
+        revision: str | None = None,
+        token: str | bool | None = None,
+        cache_dir: str | os.PathLike[str] | None = None,
+        local_files_only: bool = False,
         graphs: bool | None = None,
         tables: bool = False,
         fused_draw: bool = False,
@@ -95,10 +105,13 @@ class HQTVAEPipeline:
     ) -> HQTVAEPipeline:
         """Open a released directory, one of ours, or a Hub repository.
 
-        ``device`` defaults to the GPU where there is one. ``dtype`` (a torch dtype, or fp32, tf32, bf16, fp16) is what
-        the transformer and the decoder compute in; the default is bf16 where the processor has it, else fp32, and
-        "tf32" is fp32 whose products a GPU's tensor cores round. Encoding always runs in fp32. ``refiner``: the second
-        checkpoint of a globally conditioned model, which draws the bottom map.
+        ``device`` defaults to the GPU where there is one. ``dtype`` (a torch dtype or its name, or fp32, tf32, bf16,
+        fp16) is what the transformer and the decoder compute in; the default is bf16 where the processor has it, else
+        fp32, and "tf32" is fp32 whose products a GPU's tensor cores round. Encoding always runs in fp32. ``refiner``:
+        the second checkpoint of a globally conditioned model, which draws the bottom map.
+
+        Of a Hub repository, and of no other path: ``revision`` (a branch, tag or commit; not the refiner's), ``token``,
+        ``cache_dir``, and ``local_files_only``, which downloads nothing.
 
         Options of speed, none of which changes codes but by rounding. ``graphs``: capture each batch size's work as
         CUDA graphs and replay them; None: on a GPU. ``tables``: compute what depends on a code or a class alone once
@@ -117,9 +130,10 @@ class HQTVAEPipeline:
         device = pick_device(device)  # before gigabytes are read
         check_precision(default_precision(device) if dtype is None else read_precision(dtype), quantization, device)
         check_options(EngineOptions(dependent_launch=dependent_launch), device)
-        checkpoint = checkpoints.load(path_or_hub_id)
+        hub: dict[str, Any] = {"token": token, "cache_dir": cache_dir, "local_files_only": local_files_only}
+        checkpoint = checkpoints.load(path_or_hub_id, revision=revision, **hub)
         if refiner is not None:
-            checkpoint = checkpoints.with_refiner(checkpoint, checkpoints.load(refiner))
+            checkpoint = checkpoints.with_refiner(checkpoint, checkpoints.load(refiner, **hub))
         engine: dict[str, Any] = {"graphs": graphs, "tables": tables, "fused_draw": fused_draw, "overlap": overlap}
         engine |= {"dependent_launch": dependent_launch, "skip_query": skip_query}
         return cls(checkpoint, device=device, dtype=dtype, quantization=quantization, **engine)
@@ -141,7 +155,10 @@ class HQTVAEPipeline:
         return self._checkpoint.refiner
 
     def to(self, device: Any = None, dtype: Any = None) -> HQTVAEPipeline:
-        """Move to a device and computing dtype, in place; None keeps what was asked for, at first the default."""
+        """Move to a device and computing dtype, in place; None keeps what was asked for, at first the default. A dtype
+        alone may stand first, as in torch."""
+        if dtype is None and is_precision(device):
+            device, dtype = None, device
         picked = self.device if device is None else pick_device(device)
         wanted = self._wanted if dtype is None else read_precision(dtype)
         check_precision(wanted or default_precision(picked), self._quantization, picked)
@@ -149,10 +166,11 @@ class HQTVAEPipeline:
         if self.device.type == "cuda":  # an unfinished stream of pictures still reads what is moved or freed here
             torch.cuda.synchronize(self.device)
         self.device, self._wanted = picked, wanted
-        self.vae.float().to(device=self.device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
-        self.vae.fold().set_decoder_dtype(self.dtype)
-        for model in self._models():
-            pack_linears(model.to(device=self.device, dtype=self.dtype).eval())
+        with threads_for(picture_flops(self.config)):
+            self.vae.float().to(device=self.device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
+            self.vae.fold().set_decoder_dtype(self.dtype)
+            for model in self._models():
+                pack_linears(model.to(device=self.device, dtype=self.dtype).eval())
         options = dataclasses.replace(self._options, tf32=self.precision.tf32)
         self._executor = Executor(self._models(), self.vae, self.device, options)
         # Of parts, not a method of this object: the two would hold each other, and a GPU's memory with them.
@@ -182,21 +200,32 @@ class HQTVAEPipeline:
         besides; ``options``: private, token, revision, commit_message, create_pr (:func:`hqtvae_fast.hub.push`)."""
         return push(self._checkpoint, repo_id, card, **options)
 
-    def encode(self, images: Tensor | Sequence[Image.Image]) -> tuple[Tensor, ...]:
-        """Codes, int64 [N, h, w] a level, of PIL images (fitted to R) or a tensor [N, 3, R, R] in [-1, 1]."""
-        pixels = images if isinstance(images, Tensor) else to_tensor(images, self.config.vae.resolution)
-        return tuple(level.cpu() for level in self.vae.encode(pixels.to(self.device, torch.float32)))
+    def __repr__(self) -> str:
+        dtype = "tf32" if self.precision.tf32 else str(self.dtype).removeprefix("torch.")
+        eight = "" if self._quantization is None else f", {self._quantization}"
+        return f"HQTVAEPipeline({self._checkpoint.summary()}; {dtype}{eight} on {self.device})"
 
-    def decode(
-        self, codes: Sequence[Tensor | None], output_type: OutputType = "pil", *, batch_size: int | None = None
-    ) -> Any:
-        """Images of codes [N, h, w] a level, top first; None leaves a level out. ``batch_size``: images of a replay,
-        where decoding is captured (``graphs``); elsewhere they are cut as memory likes."""
-        for level in codes:
-            if level is not None and level.is_floating_point():
-                raise ValueError(f"codes: expected integers; got {level.dtype}")
-        cutter = self._sizes.cutter(self.vae.check_codes(codes), batch_size, buckets=True)
-        images = self._executor.decode_all(codes, cutter, as_bytes=output_type == "pil")  # bytes: a quarter to copy
+    def encode(self, images: Any) -> tuple[Tensor, ...]:
+        """Codes, int64 [N, h, w] a level on the CPU, of pictures: PIL images, paths or uint8 arrays [H, W, 3], fitted
+        to R, one or several; or a tensor [N, 3, R, R], in [-1, 1] or uint8. ValueError on others, on values out of
+        range and on NaN."""
+        pixels = read_pixels(images, self.config.vae.resolution)
+        check_images(pixels, self.config.vae.resolution, wait=True)
+        if len(pixels) == 0:
+            return tuple(torch.zeros(0, side, side, dtype=torch.int64) for side in self.config.vae.level_sides)
+        return tuple(level.cpu() for level in encode_images(self.vae, pixels))
+
+    def decode(self, codes: Sequence[Any], output_type: OutputType = "pil", *, batch_size: int | None = None) -> Any:
+        """Images of codes [N, h, w] a level, top first: integers of any width, in tensors or arrays, and None for a
+        level to be left out. ``batch_size``: images of a replay, where decoding is captured (``graphs``); elsewhere
+        they are cut as memory likes."""
+        check_choice("output_type", output_type, [name for name in OUTPUT_TYPES if name != "codes"])
+        levels, count = read_levels(codes, self.config.vae)
+        cutter = self._sizes.cutter(count, batch_size, buckets=True)
+        if count == 0:
+            R = self.config.vae.resolution
+            return convert_images(torch.zeros(0, 3, R, R, dtype=torch.float32), output_type)
+        images = self._executor.decode_all(levels, cutter, as_bytes=output_type == "pil")  # bytes: a quarter to copy
         return convert_images(images, output_type)
 
     def __call__(
@@ -208,27 +237,31 @@ class HQTVAEPipeline:
         top_k: PerLevel = None,
         top_p: PerLevel = None,
         temperature: PerLevel = 1.0,
-        seed: int | Sequence[int] = 0,
-        given_top_codes: Tensor | None = None,
+        seed: Seed = 0,
+        given_top_codes: Any = None,
         batch_size: int | None = None,
         deterministic: Deterministic = None,
         output_type: OutputType = "pil",
         progress: bool = True,
+        on_step: OnStep | None = None,
     ) -> HQTVAEOutput:
         """Draw pictures.
 
         ``class_labels`` or ``prompt``, as the model is conditioned (neither for an unconditional one); ``num_images``
         for each, in condition-major order. ``top_k``, ``top_p`` and ``temperature``: a number, or one a level, top
         first. ``seed``: an integer (image i is drawn with (seed, i)), or one an image; an image depends on its own
-        seed and condition alone. ``given_top_codes``: int64 [h, w], or [N, h, w]: only finer codes are drawn.
+        seed and condition alone. A ``torch.Generator`` gives an integer and moves on; None takes a fresh one; the
+        output's ``seeds`` say which. ``given_top_codes``: integers [h, w], or [N, h, w]: only finer codes are drawn.
         ``batch_size``: images drawn at once. ``deterministic="batch"``: always compute that many rows, so that an image
         has the same codes, bit for bit, alone and in any company, also in dtypes where products of another shape round
-        otherwise. Raises ValueError saying what was expected and what came.
+        otherwise. ``on_step(step, total)`` is called after each step of each batch; what it raises ends the drawing and
+        comes out here. A captured batch is replayed as a whole: all its steps are told after the replay. Raises
+        ValueError saying what was expected and what came.
         """
         request = self._request(
             class_labels, prompt, num_images, (temperature, top_k, top_p), seed, given_top_codes, output_type
         )
-        batches = list(self._generate(request, batch_size, deterministic, output_type, progress))
+        batches = list(self._generate(request, batch_size, deterministic, output_type, progress, on_step))
         codes = tuple(torch.cat(level) for level in zip(*(batch.codes for batch in batches), strict=True))
         images = [batch.images for batch in batches if batch.images is not None]
         pictures = convert_images(torch.cat(images), output_type) if images else None
@@ -243,12 +276,13 @@ class HQTVAEPipeline:
         top_k: PerLevel = None,
         top_p: PerLevel = None,
         temperature: PerLevel = 1.0,
-        seed: int | Sequence[int] = 0,
-        given_top_codes: Tensor | None = None,
+        seed: Seed = 0,
+        given_top_codes: Any = None,
         batch_size: int | None = None,
         deterministic: Deterministic = None,
         output_type: OutputType = "pil",
         progress: bool = False,
+        on_step: OnStep | None = None,
     ) -> Generator[HQTVAEImage, None, None]:
         """The same pictures one by one, in order, each as soon as its batch is done.
 
@@ -258,7 +292,7 @@ class HQTVAEPipeline:
         request = self._request(
             class_labels, prompt, num_images, (temperature, top_k, top_p), seed, given_top_codes, output_type
         )
-        batches = self._generate(request, batch_size, deterministic, output_type, progress)
+        batches = self._generate(request, batch_size, deterministic, output_type, progress, on_step)
         seeds = request.seeds.tolist()
 
         def one_by_one() -> Generator[HQTVAEImage, None, None]:
@@ -318,7 +352,7 @@ class HQTVAEPipeline:
         if self.transformer is None:
             raise ValueError("this checkpoint has stage 1 only: it can encode and decode, but not draw")
         check_choice("output_type", output_type, OUTPUT_TYPES)
-        check_positive("num_images", num_images)
+        num_images = positive("num_images", num_images)
         stage2 = self.transformer.config
         condition = read_condition(stage2, class_labels, prompt, self._tokens)
         given = None if given_top_codes is None else read_given_codes(self.config.vae, given_top_codes)
@@ -328,21 +362,33 @@ class HQTVAEPipeline:
         return make_request(condition, given, num_images, seed, params)
 
     def _generate(
-        self, request: Request, batch_size: int | None, deterministic: Deterministic, output_type: str, progress: bool
+        self,
+        request: Request,
+        batch_size: int | None,
+        deterministic: Deterministic,
+        output_type: str,
+        progress: bool,
+        on_step: OnStep | None = None,
     ) -> Generator[Finished, None, None]:
         """The request's batches; arguments are checked here, work begins with the first of them."""
         check_choice("deterministic", deterministic or "batch", ("batch",))
+        if on_step is not None and not callable(on_step):
+            raise ValueError(f"on_step: expected a function of two numbers; got {on_step!r}")
         total, fixed = len(request.seeds), deterministic == "batch"
         cutter = self._sizes.cutter(total, batch_size, fixed=fixed, buckets=self._executor.graphs is not None)
-        steps = sum(model.config.num_steps for model in self._models()) * -(-total // cutter.limit)
+        drawing = [model.config for model in self._models()]
+        if request.given is not None and len(drawing) > 1:
+            del drawing[0]  # its top codes are there
+        steps = sum(config.num_steps for config in drawing) * -(-total // cutter.limit)
 
         def work() -> Generator[Finished, None, None]:
-            with drawing_bar(f"Drawing {total} image{'s' if total > 1 else ''}", steps, shown=progress) as on_step:
+            label = f"Drawing {total} image{'s' if total > 1 else ''}"
+            with drawing_steps(label, steps, on_step, shown=progress) as step:
 
                 def draw(batch: Batch, invalid: Tensor) -> tuple[Tensor, ...]:
                     rows = request.rows(batch.start, batch.count, self.device, padded=batch.size)
                     given = rows.given
-                    return self._executor.draw(rows.condition, rows.seeds, rows.params, given, invalid, on_step)
+                    return self._executor.draw(rows.condition, rows.seeds, rows.params, given, invalid, step)
 
                 decode = partial(self._executor.decode, as_bytes=output_type == "pil")
                 job = Job(draw, None if output_type == "codes" else decode, request.describe)
@@ -352,5 +398,5 @@ class HQTVAEPipeline:
 
     def _tokens(self, prompts: Sequence[str]) -> Tensor:
         if self.tokenizer is None:
-            raise ValueError(f"prompt: this checkpoint has no {checkpoints.TOKENIZER_FILE} to read words with")
+            raise ValueError(f"prompt: {checkpoints.missing_tokenizer(self.config)}")
         return self.tokenizer(prompts)

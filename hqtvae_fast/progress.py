@@ -1,12 +1,47 @@
-"""The bar that a long drawing shows."""
+"""Who hears of a drawing's steps: the bar that it shows, and the caller's own function."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+OnStep = Callable[[int, int], Any]
+"""Called with the steps done, 1, 2, ..., and how many there will be."""
+
+
+class StepError(Exception):
+    """What the caller's function raised, on its way through an engine that would take it for its own failure."""
+
+    def __init__(self, reason: Exception) -> None:
+        super().__init__(str(reason))
+        self.reason = reason
+
+
+@contextmanager
+def drawing_steps(label: str, steps: int, on_step: OnStep | None, *, shown: bool) -> Iterator[Callable[[], None]]:
+    """Yields what each step calls: it moves the bar on, and tells ``on_step``. What that raises comes out as it is."""
+    done = 0
+    with drawing_bar(label, steps, shown=shown) as advance:
+
+        def step() -> None:
+            nonlocal done
+            done += 1
+            advance()
+            if on_step is None:
+                return
+            try:
+                on_step(done, max(steps, done))  # a batch that memory did not suffice for is drawn again, in more steps
+            except Exception as error:
+                raise StepError(error) from error
+
+        try:
+            yield step
+        except StepError as error:
+            raise error.reason from None
 
 
 @contextmanager

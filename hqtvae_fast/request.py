@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from hqtvae_fast.arguments import entries, integer, integers, is_sequence, real, short
+from hqtvae_fast.codes import read_level
 from hqtvae_fast.config import TransformerConfig, VAEConfig, first_level
 from hqtvae_fast.engine import Batch, SamplingParams, image_seeds
 from hqtvae_fast.hardware import send
@@ -90,39 +93,33 @@ def read_condition(
 
 
 def _read_labels(class_labels: Any, num_classes: int) -> Tensor:
-    try:
-        labels = torch.as_tensor(class_labels).reshape(-1)
-    except (TypeError, ValueError, RuntimeError):
-        raise ValueError(f"class_labels: expected an integer or a list of them; got {class_labels!r}") from None
-    if labels.numel() == 0 or labels.is_floating_point() or labels.dtype is torch.bool:
-        raise ValueError(f"class_labels: expected an integer or a list of them; got {class_labels!r}")
+    wanted = "an integer or a list of them"
+    labels = integers("class_labels", class_labels, wanted).reshape(-1)
+    if labels.numel() == 0:
+        raise ValueError(f"class_labels: expected {wanted}; got {short(class_labels)}")
     for label in labels.tolist():
         if not 0 <= label < num_classes:
             raise ValueError(f"class_labels: expected 0 to {num_classes - 1}; got {label}")
-    return labels.to("cpu", torch.int64)
+    return labels.cpu()
 
 
 def _read_prompts(prompt: Any) -> list[str]:
-    prompts = [prompt] if isinstance(prompt, str) else list(prompt)
+    """NumPy's strings become Python's."""
+    several = not isinstance(prompt, (str, bytes)) and isinstance(prompt, Iterable)
+    prompts = list(prompt) if several else [prompt]
     if not prompts or not all(isinstance(text, str) for text in prompts):
-        raise ValueError(f"prompt: expected a string or a list of strings; got {prompt!r}")
-    return prompts
+        raise ValueError(f"prompt: expected a string or a list of strings; got {short(prompt)}")
+    return [str(text) for text in prompts]
 
 
 def read_given_codes(config: VAEConfig, given: Any) -> Tensor:
     """Top codes [h, w] or [M, h, w] as int64 [M, h, w] on the CPU; ValueError on another shape or range."""
     side, size = config.level_sides[0], config.codebook_sizes[0]
-    codes = torch.as_tensor(given)
-    if codes.ndim not in (2, 3) or codes.shape[-2:] != (side, side) or codes.is_floating_point() or len(codes) == 0:
-        raise ValueError(
-            f"given_top_codes: expected integers [{side}, {side}] or [N, {side}, {side}];"
-            f" got {str(codes.dtype).removeprefix('torch.')} {list(codes.shape)}"
-        )
-    if bool(((codes < 0) | (codes >= size)).any()):
-        raise ValueError(
-            f"given_top_codes: expected codes from 0 to {size - 1}; got {int(codes.min())}..{int(codes.max())}"
-        )
-    return codes.to("cpu", torch.int64).reshape(-1, side, side)
+    wanted = f"integers [{side}, {side}] or [N, {side}, {side}]"
+    codes = integers("given_top_codes", given, wanted).cpu()
+    if codes.ndim not in (2, 3) or codes.shape[-2:] != (side, side) or len(codes) == 0:
+        raise ValueError(f"given_top_codes: expected {wanted}; got {list(codes.shape)}")
+    return read_level("given_top_codes", codes.reshape(-1, side, side), side, size)
 
 
 def spread(name: str, rows: Tensor, conditions: int, num_images: int) -> Tensor:
@@ -150,17 +147,19 @@ def read_params(
 
 
 def _per_level(name: str, value: Any, levels: int) -> tuple[Any, ...]:
-    if not isinstance(value, (list, tuple)):
-        return (value,) * levels
-    if len(value) != levels:
-        raise ValueError(f"{name}: expected one value, or {levels}, one a level; got {len(value)}")
-    return tuple(value)
+    """Python's numbers, one a level; ValueError on what is no number."""
+    values = entries(value) if is_sequence(value) else [value] * levels
+    if len(values) != levels:
+        raise ValueError(f"{name}: expected one value, or {levels}, one a level; got {len(values)}")
+    # None is checked later, where it is known whether it may stand there.
+    return tuple(None if each is None else _READ[name](name, each) for each in values)
 
 
-def check_positive(name: str, value: Any) -> None:
-    """ValueError unless ``value`` is an integer of at least 1."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise ValueError(f"{name}: expected an integer of at least 1; got {value!r}")
+_READ: dict[str, Callable[[str, Any], float]] = {
+    "temperature": partial(real, wanted="a number > 0"),
+    "top_k": partial(integer, also=", or None"),
+    "top_p": partial(real, wanted="a number in (0, 1], or None"),
+}
 
 
 def check_choice(name: str, value: Any, choices: Sequence[str]) -> None:

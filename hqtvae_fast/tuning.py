@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hqtvae_fast.arguments import positive
 from hqtvae_fast.config import DEFAULT_BATCH, HQTVAEConfig, TransformerConfig, to_dict
 from hqtvae_fast.engine import SamplingParams
 from hqtvae_fast.engine.batch_tuning import BatchTuning, Facts, default_file, load, measure, save
@@ -20,7 +21,7 @@ from hqtvae_fast.engine.batches import BUCKETS, Cutter
 from hqtvae_fast.engine.options import EngineOptions
 from hqtvae_fast.engine.precision import Precision
 from hqtvae_fast.hardware import device_name
-from hqtvae_fast.request import Request, check_positive
+from hqtvae_fast.request import Request
 
 
 class BatchSizes:
@@ -45,8 +46,8 @@ class BatchSizes:
     def cutter(self, total: int, batch_size: int | None, *, fixed: bool = False, buckets: bool) -> Cutter:
         """Of ``total`` images into batches of ``batch_size``; None: of the best size, or the default where they are
         ``fixed``. ValueError on one that is no size."""
-        check_positive("batch_size", 1 if batch_size is None else batch_size)
-        limit = (self.default if fixed else self.best) if batch_size is None else batch_size
+        default = self.default if fixed else self.best
+        limit = default if batch_size is None else positive("batch_size", batch_size)
         sizes = BUCKETS if self.tuning is None else self.tuning.buckets
         return Cutter(total, limit, fixed=fixed, buckets=buckets, sizes=sizes)
 
@@ -59,8 +60,7 @@ class BatchSizes:
         on_size: Callable[[int, float], None] | None,
     ) -> BatchTuning:
         """Times ``run`` as :func:`hqtvae_fast.engine.batch_tuning.measure` does, and goes by the times from now on."""
-        for size in sizes:
-            check_positive("sizes", size)
+        sizes = [positive("sizes", size) for size in sizes]
         where = default_file() if file is None else file
         load(self._facts(), where)  # a file that cannot be kept is told of before the minutes are spent
         self.tuning = measure(run, sizes, batches=batches, on_size=on_size)

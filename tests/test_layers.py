@@ -11,13 +11,29 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "hqtvae_fast"
 LAYERS = [  # a module may import from its own layer and those above it in this list
-    {"config", "fields", "files", "world", "hardware", "backend", "_cuda", "_nvrtc"},
+    {
+        "arguments",
+        "codes",
+        "config",
+        "fields",
+        "files",
+        "picture_files",
+        "tensor_files",
+        "threads",
+        "world",
+        "hardware",
+        "backend",
+        "_cuda",
+        "_nvrtc",
+    },
     {"ops"},
     {"model"},
     {"engine", "released"},
     {"checkpoint"},
     {
         "images",
+        "bare_pictures",
+        "pixels",
         "text",
         "progress",
         "output",

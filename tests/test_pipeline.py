@@ -108,7 +108,8 @@ def test_prompts(text_pipeline):
 
 
 def test_prompts_are_padded_and_truncated(text_pipeline):
-    ids = text_pipeline.tokenizer(["red apple", "red " * 30])
+    with pytest.warns(UserWarning, match="prompt: the model reads 8 tokens"):
+        ids = text_pipeline.tokenizer(["red apple", "red " * 30])
     assert ids.tolist() == [[2, 3, 0, 0, 0, 0, 0, 0], [2] * 8]
 
 
@@ -223,9 +224,9 @@ def test_codes_of_the_wrong_shape(class_pipeline, codes, message):
 
 
 def test_codes_out_of_range(class_pipeline):
-    with pytest.raises(ValueError, match="codes of level 0: expected 0 to 63; got 64 to 64"):
+    with pytest.raises(ValueError, match="codes of level 0: expected codes from 0 to 63; got 64 to 64"):
         class_pipeline.decode([torch.full((1, 4, 4), 64), None])
-    with pytest.raises(ValueError, match="codes: expected integers"):
+    with pytest.raises(ValueError, match="codes of level 0: expected integers"):
         class_pipeline.decode([torch.zeros(1, 4, 4), None])
 
 

@@ -17,6 +17,7 @@ from hqtvae_fast.cli.evaluate import evaluate
 from hqtvae_fast.cli.figure import figure
 from hqtvae_fast.cli.images import decode, encode, reconstruct
 from hqtvae_fast.cli.info import info
+from hqtvae_fast.cli.output import say_errors
 from hqtvae_fast.cli.pack import pack
 from hqtvae_fast.cli.sample import sample
 from hqtvae_fast.cli.train import train
@@ -88,7 +89,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except Exception as error:
         if debug:
             traceback.print_exc()
-        _print_error(describe(error))
+        say_errors([describe(error)])
         return BAD_INPUT
     if code == INTERRUPTED:
         typer.echo("interrupted", err=True)
@@ -130,10 +131,6 @@ def _is_out_of_memory(error: Exception) -> bool:
 
 def _first_line(error: Exception) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
-
-
-def _print_error(message: str) -> None:
-    typer.echo(f"{typer.style('error:', fg='red', bold=True)} {message}", err=True)
 
 
 def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -16,7 +15,7 @@ import typer
 
 from hqtvae_fast.cli.options import MACHINE, OUTPUT, Device, DType, open_pipeline
 from hqtvae_fast.cli.output import check_file, count, progress, rate, show, table
-from hqtvae_fast.files import write_file
+from hqtvae_fast.files import json_text, write_file
 
 if TYPE_CHECKING:
     from hqtvae_fast.distributed import Team
@@ -75,7 +74,7 @@ ClipFolder = Annotated[
     typer.Option(
         "--clip",
         metavar="DIR",
-        help="Also compare samples with their captions: a CLIP folder in Hugging Face's format.",
+        help="Also compare samples with their captions: a CLIP folder in Hugging Face's format. Needs no --reference.",
         show_default=False,
         rich_help_panel=HOW,
     ),
@@ -110,7 +109,8 @@ Keep = Annotated[
         "--keep",
         metavar="N",
         min=0,
-        help="Features of each set that precision and recall look at, at most, spread evenly; 0 leaves both out.",
+        help="Features of each set that kernel distance, precision and recall look at, at most, spread evenly; 0"
+        " leaves them out.",
         rich_help_panel=HOW,
     ),
 ]
@@ -152,13 +152,16 @@ def evaluate(
     device: Device = None,
     dtype: DType = None,
 ) -> None:
-    """Judge samples against a reference: Fréchet distance (FID), precision, recall, CLIP-score; or reconstructions.
+    """Judge samples against a reference: Fréchet distance (FID), kernel distance (KID), precision, recall; or alone:
+    class score (Inception Score), CLIP-score. Or judge reconstructions.
 
-    The distance bears the name FID only where it is one: with FID's own network and weights. Under torchrun, each
-    process measures a part of the pictures; the figures are those of one process but for the last bits of sums.
+    Figures bear the names FID, KID and Inception Score only where they are these: with FID's own network and weights.
+    Under torchrun, each process measures a part of the pictures; the figures are those of one process but for the last
+    bits of sums.
     """
     wanted = (samples is not None) + (reconstruct is not None)
-    if not reference or wanted > 1 or (wanted == 0 and save_reference is None):
+    needed = samples is None or reconstruct is not None or save_reference is not None
+    if wanted > 1 or (wanted == 0 and save_reference is None) or (needed and not reference):
         raise ValueError("expected --reference, and one of --samples, --reconstruct and --save-reference")
     for file in (save_reference, out):
         check_file(file)
@@ -171,7 +174,7 @@ def evaluate(
         own = team.device(device) or ("cuda" if torch.cuda.is_available() else "cpu")
         job = _Job(open_extractor(features, own), batch_size, workers, keep, neighbours, team)
         started = time.perf_counter()
-        if reconstruct is not None:
+        if reconstruct is not None and reference:
             pipe = open_pipeline(reconstruct, own, dtype)
             metrics, facts = job.reconstructions(pipe, reference, reconstruct)
         else:
@@ -207,7 +210,7 @@ class _Job:
 
     def samples(
         self,
-        reference: list[str],
+        reference: list[str] | None,
         samples: list[str] | None,
         resolution: int | None,
         clip: Path | None,
@@ -216,12 +219,15 @@ class _Job:
     ) -> tuple[list[Metric], dict[str, Any]]:
         from hqtvae_fast.evaluate import open_pictures, write_reference
         from hqtvae_fast.evaluate.extractors.clip import load_clip
-        from hqtvae_fast.evaluate.report import compare
+        from hqtvae_fast.evaluate.report import compare, left_out
         from hqtvae_fast.train.data import caption_template
 
         judged = None if samples is None else open_pictures(samples, resolution, caption_template(caption))
-        against = self._reference(reference, resolution if judged is None else judged.resolution)
-        if save is not None and self.team.leads:
+        if reference is None and clip is None and self.extractor.classifier is None:
+            raise ValueError(f"expected --reference or --clip; {self.extractor.name} alone gives no score of samples")
+        size = resolution if judged is None else judged.resolution
+        against = self._reference(reference, size) if reference else None
+        if save is not None and against is not None and self.team.leads:
             write_file(save, write_reference(against))
             typer.echo(f"wrote {save} ({against.gaussian.count:,} pictures, {self.extractor.name})")
         if judged is None:
@@ -235,7 +241,11 @@ class _Job:
             "resolution": judged.resolution,
             "extractor": self.extractor.name,
         }
-        self._warn(min(state.moments.count, against.gaussian.count or state.moments.count), len(state.moments.mean))
+        if against is not None:
+            fewest = min(state.moments.count, against.gaussian.count or state.moments.count)
+            self._warn(fewest, len(state.moments.mean))
+        for note in left_out(against, state, self.k):
+            self._say(f"note: {note}")
         return compare(against, state, self.extractor, self.k), facts
 
     def reconstructions(self, pipe: Any, reference: list[str], name: str) -> tuple[list[Metric], dict[str, Any]]:
@@ -278,7 +288,7 @@ class _Job:
         from hqtvae_fast.evaluate.reference import holds_pictures
 
         if not holds_pictures(path):
-            self._say(f"note: {path} holds neither features nor pictures: no precision and recall")
+            self._say(f"note: {path} holds neither features nor pictures: no kernel distance, precision and recall")
             return known
         state = self._measure("Reference", open_pictures(path, resolution), None)
         known.check(self.extractor, len(state.moments.mean), str(path))
@@ -317,5 +327,5 @@ def _finish(metrics: list[Metric], facts: dict[str, Any], out: Path | None) -> N
         shown.add_row(f"{metric.name} {arrow}", metric.shown(), metric.of)
     show(shown)
     if out is not None:
-        write_file(out, (json.dumps(document(metrics, facts), indent=1, ensure_ascii=False) + "\n").encode())
+        write_file(out, (json_text(document(metrics, facts), indent=1, allow_nan=False) + "\n").encode())
         typer.echo(f"wrote {out}")

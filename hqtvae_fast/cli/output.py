@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+import typer
+
+from hqtvae_fast.files import MAX_STEM_BYTES, cut_name
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -61,6 +65,12 @@ def table(title: str, *columns: str) -> Table:
     return made
 
 
+def say_errors(messages: Iterable[str]) -> None:
+    """A line on stderr for each: what ended a command, or what was left out because it could not be read."""
+    for message in messages:
+        typer.echo(f"{typer.style('error:', fg='red', bold=True)} {' '.join(message.split())}", err=True)
+
+
 def facts(title: str, rows: Mapping[str, str]) -> Table:
     """A table of names and values."""
     from rich.text import Text
@@ -80,11 +90,11 @@ def show(shown: Table) -> None:
 
 
 def unique_names(names: Sequence[str]) -> list[str]:
-    """The names' stems, safe as file names; a second ``a`` becomes ``a-2``."""
+    """The names' stems, as file names that have room for a suffix; a second ``a`` becomes ``a-2``."""
     used: set[str] = set()
     unique = []
     for name in names:
-        stem, suffix = Path(name).stem or "picture", 1
+        stem, suffix = cut_name(Path(name).stem, MAX_STEM_BYTES) or "picture", 1
         candidate = stem
         while candidate in used:
             suffix += 1

@@ -8,7 +8,9 @@ from typing import Annotated
 
 import typer
 
-from hqtvae_fast.cli.output import check_folder, count, progress, rate
+from hqtvae_fast.cli.output import check_folder, count, progress, rate, say_errors
+
+BAD_INPUT = 2
 
 Source = Annotated[
     list[str],
@@ -45,6 +47,10 @@ def pack(
     out.parent.mkdir(parents=True, exist_ok=True)
     started = time.perf_counter()
     with progress("Packing", len(source)) as advance:
-        write(source, out, advance, workers)
-    typer.echo(rate(len(source), "picture", time.perf_counter() - started))
-    typer.echo(f"wrote {out} ({count(len(source), 'picture')} of {source.resolution} pixels)")
+        broken = write(source, out, advance, workers)
+    written = len(source) - len(broken)
+    typer.echo(rate(written, "picture", time.perf_counter() - started))
+    typer.echo(f"wrote {out} ({count(written, 'picture')} of {source.resolution} pixels)")
+    say_errors(broken)
+    if broken:
+        raise typer.Exit(BAD_INPUT)

@@ -10,8 +10,9 @@ from pathlib import Path
 import typer
 from PIL import Image
 
-from hqtvae_fast.cli.output import count
-from hqtvae_fast.images import fit, open_image
+from hqtvae_fast.cli.output import count, say_errors
+from hqtvae_fast.images import BrokenPictureError, fit, open_picture
+from hqtvae_fast.picture_files import say_left_out, walk
 
 
 @dataclass(frozen=True)
@@ -38,16 +39,14 @@ class Reader:
             for path in part:
                 try:
                     pictures.append(self.read(path))
-                except (ValueError, OSError) as error:
+                except BrokenPictureError as error:
                     self.failures.append(str(error))
             if pictures:
                 yield pictures
             advance(len(part))
 
     def read(self, path: Path) -> Picture:
-        image = open_image(path)
-        with Image.open(path) as header:  # its mode, before the conversion
-            mode = header.mode
+        image, mode = open_picture(path)
         changes = []
         side = self.resolution
         if image.size != (side, side):
@@ -62,21 +61,20 @@ class Reader:
         """Say on stderr what was done to how many pictures, and which files were bad."""
         for change, number in self.changes.items():
             typer.echo(f"note: {count(number, 'picture')} {change}", err=True)
-        for failure in self.failures:
-            typer.echo(f"{typer.style('error:', fg='red', bold=True)} {' '.join(failure.split())}", err=True)
+        say_errors(self.failures)
 
 
 def find_pictures(paths: Iterable[Path]) -> list[Path]:
-    """The files named, and those in the folders named that look like pictures; ValueError if a folder has none."""
-    suffixes = {suffix for suffix, kind in Image.registered_extensions().items() if kind in Image.OPEN}
+    """The files named, and the pictures in the folders named; ValueError if a folder has none."""
     files: list[Path] = []
     for path in paths:
         if not path.is_dir():
             files.append(path)
             continue
-        visible = (file for file in path.rglob("*") if not file.name.startswith("."))
-        found = sorted(file for file in visible if file.suffix.lower() in suffixes and file.is_file())
-        if not found:
-            raise ValueError(f"{path}: no pictures in this folder")
-        files += found
+        pictures, others = walk(path)
+        if not pictures:
+            there = f", but {', '.join(sorted(others)[:6])}" if others else ""
+            raise ValueError(f"{path}: no pictures in this folder{there}")
+        say_left_out(path, "not named as pictures", others)
+        files += [path / name for name in pictures]
     return files

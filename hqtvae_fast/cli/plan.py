@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections import Counter
 from collections.abc import Sequence
@@ -14,8 +13,9 @@ from torch import Tensor
 
 from hqtvae_fast.cli.codes import Codes
 from hqtvae_fast.engine import image_seeds
+from hqtvae_fast.files import MAX_STEM_BYTES, cut_name, json_text
 
-MAX_NAME = 48  # characters of a prompt in a file name
+MAX_NAME = 48  # bytes of a prompt in a file name
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Drawing:
     def about(self) -> str:
         """What it is drawn from, as JSON."""
         facts = {"class": self.label, "prompt": self.prompt, "seed": self.seed}
-        return json.dumps({key: value for key, value in facts.items() if value is not None}, ensure_ascii=False)
+        return json_text({key: value for key, value in facts.items() if value is not None})
 
 
 def plan(
@@ -48,8 +48,9 @@ def plan(
     drawings = [subject for subject in subjects or [Drawing()] for _ in range(num_images)]
     seeds, used, planned = image_seeds(seed, len(drawings)).tolist(), Counter[str](), []
     for drawing, own_seed in zip(drawings, seeds, strict=True):
-        planned.append(replace(drawing, seed=own_seed, name=f"{drawing.name}-{used[drawing.name]:04d}"))
-        used[drawing.name] += 1
+        name = cut_name(drawing.name, MAX_STEM_BYTES)
+        planned.append(replace(drawing, seed=own_seed, name=f"{name}-{used[name]:04d}"))
+        used[name] += 1
     return planned
 
 
@@ -76,7 +77,7 @@ def _pair_up(conditions: list[Drawing], maps: list[Drawing]) -> list[Drawing]:
 
 
 def _slug(prompt: str) -> str:
-    return re.sub(r"\W+", "-", prompt.lower()).strip("-")[:MAX_NAME] or "prompt"
+    return cut_name(re.sub(r"\W+", "-", prompt.lower()).strip("-"), MAX_NAME) or "prompt"
 
 
 def arguments(drawings: Sequence[Drawing]) -> dict[str, object]:

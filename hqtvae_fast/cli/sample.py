@@ -52,6 +52,7 @@ from hqtvae_fast.cli.sample_options import (
     TopP,
     named_as_options,
 )
+from hqtvae_fast.files import read_text
 
 DEFAULT_OUT = Path("sample.png")
 MAX_ROW = 16  # of a condition's pictures, by default
@@ -131,7 +132,7 @@ def sample(
     check_file(save_codes)
     with named_as_options():
         pipe = machine.open(device)
-    given = None if given_top is None else read_codes(given_top, pipe.config.vae)
+    given = None if given_top is None else read_codes(given_top, pipe.vae)
     with named_as_options():
         batch = batch_of(pipe, batch_size)
         rejection = open_rejection(classifier, accept, targets, num_images, batch, pipe.device)
@@ -150,7 +151,7 @@ def _read_prompts(file: Path | None) -> list[str]:
     """The lines that are not empty, none without a file; ValueError if there are none in one."""
     if file is None:
         return []
-    found = [line.strip() for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
+    found = [line.strip() for line in read_text(file).splitlines() if line.strip()]
     if not found:
         raise ValueError(f"{file}: expected a description on each line; got none")
     return found

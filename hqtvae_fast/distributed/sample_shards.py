@@ -35,7 +35,7 @@ from PIL import Image
 from hqtvae_fast.config import ConfigError
 from hqtvae_fast.distributed.subjects import Subjects
 from hqtvae_fast.engine import image_seeds
-from hqtvae_fast.files import PARTIAL, read_text, whole_file, write_file
+from hqtvae_fast.files import PARTIAL, json_text, read_text, whole_file, write_file
 from hqtvae_fast.output import HQTVAEImage
 from hqtvae_fast.pipeline import HQTVAEPipeline
 from hqtvae_fast.shard_files import add_member, keep_spec
@@ -166,7 +166,7 @@ class SampleShards:
                 for index, png in zip(self.span(shard), samples, strict=True):
                     fields = {"index": index, "seed": self._seeds[index], **self.spec.subjects.fields(index)}
                     add_member(tar, f"{index:09d}.png", png.result())
-                    add_member(tar, f"{index:09d}.json", json.dumps(fields, ensure_ascii=False).encode())
+                    add_member(tar, f"{index:09d}.json", json_text(fields).encode())
             # Its checksum stands before the shard does, and is never that of another: a shard with its name is done.
             self.file(shard).unlink(missing_ok=True)
             self._write_record(shard, digest)
@@ -247,7 +247,7 @@ def _png(image: Image.Image) -> bytes:
 
 
 def _json(value: Any) -> bytes:
-    return json.dumps(value, indent=1, ensure_ascii=False).encode() + b"\n"
+    return json_text(value, indent=1).encode() + b"\n"
 
 
 def _device_name(device: torch.device) -> str:

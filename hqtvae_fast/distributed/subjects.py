@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from hqtvae_fast.config import TransformerConfig
+from hqtvae_fast.files import json_text
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ class Subjects:
 
     def digest(self) -> str:
         """16 hexadecimal digits, equal for equal subjects."""
-        text = json.dumps([self.values, self.total, self.in_turn], ensure_ascii=False)
+        text = json_text([self.values, self.total, self.in_turn])
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 

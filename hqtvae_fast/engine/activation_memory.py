@@ -15,6 +15,7 @@ from torch.utils._pytree import tree_iter
 
 from hqtvae_fast.config import VAEConfig
 from hqtvae_fast.model import HQVAE
+from hqtvae_fast.model.empty import without_values
 
 
 @dataclass(frozen=True)
@@ -38,8 +39,10 @@ def decoding_memory(config: VAEConfig, dtype: torch.dtype) -> ActivationMemory:
 
     What libraries take besides, for scratch in a convolution, is not in it.
     """
+    with without_values():
+        vae = HQVAE(config).eval()
     with torch.device("meta"):
-        vae = HQVAE(config).eval().fold().set_decoder_dtype(dtype)
+        vae.fold().set_decoder_dtype(dtype)
 
     def decode(count: int) -> Tensor:
         return vae.decode([torch.zeros(count, s, s, dtype=torch.int64, device="meta") for s in config.level_sides])

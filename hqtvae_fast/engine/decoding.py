@@ -8,7 +8,9 @@ import torch
 from torch import Tensor
 
 from hqtvae_fast.engine.activation_memory import decoding_memory
+from hqtvae_fast.engine.work import decoding_flops
 from hqtvae_fast.model import HQVAE
+from hqtvae_fast.threads import threads_for
 
 # Of the memory that is free when decoding starts: the rest is left to cuDNN's scratch and to other work. Not yet
 # measured on a GPU.
@@ -51,8 +53,9 @@ def decode_codes(
     parts = []
     for start in range(0, len(present), size):
         part = [None if level is None else level[start : start + size] for level in codes]
-        if as_bytes:
-            parts.append(vae.decode_bytes(part))
-        else:
-            parts.append(vae.decode(part).float().mul_(0.5).add_(0.5).clamp_(0, 1))
+        with threads_for(decoding_flops(vae.config)):
+            if as_bytes:
+                parts.append(vae.decode_bytes(part))
+            else:
+                parts.append(vae.decode(part).float().mul_(0.5).add_(0.5).clamp_(0, 1))
     return torch.cat(parts)

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from hqtvae_fast.engine.capture import CaptureError, Replay
+from hqtvae_fast.engine.work import decoding_flops
 from hqtvae_fast.model import HQVAE
+from hqtvae_fast.model.images import check_images, refuse_invalid
+from hqtvae_fast.threads import threads_for
 
 Encode = Callable[[Tensor], tuple[Tensor, ...]]
 
@@ -22,6 +26,7 @@ class EncodeReplay:
         R, weight = vae.config.resolution, vae.quant_conv.weight
         shape = (batch, 3, R, R)
         self.images = torch.zeros(shape, device=weight.device).contiguous(memory_format=torch.channels_last)
+        self.invalid = torch.zeros(batch, dtype=torch.bool, device=weight.device)
         self.vae = vae
         self.codes: tuple[Tensor, ...] = ()
         with torch.inference_mode():
@@ -33,20 +38,33 @@ class EncodeReplay:
         return self.replay.bytes
 
     def _work(self) -> None:
-        self.codes = self.vae.encode(self.images)
+        self.invalid.zero_()
+        self.codes = self.vae.encode(self.images, invalid=self.invalid)
 
     @torch.inference_mode()
-    def __call__(self, images: Tensor) -> tuple[Tensor, ...]:
+    def __call__(self, images: Tensor, *, invalid: Tensor | None = None) -> tuple[Tensor, ...]:
         """Codes int64 [B, h, w] a level, top first, the caller's own, of images [B, 3, R, R] in [-1, 1] from any
-        device. Rows of the buffer beyond B keep what an earlier call left: an image's codes depend on it alone."""
+        device; ``invalid`` and errors as for the model's. Images on the CPU are looked at before they are copied. Rows
+        of the buffer beyond B keep what an earlier call left: an image's codes depend on it alone."""
         count, shape = len(images), self.images.shape
         if images.shape[1:] != shape[1:] or not 1 <= count <= len(self.images):
             wanted = f"[1..{shape[0]}, 3, {shape[2]}, {shape[3]}]"
             raise ValueError(f"images: this capture is for {wanted}; got {list(images.shape)}")
+        check_images(images, shape[2])
         with self.replay.turn():
             self.images[:count].copy_(images, non_blocking=True)
             self.replay(self._work)
+            if invalid is None:
+                refuse_invalid(images, self.invalid[:count])
+            else:
+                invalid |= self.invalid[:count]
             return tuple(level[:count].clone() for level in self.codes)
+
+
+def encode_images(vae: HQVAE, images: Tensor) -> tuple[Tensor, ...]:
+    """:meth:`hqtvae_fast.model.HQVAE.encode` of images [B, 3, R, R] in [-1, 1] from any device."""
+    with threads_for(decoding_flops(vae.config)):
+        return vae.encode(images.to(vae.quant_conv.weight.device, torch.float32, non_blocking=True))
 
 
 def make_encoder(vae: HQVAE, batch: int, *, graphs: bool | None = None) -> Encode:
@@ -60,4 +78,4 @@ def make_encoder(vae: HQVAE, batch: int, *, graphs: bool | None = None) -> Encod
             return EncodeReplay(vae, batch)
         except CaptureError as error:
             warnings.warn(f"{error}: encoding step by step, which is slower", stacklevel=2)
-    return lambda images: vae.encode(images.to(device, non_blocking=True))
+    return partial(encode_images, vae)

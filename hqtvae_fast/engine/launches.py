@@ -25,6 +25,7 @@ from hqtvae_fast.config import TransformerConfig
 from hqtvae_fast.engine.loop import SamplingParams, StepRunner
 from hqtvae_fast.engine.step import Engine
 from hqtvae_fast.model import HQTransformer
+from hqtvae_fast.model.empty import without_values
 
 ALLOCATIONS = {"empty", "new_empty", "empty_like", "empty_strided"}
 NO_KERNEL = ALLOCATIONS | {"_unsafe_view", "detach", "alias", "lift_fresh", "dropout"}  # dropout: in evaluation
@@ -79,7 +80,7 @@ def count_launches(
     # The device is fake and the kernels are those of a GPU: what the environment asks for on this machine is not meant.
     with mock.patch.dict(os.environ), torch.inference_mode():
         os.environ.pop(VARIABLE, None)
-        with torch.device("meta"):
+        with without_values():
             model = HQTransformer(config).eval()
         with FakeTensorMode(), torch.device("cuda"), _Indexing():
             _to_device(model, dtype)

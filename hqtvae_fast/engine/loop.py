@@ -13,15 +13,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hqtvae_fast.codes import read_level
 from hqtvae_fast.config import TransformerConfig
 from hqtvae_fast.engine.fused_step import FusedStep
 from hqtvae_fast.engine.step import ENGINES, Engine, LevelFeatures, LevelLogits, ReferenceStep, Step, StepOptions
 from hqtvae_fast.engine.whole_head import WholeHead
+from hqtvae_fast.engine.work import drawing_flops
 from hqtvae_fast.hardware import send
 from hqtvae_fast.model import HQTransformer
 from hqtvae_fast.model.pyramid import to_local, to_maps
 from hqtvae_fast.ops.draw_from_head import draw_from_head
 from hqtvae_fast.ops.sample_logits import check_sampling, sample_logits
+from hqtvae_fast.threads import threads_for
 
 OnStep = Callable[[], None]
 NAN_LOGITS = "the model gave NaN logits: expected finite weights in a dtype that holds its activations"
@@ -77,7 +80,8 @@ def draw_codes(
     options = options or StepOptions()
     options = replace(options, fused_draw=options.fused_draw and not params.filtered)
     run = StepRunner.make(model, condition, seeds, params, given=given, engine=engine, options=options)
-    run.all_steps(on_step)
+    with threads_for(batch * drawing_flops(config)):
+        run.all_steps(on_step)
     if invalid is not None:
         invalid |= run.draw.invalid
     elif bool(run.draw.invalid):
@@ -234,8 +238,4 @@ def check_given(given: Tensor, config: TransformerConfig, batch: int) -> Tensor:
         raise ValueError("given_top_codes: this transformer draws one level; there is nothing left to draw")
     if len(given) != batch:
         raise ValueError(f"given_top_codes: expected {batch} maps; got {len(given)}")
-    # On a GPU the look would hold up the host: the pipeline has had it already.
-    outside = given.device.type == "cpu" and bool(((given < 0) | (given >= config.codebook_sizes[0])).any())
-    if given.is_floating_point() or outside:
-        raise ValueError(f"given_top_codes: expected integers from 0 to {config.codebook_sizes[0] - 1}")
-    return to_local([given], config.side)
+    return to_local([read_level("given_top_codes", given, config.side, config.codebook_sizes[0])], config.side)

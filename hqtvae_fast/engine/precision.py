@@ -30,14 +30,22 @@ PRECISIONS = {
 }
 
 
+_TORCH_NAMES = {str(each.dtype).removeprefix("torch."): name for name, each in PRECISIONS.items() if not each.tf32}
+
+
+def is_precision(asked: Any) -> bool:
+    """Whether it names what to compute in, rather than where."""
+    return isinstance(asked, torch.dtype) or (isinstance(asked, str) and (asked in PRECISIONS or asked in _TORCH_NAMES))
+
+
 def read_precision(asked: Any) -> Precision:
-    """Of a name in :data:`PRECISIONS` or a torch dtype; ValueError on anything else."""
-    if asked in PRECISIONS:
-        return PRECISIONS[asked]
+    """Of a name in :data:`PRECISIONS`, torch's name (float32, bfloat16, float16) or dtype; ValueError on others."""
+    if isinstance(asked, str) and is_precision(asked):
+        return PRECISIONS[_TORCH_NAMES.get(asked, asked)]
     for precision in PRECISIONS.values():
         if asked is precision.dtype:
             return precision
-    raise ValueError(f"dtype: expected one of {', '.join(PRECISIONS)} (or the torch dtype); got {asked!r}")
+    raise ValueError(f"dtype: expected one of {', '.join(PRECISIONS)} (or torch's name or dtype); got {asked!r}")
 
 
 def default_precision(device: torch.device) -> Precision:

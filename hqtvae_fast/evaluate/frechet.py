@@ -7,15 +7,21 @@ LeVeque's merging of parts), and in float64.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from hqtvae_fast.evaluate.arrays import require_covariance, require_finite
+
 
 @dataclass(frozen=True)
 class Gaussian:
-    """``mean`` [d] and ``covariance`` [d, d], float64 on the CPU. ``count``: of how many pictures, 0 if unknown."""
+    """``mean`` [d] and ``covariance`` [d, d], float64 on the CPU. ``count``: of how many pictures, 0 if unknown.
+
+    ValueError, naming mu or sigma as in files of statistics, unless they are finite and sigma can be a covariance.
+    """
 
     mean: Tensor
     covariance: Tensor
@@ -25,7 +31,9 @@ class Gaussian:
         d = self.mean.numel()
         if self.mean.ndim != 1 or self.covariance.shape != (d, d):
             got = f"{list(self.mean.shape)} and {list(self.covariance.shape)}"
-            raise ValueError(f"expected a mean [d] and a covariance [d, d]; got {got}")
+            raise ValueError(f"mu, sigma: expected a mean [d] and a covariance [d, d]; got {got}")
+        require_finite([("mu", self.mean), ("sigma", self.covariance)])
+        require_covariance(self.covariance, "sigma")
 
 
 @dataclass(frozen=True)
@@ -42,8 +50,7 @@ class Moments:
         if features.ndim != 2 or len(features) == 0:
             raise ValueError(f"features: expected [N, d], N at least 1; got {list(features.shape)}")
         wide = features.detach().double()
-        if not bool(wide.isfinite().all()):
-            raise ValueError("features: expected finite values; got NaN or infinity")
+        require_finite([("features", wide)])
         mean = wide.mean(dim=0)
         centred = wide - mean
         return cls(len(features), mean.cpu(), (centred.T @ centred).cpu())
@@ -76,16 +83,22 @@ def frechet_distance(one: Gaussian, other: Gaussian) -> float:
 
     The trace of the root is the sum of the roots of the eigenvalues of C1^(1/2) C2 C1^(1/2), which is symmetric: no
     complex numbers arise, and covariances without full rank (fewer pictures than features) are no special case.
-    Eigenvalues that rounding left below 0 count as 0.
+    Eigenvalues that rounding left below 0 count as 0. ValueError where the numbers are too large for their products.
     """
     if one.mean.shape != other.mean.shape:
         raise ValueError(f"expected features of one width; got {len(one.mean)} and {len(other.mean)}")
-    values, vectors = torch.linalg.eigh(_symmetric(one.covariance))
-    root = (vectors * values.clamp(min=0).sqrt()) @ vectors.T
-    crossed = torch.linalg.eigvalsh(_symmetric(root @ other.covariance.double() @ root))
+    try:
+        values, vectors = torch.linalg.eigh(_symmetric(one.covariance))
+        root = (vectors * values.clamp(min=0).sqrt()) @ vectors.T
+        crossed = torch.linalg.eigvalsh(_symmetric(root @ other.covariance.double() @ root))
+    except RuntimeError as error:
+        raise ValueError(f"sigma: expected a covariance with eigenvalues; got none ({error})") from error
     shift = (one.mean.double() - other.mean.double()).square().sum()
     traces = one.covariance.double().trace() + other.covariance.double().trace()
-    return max(0.0, float(shift + traces - 2 * crossed.clamp(min=0).sqrt().sum()))
+    distance = float(shift + traces - 2 * crossed.clamp(min=0).sqrt().sum())
+    if not math.isfinite(distance):
+        raise ValueError(f"mu, sigma: expected numbers whose squares are finite; got a distance of {distance}")
+    return max(0.0, distance)
 
 
 def _symmetric(matrix: Tensor) -> Tensor:

@@ -12,6 +12,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from hqtvae_fast.evaluate.arrays import require_finite
+
 K = 3  # neighbours, as in published figures
 BLOCK = 2048  # features on each side of one block of distances: 32 MB of float64
 # Of the squared lengths: what |x|^2 + |y|^2 - 2 xy may be off in float64, so that what touches a ball is inside.
@@ -28,6 +30,7 @@ def precision_recall(references: Tensor, samples: Tensor, k: int = K, block: int
     if references.ndim != 2 or samples.ndim != 2 or references.shape[1] != samples.shape[1]:
         got = f"{list(references.shape)} and {list(samples.shape)}"
         raise ValueError(f"expected features [M, d] and [N, d]; got {got}")
+    require_finite([("references", references), ("samples", samples)])
     if k < 1 or min(len(references), len(samples)) <= k:
         raise ValueError(
             f"k={k}: expected at least 1, and more pictures than that in each set; got {len(references)} references"

@@ -6,7 +6,7 @@ and features where precision and recall need them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import reduce
 from itertools import pairwise
@@ -15,6 +15,7 @@ from operator import add
 import torch
 from torch import Tensor
 
+from hqtvae_fast.evaluate.class_score import ClassSums
 from hqtvae_fast.evaluate.extractors import Extractor
 from hqtvae_fast.evaluate.extractors.clip import CLIP
 from hqtvae_fast.evaluate.frechet import Moments
@@ -28,7 +29,8 @@ class SetState:
     """Of a set, or of parts of it.
 
     ``moments`` of its features; ``kept``: features [n, d] of pictures ``indices`` [n], in any order; ``similarity``:
-    sum over ``captioned`` pictures of the cosine between a picture's and its caption's CLIP embeddings.
+    sum over ``captioned`` pictures of the cosine between a picture's and its caption's CLIP embeddings; ``classes``:
+    what the network takes the pictures for, where it classifies.
     """
 
     extractor: str
@@ -38,6 +40,7 @@ class SetState:
     kept: Tensor
     similarity: float = 0.0
     captioned: int = 0
+    classes: ClassSums | None = None
 
     def __add__(self, other: SetState) -> SetState:
         own, its = (self.extractor, self.resolution), (other.extractor, other.resolution)
@@ -50,6 +53,7 @@ class SetState:
             torch.cat([self.kept, other.kept]),
             self.similarity + other.similarity,
             self.captioned + other.captioned,
+            None if self.classes is None or other.classes is None else self.classes + other.classes,
         )
 
     def features(self) -> Tensor:
@@ -80,6 +84,23 @@ def is_kept(index: int, total: int, limit: int) -> bool:
     return limit >= total or (index + 1) * limit // total > index * limit // total
 
 
+def features_of(
+    extractor: Extractor, images: Tensor, pictures: Pictures, indices: Sequence[int], what: str = "features"
+) -> Tensor:
+    """The extractor's [B, d], finite. ValueError names the first picture that has others."""
+    features = extractor(images)
+    require_finite_rows(features, f"{extractor.name}: {what}", pictures, indices)
+    return features
+
+
+def require_finite_rows(values: Tensor, what: str, pictures: Pictures, indices: Sequence[int]) -> None:
+    """ValueError, naming the first picture whose row of [B, ...] has a NaN or an infinity."""
+    wrong = ~values.isfinite().reshape(len(indices), -1).all(dim=1)
+    if bool(wrong.any()):
+        picture = pictures.describe(indices[int(wrong.nonzero()[0])])
+        raise ValueError(f"{picture}: {what}: expected finite values; got NaN or infinity")
+
+
 def measure(
     pictures: Pictures,
     extractor: Extractor,
@@ -101,17 +122,24 @@ def measure(
     numbers: list[int] = []
     kept: list[Tensor] = []
     similarity, captioned = 0.0, 0
+    classes: ClassSums | None = None
     for images, indices in pictures.batches(batch, span, workers):
-        features = extractor(images)
+        features = features_of(extractor, images, pictures, indices)
         moments = Moments.of(features) if moments is None else moments + Moments.of(features)
         rows = [row for row, index in enumerate(indices) if is_kept(index, total, keep)]
         numbers += [indices[row] for row in rows]
         kept.append(features[rows].cpu())
         if clip is not None:
             cosines = clip.similarities(images, [pictures.caption(index) for index in indices])
+            require_finite_rows(cosines, "CLIP's cosines", pictures, indices)
             similarity, captioned = similarity + float(cosines.double().sum()), captioned + len(indices)
+        if extractor.classifier is not None:
+            sums = ClassSums.of(extractor.logits(features), indices)
+            classes = sums if classes is None else classes + sums
         advance(len(images))
     if moments is None:
         raise ValueError(f"{pictures.name}: expected pictures in {span}; there are none")
     found = torch.tensor(numbers, dtype=torch.int64)
-    return SetState(extractor.name, pictures.resolution, moments, found, torch.cat(kept), similarity, captioned)
+    return SetState(
+        extractor.name, pictures.resolution, moments, found, torch.cat(kept), similarity, captioned, classes
+    )

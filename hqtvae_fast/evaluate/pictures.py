@@ -7,7 +7,6 @@ Any part of a set can be read alone, so that workers share one out.
 from __future__ import annotations
 
 import io
-import json
 import os
 import zipfile
 from collections.abc import Iterator, Sequence
@@ -16,16 +15,18 @@ from typing import IO, Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
-from PIL import ExifTags, Image, ImageOps
+from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from hqtvae_fast.images import fit, to_rgb
+from hqtvae_fast.files import parse_json
+from hqtvae_fast.images import BrokenPictureError, description, fit
 from hqtvae_fast.train.data.captions import PLAIN, CaptionTemplate
-from hqtvae_fast.train.data.sources import Source, open_source
+from hqtvae_fast.train.data.sources import Source, open_source, read_picture
 
 PathLike = str | os.PathLike[str]
 NPZ_PICTURES = "arr_0"  # where ADM's files hold them, uint8 [N, H, W, 3]
+_FIRST = 100  # pictures among which one must be readable
 
 
 class PictureBatch(NamedTuple):
@@ -43,11 +44,20 @@ class Pictures(Protocol):
 
     def __len__(self) -> int: ...
 
-    def batches(self, size: int, span: range | None = None, workers: int = 0) -> Iterator[PictureBatch]:
-        """The pictures of ``span`` (contiguous; None: all), ``size`` at a time. ValueError names one that is broken."""
+    def batches(
+        self, size: int, span: range | None = None, workers: int = 0, broken: list[str] | None = None
+    ) -> Iterator[PictureBatch]:
+        """The pictures of ``span`` (contiguous; None: all), ``size`` at a time.
+
+        A broken one is an error that names it, as measuring the others would measure another set. Where ``broken`` is
+        given it is left out instead (batches are shorter then), and its error's message goes into that list.
+        """
 
     def caption(self, index: int) -> str:
         """What a picture should show. ValueError if the set does not say."""
+
+    def describe(self, index: int) -> str:
+        """What messages call a picture."""
 
 
 def open_pictures(
@@ -64,23 +74,28 @@ def open_pictures(
     return SourcePictures(open_source(given), str(given[0]), resolution, caption)
 
 
-class SourcePictures(Dataset[Tensor]):
+class SourcePictures(Dataset[tuple[Tensor, str]]):
     """Pictures of a source: files or members of shards."""
 
     def __init__(
         self, source: Source, name: str, resolution: int | None = None, caption: CaptionTemplate = PLAIN
     ) -> None:
         self.source, self.name, self._template = source, name, caption
-        self.resolution = min(self._open(0).size) if resolution is None else resolution
+        self.resolution = self._first_side() if resolution is None else resolution
 
     def __len__(self) -> int:
         return len(self.source)
 
-    def __getitem__(self, index: int) -> Tensor:
-        """uint8 [3, R, R]."""
-        return _pixels(fit(self._open(index), self.resolution))
+    def __getitem__(self, index: int) -> tuple[Tensor, str]:
+        """uint8 [3, R, R] and "", or zeros and why the picture cannot be read: workers hand on values, not errors."""
+        try:
+            return _pixels(fit(self._open(index), self.resolution)), ""
+        except BrokenPictureError as error:
+            return torch.zeros(3, self.resolution, self.resolution, dtype=torch.uint8, device="cpu"), str(error)
 
-    def batches(self, size: int, span: range | None = None, workers: int = 0) -> Iterator[PictureBatch]:
+    def batches(
+        self, size: int, span: range | None = None, workers: int = 0, broken: list[str] | None = None
+    ) -> Iterator[PictureBatch]:
         span = range(len(self)) if span is None else span
         loader = DataLoader(
             self,
@@ -90,8 +105,15 @@ class SourcePictures(Dataset[Tensor]):
             generator=torch.Generator(),  # else this would take a number from torch's global stream
         )
         first = span.start
-        for images in loader:
-            yield PictureBatch(images, list(range(first, first + len(images))))
+        for images, reasons in loader:
+            sound = [place for place, reason in enumerate(reasons) if not reason]
+            if len(sound) < len(reasons):
+                found = [reason for reason in reasons if reason]
+                if broken is None:
+                    raise BrokenPictureError(found[0])
+                broken += found
+            if sound:
+                yield PictureBatch(images[sound], [first + place for place in sound])
             first += len(images)
 
     def caption(self, index: int) -> str:
@@ -104,22 +126,33 @@ class SourcePictures(Dataset[Tensor]):
                 raise ValueError(f"{self.name}: {self.source.key(index)}: expected a caption; {error}") from None
             return described
 
+    def describe(self, index: int) -> str:
+        return f"{self.name}: {self.source.key(index)}"
+
     def _open(self, index: int) -> Image.Image:
-        try:
-            with Image.open(io.BytesIO(self.source.picture(index))) as file:
-                return to_rgb(ImageOps.exif_transpose(file))
-        except Exception as error:  # decoders raise whatever comes on damaged data
-            raise ValueError(f"{self.name}: {self.source.key(index)}: not a readable picture ({error})") from error
+        return read_picture(self.source, index, f"{self.name}: ")
+
+    def _first_side(self) -> int:
+        """The short side of the first picture that can be read; BrokenPictureError if none can."""
+        for index in range(min(len(self), _FIRST)):
+            try:
+                return min(self._open(index).size)
+            except BrokenPictureError as error:
+                reason = error
+        raise reason
 
 
 def _described(data: bytes) -> str | None:
-    """The prompt that a PNG's text chunk or a WebP's Exif tells; None without one."""
-    try:
-        with Image.open(io.BytesIO(data)) as file:
-            about = file.info.get("Description") or file.getexif()[ExifTags.Base.ImageDescription]
-        return json.loads(about)["prompt"]
-    except (OSError, KeyError, TypeError, ValueError):
+    """The prompt that a PNG's text chunk or a WebP's Exif tells, as `hqtvae sample` writes it; None without one."""
+    about = description(data)
+    if not isinstance(about, str):
         return None
+    try:
+        found = parse_json(about, "")
+    except ValueError:
+        return None
+    prompt = found.get("prompt") if isinstance(found, dict) else None
+    return prompt if isinstance(prompt, str) else None
 
 
 class NpzPictures:
@@ -136,8 +169,10 @@ class NpzPictures:
     def __len__(self) -> int:
         return self._shape[0]
 
-    def batches(self, size: int, span: range | None = None, workers: int = 0) -> Iterator[PictureBatch]:
-        """``workers`` is for sets of single files; these bytes need no decoding."""
+    def batches(
+        self, size: int, span: range | None = None, workers: int = 0, broken: list[str] | None = None
+    ) -> Iterator[PictureBatch]:
+        """``workers`` and ``broken`` are for sets of single files; these bytes need no decoding."""
         span = range(len(self)) if span is None else span
         one = int(np.prod(self._shape[1:]))
         with _open_array(self.path, NPZ_PICTURES) as (data, _, _):
@@ -157,6 +192,9 @@ class NpzPictures:
 
     def caption(self, index: int) -> str:
         raise ValueError(f"{self.path}: expected captions; an .npz of pictures has none")
+
+    def describe(self, index: int) -> str:
+        return f"{self.path}: {NPZ_PICTURES}[{index}]"
 
 
 class _open_array:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from hqtvae_fast.evaluate.extractors import Extractor
 from hqtvae_fast.evaluate.frechet import Moments, frechet_distance
-from hqtvae_fast.evaluate.measure import BATCH
+from hqtvae_fast.evaluate.measure import BATCH, features_of, require_finite_rows
 from hqtvae_fast.evaluate.pictures import Pictures
 from hqtvae_fast.images import psnr
 from hqtvae_fast.pipeline import HQTVAEPipeline
@@ -66,12 +66,13 @@ def measure_reconstructions(
     if pictures.resolution != pipe.config.vae.resolution:
         raise ValueError(f"expected pictures of {pipe.config.vae.resolution} pixels; got {pictures.resolution}")
     state: ReconstructionState | None = None
-    for images, _ in pictures.batches(batch, span, workers):
+    for images, indices in pictures.batches(batch, span, workers):
         codes = pipe.encode(images.float() / 127.5 - 1)
         rebuilt: Tensor = pipe.decode(codes, "pt", batch_size=batch)
+        require_finite_rows(rebuilt, "its reconstruction", pictures, indices)
         part = ReconstructionState(
-            Moments.of(extractor(images)),
-            Moments.of(extractor(rounded(rebuilt))),
+            Moments.of(features_of(extractor, images, pictures, indices)),
+            Moments.of(features_of(extractor, rounded(rebuilt), pictures, indices, "its reconstruction's features")),
             float(psnr(rebuilt, images.float() / 255).double().sum()),
             float(structural_similarity(rebuilt, images.float() / 255).double().sum()),
             len(images),

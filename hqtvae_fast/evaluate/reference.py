@@ -14,15 +14,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
+from hqtvae_fast.evaluate.arrays import ArrayFile, array_names, require_finite
 from hqtvae_fast.evaluate.extractors import Extractor
 from hqtvae_fast.evaluate.frechet import Gaussian
 from hqtvae_fast.evaluate.measure import SetState
 from hqtvae_fast.evaluate.pictures import NPZ_PICTURES
 
-MEAN, COVARIANCE = "mu", "sigma"
+MEAN, COVARIANCE, FEATURES = "mu", "sigma", "features"
 
 
 @dataclass(frozen=True)
@@ -54,36 +54,35 @@ class Reference:
 
 
 def holds_statistics(path: Path) -> bool:
-    """Whether a file is an .npz with a mean and a covariance."""
-    return {MEAN, COVARIANCE} <= _arrays(path)
+    """Whether a file is an .npz, whatever its name, with a mean and a covariance."""
+    return {MEAN, COVARIANCE} <= array_names(path)
 
 
 def holds_pictures(path: Path) -> bool:
     """Whether a file is an .npz of pictures, whatever else is in it."""
-    return NPZ_PICTURES in _arrays(path)
-
-
-def _arrays(path: Path) -> set[str]:
-    """Names of an .npz file's arrays; none if it is no such file."""
-    if path.suffix != ".npz" or not path.is_file() or not zipfile.is_zipfile(path):
-        return set()
-    with zipfile.ZipFile(path) as archive:
-        return {name.removesuffix(".npy") for name in archive.namelist()}
+    return NPZ_PICTURES in array_names(path)
 
 
 def read_reference(path: Path) -> Reference:
-    """ValueError if the file does not hold a mean [d] and a covariance [d, d]."""
+    """ValueError, naming file and array, unless it holds a mean [d] and a covariance [d, d], finite ones."""
     if not holds_statistics(path):
         raise ValueError(f"{path}: expected an .npz with {MEAN} and {COVARIANCE}")
     try:
-        with np.load(path, allow_pickle=False) as file:
-            mean, covariance = (torch.from_numpy(file[name].astype(np.float64)) for name in (MEAN, COVARIANCE))
-            gaussian = Gaussian(mean, covariance, int(_told(file, "count") or 0))
-            found, resolution = _told(file, "extractor"), _told(file, "resolution")
-            features = torch.from_numpy(file["features"]) if "features" in file else None
-    except (ValueError, OSError, zipfile.BadZipFile) as error:
-        raise ValueError(f"{path}: not what was written there ({error})") from error
-    return Reference(gaussian, features, found, resolution)
+        with zipfile.ZipFile(path) as archive:
+            return _parse(ArrayFile(archive), FEATURES in array_names(path))
+    except Exception as error:  # a damaged archive or header makes zip, zlib and NumPy raise whatever comes
+        raise ValueError(f"{path}: {error}") from error
+
+
+def _parse(file: ArrayFile, has_features: bool) -> Reference:
+    mean, covariance = file.numbers(MEAN, "d"), file.numbers(COVARIANCE, "d, d")
+    features = file.numbers(FEATURES, "n, d").float() if has_features else None
+    if features is not None:
+        require_finite([(FEATURES, features)])  # as floats
+        if features.shape[1] != len(mean) or len(features) == 0:
+            raise ValueError(f"{FEATURES}: expected [n, {len(mean)}], n at least 1; got {list(features.shape)}")
+    gaussian = Gaussian(mean, covariance, file.whole_number("count", 0) or 0)
+    return Reference(gaussian, features, file.text("extractor"), file.whole_number("resolution", 1))
 
 
 def write_reference(reference: Reference) -> bytes:
@@ -95,11 +94,7 @@ def write_reference(reference: Reference) -> bytes:
     if reference.resolution is not None:
         arrays["resolution"] = np.int64(reference.resolution)
     if reference.features is not None:
-        arrays["features"] = reference.features.numpy()
+        arrays[FEATURES] = reference.features.numpy()
     data = io.BytesIO()
     np.savez(data, **arrays)
     return data.getvalue()
-
-
-def _told(file: Any, name: str) -> Any:
-    return file[name].item() if name in file else None

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from hqtvae_fast.evaluate.extractors import Extractor
 from hqtvae_fast.evaluate.frechet import frechet_distance
+from hqtvae_fast.evaluate.kernel_distance import kernel_distance
 from hqtvae_fast.evaluate.manifold import K, precision_recall
 from hqtvae_fast.evaluate.measure import SetState
 from hqtvae_fast.evaluate.reconstruction import ReconstructionState
@@ -19,35 +21,69 @@ PUBLISHED = 50_000  # pictures behind a published FID
 
 @dataclass(frozen=True)
 class Metric:
-    """``key``: its name in a results file. ``better``: "higher" or "lower". ``of``: on what it was computed."""
+    """``key``: its name in a results file. ``better``: "higher" or "lower". ``of``: on what it was computed.
+    ``deviation``: over draws or splits, where it is a mean of such."""
 
     key: str
     name: str
     value: float
     better: str
     of: str = ""
+    deviation: float | None = None
 
     def shown(self) -> str:
-        return f"{self.value:.4f}" if abs(self.value) < 1 else f"{self.value:.2f}"
+        digits = 4 if abs(self.value) < 1 else 2
+        spread = "" if self.deviation is None else f" ± {self.deviation:.{digits}f}"
+        return f"{self.value:.{digits}f}{spread}"
 
 
-def compare(reference: Reference, samples: SetState, extractor: Extractor, k: int = K) -> list[Metric]:
-    """Fréchet distance; precision and recall where both sides' features were kept; CLIP-score where captions were."""
+def compare(reference: Reference | None, samples: SetState, extractor: Extractor, k: int = K) -> list[Metric]:
+    """Against a reference: Fréchet distance; kernel distance, precision and recall where both sides' features were kept
+    and are enough (see :func:`left_out`). Of samples alone: class score, CLIP-score where captions were compared."""
+    metrics = [] if reference is None else _distances(reference, samples, extractor, k)
+    if samples.classes is not None:
+        score, deviation = samples.classes.score()
+        of = f"{samples.moments.count:,} samples, {samples.classes.shares.shape[1]:,} classes"
+        metrics.append(Metric("class_score", extractor.score_name, score, "higher", of, deviation))
+    clip = samples.clip_score()
+    if clip is not None:
+        metrics.append(Metric("clip_score", "CLIP-score", clip, "higher", f"{samples.captioned:,} captions"))
+    return metrics
+
+
+def _distances(reference: Reference, samples: SetState, extractor: Extractor, k: int) -> list[Metric]:
     reference.check(extractor, len(samples.moments.mean), "reference")
     known = f"{reference.gaussian.count:,}" if reference.gaussian.count else "an unknown number of"
     of = f"{samples.moments.count:,} samples, {known} references"
     distance = frechet_distance(reference.gaussian, samples.moments.gaussian())
     metrics = [Metric("frechet", extractor.distance_name, distance, "lower", of)]
-    if reference.features is not None and len(samples.kept):
-        features = samples.features().to(extractor.device)
-        found = precision_recall(reference.features.to(extractor.device), features, k)
-        of = f"{len(features):,} samples, {len(reference.features):,} references, k={k}, {extractor.name}"
+    if reference.features is None or not len(samples.kept):
+        return metrics
+    theirs, own = reference.features.to(extractor.device), samples.features().to(extractor.device)
+    of = f"{len(own):,} samples, {len(theirs):,} references"
+    if _fewest(reference, samples) >= 2:
+        kernel = kernel_distance(theirs, own)
+        draws = f"{of}, {kernel.subsets} draws of {kernel.size:,}"
+        metrics.append(Metric("kernel", extractor.kernel_name, kernel.mean, "lower", draws, kernel.deviation))
+    if _fewest(reference, samples) > k:
+        found = precision_recall(theirs, own, k)
+        of = f"{of}, k={k}, {extractor.name}"
         metrics.append(Metric("precision", "precision", found.precision, "higher", of))
         metrics.append(Metric("recall", "recall", found.recall, "higher", of))
-    score = samples.clip_score()
-    if score is not None:
-        metrics.append(Metric("clip_score", "CLIP-score", score, "higher", f"{samples.captioned:,} captions"))
     return metrics
+
+
+def _fewest(reference: Reference, samples: SetState) -> int:
+    """Features kept of the set that has fewer."""
+    return min(0 if reference.features is None else len(reference.features), len(samples.kept))
+
+
+def left_out(reference: Reference | None, samples: SetState, k: int) -> list[str]:
+    """What :func:`compare` does not compute of the features that were kept, and why."""
+    fewest = 0 if reference is None else _fewest(reference, samples)
+    if fewest == 0 or fewest > k:
+        return []
+    return [f"no precision and recall: expected more than k={k} pictures in each set; got {fewest}"]
 
 
 def judge(state: ReconstructionState, extractor: Extractor) -> list[Metric]:
@@ -82,5 +118,9 @@ def cautions(count: int, width: int, extractor: Extractor) -> list[str]:
 
 
 def document(metrics: Sequence[Metric], facts: dict[str, Any]) -> dict[str, Any]:
-    """The JSON form of a results file: ``metrics`` by key, and what they are of."""
-    return {"schema": SCHEMA, "kind": "evaluation", **facts, "metrics": {m.key: asdict(m) for m in metrics}}
+    """The JSON form of a results file: ``metrics`` by key, and what they are of. What is not finite (the PSNR of equal
+    pictures) is null: JSON has no such numbers."""
+    rows = {metric.key: asdict(metric) for metric in metrics}
+    for row in rows.values():
+        row |= {name: None for name in ("value", "deviation") if row[name] is None or not math.isfinite(row[name])}
+    return {"schema": SCHEMA, "kind": "evaluation", **facts, "metrics": rows}

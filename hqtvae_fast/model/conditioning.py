@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from hqtvae_fast.arguments import integers
 from hqtvae_fast.config import TransformerConfig
 from hqtvae_fast.model.layers import LAYER_NORM_EPS
 from hqtvae_fast.ops.linear import Linear
@@ -69,4 +70,4 @@ def _expect(condition: Tensor | None, what: str, shape: tuple[int, ...]) -> Tens
         raise ValueError(f"this model is conditional: expected {what} of shape {list(shape)}, got none")
     if tuple(condition.shape) != shape:
         raise ValueError(f"{what}: expected shape {list(shape)}; got {list(condition.shape)}")
-    return condition
+    return integers(what, condition)

@@ -22,6 +22,7 @@ from hqtvae_fast.config import HQTVAEConfig, TransformerConfig, VAEConfig
 from hqtvae_fast.hardware import Device, floor_seconds
 from hqtvae_fast.model.autoencoder import IMAGE_CHANNELS, Upsample
 from hqtvae_fast.model.embedding import LocalEmbedding
+from hqtvae_fast.model.empty import without_values
 from hqtvae_fast.model.head import PyramidHead
 from hqtvae_fast.model.hqtransformer import HQTransformer
 from hqtvae_fast.model.hqvae import HQVAE
@@ -318,12 +319,12 @@ def _transformers(config: HQTVAEConfig) -> list[TransformerConfig]:
 
 
 def _empty_vae(config: VAEConfig) -> HQVAE:
-    with torch.device("meta"):
+    with without_values():
         return HQVAE(config).eval()
 
 
 def _empty_transformer(config: TransformerConfig) -> HQTransformer:
-    with torch.device("meta"):
+    with without_values():
         return HQTransformer(config).eval()
 
 

@@ -14,6 +14,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from hqtvae_fast.arguments import integers
+from hqtvae_fast.codes import check_range
 from hqtvae_fast.config import TransformerConfig
 from hqtvae_fast.model.conditioning import TokenPrefix, build_prefix
 from hqtvae_fast.model.embedding import build_embedding
@@ -72,13 +74,18 @@ class HQTransformer(nn.Module):
     def forward(self, codes: Sequence[Tensor], condition: Tensor | None = None) -> HQLogits:
         """Teacher forcing.
 
-        ``codes``: one integer tensor a predicted level, top first, [B, h, w] or [B, h*w] row by row. ``condition``:
-        labels [B], tokens [B, P] or None, as the configuration says. Raises ValueError on other shapes.
+        ``codes``: one integer tensor of any width a predicted level, top first, [B, h, w] or [B, h*w] row by row.
+        ``condition``: labels [B], tokens [B, P] or None, as the configuration says. Raises ValueError on other shapes,
+        and on a CPU on codes out of range.
         """
         side, config = self.config.side, self.config
         if len(codes) != config.num_levels:
             raise ValueError(f"codes: expected {config.num_levels} levels; got {len(codes)}")
+        names = [f"codes of level {level}" for level in range(len(codes))]
+        codes = [integers(name, level) for name, level in zip(names, codes, strict=True)]
         local_BTN = to_local(codes, side)
+        for name, level, size in zip(names, codes, config.codebook_sizes, strict=True):
+            check_range(name, level, size)
         B, T, N = local_BTN.shape
         prefix_BPD = self.prefix(condition, B)
         tokens_BTD = self.embedding(local_BTN[:, :-1], range(T - 1))

@@ -10,13 +10,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from hqtvae_fast.codes import read_levels
 from hqtvae_fast.config import VAEConfig
 from hqtvae_fast.hardware import fp32_products
 from hqtvae_fast.model.autoencoder import Decoder, Encoder, Upsample
 from hqtvae_fast.model.code_tables import CodeTables, fold_tables
+from hqtvae_fast.model.images import check_images, check_shape, none_yet, refuse_invalid
 from hqtvae_fast.ops.ema_update import code_statistics, ema_update
 from hqtvae_fast.ops.hierarchical_quantize import Resampler, commitment, hierarchical_quantize, straight_through
-from hqtvae_fast.ops.nearest_code import nearest_code
+from hqtvae_fast.ops.nearest_code import nearest_code, not_finite
 from hqtvae_fast.ops.soft_label_cross_entropy import soft_labels
 
 RESTART_SHARE = 0.1  # of the count that each code would have if all were chosen alike
@@ -37,9 +39,11 @@ class Codebook(nn.Module):
         self.register_buffer("cluster_size", torch.zeros(size))
         self.register_buffer("embedding_sum", embedding_KC.clone())
 
-    def search(self, z_BCHW: Tensor) -> Tensor:
-        """Nearest codes, [B, H, W] int64."""
+    def search(self, z_BCHW: Tensor, invalid: Tensor | None = None) -> Tensor:
+        """Nearest codes, [B, H, W] int64; ``invalid``, bool [B], is set where z holds NaN or infinity."""
         B, _, H, W = z_BCHW.shape
+        if invalid is not None:
+            invalid |= not_finite(z_BCHW)
         return nearest_code(_rows(z_BCHW), self.embedding).view(B, H, W)
 
     def lookup(self, codes_BHW: Tensor) -> Tensor:
@@ -154,25 +158,29 @@ class HQVAE(nn.Module):
 
     def latents(self, images: Tensor) -> Tensor:
         """z = conv1x1(Encoder(image)): [B, 3, R, R] in [-1, 1] -> [B, d, R/f, R/f]."""
-        R = self.config.resolution
-        if images.ndim != 4 or tuple(images.shape[1:]) != (3, R, R):
-            raise ValueError(f"images: expected [B, 3, {R}, {R}]; got {list(images.shape)}")
+        check_shape(images, self.config.resolution)
         return self.quant_conv(self.encoder(images))
 
-    def quantize(self, z: Tensor) -> tuple[Level, ...]:
-        """Top level first, each finer level codes what the coarser ones have left over (eq. 2-3)."""
+    def quantize(self, z: Tensor, invalid: Tensor | None = None) -> tuple[Level, ...]:
+        """Top level first, each finer level codes what the coarser ones have left over (eq. 2-3).
+
+        What is not finite gets code 0; ``invalid``, bool [B], is set for such an image, and nothing waits for it.
+        """
         resampler = self.config.resampler
         if resampler == "conv":
-            return self._quantize_level_by_level(z)
-        codes, embeddings = self._quantize_at_once(z, resampler)
+            return self._quantize_level_by_level(z, invalid)
+        codes, embeddings = self._quantize_at_once(z, resampler, invalid)
         residuals, embeddings = straight_through(z, embeddings, resampler=resampler)
         return tuple(Level(*parts) for parts in zip(residuals, codes, embeddings, strict=True))
 
-    def _quantize_at_once(self, z: Tensor, resampler: Resampler) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+    def _quantize_at_once(
+        self, z: Tensor, resampler: Resampler, invalid: Tensor | None
+    ) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
         """Codes and embeddings of all levels, where resampling has no weights."""
-        return hierarchical_quantize(z, [codebook.embedding for codebook in self.codebooks], resampler=resampler)
+        books = [codebook.embedding for codebook in self.codebooks]
+        return hierarchical_quantize(z, books, resampler=resampler, invalid=invalid)
 
-    def _quantize_level_by_level(self, z: Tensor) -> tuple[Level, ...]:
+    def _quantize_level_by_level(self, z: Tensor, invalid: Tensor | None = None) -> tuple[Level, ...]:
         """With modules between the levels, which have gradients of their own."""
         pyramid = [z]
         for downsample in reversed(self.downsamples):
@@ -181,7 +189,7 @@ class HQVAE(nn.Module):
         carried: Tensor | None = None  # what the coarser levels say of this one
         for index, (codebook, target) in enumerate(zip(self.codebooks, pyramid, strict=True)):
             residual = target if carried is None else target - carried
-            codes = codebook.search(residual)
+            codes = codebook.search(residual, invalid)
             embedding = codebook.lookup(codes)
             if torch.is_grad_enabled():  # straight through: the gradient of the embedding is the residual's
                 embedding = residual + (embedding - residual).detach()
@@ -203,19 +211,32 @@ class HQVAE(nn.Module):
         joined = torch.cat([carried, embeddings[-1]], dim=1) if concat else carried + embeddings[-1]
         return self.post_quant_conv(joined.to(self.post_quant_conv.weight.dtype))
 
-    def encode(self, images: Tensor) -> tuple[Tensor, ...]:
-        """Codes of images [B, 3, R, R] in [-1, 1]: int64 [B, h, w] a level, top first."""
+    def encode(self, images: Tensor, *, invalid: Tensor | None = None) -> tuple[Tensor, ...]:
+        """Codes of images [B, 3, R, R] in [-1, 1]: int64 [B, h, w] a level, top first.
+
+        Raises ValueError on other shapes, on integers, on values beyond [-1, 1] (looked at on the CPU only), and at the
+        end on images that are not finite, for which it waits. ``invalid``, bool [B] on the images' device: set for such
+        images instead, their codes being of no use, and nothing waits.
+        """
+        if invalid is None:
+            check_images(images, self.config.resolution)
+        found = none_yet(images) if invalid is None else invalid
         with torch.no_grad(), _full_precision(images.device):
             z = self.latents(images)
             resampler = self.config.resampler
             if resampler == "conv":
-                return tuple(level.codes for level in self._quantize_level_by_level(z))
-            return self._quantize_at_once(z, resampler)[0]
+                codes = tuple(level.codes for level in self._quantize_level_by_level(z, found))
+            else:
+                codes = self._quantize_at_once(z, resampler, found)[0]
+        if invalid is None:
+            refuse_invalid(images, found)
+        return codes
 
     def decode(self, codes: Sequence[Tensor | None]) -> Tensor:
         """Images [B, 3, R, R], nominally in [-1, 1], of codes [B, h, w] a level, top first.
 
-        None leaves a level out: zeros stand in for its embeddings (figure 1's top-only and bottom-only pictures).
+        Integers of any width. None leaves a level out: zeros stand in for its embeddings (figure 1's top-only and
+        bottom-only pictures).
         """
         return self.decoder(self._decoder_input(codes))
 
@@ -225,7 +246,7 @@ class HQVAE(nn.Module):
         return self.decoder.to_bytes(self._decoder_input(codes))
 
     def _decoder_input(self, codes: Sequence[Tensor | None]) -> Tensor:
-        batch = self.check_codes(codes)
+        codes, batch = read_levels(codes, self.config)
         if self.code_tables is not None and not torch.is_grad_enabled():
             return self.code_tables(codes)
         embeddings = []
@@ -239,11 +260,15 @@ class HQVAE(nn.Module):
         return self.combine(embeddings)
 
     def soft_codes(self, images: Tensor, temperature: float) -> tuple[Tensor, ...]:
-        """Soft labels softmax(-|residual - e_k|^2 / temperature): [B, h, w, K] a level, top first."""
+        """Soft labels softmax(-|residual - e_k|^2 / temperature): [B, h, w, K] a level, top first. Errors as
+        :meth:`encode` has."""
         if not temperature > 0:
             raise ValueError(f"temperature: expected a number > 0; got {temperature}")
+        check_images(images, self.config.resolution)
         with torch.no_grad(), _full_precision(images.device):
-            levels = self.quantize(self.latents(images))
+            found = none_yet(images)
+            levels = self.quantize(self.latents(images), found)
+            refuse_invalid(images, found)
             pairs = zip(self.codebooks, levels, strict=True)
             return tuple(codebook.soft_codes(level.residual, temperature) for codebook, level in pairs)
 
@@ -268,21 +293,7 @@ class HQVAE(nn.Module):
 
     def check_codes(self, codes: Sequence[Tensor | None]) -> int:
         """The batch size of codes that :meth:`decode` takes; ValueError otherwise (range: on the CPU only)."""
-        config = self.config
-        if len(codes) != config.num_levels:
-            raise ValueError(f"codes: expected {config.num_levels} levels (None leaves one out); got {len(codes)}")
-        batches = {len(level) for level in codes if level is not None}
-        if len(batches) != 1:
-            raise ValueError(f"codes: expected at least one level and one batch size; got {sorted(batches)}")
-        for index, level in enumerate(codes):
-            if level is not None and tuple(level.shape[1:]) != (config.level_sides[index],) * 2:
-                side = config.level_sides[index]
-                raise ValueError(f"codes of level {index}: expected [B, {side}, {side}]; got {list(level.shape)}")
-            if level is not None and level.device.type == "cpu":  # elsewhere the look would cost a synchronisation
-                size = config.codebook_sizes[index]
-                if bool(((level < 0) | (level >= size)).any()):
-                    raise ValueError(f"codes of level {index}: expected 0 to {size - 1}; got {_span(level)}")
-        return batches.pop()
+        return read_levels(codes, self.config)[1]
 
 
 @contextmanager
@@ -290,10 +301,6 @@ def _full_precision(device: torch.device) -> Iterator[None]:
     """No autocast, and no TF32, torch's default in convolutions on Ampere and later: codes would change."""
     with torch.autocast(device.type, enabled=False), fp32_products(device, tf32=False):
         yield
-
-
-def _span(codes: Tensor) -> str:
-    return f"{int(codes.min())} to {int(codes.max())}"
 
 
 def _downsample(config: VAEConfig) -> nn.Module:

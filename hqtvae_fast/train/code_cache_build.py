@@ -16,6 +16,8 @@ from torch import Tensor
 from hqtvae_fast.config import ConfigError
 from hqtvae_fast.files import whole_file
 from hqtvae_fast.model import HQVAE
+from hqtvae_fast.model.images import refuse_invalid
+from hqtvae_fast.ops.nearest_code import not_finite
 from hqtvae_fast.train.code_cache import CacheSpec, CodeCache, join_codes, picture_latents, vae_hash
 from hqtvae_fast.train.data import Source
 from hqtvae_fast.train.data.squares import CentreSquares
@@ -102,6 +104,7 @@ def _encoded(spec: CacheSpec, source: Source, vae: HQVAE, workers: int) -> Itera
 
 def _rows(spec: CacheSpec, vae: HQVAE, images: Tensor) -> Tensor:
     z = picture_latents(vae, images)
+    refuse_invalid(images, not_finite(z))
     if spec.content == "latents":
         return z
     with torch.no_grad():

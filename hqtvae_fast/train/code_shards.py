@@ -3,11 +3,12 @@
 ``codes-000000.tar``, ``codes-000001.tar``, ... hold ``shard_size`` pictures each, in the source's order:
 
 - ``<index>.level_0.npy`` (top), ``<index>.level_1.npy``, ...: codes [h, w], uint16, or int32 for over 65,536 codes;
-- ``<index>.json``: the picture's key in its source, and what the source knows of it (label, caption, ...).
+- ``<index>.json``: the picture's key in its source, and what the source knows of it (label, caption, ...). A field
+  ``key`` of the source's own gives way to that key.
 
-``codes.json`` says what they were made from. A shard takes its name when it is whole and on the disk: those that have
-theirs are done, and a second run makes the others. Pictures that cannot be read are left out of the shard, and named in
-``codes-000000.broken.json`` beside it.
+``codes.json`` says what they were made from, and has the names of the classes that labels number. A shard takes its
+name when it is whole and on the disk: those that have theirs are done, and a second run makes the others. Pictures that
+cannot be read are left out of the shard, and named in ``codes-000000.broken.json`` beside it.
 """
 
 from __future__ import annotations
@@ -24,15 +25,14 @@ import numpy as np
 from torch import Tensor
 
 from hqtvae_fast.engine.encoding import Encode, make_encoder
-from hqtvae_fast.files import read_text, whole_file, write_file
+from hqtvae_fast.files import json_text, read_text, whole_file, write_file
 from hqtvae_fast.model import HQVAE
 from hqtvae_fast.shard_files import add_member, keep_spec
 from hqtvae_fast.train.code_cache import vae_hash
+from hqtvae_fast.train.data.coded import FORMAT, SPEC_FILE, shard_name
+from hqtvae_fast.train.data.selection import class_names
 from hqtvae_fast.train.data.sources import Source
 from hqtvae_fast.train.data.squares import CentreSquares
-
-FORMAT = "hqtvae_fast code shards, version 1"
-SPEC_FILE = "codes.json"
 
 
 @dataclass(frozen=True)
@@ -58,13 +58,15 @@ class CodeShards:
             "sides": list(vae.config.level_sides),
             "codebook_sizes": list(vae.config.codebook_sizes),
         }
+        if names := class_names(source):
+            spec["class_names"] = list(names)
         keep_spec(folder, SPEC_FILE, spec, "codes")
 
     def __len__(self) -> int:
         return -(-len(self.source) // self.shard_size)
 
     def file(self, shard: int) -> Path:
-        return self.folder / f"codes-{shard:06d}.tar"
+        return self.folder / shard_name(shard)
 
     def span(self, shard: int) -> range:
         """The pictures of a shard, by their indices in the source."""
@@ -105,13 +107,13 @@ class CodeShards:
                     if levels is None:
                         broken.append(self.source.key(index))
                     else:
-                        _add_sample(tar, index, levels, {"key": self.source.key(index), **fields})
+                        _add_sample(tar, index, levels, {**fields, "key": self.source.key(index)})
             self._write_broken(shard, broken)
         return len(self.span(shard)) - len(broken)
 
     def _write_broken(self, shard: int, broken: list[str]) -> None:
         if broken:
-            write_file(self._broken_file(shard), json.dumps(broken, ensure_ascii=False, indent=1).encode() + b"\n")
+            write_file(self._broken_file(shard), json_text(broken, indent=1).encode() + b"\n")
 
     def _encoded(
         self, shard: int, encode: Encode, batch: int, workers: int, advance: Callable[[int], None]
@@ -149,4 +151,4 @@ def _add_sample(tar: tarfile.TarFile, index: int, levels: list[np.ndarray], fiel
         data = io.BytesIO()
         np.save(data, codes, allow_pickle=False)
         add_member(tar, f"{index:09d}.level_{level}.npy", data.getvalue())
-    add_member(tar, f"{index:09d}.json", json.dumps(fields, ensure_ascii=False).encode())
+    add_member(tar, f"{index:09d}.json", json_text(fields).encode())

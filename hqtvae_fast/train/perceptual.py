@@ -7,18 +7,15 @@ every channel weighing 1, and is called so. Nothing is downloaded, and torchvisi
 from __future__ import annotations
 
 import os
-import pickle
 from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
 
-import safetensors.torch
 import torch
 import torch.nn.functional as F
-from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from hqtvae_fast.checkpoint import CheckpointError
+from hqtvae_fast.tensor_files import CheckpointError, StateDict, read_state
 
 STAGES = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))  # widths of the 13 convolutions
 NORM_EPSILON = 1e-10
@@ -31,8 +28,6 @@ HED_MEAN = (122.67892, 116.66877, 104.00699)
 LPIPS_NAME = "LPIPS (VGG16)"
 IMAGENET_NAME = "VGG16 feature distance, without LPIPS weights"
 HED_NAME = "feature distance of HED's edge-trained VGG16, without LPIPS weights"
-
-StateDict = dict[str, Tensor]
 
 
 class VGG16Trunk(nn.Module):
@@ -181,20 +176,9 @@ def _take(file: Path, state: StateDict, key: str, shape: tuple[int, ...]) -> Ten
 
 
 def _read_tensors(file: Path) -> StateDict:
-    if not file.is_file():
-        raise CheckpointError(f"{file}: no such file")
     if file.suffix not in (".safetensors", ".pth", ".pt"):
         raise CheckpointError(f"{file}: expected .safetensors, .pth, .pt or .h5; got {file.suffix or 'no ending'}")
-    try:
-        if file.suffix == ".safetensors":
-            return safetensors.torch.load_file(file)
-        state = torch.load(file, map_location="cpu", weights_only=True)
-    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise CheckpointError(f"{file}: damaged, or holds other things than tensors ({reason})") from error
-    if not isinstance(state, dict):
-        raise CheckpointError(f"{file}: expected a mapping of names to tensors; got {type(state).__name__}")
-    return {key: value for key, value in state.items() if isinstance(value, Tensor)}
+    return read_state(file)
 
 
 def _read_h5(file: Path) -> StateDict:

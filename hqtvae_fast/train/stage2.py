@@ -142,7 +142,7 @@ class Stage2:
         if self.config.condition == "codes":
             return codes[0].flatten(1)
         if self.tokenizer is not None and batch.captions is not None:
-            return self.tokenizer(batch.captions).to(batch.images.device)
+            return self.tokenizer.read(batch.captions)[0].to(batch.images.device)  # what is lost was said before
         return None
 
     # ------------------------------------------------------------------------------------------------------- results

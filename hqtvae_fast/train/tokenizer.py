@@ -1,16 +1,22 @@
-"""Training a tokenizer on a set's captions."""
+"""Training a tokenizer on a set's captions, and what a tokenizer loses of them."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterable
+from itertools import islice
 from pathlib import Path
 
+import numpy as np
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
 from hqtvae_fast.files import write_file
+from hqtvae_fast.text import Lost, PromptTokenizer
+from hqtvae_fast.train.data import CaptionTemplate, Selection, Source, all_captions
 
 PAD, UNKNOWN = "[PAD]", "[UNK]"
+SURVEYED = 20_000  # pictures: seconds, where a whole set may take an hour
+CHUNK = 1000  # captions tokenized at once
 
 
 def train_tokenizer(captions: Iterable[str], file: str | os.PathLike[str], *, vocab_size: int = 16384) -> Tokenizer:
@@ -43,3 +49,14 @@ def _untrained() -> Tokenizer:
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Metaspace(), pre_tokenizers.Punctuation()])
     tokenizer.decoder = decoders.Metaspace()
     return tokenizer
+
+
+def survey_captions(source: Source, caption: CaptionTemplate, tokenizer: PromptTokenizer) -> Lost:
+    """What a model does not get to read of a training set's captions, all that training can show, counted: of all
+    pictures, or of 20,000 that are spread evenly over a larger set."""
+    if len(source) > SURVEYED:
+        source = Selection(source, np.linspace(0, len(source) - 1, SURVEYED).astype(np.int64).tolist())
+    captions, lost = all_captions(source, caption), Lost(tokenizer.length)
+    while part := list(islice(captions, CHUNK)):
+        lost.add(tokenizer.read(part)[1])
+    return lost

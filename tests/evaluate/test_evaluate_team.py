@@ -69,7 +69,7 @@ def test_samples(world, sets, tmp_path):
     alone = figures(tmp_path)
     assert by_team(tmp_path, world, *arguments) == [0] * world
     assert figures(tmp_path) == pytest.approx(alone, rel=1e-9)
-    assert set(alone) == {"frechet", "precision", "recall"}
+    assert set(alone) == {"frechet", "kernel", "precision", "recall"}
 
 
 def test_reconstructions_of_fewer_pictures_than_processes(tmp_path):

@@ -51,8 +51,10 @@ def test_a_folder_that_holds_something_is_left_alone(run, tmp_path: Path):
 
 def test_a_broken_set_leaves_no_file(run, tmp_path: Path):
     folder = write_folder(tmp_path / "pictures", make_pixels(3))
-    (folder / "00002.png").write_bytes(b"nothing")
-    found = run("pack", folder, "--out", tmp_path / "set.npz")
+    for file in folder.iterdir():
+        file.write_bytes(b"nothing")
+    found = run("pack", folder, "--out", tmp_path / "set.npz", "--resolution", 16)
     assert found.code == 2
-    assert "00002.png: not a readable picture" in found.err
+    assert "none can be read" in found.err
+    assert "00000.png: not a readable picture" in found.err
     assert [path.name for path in tmp_path.iterdir()] == ["pictures"]

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from hqtvae_fast.evaluate import Reference, frechet_distance, measure, merge, open_pictures, precision_recall, spans
 from hqtvae_fast.evaluate.extractors.clip import load_clip
+from hqtvae_fast.evaluate.kernel_distance import kernel_distance
 from hqtvae_fast.evaluate.measure import is_kept
 from hqtvae_fast.evaluate.report import compare
 
@@ -67,7 +68,8 @@ def test_the_report_says_what_was_computed(tmp_path, extractor):
     assert metrics["frechet"].value == frechet_distance(one.moments.gaussian(), other.moments.gaussian())
     found = precision_recall(one.features(), other.features(), k=2)
     assert (metrics["precision"].value, metrics["recall"].value) == found
-    assert set(metrics) == {"frechet", "precision", "recall"}
+    assert metrics["kernel"].value == kernel_distance(one.features(), other.features()).mean
+    assert set(metrics) == {"frechet", "kernel", "precision", "recall"}
 
 
 def test_parts_measured_differently_do_not_add_up(tmp_path, extractor):

@@ -158,4 +158,4 @@ def test_G11_every_released_configuration_is_still_one(case):
 def test_G11_a_number_as_wide_as_a_line_is_not_shown():
     with pytest.raises(ConfigError) as error:
         BlocksConfig(num_layers=10**5000)
-    assert str(error.value) == "num_layers: expected an integer from 0 to 512; got int"
+    assert str(error.value) == "num_layers: expected an integer from 0 to 256; got int"

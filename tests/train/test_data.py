@@ -185,7 +185,7 @@ def test_what_is_not_a_source(tmp_path):
         ("captions.json", "{}", "no captions"),
         ("captions.jsonl", '{"file": "a.png"}', "field named caption or text; got file"),
         ("captions.jsonl", "[1]", "expected a mapping"),
-        ("captions.tsv", "a.png one", "row 1: expected a file name and a caption; got 1 columns"),
+        ("captions.tsv", "a.png one", "line 1: expected a file name and a caption; got 1 columns"),
     ],
 )
 def test_bad_captions_files(name, text, says, tmp_path):
@@ -346,7 +346,7 @@ def test_broken_pictures_are_replaced_and_named(flat):
 
 def test_nothing_readable(tmp_path):
     dataset = PictureDataset(open_source(write_folder(tmp_path, {"a.png": BROKEN, "b.png": b""})), 8)
-    with pytest.raises(ValueError, match=r"among 2 from b.png on; the last: not a readable picture"):
+    with pytest.raises(ValueError, match=r"among 2 from b.png on; the last: a.png: not a readable picture"):
         dataset[1]
 
 

@@ -414,9 +414,9 @@ def test_file_errors(files, lpips, tmp_path):
         ((vgg, tmp_path / "flat.pt"), r"flat.pt: lin2.model.1.weight: expected shape \[1, 256, 1, 1\], found \[256\]"),
         ((tmp_path / "none.pth",), "none.pth: no such file"),
         ((tmp_path / "vgg.onnx",), "expected .safetensors, .pth, .pt or .h5; got .onnx"),
-        ((tmp_path / "code.pth",), "code.pth: damaged, or holds other things than tensors"),
-        ((tmp_path / "list.pth",), "list.pth: expected a mapping of names to tensors; got list"),
-        ((tmp_path / "cut.safetensors",), "cut.safetensors: damaged"),
+        ((tmp_path / "code.pth",), "code.pth: refused, a checkpoint may hold tensors only"),
+        ((tmp_path / "list.pth",), r"list.pth: expected a state_dict \(a mapping of names to tensors\); got list"),
+        ((tmp_path / "cut.safetensors",), "cut.safetensors: truncated at 1,000 bytes"),
         ((tmp_path / "hed.h5", tmp_path / "flat.pt"), "LPIPS weights go with ImageNet's VGG16, not with hed.h5"),
     ]
     for arguments, message in cases:

@@ -23,7 +23,8 @@ CAPTIONS = [
 def test_round_trip(tmp_path):
     train_tokenizer(CAPTIONS, tmp_path / "new" / "tokenizer.json", vocab_size=100)
     read = PromptTokenizer(tmp_path / "new" / "tokenizer.json", 16, 100)
-    ids = read(["  Blue  apple, 3D", "flag: of señor, shaded", "red ☃", ""])
+    with pytest.warns(UserWarning, match="prompt: the model does not know '☃' in 1 of 4"):
+        ids = read(["  Blue  apple, 3D", "flag: of señor, shaded", "red ☃", ""])
     assert ids.shape == (4, 16)
     assert int(ids.max()) < 100
     decoded = [read.tokenizer.decode(row) for row in ids.tolist()]

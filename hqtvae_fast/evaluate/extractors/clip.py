@@ -7,7 +7,6 @@ keep the names of the files.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,9 @@ from tokenizers import Tokenizer
 from torch import Tensor, nn
 
 from hqtvae_fast.evaluate.extractors.resize import antialiased
-from hqtvae_fast.evaluate.extractors.weights import fill, read_weights
+from hqtvae_fast.evaluate.extractors.weights import fill
+from hqtvae_fast.files import parse_json, read_text
+from hqtvae_fast.tensor_files import read_state
 
 MEAN = (0.48145466, 0.4578275, 0.40821073)  # of CLIP's training pictures, RGB in [0, 1]
 DEVIATION = (0.26862954, 0.26130258, 0.27577711)
@@ -166,12 +167,12 @@ def load_clip(folder: Path) -> CLIP:
     for file in files.values():
         if not file.is_file():
             raise ValueError(f"{file}: no such file; expected a CLIP folder in Hugging Face's format")
-    config = json.loads(files["config.json"].read_text(encoding="utf-8"))
+    config = parse_json(read_text(files["config.json"]), files["config.json"])
     width = config.get("projection_dim", 512)
     pictures = PictureTower({**DEFAULTS["vision_config"], **(config.get("vision_config") or {})}, width)
     texts = TextTower({**DEFAULTS["text_config"], **(config.get("text_config") or {})}, width)
     weights = next((file for file in _weight_files(folder) if file.is_file()), _weight_files(folder)[0])
-    state = read_weights(weights)
+    state = read_state(weights)
     for tower in (pictures, texts):
         fill(tower, state, weights)
         tower.eval().requires_grad_(False)

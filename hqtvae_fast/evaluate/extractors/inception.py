@@ -15,7 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hqtvae_fast.evaluate.extractors.resize import tensorflow_bilinear
-from hqtvae_fast.evaluate.extractors.weights import fill, read_weights
+from hqtvae_fast.evaluate.extractors.weights import fill
+from hqtvae_fast.tensor_files import read_state
 
 FID_WEIGHTS = "6726825d"  # how the SHA-256 of the shared weights file begins
 SIDE = 299
@@ -145,10 +146,14 @@ class BlockE(nn.Module):
 
 
 class Inception(nn.Module):
-    """Pictures, uint8 [B, 3, R, R], to the mean of the last feature map: [B, 2048]."""
+    """Pictures, uint8 [B, 3, R, R], to the mean of the last feature map: [B, 2048].
+
+    ``fc``: from these to logits [B, C], None without.
+    """
 
     def __init__(self) -> None:
         super().__init__()
+        self.fc: nn.Linear | None = None
         self.Conv2d_1a_3x3 = Conv(3, 32, 3, stride=2)
         self.Conv2d_2a_3x3 = Conv(32, 32, 3)
         self.Conv2d_2b_3x3 = Conv(32, 64, 3, padding=1)
@@ -176,7 +181,13 @@ class Inception(nn.Module):
 
 
 def load_inception(path: Path) -> Inception:
-    """With the weights of a file. ValueError if it does not hold this network's; the classifier is not needed."""
-    network = Inception()
-    fill(network, read_weights(path), path)
+    """With the weights of a file. ValueError if it does not hold this network's; the classifier may be missing."""
+    network, state = Inception(), read_state(path)
+    fill(network, state, path)
+    weight = state.get("fc.weight")
+    if weight is not None:
+        if weight.ndim != 2 or weight.shape[1] != WIDTH:
+            raise ValueError(f"{path}: fc.weight: expected [C, {WIDTH}]; got {list(weight.shape)}")
+        network.fc = nn.Linear(WIDTH, len(weight), bias=False)  # published Inception Scores leave the bias out
+        fill(network.fc, {"weight": weight}, path)
     return network.eval()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib import import_module
@@ -12,6 +11,7 @@ from typing import Any
 
 from torch import Tensor
 
+from hqtvae_fast.files import parse_json, read_text
 from hqtvae_fast.train.code_usage import perplexity
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")  # Okabe and Ito's
@@ -127,11 +127,9 @@ def _whole(row: dict[str, Any]) -> bool:
 
 def _read(file: Path, field: str, wanted: str) -> dict[str, Any]:
     try:
-        document = json.loads(file.read_text(encoding="utf-8"))
+        document = parse_json(read_text(file), file)
     except FileNotFoundError:
         raise ValueError(f"{file}: no such file") from None
-    except ValueError as error:
-        raise ValueError(f"{file}: expected JSON; {error}") from error
     if not isinstance(document, dict) or document.get(field) != wanted:
         got = document.get(field) if isinstance(document, dict) else type(document).__name__
         raise ValueError(f"{file}: expected {field} {wanted!r}; got {got!r}")

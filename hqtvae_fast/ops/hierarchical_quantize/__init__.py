@@ -11,6 +11,7 @@ from torch import Tensor
 
 from hqtvae_fast.backend import Backend, choose
 from hqtvae_fast.ops.hierarchical_quantize import fused, reference
+from hqtvae_fast.ops.nearest_code import not_finite
 from hqtvae_fast.ops.operator import operator
 
 Resampler = Literal["pixel_shuffle", "average"]
@@ -23,7 +24,13 @@ _BY_NAME = {backend.name: backend for backend in BACKENDS}
 
 
 def hierarchical_quantize(
-    z: Tensor, codebooks: Sequence[Tensor], *, resampler: Resampler = "pixel_shuffle", backend: str | None = None
+    z: Tensor,
+    codebooks: Sequence[Tensor],
+    *,
+    resampler: Resampler = "pixel_shuffle",
+    backend: str | None = None,
+    check: bool = False,
+    invalid: Tensor | None = None,
 ) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
     """Codes and their embeddings, top level first: int64 [B, h, w] and [B, C, h, w] a level.
 
@@ -31,10 +38,16 @@ def hierarchical_quantize(
     H / 2^(L-1-l); C_l is d, times the pixels of its window (4^(L-1-l)) for pixel_shuffle, whose channel order is
     torch's. Each level codes what the coarser ones leave over of z resampled to it, exactly (see
     :func:`hqtvae_fast.ops.nearest_code`), taken in fp32 where z is narrower. On a GPU neither the resampled maps
-    (pixel_shuffle) nor the residuals are stored. No gradient: training adds :func:`straight_through`. Raises ValueError
-    on other shapes or dtypes, and BackendError where the backend asked for cannot run.
+    (pixel_shuffle) nor the residuals are stored. No gradient: training adds :func:`straight_through`. What is not
+    finite gives code 0; ``invalid``, bool [B] on the device of z, is set for such an image, without waiting for the
+    device; ``check`` raises ValueError instead, and waits. Raises ValueError on other shapes or dtypes, and
+    BackendError where the backend asked for cannot run.
     """
     _check(z, codebooks, resampler)
+    if check and bool((wrong := not_finite(z)).any()):
+        raise ValueError(f"z: expected finite numbers; got NaN or infinity in image {int(wrong.nonzero()[0])}")
+    if invalid is not None:
+        invalid |= not_finite(z)
     levels = len(codebooks)
     choice = choose("hierarchical_quantize", BACKENDS, z, codebooks, resampler, backend=backend)
     books = [codebook.detach() for codebook in codebooks]

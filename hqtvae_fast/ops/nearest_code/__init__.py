@@ -47,13 +47,18 @@ def nearest_code(
         raise ValueError(f"nearest_code: expected one floating dtype; got {z.dtype} and {codebook.dtype}")
     if z.device != codebook.device:
         raise ValueError(f"nearest_code: expected one device; got {z.device} and {codebook.device}")
-    if check and not bool(z.isfinite().all()):
-        row = int((~z.isfinite().all(dim=1)).nonzero()[0])
+    if check and bool((wrong := not_finite(z)).any()):
+        row = int(wrong.nonzero()[0])
         raise ValueError(f"nearest_code: expected finite rows; row {row} holds NaN or infinity")
     if invalid is not None:
         invalid |= ~z.isfinite().all()
     choice = choose("nearest_code", BACKENDS, z, codebook, backend=backend)
     return torch.ops.hqtvae_fast.nearest_code(z, codebook, choice.backend.name)
+
+
+def not_finite(z: Tensor) -> Tensor:
+    """Which of the rows or images z [B, ...] hold NaN or infinity: bool [B] on their device, without waiting for it."""
+    return ~z.isfinite().flatten(1).all(dim=1)
 
 
 @operator("nearest_code", mutates_args=())
@@ -67,4 +72,4 @@ def _(z: Tensor, codebook: Tensor, backend: str) -> Tensor:
     return z.new_empty(len(z), dtype=torch.int64)
 
 
-__all__ = ["nearest_code"]
+__all__ = ["nearest_code", "not_finite"]

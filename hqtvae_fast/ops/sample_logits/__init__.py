@@ -4,24 +4,28 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from hqtvae_fast import _cuda
+from hqtvae_fast.arguments import integer, real
 from hqtvae_fast.backend import Backend, choose
 from hqtvae_fast.ops.operator import operator
 from hqtvae_fast.ops.sample_logits import cpu, cuda, fused, reference
 
 
-def check_sampling(temperature: float, top_k: int | None, top_p: float | None, num_codes: int) -> None:
+def check_sampling(temperature: Any, top_k: Any, top_p: Any, num_codes: int) -> None:
     """ValueError unless temperature > 0, 1 <= k <= K and 0 < p <= 1 (None switches a filter off)."""
-    if not (temperature > 0 and math.isfinite(temperature)):
+    warmth = real("temperature", temperature, "a number > 0")
+    if not (warmth > 0 and math.isfinite(warmth)):
         raise ValueError(f"temperature: expected a number > 0; got {temperature}")
-    if top_k is not None and (isinstance(top_k, bool) or int(top_k) != top_k or not 1 <= top_k <= num_codes):
-        raise ValueError(f"top_k: expected an integer from 1 to {num_codes}, or None; got {top_k}")
-    if top_p is not None and not 0 < top_p <= 1:
-        raise ValueError(f"top_p: expected a number in (0, 1], or None; got {top_p}")
+    if top_k is not None:
+        integer("top_k", top_k, 1, num_codes, also=", or None")
+    wanted = "a number in (0, 1], or None"
+    if top_p is not None and not 0 < real("top_p", top_p, wanted) <= 1:
+        raise ValueError(f"top_p: expected {wanted}; got {top_p}")
 
 
 def sample_logits(

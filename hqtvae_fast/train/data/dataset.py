@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, Protocol, get_args
@@ -12,9 +11,9 @@ from PIL import Image, ImageOps
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from hqtvae_fast.images import to_rgb, to_tensor
+from hqtvae_fast.images import BrokenPictureError, to_tensor
 from hqtvae_fast.train.data.captions import PLAIN, CaptionTemplate
-from hqtvae_fast.train.data.sources import Source
+from hqtvae_fast.train.data.sources import Source, read_picture
 
 Conditioning = Literal["none", "class", "text"]
 MAX_BROKEN_IN_A_ROW = 100
@@ -135,17 +134,13 @@ class PictureDataset(Dataset[Sample]):
 
     def pixels(self, index: int, crop: float = 0.5, mirrored: bool = False) -> Tensor:
         """The picture as float32 [3, R, R] in [-1, 1]; ``crop`` as in :class:`Chance`. UnreadableError if broken."""
-        image = _square(self._picture(index), self.resolution, crop)
+        try:
+            image = _square(read_picture(self.source, index), self.resolution, crop)
+        except BrokenPictureError as error:
+            raise UnreadableError(str(error)) from error
         if mirrored:
             image = ImageOps.mirror(image)
         return to_tensor([image], self.resolution)[0].contiguous()
-
-    def _picture(self, index: int) -> Image.Image:
-        try:
-            with Image.open(io.BytesIO(self.source.picture(index))) as file:
-                return to_rgb(ImageOps.exif_transpose(file))
-        except Exception as error:  # decoders raise whatever comes on damaged data
-            raise UnreadableError(f"not a readable picture ({error})") from error
 
     def _condition(self, index: int, chances: Chance) -> tuple[int | None, str | None]:
         if self.condition == "none":

@@ -9,7 +9,7 @@ import numpy as np
 from rich.progress import track
 
 from hqtvae_fast.train.data.packed import fingerprint
-from hqtvae_fast.train.data.sources import Source
+from hqtvae_fast.train.data.sources import ClassFolder, Source
 
 _MANY_PICTURES = 50_000  # from here on reading all fields shows a progress bar
 
@@ -50,6 +50,12 @@ def select(source: Source, wanted: Mapping[str, Sequence[Any]]) -> Source:
         got = _present(source, wanted)
         raise ValueError(f"select: expected pictures with {_spelled(wanted)}; got none, with {got}")
     return Selection(source, found)
+
+
+def class_names(source: Source) -> tuple[str, ...] | None:
+    """The names of the classes that the source's labels number, or None where it is no folder of class folders."""
+    whole = source.source if isinstance(source, Selection) else source
+    return whole.class_names if isinstance(whole, ClassFolder) else None
 
 
 def _fits(source: Source, index: int, wanted: Mapping[str, Sequence[Any]]) -> bool:

@@ -6,35 +6,48 @@ a given batch. Local tars allow more: a member is a range of bytes in the file.
 
 from __future__ import annotations
 
-import json
+import posixpath
 import tarfile
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from rich.progress import track
 
+from hqtvae_fast.files import decode_text, parse_json
+from hqtvae_fast.picture_files import PICTURE_SUFFIXES, USUAL_SUFFIXES, is_hidden, kind_of, say_left_out
 from hqtvae_fast.train.data.packed import PackedStrings, fingerprint
 
-PICTURE_SUFFIXES = (".webp", ".png", ".jpg", ".jpeg")
 _ROLES = ("picture", ".json", ".txt", ".cls")
 _PICTURE, _JSON, _TEXT, _LABEL = range(len(_ROLES))
 _ROLE_OF_SUFFIX = {**dict.fromkeys(PICTURE_SUFFIXES, _PICTURE), ".json": _JSON, ".txt": _TEXT, ".cls": _LABEL}
 _BLOCK = 512  # a tar's unit: headers and the padding of members
 _MANY_SHARDS = 20  # from here on the indexing shows a progress bar
 
-Member = tuple[int, int, int]
-"""Role, first byte and number of bytes."""
+
+class Member(NamedTuple):
+    """A regular file of a tar: its path there, and its bytes."""
+
+    path: str
+    first: int
+    length: int
 
 
 class Shards:
-    """Samples of local tars: the members that share a name up to its first dot, one of them a picture.
+    """Samples of local tars: the members that share a name, one of them a picture.
 
     Fields of a sample are those of its ``.json``; ``caption`` is its ``.txt``, ``label`` the integer of its ``.cls``.
-    Members of other kinds, and names without a picture, are left out. The order is that of the shards, then of the
-    pictures in them. A sample's key is ``shard.tar/name``. Tars must be uncompressed; ValueError on one that is
-    compressed, cut off, without pictures, listed twice, or has two pictures (or conditions of a kind) under one name.
+    The order is that of the shards, then of the pictures in them. A sample's key is ``shard.tar/name``.
+
+    A name ends at the first dot of the file's name where one of these suffixes follows. Where more follows, as in
+    ``v1.2.png``, it ends at the last dot (the sample is ``v1.2``), unless there is a sample with the shorter name:
+    ``a.seg.png`` beside ``a.png`` or ``a.json`` is what WebDataset calls a member ``seg.png`` of ``a``. Such members,
+    those of other kinds and hidden ones are left out with a warning that counts them, and names without a picture too.
+
+    Tars must be uncompressed; ValueError on one that is compressed, cut off, without pictures, listed twice, or has two
+    pictures (or conditions of a kind) under one name.
     """
 
     def __init__(self, files: Sequence[Path]) -> None:
@@ -45,11 +58,14 @@ class Shards:
         keys: list[str] = []
         shards: list[int] = []
         spans: list[list[tuple[int, int]]] = []
+        others = Counter[str]()
         for shard, file in enumerate(track(files, "listing shards", transient=True, disable=len(files) < _MANY_SHARDS)):
-            for name, members in _samples(file):
+            for name, members in _samples(file, others):
                 keys.append(f"{file.name}/{name}")
                 shards.append(shard)
                 spans.append(members)
+        more = f" and {len(files) - 1} more" if len(files) > 1 else ""
+        say_left_out(f"{files[0]}{more}", "not named as pictures or their conditions", others)
         self._keys = PackedStrings(keys)
         self._shards = np.array(shards, dtype=np.int32)
         self._spans = np.array(spans, dtype=np.int64)  # [N, role, (first byte, bytes)]; -1 bytes: no such member
@@ -69,13 +85,24 @@ class Shards:
     def fields(self, index: int) -> dict[str, Any]:
         """What is known of the picture besides. ValueError if a member does not hold what its suffix says."""
         found: dict[str, Any] = {}
-        if (data := self._read(index, _JSON)) is not None:
-            found = _parse_json(data)
-        if (data := self._read(index, _TEXT)) is not None:
-            found["caption"] = data.decode("utf-8").strip()
-        if (data := self._read(index, _LABEL)) is not None:
-            found["label"] = int(data)
+        if (text := self._text(index, _JSON)) is not None:
+            found = _parse_fields(text, self._member(index, _JSON))
+        if (text := self._text(index, _TEXT)) is not None:
+            found["caption"] = text.strip()
+        if (text := self._text(index, _LABEL)) is not None:
+            try:
+                found["label"] = int(text)
+            except ValueError:
+                raise ValueError(f"{self._member(index, _LABEL)}: expected an integer; got {text[:40]!r}") from None
         return found
+
+    def _text(self, index: int, role: int) -> str | None:
+        data = self._read(index, role)
+        return None if data is None else decode_text(data, self._member(index, role))
+
+    def _member(self, index: int, role: int) -> str:
+        """What messages call a member that is no picture."""
+        return f"{self.key(index)}{_ROLES[role]}"
 
     def fingerprint(self) -> str:
         """Equal for the same shards with the same layout, wherever they lie."""
@@ -94,17 +121,25 @@ class Shards:
         return data
 
 
-def _parse_json(data: bytes) -> dict[str, Any]:
-    found = json.loads(data)
+def _parse_fields(text: str, name: str) -> dict[str, Any]:
+    found = parse_json(text, name)
     if not isinstance(found, dict):
-        raise ValueError(f"expected a mapping in the .json; got {type(found).__name__}")
+        raise ValueError(f"{name}: expected a mapping; got {type(found).__name__}")
     return found
 
 
-def _samples(file: Path) -> list[tuple[str, list[tuple[int, int]]]]:
-    """(name, one (first byte, bytes) a role) of each sample of one tar."""
+def _samples(file: Path, others: Counter[str]) -> list[tuple[str, list[tuple[int, int]]]]:
+    """(name, one (first byte, bytes) a role) of each sample of one tar. ``others`` counts what is left out."""
+    members = list(_members(file))
+    short = {name for name, suffix in (_split(member.path) for member in members) if suffix in _ROLE_OF_SUFFIX}
     found: dict[str, dict[int, tuple[int, int]]] = {}
-    for name, (role, first, length) in _members(file):
+    for path, first, length in members:
+        name, suffix = _split(path)
+        if suffix not in _ROLE_OF_SUFFIX and name not in short:
+            name, suffix = posixpath.splitext(path)
+        if (role := _ROLE_OF_SUFFIX.get(suffix.lower())) is None:
+            others[suffix.lower() or kind_of(path)] += 1
+            continue
         roles = found.setdefault(name, {})
         if role in roles:
             raise ValueError(f"{file}: expected one {_ROLES[role]} named {name!r}; got two")
@@ -115,19 +150,26 @@ def _samples(file: Path) -> list[tuple[str, list[tuple[int, int]]]]:
         if _PICTURE in roles
     ]
     if not samples:
-        raise ValueError(f"{file}: expected members named *{', *'.join(PICTURE_SUFFIXES)}; found none")
+        left_out = f", but {', '.join(sorted(others)[:6])}" if others else ""
+        raise ValueError(f"{file}: expected pictures ({USUAL_SUFFIXES}); found none{left_out}")
+    others["without a picture"] += len(found) - len(samples)
     return samples
 
 
-def _members(file: Path) -> Iterator[tuple[str, Member]]:
+def _split(path: str) -> tuple[str, str]:
+    """A member's path up to the first dot of its file's name, and the rest in lower case."""
+    folder, slash, base = path.rpartition("/")
+    stem, dot, suffix = base.partition(".")
+    return folder + slash + stem, f"{dot}{suffix}".lower()
+
+
+def _members(file: Path) -> Iterator[Member]:
+    """The regular files of a tar that are not hidden."""
     try:
         with tarfile.open(file, "r:") as tar:
             for member in tar:
-                folder, slash, base = member.name.rpartition("/")
-                stem, dot, suffix = base.partition(".")
-                role = _ROLE_OF_SUFFIX.get(f"{dot}{suffix}".lower())
-                if member.isreg() and stem and role is not None:
-                    yield folder + slash + stem, (role, member.offset_data, member.size)
+                if member.isreg() and not any(map(is_hidden, member.name.split("/"))):
+                    yield Member(member.name, member.offset_data, member.size)
             _check_end(file, tar.offset)
     except FileNotFoundError:
         raise ValueError(f"{file}: no such file") from None

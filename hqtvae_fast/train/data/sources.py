@@ -5,15 +5,20 @@ from __future__ import annotations
 import glob
 import os
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
+from itertools import groupby
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
+from PIL import Image
 
+from hqtvae_fast.images import BrokenPictureError, open_image
+from hqtvae_fast.picture_files import USUAL_SUFFIXES, is_hidden, kind_of, say_left_out, walk
 from hqtvae_fast.train.data.captions_file import CAPTION_SUFFIXES, find_captions, read_captions
+from hqtvae_fast.train.data.coded import CodedPictures, hold_codes
 from hqtvae_fast.train.data.packed import PackedStrings, fingerprint
-from hqtvae_fast.train.data.shards import PICTURE_SUFFIXES, Shards
+from hqtvae_fast.train.data.shards import Shards
 
 PathLike = str | os.PathLike[str]
 _SHOWN = 5  # names that an error message lists
@@ -21,7 +26,7 @@ _BRACES = re.compile(r"\{([^{}]*)\}")
 EXPECTED = (
     "one or more .tar shards (a pattern such as train-{000..099}.tar or *.tar will do), a folder of them, "
     f"a folder with a file captions{'/'.join(CAPTION_SUFFIXES)}, a folder of class folders, or a folder of pictures "
-    f"({', '.join(PICTURE_SUFFIXES)})"
+    f"({USUAL_SUFFIXES})"
 )
 
 
@@ -41,6 +46,17 @@ class Source(Protocol):
 
     def fingerprint(self) -> str:
         """16 characters, equal for equal names and conditions in an equal order: what a resumed run compares."""
+
+
+def read_picture(source: Source, index: int, of: str = "") -> Image.Image:
+    """A picture of a source, as :func:`open_image` has it. BrokenPictureError, which begins with ``of`` and its key, if
+    it cannot be read or is none."""
+    name = f"{of}{source.key(index)}"
+    try:
+        data = source.picture(index)
+    except OSError as error:
+        raise BrokenPictureError(f"{name}: cannot be read ({error.strerror or error})") from error
+    return open_image(data, name)
 
 
 class Folder:
@@ -68,25 +84,25 @@ class Folder:
 class ClassFolder(Folder):
     """A folder of class folders. Fields: ``label``, the place of the class among ``class_names``, and ``class_name``.
 
-    Class names are those given, or else the folders' names, sorted. ValueError on a folder that is not among the names
-    given, or without pictures.
+    Class names are those given, or else the folders' names, sorted. ``names``: the pictures, as :func:`walk` lists
+    them, which it does by default. ValueError on a folder that is not among the names given, or without pictures.
     """
 
-    def __init__(self, root: Path, class_names: Sequence[str] | None = None) -> None:
-        folders = _subfolders(root)
+    def __init__(
+        self, root: Path, class_names: Sequence[str] | None = None, *, names: Sequence[str] | None = None
+    ) -> None:
+        folders, names = _subfolders(root), walk(root).pictures if names is None else names
         self.class_names = tuple(folders if class_names is None else class_names)
         if unknown := [name for name in folders if name not in self.class_names]:
             raise ValueError(f"{root}: expected folders named as in class_names; got {_listed(unknown)}")
-        names: list[str] = []
-        labels: list[int] = []
-        for folder in folders:
-            found = [f"{folder}/{name}" for name in sorted(_pictures(root / folder, recursive=True))]
-            if not found:
-                raise ValueError(f"{root / folder}: expected pictures of class {folder!r}; found none")
-            names += found
-            labels += [self.class_names.index(folder)] * len(found)
+        names = [name for name in names if "/" in name]
+        sizes = {folder: len(list(group)) for folder, group in groupby(names, key=lambda name: name.split("/")[0])}
+        if empty := [folder for folder in folders if folder not in sizes]:
+            linked = " but those of a folder that it links to" if (root / empty[0]).is_symlink() else ""
+            raise ValueError(f"{root / empty[0]}: expected pictures of class {empty[0]!r}; found none{linked}")
         super().__init__(root, names)
-        self._labels = np.array(labels, dtype=np.int64)
+        places = [self.class_names.index(folder) for folder in sizes]
+        self._labels = np.repeat(np.array(places, dtype=np.int64), list(sizes.values()))
 
     def fields(self, index: int) -> dict[str, Any]:
         label = int(self._labels[index])
@@ -107,6 +123,8 @@ class CaptionedFolder(Folder):
         captions = read_captions(file)
         if missing := [name for name in captions if not (file.parent / name).is_file()]:
             raise ValueError(f"{file}: expected captions of pictures beside it; there is no {_listed(missing)}")
+        without = [name for name in walk(file.parent).pictures if name not in captions]
+        say_left_out(file, "without a caption", map(kind_of, without))
         super().__init__(file.parent, captions)
         counts = [len(of_picture) for of_picture in captions.values()]
         self._ends = np.cumsum([0, *counts], dtype=np.int64)
@@ -120,54 +138,55 @@ class CaptionedFolder(Folder):
         return fingerprint(self._names.tobytes(), self._ends.tobytes(), self._captions.tobytes())
 
 
-def open_source(paths: PathLike | Sequence[PathLike], *, class_names: Sequence[str] | None = None) -> Source:
+def open_source(
+    paths: PathLike | Sequence[PathLike], *, class_names: Sequence[str] | None = None, codes: bool = False
+) -> Source:
     """The pictures at a path, whose kind is told from what lies there; shards may be several paths or patterns.
 
     ``class_names``: the labels 0, 1, ... of class folders, for a set whose folders are not all the classes (a part kept
-    for evaluation, say). ValueError if nothing there fits, naming what was expected and what was found.
+    for evaluation, say). ``codes``: shards of codes will do too (:class:`CodedPictures`). ValueError if nothing there
+    fits, naming what was expected and what was found.
     """
     given = [os.fspath(paths)] if isinstance(paths, (str, os.PathLike)) else [os.fspath(path) for path in paths]
     if len(given) == 1 and Path(given[0]).is_dir():
-        source = _open_folder(Path(given[0]), class_names)
+        source = _open_folder(Path(given[0]), class_names, codes)
     elif len(given) == 1 and given[0].endswith(CAPTION_SUFFIXES):
         source = CaptionedFolder(Path(given[0]))
     else:
-        source = Shards(_shard_files(given))
+        source = _open_shards(_shard_files(given), codes)
     if class_names is not None and not isinstance(source, ClassFolder):
         raise ValueError(f"class_names: expected a folder of class folders; got {given[0]}")
     return source
 
 
-def _open_folder(folder: Path, class_names: Sequence[str] | None) -> Source:
+def _open_shards(files: Sequence[Path], codes: bool) -> Source:
+    if not hold_codes(files):
+        return Shards(files)
+    if not codes:
+        raise ValueError(f"{files[0]}: expected pictures; got codes, which decode, sample and train stage2 read")
+    return CodedPictures(files)
+
+
+def _open_folder(folder: Path, class_names: Sequence[str] | None, codes: bool) -> Source:
     captions = find_captions(folder)
     if captions is not None:
         return CaptionedFolder(captions)
-    shards, pictures = sorted(folder.glob("*.tar")), sorted(_pictures(folder))
-    has_classes = any(_has_pictures(folder / name) for name in _subfolders(folder))
-    kinds = {"shards": bool(shards), "pictures": bool(pictures), "class folders": has_classes}
-    found = [kind for kind, is_there in kinds.items() if is_there]
-    if len(found) != 1:
-        raise ValueError(f"{folder}: expected {EXPECTED}; found {' and '.join(found) or 'none of these'}")
+    shards = sorted(file for file in folder.glob("*.tar") if not is_hidden(file.name))
+    found, others = walk(folder)
+    pictures = [name for name in found if "/" not in name]
+    kinds = {"shards": bool(shards), "pictures": bool(pictures), "class folders": len(found) > len(pictures)}
+    there = [kind for kind, is_there in kinds.items() if is_there]
+    if len(there) != 1:
+        left_out = f" (but {', '.join(sorted(others)[:_SHOWN])})" if others and not there else ""
+        raise ValueError(f"{folder}: expected {EXPECTED}; found {' and '.join(there) or 'none of these'}{left_out}")
     if shards:
-        return Shards(shards)
-    return Folder(folder, pictures) if pictures else ClassFolder(folder, class_names)
-
-
-def _has_pictures(folder: Path) -> bool:
-    return next(_pictures(folder, recursive=True), None) is not None
-
-
-def _pictures(folder: Path, *, recursive: bool = False) -> Iterator[str]:
-    """Paths of the picture files under a folder, from there, in any order; hidden ones are left out."""
-    for parent, folders, files in os.walk(folder):
-        folders[:] = [name for name in folders if recursive and not name.startswith(".")]
-        for name in files:
-            if name.lower().endswith(PICTURE_SUFFIXES) and not name.startswith("."):
-                yield (Path(parent) / name).relative_to(folder).as_posix()
+        return _open_shards(shards, codes)
+    say_left_out(folder, "not named as pictures", others)
+    return Folder(folder, pictures) if pictures else ClassFolder(folder, class_names, names=found)
 
 
 def _subfolders(folder: Path) -> list[str]:
-    return sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+    return sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and not is_hidden(entry.name))
 
 
 def _shard_files(patterns: Sequence[str]) -> list[Path]:
@@ -179,16 +198,21 @@ def _shard_files(patterns: Sequence[str]) -> list[Path]:
 
 
 def _expand(pattern: str) -> list[Path]:
-    """The files that a pattern stands for, sorted where it is ``*``; ValueError if one is missing."""
-    if Path(pattern).exists():
-        return [Path(pattern)]
-    files: list[str] = []
-    for path in _expand_braces(pattern):
-        matches = sorted(glob.glob(path)) if glob.has_magic(path) else [path] * Path(path).exists()
-        if not matches:
-            raise ValueError(f"{path}: no such file; expected {EXPECTED}")
-        files += matches
-    return [Path(file) for file in files]
+    """The files that a pattern stands for, sorted where it is ``*``; ValueError if one is missing.
+
+    Folders that are there as written are taken as they are, whatever brackets and braces their names hold.
+    """
+    path = Path(pattern)
+    if path.exists():
+        return [path]
+    folder = next((parent for parent in path.parents if parent.is_dir()), Path())
+    files: list[Path] = []
+    for rest in _expand_braces(str(path.relative_to(folder))):
+        matches = sorted(glob.glob(rest, root_dir=folder)) if glob.has_magic(rest) else [rest]
+        if not matches or not (folder / matches[0]).exists():
+            raise ValueError(f"{folder / rest}: no such file; expected {EXPECTED}")
+        files += [folder / match for match in matches]
+    return files
 
 
 def _expand_braces(pattern: str) -> list[str]:

@@ -50,6 +50,8 @@ def read_fields(file: Path) -> dict[str, Any]:
         data = yaml.safe_load(read_text(file))
     except (OSError, yaml.YAMLError) as error:
         raise ConfigError(f"{file}: cannot be read ({str(error).splitlines()[0]})") from error
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
     if data is None:  # an empty file
         return {}
     if not isinstance(data, dict):
