@@ -36,7 +36,7 @@ from hqtvae_fast.hardware import pick_device
 from hqtvae_fast.hub import CardFacts, push
 from hqtvae_fast.model import HQVAE, HQTransformer
 from hqtvae_fast.model.images import check_images
-from hqtvae_fast.ops.linear import pack_linears, quantize_linears
+from hqtvae_fast.ops.linear import quantize_linears
 from hqtvae_fast.output import OUTPUT_TYPES, HQTVAEImage, HQTVAEOutput, OutputType, convert_images
 from hqtvae_fast.pixels import read_pixels
 from hqtvae_fast.progress import OnStep, drawing_steps
@@ -44,9 +44,7 @@ from hqtvae_fast.request import (
     Request,
     check_choice,
     make_request,
-    read_condition,
-    read_given_codes,
-    read_params,
+    read_drawing,
 )
 from hqtvae_fast.text import load_tokenizer
 from hqtvae_fast.threads import threads_for
@@ -168,14 +166,21 @@ class HQTVAEPipeline:
         self.device, self._wanted = picked, wanted
         with threads_for(picture_flops(self.config)):
             self.vae.float().to(device=self.device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
-            self.vae.fold().set_decoder_dtype(self.dtype)
+            self.vae.set_decoder_dtype(self.dtype).fold()
             for model in self._models():
-                pack_linears(model.to(device=self.device, dtype=self.dtype).eval())
+                model.to(device=self.device, dtype=self.dtype).eval().prepare()
         options = dataclasses.replace(self._options, tf32=self.precision.tf32)
         self._executor = Executor(self._models(), self.vae, self.device, options)
         # Of parts, not a method of this object: the two would hold each other, and a GPU's memory with them.
         facts = (self.config, self.device, self.precision, self._quantization, self._options)
         self._sizes = BatchSizes(self.device, partial(tuning_facts, *facts))
+        return self
+
+    def refresh(self) -> HQTVAEPipeline:
+        """Take the weights as they now are. Needed after writes to ``weight.data`` alone, which torch does not count;
+        all other changes (``load_state_dict``, ``copy_``, a fused LoRA, an optimizer's step) are seen at the start of
+        each request."""
+        self._executor.doubt()
         return self
 
     @property
@@ -349,16 +354,11 @@ class HQTVAEPipeline:
         output_type: str,
     ) -> Request:
         """What is asked for, checked; ``sampling``: temperature, top-k, top-p."""
-        if self.transformer is None:
-            raise ValueError("this checkpoint has stage 1 only: it can encode and decode, but not draw")
         check_choice("output_type", output_type, OUTPUT_TYPES)
         num_images = positive("num_images", num_images)
-        stage2 = self.transformer.config
-        condition = read_condition(stage2, class_labels, prompt, self._tokens)
-        given = None if given_top_codes is None else read_given_codes(self.config.vae, given_top_codes)
-        if given is None and stage2.condition == "codes":
-            raise ValueError("given_top_codes: this checkpoint draws bottom codes only; expected top codes, got none")
-        params = read_params([model.config for model in self._models()], self.config.vae.num_levels, *sampling)
+        condition, given, params = read_drawing(
+            self.config, class_labels, prompt, given_top_codes, sampling, self._tokens
+        )
         return make_request(condition, given, num_images, seed, params)
 
     def _generate(

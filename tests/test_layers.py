@@ -16,7 +16,9 @@ LAYERS = [  # a module may import from its own layer and those above it in this 
         "codes",
         "config",
         "fields",
+        "file_kinds",
         "files",
+        "modes",
         "picture_files",
         "tensor_files",
         "threads",
@@ -29,6 +31,7 @@ LAYERS = [  # a module may import from its own layer and those above it in this 
     {"ops"},
     {"model"},
     {"engine", "released"},
+    {"checkpoint_config"},
     {"checkpoint"},
     {
         "images",

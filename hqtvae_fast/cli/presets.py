@@ -42,9 +42,7 @@ def _row(preset: Preset) -> tuple[str, ...]:
     from hqtvae_fast.train.models import preset_config
 
     fields, part = preset.fields, {"stage1": "vae", "stage2": "transformer"}[preset.stage]
-    sizes = cost.parameters(preset_config(preset))
-    values = sum(count for name, count in sizes.items() if name.startswith(f"{part}.") and name != "vae.codebooks")
-    size = f"{values / 1e6:,.1f} M"
+    size = f"{cost.sizes(preset_config(preset))[part] / 1e6:,.1f} M"
     rate = f"{fields['learning_rate']:.0e}".replace("e-0", "e-")
     numbers = (str(fields["batch_size"]), str(fields["epochs"]), rate)
     return (preset.name, preset.stage.removeprefix("stage"), preset.source, preset.description, size, *numbers)

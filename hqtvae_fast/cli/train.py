@@ -142,7 +142,7 @@ StopAfterMinutes = Annotated[
 
 train = typer.Typer(
     no_args_is_help=True,
-    help="Train HQ-VAE (stage1), then HQ-Transformer on its codes (stage2). With several GPUs: torchrun"
+    help="Train HQ-VAE (stage1), then HQ-Transformer on its codes (stage2).\n\nWith several GPUs: torchrun"
     " --nproc-per-node N -m hqtvae_fast.cli train ..., or accelerate launch; nothing else changes.",
 )
 

@@ -39,11 +39,19 @@ def make_inputs(case: Case, device: torch.device, seed: int) -> Inputs:
     """A map as after an activation, of which a few numbers are beyond the scales, and weights that keep it as large."""
     B, C, H, N = (case[letter] for letter in "BCHN")
     generator, form = torch.Generator().manual_seed(seed), FORMATS[case["fp8"]]
-    x = F.silu(torch.randn(B, C, H, H, generator=generator)).contiguous(memory_format=torch.channels_last)
-    weight = torch.randn(N, C, 3, 3, generator=generator) * (9 * C) ** -0.5
+    x = F.silu(torch.randn(B, C, H, H, generator=generator, dtype=torch.float32)).contiguous(
+        memory_format=torch.channels_last
+    )
+    weight = torch.randn(N, C, 3, 3, generator=generator, dtype=torch.float32) * (9 * C) ** -0.5
     numbers, weight_scales = quantize_weights(fold_upsampling(weight) if case["folded"] else weight, form)
     x_scales = 0.9 * x.abs().amax(dim=(0, 2, 3)).view(-1, case["k"]).amax(dim=1) / LARGEST[form]
-    tensors = (quantize(x, x_scales, form), numbers, x_scales, weight_scales, torch.randn(N, generator=generator))
+    tensors = (
+        quantize(x, x_scales, form),
+        numbers,
+        x_scales,
+        weight_scales,
+        torch.randn(N, generator=generator, dtype=torch.float32),
+    )
     x, numbers, x_scales, weight_scales, bias = (tensor.to(device) for tensor in tensors)
     return x, numbers, x_scales, weight_scales, bias, case.dtype
 
