@@ -62,7 +62,7 @@ class Stage1:
         held_out: HeldOut | None = None,
     ) -> None:
         self.accelerator, self.settings, self.held_out = accelerator, settings, held_out
-        vae = vae.to(memory_format=torch.channels_last).train()  # type: ignore[call-overload]
+        vae = vae.to(memory_format=torch.channels_last).train()  # type: ignore[call-overload, unused-ignore]
         self.perceptual = None if perceptual is None else perceptual.to(accelerator.device)
         self.model, self.optimizer, self.schedule = self._prepare(vae, first_step=0)
         self.vae: HQVAE = accelerator.unwrap_model(self.model)

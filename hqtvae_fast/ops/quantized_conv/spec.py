@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from hqtvae_fast.ops.quantized_conv import BACKENDS, LARGEST, quantize, quantize_weights, quantized_conv
-from hqtvae_fast.ops.quantized_conv.tensor_cores import TILE, constants, describe
+from hqtvae_fast.ops.quantized_conv.tensor_cores import constants, describe, pick_tile
 from hqtvae_fast.ops.spec import Case, Cost, Spec, Variant
 from hqtvae_fast.ops.upsample_conv import fold_upsampling, upsample_conv
 from hqtvae_fast.ops.upsample_conv.reference import interleave
@@ -97,23 +97,23 @@ def in_bf16(
 
 
 def variants(arch: int) -> list[Variant]:
-    """Both widths of a step of int8, and of fp8 where there is such an instruction; both kinds of weights."""
+    """One scale and several, in steps of both widths, both kinds of weights; fp8 where there is such an instruction."""
     formats = (torch.int8, torch.float8_e4m3fn) if arch >= 90 else (torch.int8,)
-    wanted = [(form, taps, block) for form in formats for taps, block in ((3, 128), (3, 32), (2, 128))]
-    return [_variant(*each) for each in wanted]
+    blocks = ((3, 128, True), (2, 128, True), (3, 32, False), (3, 128, False), (2, 128, False))
+    return [_variant(form, *each, hopper=arch >= 90) for form in formats for each in blocks]
 
 
-def _variant(form: torch.dtype, taps: int, block: int) -> Variant:
+def _variant(form: torch.dtype, taps: int, block: int, one: bool, *, hopper: bool) -> Variant:
     from hqtvae_fast.ops.quantized_conv import kernels
 
     name = "int8" if form is torch.int8 else "fp8"
     number = "*i8" if form is torch.int8 else "*fp8e4nv"
     signature = {"x": number, "weight": number, "x_scales": "*fp32", "weight_scales": "*fp32", "bias": "*fp32"}
     signature |= {"out": "*bf16"} | dict.fromkeys(("pixels", "H", "W", "C", "N", "block"), "i32")
-    title = f"8-bit convolution, {taps}x{taps}, {block} channels a scale, {name}"
-    shape, needs = constants(form, taps, block), ("mma", "async")
-    kernel, warps, stages = kernels.quantized_kernel, TILE.warps, TILE.stages
-    return Variant(title, kernel, signature, shape, tuple(signature), warps, stages, needs)
+    title = f"8-bit convolution, {taps}x{taps}, {'one scale' if one else f'{block} channels a scale'}, {name}"
+    tile = pick_tile(1 if one else 2, hopper)
+    shape, kernel = constants(tile, form, taps, block, one), kernels.quantized_kernel
+    return Variant(title, kernel, signature, shape, tuple(signature), tile.warps, tile.stages, ("mma", "async"))
 
 
 SPEC = Spec(
