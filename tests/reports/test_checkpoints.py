@@ -260,7 +260,8 @@ def test_F12_a_refused_pickle_says_how_to_take_the_tensors_out(released, extra, 
 
 
 def test_T9_a_text_model_without_a_tokenizer_says_what_is_needed():
-    with pytest.raises(ValueError, match=r"prompt: expected a tokenizer\.json beside .* of at most 50 tokens\. Of a released"):
+    wanted = r"prompt: expected a tokenizer\.json beside .* of at most 50 tokens\. Of a released"
+    with pytest.raises(ValueError, match=wanted):
         golden_pipeline("text_parallel")(prompt="a cat", progress=False)
 
 
