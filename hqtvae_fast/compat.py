@@ -19,7 +19,6 @@ import torch
 from rich.progress import Progress
 from torch import Tensor, nn
 
-from hqtvae_fast import released
 from hqtvae_fast.arguments import integers
 from hqtvae_fast.checkpoint import load_stage2_state
 from hqtvae_fast.engine import SamplingParams, draw_codes, image_seeds
@@ -27,6 +26,8 @@ from hqtvae_fast.hardware import default_dtype
 from hqtvae_fast.model import HQTransformer
 from hqtvae_fast.model.pyramid import join_windows, split_windows
 from hqtvae_fast.ops.made import mark
+from hqtvae_fast.released.config import parse_transformer
+from hqtvae_fast.released.module import describe_module
 
 
 def sampling_ihqgpt(
@@ -147,7 +148,7 @@ def convert(model: nn.Module, *, side: int, sixteen_bit: bool = True) -> HQTrans
 
 
 def _convert(model: nn.Module, side: int, sixteen_bit: bool) -> HQTransformer:
-    config = released.parse_transformer(*released.describe_module(model, side))
+    config = parse_transformer(*describe_module(model, side))
     ours = load_stage2_state(config, model.state_dict(), origin=type(model).__name__)
     device = next(model.parameters()).device
     dtype = default_dtype(device) if sixteen_bit else torch.float32

@@ -44,9 +44,7 @@ from hqtvae_fast.request import (
     Request,
     check_choice,
     make_request,
-    read_condition,
-    read_given_codes,
-    read_params,
+    read_drawing,
 )
 from hqtvae_fast.text import load_tokenizer
 from hqtvae_fast.threads import threads_for
@@ -358,16 +356,11 @@ class HQTVAEPipeline:
         output_type: str,
     ) -> Request:
         """What is asked for, checked; ``sampling``: temperature, top-k, top-p."""
-        if self.transformer is None:
-            raise ValueError("this checkpoint has stage 1 only: it can encode and decode, but not draw")
         check_choice("output_type", output_type, OUTPUT_TYPES)
         num_images = positive("num_images", num_images)
-        stage2 = self.transformer.config
-        condition = read_condition(stage2, class_labels, prompt, self._tokens)
-        given = None if given_top_codes is None else read_given_codes(self.config.vae, given_top_codes)
-        if given is None and stage2.condition == "codes":
-            raise ValueError("given_top_codes: this checkpoint draws bottom codes only; expected top codes, got none")
-        params = read_params([model.config for model in self._models()], self.config.vae.num_levels, *sampling)
+        condition, given, params = read_drawing(
+            self.config, class_labels, prompt, given_top_codes, sampling, self._tokens
+        )
         return make_request(condition, given, num_images, seed, params)
 
     def _generate(

@@ -189,7 +189,7 @@ def test_F13_decode_reads_shards(pictures, codes, pipe, tmp_path, capsys, which)
 def test_F13_given_top_reads_shards(codes, pipe, tmp_path, capsys):
     arguments = ["--given-top", str(codes), "--classes", "1", "--save-codes", str(tmp_path / "drawn.safetensors")]
     assert main(["sample", str(GOLDEN / CASE), *arguments, "--dtype", "fp32", "--out", str(tmp_path / "a.png")]) == 0
-    drawn, given = read_codes(tmp_path / "drawn.safetensors", pipe.vae), read_codes(codes, pipe.vae)
+    drawn, given = read_codes(tmp_path / "drawn.safetensors", pipe.config.vae), read_codes(codes, pipe.config.vae)
     assert torch.equal(drawn.levels[0], given.levels[0])
 
 
@@ -211,7 +211,7 @@ def test_F13_commands_for_pictures_say_that_these_are_codes(codes, tmp_path, mon
 def test_F13_codes_of_another_vae_are_refused(codes):
     other = golden_pipeline("class_bidirectional").vae
     with pytest.raises(ConfigError, match=r"codes: expected codes of this HQ-VAE, \w{16}; got another one's, \w{16}$"):
-        read_codes(codes, other)
+        read_codes(codes, other.config).check_vae(other)
     with pytest.raises(ConfigError, match="expected codes of this HQ-VAE"):
         codes_as_data(open_source(codes, codes=True), other, soft_labels=False, mirrored=False)
 
@@ -253,14 +253,14 @@ def array_bytes(array):
 def test_F13_damaged_shards_are_named(codes, pipe, tmp_path, member, data, message):
     folder = rewritten(codes, tmp_path / "codes", lambda name, own: data if name == member else own)
     with pytest.raises(ValueError, match=message):
-        read_codes(folder, pipe.vae)
+        read_codes(folder, pipe.config.vae)
 
 
 def test_F13_a_shard_that_is_cut_off_is_named(codes, pipe, tmp_path):
     data = (codes / "codes-000001.tar").read_bytes()
     (tmp_path / "codes-000001.tar").write_bytes(data[: len(data) // 2 // 512 * 512])
     with pytest.raises(ValueError, match=r"codes-000001\.tar: not an uncompressed tar, or cut off"):
-        read_codes(tmp_path / "codes-000001.tar", pipe.vae)
+        read_codes(tmp_path / "codes-000001.tar", pipe.config.vae)
 
 
 # ----------------------------------------------------------------------------------------------------------- training
