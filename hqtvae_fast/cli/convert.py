@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from hqtvae_fast.cli.checks import config_of
 from hqtvae_fast.cli.options import Precision
-from hqtvae_fast.cli.output import check_folder, show, table
+from hqtvae_fast.cli.output import check_folder, show, table, waiting
 
 if TYPE_CHECKING:
     import torch
@@ -52,12 +53,14 @@ def convert(
     check_folder(out_dir)
     if not force and out_dir.is_dir() and any(out_dir.iterdir()):
         raise ValueError(f"{out_dir}: expected no folder there, or an empty one; --force writes to it all the same")
-    from hqtvae_fast import checkpoint as checkpoints
-    from hqtvae_fast.engine.precision import PRECISIONS
+    config_of(checkpoint, refiner)
+    with waiting(f"Opening {checkpoint}"):
+        from hqtvae_fast import checkpoint as checkpoints
+        from hqtvae_fast.engine.precision import PRECISIONS
 
-    model = checkpoints.load(checkpoint)
-    if refiner is not None:
-        model = checkpoints.with_refiner(model, checkpoints.load(refiner))
+        model = checkpoints.load(checkpoint)
+        if refiner is not None:
+            model = checkpoints.with_refiner(model, checkpoints.load(refiner))
     if dtype is not None:
         store_as(model, PRECISIONS[dtype.value].dtype)
     checkpoints.save(model, out_dir)
