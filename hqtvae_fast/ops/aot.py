@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import importlib.metadata
 import importlib.util
 import io
 import json
@@ -43,6 +42,7 @@ from hqtvae_fast.ops.aot_budgets import (
     occupancy,
 )
 from hqtvae_fast.ops.spec import Spec, Variant, all_specs
+from hqtvae_fast.ops.triton_launch import triton_version
 
 BUDGETS = Path(__file__).with_name("aot_budgets.json")
 FILE_WIDTH = 260  # columns of a table that does not go to a terminal
@@ -135,11 +135,6 @@ def _run(program: str, *arguments: str) -> str:
         name, why = Path(program).name, result.stderr.strip()
         raise RuntimeError(f"{name} failed with exit code {result.returncode}: {why}")
     return result.stdout + result.stderr
-
-
-def triton_version() -> str:
-    """Of the Triton that is installed, as the budgets name it: "3.7"."""
-    return ".".join(importlib.metadata.version("triton").split(".")[:2])
 
 
 def _numbers(pattern: str, text: str) -> list[int]:

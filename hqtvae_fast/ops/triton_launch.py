@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import functools
+import importlib.metadata
 import importlib.util
 import os
 from typing import Any
@@ -62,6 +64,12 @@ def launch(kernel: Any, grid: tuple[int, ...], *arguments: object, **options: ob
     always said: what Triton does where nothing is said changes with its version.
     """
     kernel[grid](*arguments, **{"enable_fp_fusion": True, **options})
+
+
+@functools.cache
+def triton_version() -> str:
+    """Of the Triton that is installed, as the ahead-of-time budgets name it: "3.7"."""
+    return ".".join(importlib.metadata.version("triton").split(".")[:2])
 
 
 def power_of_2(number: int) -> int:

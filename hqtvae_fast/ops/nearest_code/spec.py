@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from hqtvae_fast.ops.nearest_code import BACKENDS, nearest_code, others, reference
-from hqtvae_fast.ops.nearest_code.tensor_cores import LARGE, SETTLE, SMALL, Tile, describe, rows
+from hqtvae_fast.ops.nearest_code.tensor_cores import LARGE, SMALL, Tile, describe, rows, settle_tile
 from hqtvae_fast.ops.spec import Case, Cost, Spec, Variant
 
 BATCH = 64
@@ -90,9 +90,10 @@ def compilations(
         name = f"score {prefix} {tile.rows}x{tile.codes}"
         types = [*pointers, *SCORE_TYPES, *COUNTS]
         made.append(_variant(name, kernels.score_blocks, types, constants, ones, tile, ("mma", "async")))
-    constants = {**shape, "BR": SETTLE.rows, "BN": tiles[0].codes, "BK": SETTLE.channels, "GROUP": SETTLE.codes}
+    settle = settle_tile()
+    constants = {**shape, "BR": settle.rows, "BN": tiles[0].codes, "BK": settle.channels, "GROUP": settle.codes}
     types = [*pointers, *SETTLE_TYPES, *COUNTS, "i32", *BOUND]
-    return [*made, _variant(f"settle {prefix}", kernels.settle_rows, types, constants, ones, SETTLE, ())]
+    return [*made, _variant(f"settle {prefix}", kernels.settle_rows, types, constants, ones, settle, ())]
 
 
 def _variant(

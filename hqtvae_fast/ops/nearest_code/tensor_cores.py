@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from hqtvae_fast.ops.triton_launch import interpreted, launch, on
+from hqtvae_fast.ops.triton_launch import interpreted, launch, on, triton_version
 
 SMALLEST_NORMAL = 2.0**-126
 CHUNK_ROWS = (
@@ -39,8 +39,13 @@ class Tile:
 LARGE, SMALL = Tile(128), Tile(64)
 # A program of ``settle_rows``: rows, blocks of codes looked at together, and channels of 128 codes compared at a time
 # in float64: 8 are one sector of memory for each code. With 16 channels or 64 blocks, and with 8 warps, ptxas spills a
-# few values of one shape or another, however many registers are left; with Triton 3.6 already with 16 blocks.
-SETTLE = Tile(16, codes=8, channels=8, warps=4, stages=2)
+# few values of one shape or another, however many registers are left; that of Triton 3.6 does so with 16 blocks, and
+# that of 3.7 with 8.
+SETTLE = Tile(16, codes=16, channels=8, warps=4, stages=2)
+
+
+def settle_tile() -> Tile:
+    return replace(SETTLE, codes=8) if triton_version() == "3.6" else SETTLE
 
 
 def pick_tile(level: Level, codes: int) -> Tile:
@@ -151,7 +156,7 @@ def _launch(level: Level, book: Book, found: Tensor, settled: Tensor) -> None:
     from hqtvae_fast.ops.nearest_code import kernels
 
     N, K, d, device = level.num_rows, len(book.values), level.z.shape[1], level.z.device
-    tile = pick_tile(level, K)
+    tile, settle = pick_tile(level, K), settle_tile()
     blocks = -(-K // tile.codes)
     best, second = (torch.empty(blocks, N, dtype=torch.float32, device=device) for _ in range(2))
     index = torch.empty(blocks, N, dtype=torch.int32, device=device)
@@ -178,19 +183,19 @@ def _launch(level: Level, book: Book, found: Tensor, settled: Tensor) -> None:
     )
     launch(
         kernels.settle_rows,
-        (-(-N // SETTLE.rows),),
+        (-(-N // settle.rows),),
         *source,
         *(book.values, book.longest, best, second, index, length, found, settled),
         *sizes,
         blocks,
         *bound(level.window, d, tile, book.split),
         **shape,
-        BR=SETTLE.rows,
+        BR=settle.rows,
         BN=tile.codes,
-        BK=SETTLE.channels,
-        GROUP=SETTLE.codes,
-        num_warps=SETTLE.warps,
-        num_stages=SETTLE.stages,
+        BK=settle.channels,
+        GROUP=settle.codes,
+        num_warps=settle.warps,
+        num_stages=settle.stages,
     )
 
 
