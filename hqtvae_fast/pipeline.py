@@ -17,10 +17,9 @@ from hqtvae_fast import checkpoint as checkpoints
 from hqtvae_fast.arguments import positive
 from hqtvae_fast.checkpoint import Checkpoint
 from hqtvae_fast.codes import read_levels
-from hqtvae_fast.config import HQTVAEConfig
+from hqtvae_fast.config import BUCKETS, HQTVAEConfig
 from hqtvae_fast.engine import Batch, Executor, Finished, Job, generate
 from hqtvae_fast.engine.batch_tuning import BatchTuning
-from hqtvae_fast.engine.batches import BUCKETS
 from hqtvae_fast.engine.encoding import encode_images
 from hqtvae_fast.engine.options import EngineOptions, check_options
 from hqtvae_fast.engine.precision import (
