@@ -14,7 +14,8 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.clocks import Watch, unfit_by_load
-from benchmarks.environment import PeakMemory, cpu_seconds_elsewhere
+from benchmarks.environment import OtherWork, PeakMemory
+from benchmarks.figures import plain
 from benchmarks.op_timing import time_once
 from benchmarks.schema import Results, Row, write
 from benchmarks.timing import take_turns
@@ -46,12 +47,10 @@ def measure(
             torch.cuda.synchronize(device)
         peaks.append(meter.read())
     samples: list[list[float]] = [[] for _ in entrants]
-    before = cpu_seconds_elsewhere()
-    with Watch(device) as watch:
+    with OtherWork() as others, Watch(device) as watch:
         for turn in take_turns([repeats] * len(entrants)):
             samples[turn].append(time_once(entrants[turn].run, (), device))
-    after, total = cpu_seconds_elsewhere(), sum(map(sum, samples))
-    load = None if before is None or after is None or device.type == "cuda" else max(0.0, after - before) / total
+    load = None if device.type == "cuda" else others.cpus
     return [
         Row(
             *(name, entrant.name, (tuple(runs),)),
@@ -75,7 +74,7 @@ def show(results: Results, json: Path | None) -> None:
         table.add_column(column, justify="right")
     for row in results.rows:
         figures = (row.median * 1e3, min(row.runs) * 1e3, row.work["images"] / row.median)
-        cells = [f"{value:,.4g}" for value in figures] + [f"{row.work['peak_memory'] / 2**30:,.2f}"]
+        cells = [plain(value) for value in figures] + [f"{row.work['peak_memory'] / 2**30:,.2f}"]
         table.add_row(row.name, row.entrant, *cells)
         if row.unfit:
             typer.echo(f"unfit to quote: {row.name}: {row.unfit}", err=True)

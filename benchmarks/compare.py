@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from benchmarks.figures import plain
 from benchmarks.pairs import Paired
 from benchmarks.schema import Results, Row, read
 from benchmarks.stats import ALPHA, Shift, holm, median_over_processes, paired_shift, unpaired_shift
@@ -19,7 +20,7 @@ from benchmarks.stats import ALPHA, Shift, holm, median_over_processes, paired_s
 LEAST_PROCESSES = 5  # a side, for processes to be the units: 5 against 5 can just be told apart at 1%
 LOSSES = ("slower", "more")
 # Of the same device, these must agree too: a CPU's name says little of what a process may use of it.
-SAME = ("device", "cpus", "threads", "cpu_capability", "torch", "cuda")
+SAME = ("device", "cpus", "threads", "cpu_capability", "cpu_features", "torch", "cuda")
 
 
 class CannotCompare(ValueError):
@@ -136,12 +137,12 @@ def missing(base: Results, new: Results) -> list[str]:
 
 
 def stored_baseline(folder: Path, new: Results) -> Path:
-    """The newest file of the folder of the same suite and device; :class:`CannotCompare` lists what there is."""
+    """The newest file of the folder of the same suite and machine; :class:`CannotCompare` lists what there is."""
     found = {file: read(file) for file in sorted(folder.glob("*.json"))}
-    same = [f for f, r in found.items() if (r.benchmark, r.device) == (new.benchmark, new.device)]
+    same = [f for f, r in found.items() if (r.benchmark, r.machine) == (new.benchmark, new.machine)]
     if not same:
-        there = ", ".join(f"{r.benchmark} on {r.device}" for r in found.values()) or "nothing"
-        raise CannotCompare(f"{folder}: expected results of {new.benchmark} on {new.device}; got {there}")
+        there = ", ".join(f"{r.benchmark} on {r.machine}" for r in found.values()) or "nothing"
+        raise CannotCompare(f"{folder}: expected results of {new.benchmark} on {new.machine}; got {there}")
     return max(same, key=lambda file: str(found[file].environment["date"]))
 
 
@@ -179,7 +180,7 @@ def _line(verdict: Verdict) -> str:
     scale, unit = MILLI.get(change.unit, (1, change.unit))
     name = change.name if change.entrant == "ours" else f"{change.name} / {change.entrant}"
     word = f"**{verdict.word}**" if verdict.is_loss else verdict.word
-    cells = [name, f"{change.base * scale:,.4g} {unit}", f"{change.new * scale:,.4g}"]
+    cells = [name, f"{plain(change.base * scale)} {unit}", plain(change.new * scale)]
     if shift is None:
         share = f"{change.new / change.base - 1:+.1%}" if change.base else f"{change.new - change.base:+g}"
         return f"| {' | '.join([*cells, share, '', '', word])} |"

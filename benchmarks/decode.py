@@ -24,7 +24,8 @@ from torch import Tensor
 from benchmarks.clocks import Watch, unfit_by_load
 from benchmarks.decode_layers import Layer, decode_layers
 from benchmarks.decode_layers import to_table as layers_table
-from benchmarks.environment import PeakMemory, cpu_seconds_elsewhere, describe
+from benchmarks.environment import OtherWork, PeakMemory, describe, peaks_and_load
+from benchmarks.figures import plain
 from benchmarks.ours import BENCHMARK_PRESETS, SEED
 from benchmarks.plain_decoder import PlainDecoder
 from benchmarks.schema import Results, Row, write
@@ -33,7 +34,7 @@ from hqtvae_fast.checkpoint import load
 from hqtvae_fast.config import ConfigError, VAEConfig
 from hqtvae_fast.engine import decode_codes
 from hqtvae_fast.engine.graph import DecodeReplay
-from hqtvae_fast.hardware import Device, default_dtype, measure_this_machine
+from hqtvae_fast.hardware import Device, default_dtype
 from hqtvae_fast.model import HQVAE
 from hqtvae_fast.model.cost import decode_flops
 
@@ -64,7 +65,8 @@ def decode_only(
 ) -> None:
     """Time decoding ``batch`` images, print the tables and write ``json``."""
     vae = _open_vae(preset, checkpoint)
-    facts, peaks = describe(device), measure_this_machine(device)
+    peaks, load = peaks_and_load(device)
+    facts = {**describe(device), **load}
     codes = _random_codes(vae.config, batch, device)
     everything, picked = device.type == "cuda", default_dtype(device) if dtype == "auto" else DTYPES[dtype]
     entrants = make_entrants(vae, device, picked, batch, everything=everything)
@@ -176,18 +178,17 @@ def time_in_turns(
     entrants: Sequence[Entrant], codes: Sequence[Tensor], device: torch.device, repeats: int
 ) -> tuple[dict[str, Any] | None, str | None]:
     """Fill in ``seconds``. What was seen of a GPU's clocks, and why the figures must not be quoted, if so."""
-    elsewhere, marks = cpu_seconds_elsewhere(), Marks(device)
+    marks = Marks(device)
     order = list(take_turns([repeats] * len(entrants)))
-    with Watch(device) as watch:
+    with OtherWork() as others, Watch(device) as watch:
         marks.mark()
         for index in order:
             entrants[index].run(codes)
             marks.mark()
-        intervals, after = marks.intervals(), cpu_seconds_elsewhere()
+        intervals = marks.intervals()
     for index, seconds in zip(order, intervals, strict=True):
         entrants[index].seconds.append(seconds)
-    known = device.type != "cuda" and elsewhere is not None and after is not None
-    busy = max(0.0, after - elsewhere) / sum(intervals) if known else None  # type: ignore[operator]
+    busy = None if device.type == "cuda" else others.cpus
     return watch.summary(), watch.unfit() or unfit_by_load(busy)
 
 
@@ -209,7 +210,7 @@ def to_table(
     for entrant in entrants:
         middle = median(entrant.seconds)
         rate = entrant.flops * batch / middle
-        cells = (f"{middle / batch * 1e3:,.4g}", f"{min(entrant.seconds) / batch * 1e3:,.4g}", f"{rate / 1e12:,.3g}")
+        cells = (plain(middle / batch * 1e3), plain(min(entrant.seconds) / batch * 1e3), plain(rate / 1e12, 3))
         share = f"{rate / peaks.flops:.0%}"
         peak = "" if entrant.peak is None else f"{entrant.peak / 2**30:,.2f}"
         ratio = f"{middle / median(entrants[0].seconds):.2f}x"

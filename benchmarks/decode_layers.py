@@ -17,6 +17,7 @@ from rich import box
 from rich.table import Table
 from torch import Tensor, nn
 
+from benchmarks.figures import plain
 from benchmarks.timing import Marks
 from hqtvae_fast.engine.decoding import chunk_size
 from hqtvae_fast.hardware import Device
@@ -127,9 +128,9 @@ def to_table(layers: Sequence[Layer], peaks: Device) -> Table:
         table.add_column(column, justify="right")
     total = sum(layer.seconds for layer in layers)
     for layer in layers:
-        cells = [str(layer.count), f"{layer.seconds * 1e3:,.4g}", f"{layer.seconds / total:.0%}"]
+        cells = [str(layer.count), plain(layer.seconds * 1e3), f"{layer.seconds / total:.0%}"]
         if layer.flops:
             rate = layer.flops / layer.seconds
-            cells += [f"{rate / 1e12:,.3g}", f"{rate / peaks.flops:.0%}"]
+            cells += [plain(rate / 1e12, 3), f"{rate / peaks.flops:.0%}"]
         table.add_row(layer.name, *cells)
     return table

@@ -17,7 +17,8 @@ from typing import Any
 import torch
 
 from benchmarks import clocks
-from hqtvae_fast.hardware import cpu_name, device_name
+from hqtvae_fast.hardware import Device, cpu_features, cpu_name, device_name
+from hqtvae_fast.ops.explain import peaks_of
 
 HERE = Path(__file__).parent
 # What a figure may depend on, as their distributions are called; those that are not installed are left out.
@@ -38,6 +39,8 @@ def describe(device: torch.device, suite: str = "generate") -> dict[str, Any]:
         "driver": clocks.driver(device),
         "cpu": cpu_name(),
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+        "cpu_features": list(cpu_features()),
+        "memory": _memory(device),
         "cpus": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "threads": torch.get_num_threads(),
         "load_average": round(os.getloadavg()[0], 2),
@@ -52,6 +55,21 @@ def describe(device: torch.device, suite: str = "generate") -> dict[str, Any]:
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "command": f"python -m benchmarks.{suite} {shlex.join(sys.argv[1:])}",
     }
+
+
+def peaks_and_load(device: torch.device) -> tuple[Device, dict[str, Any]]:
+    """The peaks that floors rest on, and, as a fact for the results file, how many CPUs other work kept busy while they
+    were measured (None: not known): peaks of a busy machine are too low, and so floors too high."""
+    with OtherWork() as others:
+        peaks = peaks_of(device)
+    return peaks, {"peaks_busy_elsewhere": others.cpus}
+
+
+def _memory(device: torch.device) -> int:
+    """Bytes of the GPU's memory, or of the machine's."""
+    if device.type == "cuda":
+        return int(torch.cuda.get_device_properties(device).total_memory)
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 def versions() -> dict[str, str]:
@@ -82,6 +100,22 @@ def cpu_seconds_elsewhere() -> float | None:
     user, nice, system, _idle, _iowait, irq, softirq, steal = (int(field) for field in line.split()[1:9])
     ticks = user + nice + system + irq + softirq + steal
     return ticks / os.sysconf("SC_CLK_TCK") - time.process_time()
+
+
+class OtherWork:
+    """``with OtherWork() as others``: then ``others.cpus`` is how many CPUs other processes and the hypervisor kept
+    busy meanwhile, on average; None where the system does not tell."""
+
+    cpus: float | None = None
+
+    def __enter__(self) -> OtherWork:
+        self._started, self._before = time.perf_counter(), cpu_seconds_elsewhere()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        after, wall = cpu_seconds_elsewhere(), time.perf_counter() - self._started
+        if self._before is not None and after is not None:
+            self.cpus = max(0.0, after - self._before) / wall
 
 
 class PeakMemory:

@@ -149,7 +149,7 @@ def _stored(base: Path, new: Path, loss: float) -> tuple[list[Verdict], str]:
     verdicts = judge(between_files(earlier, later), loss)
     env = later.environment
     notes = [
-        f"{later.benchmark} on {later.device}; {file.name} of {earlier.environment['date']}"
+        f"{later.benchmark} on {later.machine}; {file.name} of {earlier.environment['date']}"
         f" ({earlier.environment['git_revision']}) and {new.name} of {env['date']} ({env['git_revision']})",
         *missing(earlier, later),
     ]

@@ -18,13 +18,12 @@ from rich.console import Console
 
 from benchmarks.baselines import KINDS, default_baselines
 from benchmarks.decode import decode_only as time_decoding
-from benchmarks.environment import describe
+from benchmarks.environment import describe, peaks_and_load
 from benchmarks.options import ManyValues
 from benchmarks.ours import BENCHMARK_PRESETS
 from benchmarks.report import Outcome, tell_best, tell_whole, to_results, to_table, warning
 from benchmarks.schema import write
 from benchmarks.sweep import Setting, check, measure
-from hqtvae_fast.ops.explain import peaks_of
 
 STDERR = Console(stderr=True, highlight=False)
 FILE_WIDTH = 140  # columns of a table that does not go to a terminal
@@ -159,7 +158,8 @@ def generate(
 
 def _run(setting: Setting, models: list[str], checkpoint: Path | None, batches: list[int], json: Path | None) -> None:
     """All models and batches; each is shown, and written with those before it, as soon as it is done."""
-    facts, peaks = describe(setting.device), peaks_of(setting.device)
+    peaks, load = peaks_and_load(setting.device)
+    facts = {**describe(setting.device), **load}
     console = Console()
     console.width = console.width if console.is_terminal else FILE_WIDTH
     outcomes: list[Outcome] = []

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import statistics
-import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,7 +12,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.clocks import Watch
-from benchmarks.environment import cpu_seconds_elsewhere
+from benchmarks.environment import OtherWork
 from benchmarks.memory import TooLarge, guarded, require
 from benchmarks.timing import Marks, take_turns
 from hqtvae_fast.backend import BackendError, choose
@@ -218,8 +217,7 @@ def _time(
     seconds: dict[str, list[float]] = {entrant.name: [] for entrant, _ in ready}
     if not ready:
         return seconds
-    started, elsewhere = time.perf_counter(), cpu_seconds_elsewhere()
-    with Watch(plan.device) as watch:
+    with OtherWork() as others, Watch(plan.device) as watch:
         for turn in take_turns([count for _, count in ready]):
             entrant, _ = ready[turn]
             seconds[entrant.name].append(time_once(entrant.run, next(copies), plan.device))
@@ -227,9 +225,8 @@ def _time(
         outcome.clocks[where] = summary
     if (unfit := watch.unfit()) is not None:
         outcome.unfit[where] = unfit
-    wall, after = time.perf_counter() - started, cpu_seconds_elsewhere()
-    if elsewhere is not None and after is not None:
-        outcome.busy_elsewhere[where] = max(0.0, after - elsewhere) / wall
+    if others.cpus is not None:
+        outcome.busy_elsewhere[where] = others.cpus
     return seconds
 
 

@@ -20,13 +20,13 @@ from rich.table import Table
 from rich.text import Text
 
 from benchmarks.clocks import unfit_by_load
-from benchmarks.environment import describe
+from benchmarks.environment import describe, peaks_and_load
+from benchmarks.figures import of_floor, plain
 from benchmarks.generate import _pick_device
 from benchmarks.op_timing import Outcome, Plan, Row, first_line, measure
 from benchmarks.schema import Results, write
 from benchmarks.schema import Row as ResultRow
 from hqtvae_fast.hardware import Device, measure_this_machine
-from hqtvae_fast.ops.explain import peaks_of
 from hqtvae_fast.ops.spec import Case, Spec, all_specs
 
 STDERR = Console(stderr=True, highlight=False)
@@ -68,8 +68,9 @@ def ops(
     except ValueError as error:
         STDERR.print(f"error: {error}", style="red", markup=False)
         raise typer.Exit(2) from None
-    facts = describe(target, "ops")
-    plan = Plan(target, peaks_of(target), repeats, tuple(backend or ()), check)
+    peaks, load = peaks_and_load(target)
+    facts = {**describe(target, "ops"), **load}
+    plan = Plan(target, peaks, repeats, tuple(backend or ()), check)
     outcome = run_all(chosen, plan, lambda so_far: json and write(to_results(so_far, plan, facts), json))
     console = Console()
     console.width = console.width if console.is_terminal else FILE_WIDTH
@@ -133,11 +134,11 @@ def to_table(outcome: Outcome, peaks: Device, facts: dict[str, Any]) -> Table:
         table.add_column(name, justify="right", no_wrap=True)
     for row in ordered(outcome.rows):
         cells = (
-            f"{row.median * 1e3:,.4g}",
-            f"{min(row.seconds) * 1e3:,.4g}",
-            f"{row.cost.bytes / row.median / 1e9:,.4g}",
-            f"{row.cost.flops / row.median / 1e12:,.3g}",
-            f"{row.floor / row.median:.1%}",
+            plain(row.median * 1e3),
+            plain(min(row.seconds) * 1e3),
+            plain(row.cost.bytes / row.median / 1e9),
+            plain(row.cost.flops / row.median / 1e12, 3),
+            of_floor(row.floor, row.median),
             f"{row.ratio:.2f}x",
         )
         style = "red" if row.wins else None
@@ -148,7 +149,7 @@ def to_table(outcome: Outcome, peaks: Device, facts: dict[str, Any]) -> Table:
 def _caption(peaks: Device, facts: dict[str, Any]) -> Text:
     dtype = str(peaks.dtype).removeprefix("torch.")
     return Text(
-        f"Floor: {peaks.name}, {peaks.flops / 1e12:,.4g} TFLOP/s ({dtype}), {peaks.bandwidth / 1e9:,.4g} GB/s. "
+        f"Floor: {peaks.name}, {plain(peaks.flops / 1e12)} TFLOP/s ({dtype}), {plain(peaks.bandwidth / 1e9)} GB/s. "
         f"{facts['device']}, {facts['cpus']} CPUs, {facts['threads']} threads, load {facts['load_average']} before; "
         f"torch {facts['torch']}; revision {facts['git_revision'] or 'unknown'}; {facts['date']}"
     )

@@ -24,6 +24,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from benchmarks import stats
+from benchmarks.figures import plain
 from benchmarks.schema import Results, Row
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
@@ -31,6 +32,7 @@ SIZE, DPI = (7.2, 4.2), 110
 WIDE = (9.4, 4.8)  # with a legend beside it
 LINE_HEIGHT = 0.2  # inches
 MARKERS = "osD^vP*X<>"
+LABELS = {"draw": "drawing codes", "decode": "decoding to pixels"}
 PLAIN = FuncFormatter(lambda value, _: f"{value:g}")  # 0.5 and 20, not powers of ten
 
 
@@ -71,24 +73,62 @@ def _png(figure: Figure) -> bytes:
 # --------------------------------------------------------------------------------------------------------- throughput
 
 
-def throughput(every: Sequence[Results]) -> dict[str, Callable[[Axes], None]]:
-    """By model, images/s against batch: a line for each entrant, with the interval over its runs or processes, and one
-    for ours as a stream. Of points measured more than once the newest counts."""
-    models: dict[str, dict[str, dict[int, tuple[float, float, float]]]] = {}
-    devices = {results.device for results in every if results.benchmark == "generate"}
-    for results in sorted(every, key=lambda results: str(results.environment["date"])):
-        for row in results.rows if results.benchmark == "generate" else ():
-            if row.work.get("part") in ("total", "stream"):
-                low, high = stats.bootstrap_interval(row.samples)
-                words = [row.entrant, *(["as a stream"] if row.work["part"] == "stream" else []), row.work["precision"]]
-                label = ", ".join([*words, *([results.device] if len(devices) > 1 else [])])
-                lines = models.setdefault(row.work["model"], {})
-                rates = [row.work["images"] / seconds for seconds in (row.median, high, low)]
-                lines.setdefault(label, {})[row.work["batch"]] = (rates[0], rates[1], rates[2])
-    return {model: functools.partial(_lines, model, lines) for model, lines in models.items()}
+def throughput(results: Results) -> dict[str, Callable[[Axes], None]]:
+    """By model, of one run, for two runs' entrants are not side by side whatever their machines are called: images/s
+    against batch where there are several, a line for each entrant with the interval over its runs or processes, and one
+    for ours as a stream; else the seconds that an image takes each of them."""
+    rows = [row for row in results.rows if results.benchmark == "generate"]
+    plots: dict[str, Callable[[Axes], None]] = {}
+    for model in dict.fromkeys(row.work["model"] for row in rows):
+        own = [row for row in rows if row.work["model"] == model]
+        where = f"{model} on {results.machine}"
+        if len({row.work["batch"] for row in own}) > 1:
+            plots[model] = functools.partial(_lines, where, _rates(own))
+        else:
+            plots[model] = functools.partial(_parts, where, results, own)
+    return plots
 
 
-def _lines(model: str, lines: Mapping[str, Mapping[int, tuple[float, float, float]]], axes: Axes) -> None:
+def _rates(rows: Sequence[Row]) -> dict[str, dict[int, tuple[float, float, float]]]:
+    """Images/s by entrant and batch: the median, and both ends of the interval."""
+    lines: dict[str, dict[int, tuple[float, float, float]]] = {}
+    for row in rows:
+        if row.work.get("part") in ("total", "stream"):
+            low, high = stats.bootstrap_interval(row.samples)
+            words = [row.entrant, *(["as a stream"] if row.work["part"] == "stream" else []), row.work["precision"]]
+            rates = [row.work["images"] / seconds for seconds in (row.median, high, low)]
+            lines.setdefault(", ".join(words), {})[row.work["batch"]] = (rates[0], rates[1], rates[2])
+    return lines
+
+
+def _parts(where: str, results: Results, rows: Sequence[Row], axes: Axes) -> None:
+    """Seconds an image, drawing and decoding end to end, an entrant a bar, ours on top."""
+    totals = sorted((row for row in rows if row.work.get("part") == "total"), key=lambda row: not row.ours)
+    for place, total in enumerate(totals):
+        left = 0.0
+        for part, colour in zip(("draw", "decode"), COLOURS, strict=False):
+            for row in rows:
+                if (row.entrant, row.work.get("part")) == (total.entrant, part):
+                    seconds = row.median / row.work["images"]
+                    axes.barh(place, seconds, 0.6, left=left, color=colour, label=None if place else LABELS[part])
+                    left += seconds
+        whole = total.median / total.work["images"]
+        if not left:
+            axes.barh(place, whole, 0.6, color=COLOURS[0])
+        ratio = results.ratio(total)
+        told = f" {plain(whole, 3)} s" + ("" if ratio is None else f", {ratio:.2f}x ours")
+        axes.annotate(told, (max(left, whole), place), va="center", fontsize=9)
+    axes.set_yticks(range(len(totals)), [f"{row.entrant}\n{row.work['precision']}" for row in totals])
+    axes.tick_params(axis="y", length=0)
+    axes.set_ylim(len(totals) - 0.4, -0.6)
+    axes.margins(x=0.25)
+    batch = f"batches of {totals[0].work['batch']}, one run" if totals else ""
+    axes.set(xlabel="seconds an image, median", title=f"{where}: {batch}")
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend(loc="upper right")
+
+
+def _lines(where: str, lines: Mapping[str, Mapping[int, tuple[float, float, float]]], axes: Axes) -> None:
     batches = sorted({batch for points in lines.values() for batch in points})
     for index, (label, points) in enumerate(lines.items()):
         batch = sorted(points)
@@ -103,7 +143,7 @@ def _lines(model: str, lines: Mapping[str, Mapping[int, tuple[float, float, floa
     axes.set_xticks(batches, [str(batch) for batch in batches])
     axes.xaxis.set_minor_locator(NullLocator())
     axes.margins(x=0.15, y=0.15)
-    axes.set(xlabel="images a batch", ylabel="images/s", title=f"{model}: images per second, codes and pixels together")
+    axes.set(xlabel="images a batch", ylabel="images/s", title=f"{where}: images per second, one run")
     axes.grid(axis="y", linewidth=0.6)
     axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.15), ncols=2)
 
@@ -139,7 +179,8 @@ def roofline(results: Results) -> Callable[[Axes], None] | None:
             axes.plot(*zip(*points, strict=True), marker, label=op, markersize=6)
         axes.set(xscale="log", yscale="log", xlabel="least FLOPs a byte", ylabel="FLOP/s")
         title = (
-            f"Roofline: {peaks['flops'] / 1e12:,.3g} TFLOP/s ({peaks['dtype']}), {peaks['bandwidth'] / 1e9:,.3g} GB/s"
+            f"Roofline: {plain(peaks['flops'] / 1e12, 3)} TFLOP/s ({peaks['dtype']}), "
+            f"{plain(peaks['bandwidth'] / 1e9, 3)} GB/s"
         )
         axes.set_title(title)
         axes.grid(linewidth=0.4)
@@ -157,7 +198,7 @@ def bars(results: Results) -> tuple[Callable[[Axes], None], tuple[float, float]]
     are equally long. None without a row."""
     by_op: dict[str, dict[str, list[Row]]] = {}
     for row in sorted(results.rows, key=lambda row: (row.work.get("op", ""), not row.ours)):
-        if row.work.get("times_longer_than_ours"):
+        if row.work.get("op") and results.ours(row) is not None:
             by_op.setdefault(row.work["op"], {}).setdefault(row.entrant, []).append(row)
     if not by_op:
         return None
@@ -169,7 +210,7 @@ def bars(results: Results) -> tuple[Callable[[Axes], None], tuple[float, float]]
         for (_, own), place in zip(lines, places, strict=True):
             if own is None:
                 continue
-            ratio = float(np.exp(np.mean([np.log(row.work["times_longer_than_ours"]) for row in own])))
+            ratio = float(np.exp(np.mean([np.log(results.ratio(row) or 1.0) for row in own])))
             colour = COLOURS[0] if own[0].ours else COLOURS[1] if ratio < 1 else COLOURS[2]
             axes.barh(place, ratio - 1, 0.7, left=1, color=colour)
             axes.annotate(

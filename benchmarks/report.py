@@ -11,6 +11,7 @@ from rich import box
 from rich.table import Table
 
 from benchmarks import clocks
+from benchmarks.figures import of_floor, plain
 from benchmarks.schema import Results, Row
 from benchmarks.timing import Sampler, Timing
 from hqtvae_fast.hardware import Device
@@ -50,7 +51,7 @@ class Roof:
     def of(cls, cost: ImageCost, sizes: Sequence[int], peaks: Device) -> Roof:
         floors = [cost.floor(size, peaks) for size in sizes]
         seconds = (sum(floor.draw for floor in floors), sum(floor.decode for floor in floors))
-        return cls(*seconds, cost.roof(peaks), f"{peaks.name}, {peaks.flops / 1e12:,.4g} TFLOP/s")
+        return cls(*seconds, cost.roof(peaks), f"{peaks.name}, {plain(peaks.flops / 1e12)} TFLOP/s")
 
     def seconds(self, part: str, images: int) -> float:
         """Least seconds of a run's part; of both, by the roof."""
@@ -165,7 +166,7 @@ def to_table(outcome: Outcome, facts: dict[str, Any]) -> Table:
     """Median (min) of each figure, an entrant a column."""
     workload = outcome.workload
     title = f"{workload.model}: {workload.images} images in batches of {workload.batch}"
-    caption = f"{_caption(facts)}\nRoof: {outcome.roof.images_per_second:,.4g} images/s ({outcome.roof.device})"
+    caption = f"{_caption(facts)}\nRoof: {plain(outcome.roof.images_per_second)} images/s ({outcome.roof.device})"
     table = Table(title=title, title_justify="left", caption=caption, caption_justify="left", box=box.SIMPLE_HEAD)
     table.add_column("median (min)")
     for entrant in outcome.entrants:
@@ -181,10 +182,10 @@ def _lines(outcome: Outcome) -> list[tuple[str, Callable[[Entrant], str]]]:
     work, roof, ours = outcome.workload, outcome.roof, outcome.entrants[0]
 
     def times(part: str, unit: float) -> Callable[[Entrant], str]:
-        return lambda e: f"{e.seconds(part) * unit:,.4g} ({e.seconds(part, min) * unit:,.4g})"
+        return lambda e: f"{plain(e.seconds(part) * unit)} ({plain(e.seconds(part, min) * unit)})"
 
     def share(part: str) -> Callable[[Entrant], str]:
-        return lambda e: f"{roof.seconds(part, work.images) / e.seconds(part):.1%}"
+        return lambda e: of_floor(roof.seconds(part, work.images), e.seconds(part))
 
     def ratio(part: str) -> Callable[[Entrant], str]:
         return lambda e: "" if e is ours else f"{e.seconds(part) / ours.seconds(part):.2f}x"
@@ -199,10 +200,10 @@ def _lines(outcome: Outcome) -> list[tuple[str, Callable[[Entrant], str]]]:
         ("decode, of its floor", share("decode")),
         ("decode, times ours", ratio("decode")),
         ("AR + decode, s", times("total", 1)),
-        ("images/s", lambda e: f"{work.images / e.seconds('total'):,.4g}"),
+        ("images/s", lambda e: plain(work.images / e.seconds("total"))),
         ("of the roof", share("total")),
         ("times ours", ratio("total")),
-        ("images/J", lambda e: _or_dash(e.joules, lambda joules: f"{work.images / joules:,.3g}")),
+        ("images/J", lambda e: _or_dash(e.joules, lambda joules: plain(work.images / joules, 3))),
         ("peak memory, GiB", lambda e: _or_dash(e.peak_memory, lambda peak: f"{peak / 2**30:,.2f}")),
         ("slowest / fastest", lambda e: f"{e.spread:.2f}x"),
         ("CPUs busy elsewhere", lambda e: f"{max(t.busy_elsewhere or 0.0 for t in e.timings):.2f}"),
@@ -218,10 +219,10 @@ def tell_whole(outcome: Outcome) -> str | None:
     if not outcome.whole:
         return None
     medians = {how: statistics.median(t.total for t in timings) for how, timings in outcome.whole.items()}
-    rates = ", ".join(f"{how} {outcome.workload.images / seconds:,.4g} images/s" for how, seconds in medians.items())
+    rates = ", ".join(f"{how} {plain(outcome.workload.images / seconds)} images/s" for how, seconds in medians.items())
     gain = medians["batch by batch"] / medians["stream"]
     energy = median_joules(outcome.whole["stream"])
-    spent = "" if energy is None else f"; {outcome.workload.images / energy:,.3g} images/J as a stream"
+    spent = "" if energy is None else f"; {plain(outcome.workload.images / energy, 3)} images/J as a stream"
     return f"pictures on the host: {rates}: {gain:.2f} times as fast{spent}"
 
 
@@ -233,7 +234,7 @@ def tell_best(outcomes: Sequence[Outcome]) -> list[str]:
         best = max(own, key=lambda outcome: outcome.best_rate)
         share = best.best_rate / best.roof.images_per_second
         if len(own) > 1:
-            lines.append(f"{model}: best at batch {best.workload.batch}, {best.best_rate:,.4g} images/s, {share:.1%}")
+            lines.append(f"{model}: best at batch {best.workload.batch}, {plain(best.best_rate)} images/s, {share:.1%}")
     return lines
 
 

@@ -111,6 +111,27 @@ class Results:
     def device(self) -> str:
         return str(self.environment["device"])
 
+    @property
+    def machine(self) -> str:
+        """The device; a CPU with the instructions that tell it from others of its name: "AMD EPYC (AVX512-BF16)"."""
+        facts = self.environment
+        if self.device != facts["cpu"]:
+            return self.device
+        # Files from before features were told have the widest vectors that torch uses.
+        features = [*facts.get("cpu_features", []), facts.get("cpu_capability")]
+        return f"{self.device} ({features[0]})" if features[0] else self.device
+
+    def ours(self, row: Row) -> Row | None:
+        """What a row of this run is to be held against: the row of ours of the same work; None if there is none."""
+        rows = [other for other in self.rows if other.ours and other.name == row.name]
+        # Of several backends of ours the one that a user gets.
+        return next((other for other in rows if other.work.get("times_longer_than_ours", 1.0) == 1.0), None)
+
+    def ratio(self, row: Row) -> float | None:
+        """How many times as long as ours a row takes, of this run alone; None for ours itself and what is no time."""
+        ours = self.ours(row) if row.unit == "s" else None
+        return None if ours is None or ours is row else row.median / ours.median
+
 
 def write(results: Results, file: Path) -> None:
     file.write_text(json.dumps(results.to_document(), indent=1) + "\n", encoding="utf-8")

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.clocks import Watch
-from benchmarks.environment import cpu_seconds_elsewhere
+from benchmarks.environment import OtherWork
 
 
 class Sampler(Protocol):
@@ -91,26 +91,26 @@ def batch_sizes(images: int, batch: int) -> list[int]:
 def time_run(sampler: Sampler, sizes: Sequence[int]) -> Timing:
     """Make batches of the given sizes, one after the other."""
     with Watch(sampler.device) as watch:
-        marks, started, elsewhere = Marks(sampler.device), time.perf_counter(), cpu_seconds_elsewhere()
-        marks.mark()
-        for count in sizes:
-            codes = sampler.draw(count)
+        marks = Marks(sampler.device)
+        with OtherWork() as others:
             marks.mark()
-            sampler.decode(codes)
-            marks.mark()
-        seconds, wall, after = marks.intervals(), time.perf_counter() - started, cpu_seconds_elsewhere()
-    busy = None if elsewhere is None or after is None else max(0.0, after - elsewhere) / wall
-    return Timing(sum(seconds[0::2]), sum(seconds[1::2]), busy, watch.summary(), watch.unfit(), watch.joules)
+            for count in sizes:
+                codes = sampler.draw(count)
+                marks.mark()
+                sampler.decode(codes)
+                marks.mark()
+            seconds = marks.intervals()
+    return Timing(sum(seconds[0::2]), sum(seconds[1::2]), others.cpus, watch.summary(), watch.unfit(), watch.joules)
 
 
 def time_whole(run: Callable[[], Any], device: torch.device) -> Timing:
     """One run that has its pictures on the host when it ends, by the host's clock; all of it counts as ``ar``."""
     with Watch(device) as watch:
-        started, elsewhere = time.perf_counter(), cpu_seconds_elsewhere()
-        run()
-        wall, after = time.perf_counter() - started, cpu_seconds_elsewhere()
-    busy = None if elsewhere is None or after is None else max(0.0, after - elsewhere) / wall
-    return Timing(wall, 0.0, busy, watch.summary(), watch.unfit(), watch.joules)
+        started = time.perf_counter()
+        with OtherWork() as others:
+            run()
+        wall = time.perf_counter() - started
+    return Timing(wall, 0.0, others.cpus, watch.summary(), watch.unfit(), watch.joules)
 
 
 def take_turns(counts: Sequence[int]) -> Iterator[int]:

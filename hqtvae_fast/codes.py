@@ -43,22 +43,20 @@ def read_level(name: str, value: Any, side: int, size: int) -> Tensor:
     return codes
 
 
-def read_levels(
-    codes: Sequence[Any], config: VAEConfig, names: Sequence[str] | None = None
-) -> tuple[list[Tensor | None], int]:
+def read_levels(codes: Sequence[Any], config: VAEConfig, file: str | None = None) -> tuple[list[Tensor | None], int]:
     """Codes of all levels as :func:`read_level` gives them, top first, and how many pictures they are of.
 
-    None leaves a level out. ``names``: of the levels, in messages. ValueError where their number, their numbers of
-    pictures or a level is not the model's.
+    None leaves a level out. ``file``: where they come from, for messages. ValueError where their number, their numbers
+    of pictures or a level is not the model's.
     """
-    levels = config.num_levels
+    levels, what = config.num_levels, file or "codes"
     if isinstance(codes, Tensor) or len(codes) != levels:
         got = f"a tensor {list(codes.shape)}" if isinstance(codes, Tensor) else len(codes)
-        raise ValueError(f"codes: expected {levels} levels (None leaves one out); got {got}")
-    names = names or [f"codes of level {index}" for index in range(levels)]
+        raise ValueError(f"{what}: expected {levels} levels (None leaves one out); got {got}")
+    names = [f"codes of level {index}" if file is None else f"{file}: level_{index}" for index in range(levels)]
     pairs = zip(names, codes, config.level_sides, config.codebook_sizes, strict=True)
     found = [None if level is None else read_level(name, level, side, size) for name, level, side, size in pairs]
     counts = {len(level) for level in found if level is not None}
     if len(counts) != 1:
-        raise ValueError(f"codes: expected at least one level and one batch size; got {sorted(counts)}")
+        raise ValueError(f"{what}: expected at least one level and one batch size; got {sorted(counts)}")
     return found, counts.pop()

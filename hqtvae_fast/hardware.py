@@ -91,6 +91,21 @@ def _has_instructions(probe: str) -> bool:
     return function is not None and bool(function())
 
 
+# Of x86 processors, the later first: each but AMX has all those below it.
+_INSTRUCTIONS = {
+    "AMX": "_is_amx_tile_supported",
+    "AVX512-BF16": "_is_avx512_bf16_supported",
+    "AVX512-VNNI": "_is_vnni_supported",
+    "AVX512": "_is_avx512_supported",
+    "AVX2": "_is_avx2_supported",
+}
+
+
+def cpu_features() -> tuple[str, ...]:
+    """The instructions that tell processors of one name apart, the later first: ("AVX512-BF16", ..., "AVX2")."""
+    return tuple(name for name, probe in _INSTRUCTIONS.items() if _has_instructions(probe))
+
+
 def default_dtype(device: str | torch.device) -> torch.dtype:
     """The fastest dtype that holds the model's activations: bf16 where it runs in hardware; else fp16 on a GPU
     (compute capability below 8.0), fp32 on a CPU and on any other kind of device."""

@@ -157,7 +157,7 @@ def _per_level(name: str, value: Any, levels: int) -> tuple[Any, ...]:
 
 _READ: dict[str, Callable[[str, Any], float]] = {
     "temperature": partial(real, wanted="a number > 0"),
-    "top_k": partial(integer, low=1, also=", or None"),
+    "top_k": partial(integer, also=", or None"),
     "top_p": partial(real, wanted="a number in (0, 1], or None"),
 }
 

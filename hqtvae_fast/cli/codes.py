@@ -1,4 +1,4 @@
-"""Files of codes: safetensors with ``level_0`` (top), ``level_1`` ..., and the pictures' names as metadata."""
+"""Files of codes: safetensors with ``level_0`` (top), ``level_1`` ..., and the pictures' names as metadata; shards."""
 
 from __future__ import annotations
 
@@ -12,15 +12,17 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from hqtvae_fast.codes import read_levels
 from hqtvae_fast.config import VAEConfig
 from hqtvae_fast.files import json_text, write_file
+from hqtvae_fast.model import HQVAE
 
 FORMAT = "hqtvae_fast codes"
 
 
 @dataclass(frozen=True)
 class Codes:
-    """``levels``: int64 [N, h, w] or None where the file lacks one, top first. ``names``: one a picture."""
+    """``levels``: integers [N, h, w] or None where the file lacks one, top first. ``names``: one a picture."""
 
     levels: tuple[Tensor | None, ...]
     names: tuple[str, ...]
@@ -33,10 +35,34 @@ def write_codes(path: Path, levels: Sequence[Tensor], names: Sequence[str]) -> N
     write_file(path, safetensors.torch.save(tensors, metadata))
 
 
-def read_codes(path: Path, config: VAEConfig) -> Codes:
-    """Codes that fit a model; ValueError naming the file, and the level, otherwise."""
-    if not path.is_file():
+def read_codes(path: Path, vae: HQVAE) -> Codes:
+    """Codes that fit a model, of a safetensors file or of shards: a folder, a tar, or a pattern of several.
+
+    ValueError naming the file, and the level, otherwise, and where shards say that another VAE made them.
+    """
+    codes = _read_file(path, vae.config) if path.is_file() and path.suffix != ".tar" else _read_shards(path, vae)
+    if not codes.names:
+        raise ValueError(f"{path}: expected codes of one picture or more; got none")
+    return codes
+
+
+def _read_shards(path: Path, vae: HQVAE) -> Codes:
+    from hqtvae_fast.train.data import CodedPictures, open_source
+    from hqtvae_fast.train.data.coded import stacked
+    from hqtvae_fast.train.stored_codes import check_vae
+
+    if not path.exists() and not any(mark in str(path) for mark in "*?[{"):
         raise ValueError(f"{path}: no such file")
+    pictures = open_source(path, codes=True)
+    if not isinstance(pictures, CodedPictures):
+        raise ValueError(f"{path}: expected codes, a safetensors file or shards of them; got pictures")
+    check_vae(pictures, vae)
+    levels = stacked(pictures, vae.config.level_sides, vae.config.codebook_sizes)
+    names = (pictures.fields(index).get("key", pictures.key(index)) for index in range(len(pictures)))
+    return Codes(tuple(levels), tuple(map(str, names)))
+
+
+def _read_file(path: Path, config: VAEConfig) -> Codes:
     try:
         with safe_open(path, framework="pt") as file:
             keys, metadata = list(file.keys()), file.metadata() or {}
@@ -46,24 +72,8 @@ def read_codes(path: Path, config: VAEConfig) -> Codes:
     expected = [f"level_{index}" for index in range(config.num_levels)]
     if not keys or not set(keys) <= set(expected):
         raise ValueError(f"{path}: expected some of {', '.join(expected)}; got {', '.join(sorted(keys)) or 'nothing'}")
-    for index, key in enumerate(expected):
-        if key in tensors:
-            _check_level(f"{path}: {key}", tensors[key], config.level_sides[index], config.codebook_sizes[index])
-    sizes = {len(level) for level in tensors.values()}
-    if len(sizes) > 1:
-        raise ValueError(f"{path}: expected the same number of pictures in each level; got {sorted(sizes)}")
-    levels = tuple(tensors[key].long() if key in tensors else None for key in expected)
-    return Codes(levels, _read_names(metadata.get("names"), sizes.pop()))
-
-
-def _check_level(where: str, codes: Tensor, side: int, size: int) -> None:
-    integer = not (codes.is_floating_point() or codes.is_complex() or codes.dtype is torch.bool)
-    if not integer or codes.ndim != 3 or tuple(codes.shape[1:]) != (side, side) or len(codes) == 0:
-        dtype = str(codes.dtype).removeprefix("torch.")
-        raise ValueError(f"{where}: expected integers [N, {side}, {side}]; got {dtype} {list(codes.shape)}")
-    low, high = int(codes.min()), int(codes.max())
-    if low < 0 or high >= size:
-        raise ValueError(f"{where}: expected codes from 0 to {size - 1}; got {low}..{high}")
+    levels, count = read_levels([tensors.get(key) for key in expected], config, str(path))
+    return Codes(tuple(levels), _read_names(metadata.get("names"), count))
 
 
 def _read_names(text: str | None, number: int) -> tuple[str, ...]:

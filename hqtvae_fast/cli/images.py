@@ -93,7 +93,10 @@ DecodeOut = Annotated[
 CodesArgument = Annotated[
     Path,
     typer.Argument(
-        metavar="CODES", help="A safetensors file, written by encode or by sample --save-codes.", show_default=False
+        metavar="CODES",
+        help="A safetensors file, written by encode or by sample --save-codes, or shards that encode --shards wrote: a"
+        " folder, a file, or a pattern such as 'codes/codes-{000000..000009}.tar'.",
+        show_default=False,
     ),
 ]
 
@@ -206,7 +209,7 @@ def decode(
     keep = kept_level(top_only, bottom_only)
     writer = PictureWriter(DEFAULT_SHEET if out is None and out_dir is None else out, out_dir, columns)
     pipe = open_pipeline(checkpoint, device, dtype)
-    stored = read_codes(codes, pipe.config.vae)
+    stored = read_codes(codes, pipe.vae)
     levels = leave_out(stored.levels, pipe.config.vae.num_levels, keep)
     missing = [f"level_{index}" for index, level in enumerate(stored.levels) if level is None]
     if missing and keep is None:

@@ -132,7 +132,7 @@ def sample(
     check_file(save_codes)
     with named_as_options():
         pipe = machine.open(device)
-    given = None if given_top is None else read_codes(given_top, pipe.config.vae)
+    given = None if given_top is None else read_codes(given_top, pipe.vae)
     with named_as_options():
         batch = batch_of(pipe, batch_size)
         rejection = open_rejection(classifier, accept, targets, num_images, batch, pipe.device)

@@ -70,8 +70,9 @@ GivenTop = Annotated[
     typer.Option(
         "--given-top",
         metavar="FILE",
-        help="Keep the top codes of this file, written by encode or --save-codes, and draw only the finer ones (the"
-        " paper's figure 4b). Its maps pair up with the conditions; one of either is used for all of the other.",
+        help="Keep the top codes of this file, written by encode or --save-codes (or these shards of encode --shards),"
+        " and draw only the finer ones (the paper's figure 4b). Its maps pair up with the conditions; one of either is"
+        " used for all of the other.",
         show_default=False,
         rich_help_panel=WHAT,
     ),

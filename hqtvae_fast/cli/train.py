@@ -49,7 +49,8 @@ Data = Annotated[
         "--data",
         metavar="PATH",
         help="WebDataset shards (a file, a pattern such as 'shards/{000..009}.tar', a folder of them), a folder of"
-        " class folders, or a folder of pictures with captions.json. May be repeated.",
+        " class folders, or a folder of pictures with captions.json;"
+        " for stage 2 also shards of codes, written by encode --shards. May be repeated.",
         show_default=False,
         rich_help_panel=WHAT,
     ),
@@ -109,7 +110,8 @@ CodeCache = Annotated[
     typer.Option(
         "--code-cache",
         metavar="FILE",
-        help="Code all pictures once, into this file, and train from it: no crops but the centre square.",
+        help="Code all pictures once, into this file, and train from it: no crops but the centre square. A folder that"
+        " encode --shards wrote will do where --soft-labels is 0.",
         show_default=False,
         rich_help_panel=WHAT,
     ),

@@ -29,12 +29,10 @@ from hqtvae_fast.files import json_text, read_text, whole_file, write_file
 from hqtvae_fast.model import HQVAE
 from hqtvae_fast.shard_files import add_member, keep_spec
 from hqtvae_fast.train.code_cache import vae_hash
+from hqtvae_fast.train.data.coded import FORMAT, SPEC_FILE, shard_name
 from hqtvae_fast.train.data.selection import class_names
 from hqtvae_fast.train.data.sources import Source
 from hqtvae_fast.train.data.squares import CentreSquares
-
-FORMAT = "hqtvae_fast code shards, version 1"
-SPEC_FILE = "codes.json"
 
 
 @dataclass(frozen=True)
@@ -68,7 +66,7 @@ class CodeShards:
         return -(-len(self.source) // self.shard_size)
 
     def file(self, shard: int) -> Path:
-        return self.folder / f"codes-{shard:06d}.tar"
+        return self.folder / shard_name(shard)
 
     def span(self, shard: int) -> range:
         """The pictures of a shard, by their indices in the source."""

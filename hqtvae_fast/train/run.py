@@ -44,6 +44,7 @@ from hqtvae_fast.train.prior import open_prior
 from hqtvae_fast.train.runner import LOGS, LoopSettings, Runner
 from hqtvae_fast.train.stage1 import Stage1, Stage1Settings
 from hqtvae_fast.train.stage2 import Stage2, Stage2Settings
+from hqtvae_fast.train.stored_codes import StoredCodes, codes_as_cache, codes_as_data
 from hqtvae_fast.train.tokenizer import survey_captions, train_tokenizer
 from hqtvae_fast.train.validation import HeldOut
 from hqtvae_fast.world import WorldError, world
@@ -91,16 +92,16 @@ def train_stage2(run: Stage2Run) -> None:
     prior = open_prior(run.prior, vae, config)
     if config.condition == "codes" and prior is None:
         accelerator.print("no prior was named: the result will be half a model; hqtvae convert joins the halves")
+    source = select(open_source(run.data, codes=True), run.selected)
     data: dict[str, Any] = {"condition": config.condition if config.condition in ("class", "text") else "none"}
     tokenizer = None
     if config.condition == "class":
         data["num_classes"] = config.num_classes
     elif config.condition == "text":
         data["caption"] = caption_template(run.caption)
-        tokenizer = make_tokenizer(run, accelerator, config)
-    source = select(open_source(run.data), run.selected)
-    cache = None if run.code_cache is None else open_cache(run, run.code_cache, accelerator, vae, source)
-    loader, sampler = open_data(run, accelerator, source, vae.config.resolution, data, cache)
+        tokenizer = make_tokenizer(run, accelerator, config, source)
+    stored = open_stored(run, accelerator, vae, source)
+    loader, sampler = open_data(run, accelerator, source, vae.config.resolution, data, stored)
     torch.manual_seed(run.seed)
     settings = make_stage2_settings(run, sampler.batches_per_epoch)
     transformer = take_transformer(HQTransformer(config), run.init)
@@ -113,7 +114,7 @@ def train_stage2(run: Stage2Run) -> None:
         tokenizer_file=tokenizer,
         prior=prior,
         held_out=open_held_out(run, accelerator, source, vae.config.resolution, data),
-        stored=None if cache is None else cache.content,
+        stored=None if stored is None else stored.content,
     )
     if task.tokenizer is not None and accelerator.is_main_process:
         lost = survey_captions(source, data["caption"], task.tokenizer)
@@ -141,7 +142,7 @@ def make_stage2_settings(run: Stage2Run, per_epoch: int) -> Stage2Settings:
 # --------------------------------------------------------------------------------------------------------- tokenizer
 
 
-def make_tokenizer(run: Stage2Run, accelerator: Accelerator, config: TransformerConfig) -> Path:
+def make_tokenizer(run: Stage2Run, accelerator: Accelerator, config: TransformerConfig, source: Source) -> Path:
     """That of ``run.init``, or one trained on the run's captions by the main process, once; ``out/tokenizer.json``."""
     file = Path(run.out) / checkpoints.TOKENIZER_FILE
     if accelerator.is_main_process and not file.is_file():
@@ -149,7 +150,9 @@ def make_tokenizer(run: Stage2Run, accelerator: Accelerator, config: Transformer
         if given is not None:
             write_file(file, given.read_bytes())
         else:
-            captions = all_captions(select(open_source(run.data), run.selected), caption_template(run.caption))
+            captions = all_captions(
+                select(open_source(run.data, codes=True), run.selected), caption_template(run.caption)
+            )
             train_tokenizer(captions, file, vocab_size=min(run.vocab_size, config.prefix_vocab_size))
     accelerator.wait_for_everyone()
     return file
@@ -226,12 +229,22 @@ def open_data(
     return loader, sampler
 
 
-def open_cache(run: Stage2Run, file: str, accelerator: Accelerator, vae: HQVAE, source: Source) -> CodeCache:
-    """With what this run needs of each picture, and no more if it has to be made."""
-    soft = run.tau is not None
-    return open_code_cache(
-        Path(file), accelerator, vae, source, soft_labels=soft, mirrored=run.flip, workers=run.workers
-    )
+def open_stored(run: Stage2Run, accelerator: Accelerator, vae: HQVAE, source: Source) -> CodeCache | StoredCodes | None:
+    """What the run reads in the pictures' place: codes that are its data, or a code cache, which is made with what this
+    run needs of each picture; None for pixels."""
+    needs: dict[str, Any] = {"soft_labels": run.tau is not None, "mirrored": run.flip}
+    stored = codes_as_data(source, vae, **needs)
+    if run.code_cache is None:
+        return stored
+    if stored is not None:
+        raise ConfigError(f"code_cache: expected none, as the data are codes; got {run.code_cache}")
+    file = Path(run.code_cache)
+    if not file.is_dir():
+        return open_code_cache(file, accelerator, vae, source, **needs, workers=run.workers)
+    stored = codes_as_cache(file, source, vae, **needs)
+    if stored.broken:
+        accelerator.print(f"codes in {file}: {stored.broken:,} of {len(source):,} pictures are broken")
+    return stored
 
 
 def open_held_out(

@@ -94,7 +94,7 @@ def test_compiled_steps_are_the_same():
 
 
 def test_several_batches_in_one_run(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(generate, "peaks_of", lambda device: PEAKS)
+    monkeypatch.setattr(generate, "peaks_and_load", lambda device: (PEAKS, {}))
     file = tmp_path / "r.json"
     arguments = ("--preset", "tiny", "--batches", "1", "2", "--images", "2", "--baselines", "paper", "eager")
     assert cli.main(["bench", "generate", *arguments, "--repeats", "2", "--json", str(file)]) == 0
@@ -116,7 +116,7 @@ def test_several_batches_in_one_run(tmp_path, capsys, monkeypatch):
 
 
 def test_a_baseline_that_fails_costs_its_own_column_only(monkeypatch, capsys):
-    monkeypatch.setattr(generate, "peaks_of", lambda device: PEAKS)
+    monkeypatch.setattr(generate, "peaks_and_load", lambda device: (PEAKS, {}))
 
     def fail(*arguments):
         raise RuntimeError("no compiler\nat all")

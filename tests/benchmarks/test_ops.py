@@ -186,7 +186,7 @@ def test_copies_keep_strides_and_structure():
 def invoke(monkeypatch):
     broken = replace(SPEC, op="broken", make_inputs=lambda case, device, seed: 1 / 0)
     monkeypatch.setattr(ops, "all_specs", lambda: {"double": SPEC, "broken": broken})
-    monkeypatch.setattr(ops, "peaks_of", lambda device: PEAKS)
+    monkeypatch.setattr(ops, "peaks_and_load", lambda device: (PEAKS, {}))
     app = typer.Typer()
     app.command()(ops.ops)
     return lambda *arguments: CliRunner().invoke(app, arguments)
@@ -215,7 +215,7 @@ def test_results_are_kept_when_a_later_case_is_cut_off(monkeypatch, tmp_path):
 
     specs = {"double": SPEC, "endless": replace(SPEC, op="endless", make_inputs=cut_off)}
     monkeypatch.setattr(ops, "all_specs", lambda: specs)
-    monkeypatch.setattr(ops, "peaks_of", lambda device: PEAKS)
+    monkeypatch.setattr(ops, "peaks_and_load", lambda device: (PEAKS, {}))
     with pytest.raises(KeyboardInterrupt):
         ops.ops(all_ops=True, repeats=1, json=tmp_path / "r.json")
     assert {row["work"]["op"] for row in json.loads((tmp_path / "r.json").read_text())["rows"]} == {"double"}

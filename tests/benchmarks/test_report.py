@@ -51,7 +51,7 @@ def _images(batch):
 def test_pictures_are_drawn_in_both_themes(theme):
     bars, size = plots.bars(ops())
     for plot, wanted in (
-        (plots.throughput([generate()])["tiny"], plots.SIZE),
+        (plots.throughput(generate())["tiny"], plots.SIZE),
         (plots.roofline(ops()), plots.WIDE),
         (bars, size),
     ):
@@ -62,7 +62,7 @@ def test_pictures_are_drawn_in_both_themes(theme):
 
 
 def test_no_picture_without_its_rows():
-    assert plots.throughput([ops()]) == {}
+    assert plots.throughput(ops()) == {}
     assert plots.roofline(generate()) is None
     assert plots.bars(generate()) is None
 
@@ -87,23 +87,12 @@ def test_reasons_that_differ_in_figures_are_one():
 
 
 def test_energy_and_floor_are_told_where_they_were_measured():
-    images = {**_images(8), "floor_seconds": 0.25, "joules": 2.0, "times_longer_than_ours": 0.5}
-    row = Row("tiny, batch 8: total", "hqtvae_fast", ((0.5,),), work=images)
-    head, (cells,) = html.table(Results("generate", FACTS, (row,)))
+    images, name = {**_images(8), "floor_seconds": 0.25, "joules": 2.0}, "tiny, batch 8: total"
+    rows = (Row(name, "hqtvae_fast", ((1.0,),), work=images), Row(name, "x", ((0.5,),), ours=False, work=images))
+    head, (cells, _) = html.table(Results("generate", FACTS, rows))
     told = dict(zip(head, cells, strict=True))
     assert (told["of its floor"], told["images/J"], told["/ ours"]) == ("50.0%", "4", "**0.50x**")
     assert html.table(generate())[1][0][5:8] == ["-", "-", "-"]
-
-
-def test_the_newest_of_two_points_is_drawn(monkeypatch):
-    drawn = {}
-    monkeypatch.setattr(plots, "_lines", lambda model, lines, axes: drawn.update(lines))
-    old, new = (
-        Results("generate", {**FACTS, "date": date}, (Row("t", "us", ((seconds,),), work=_images(4)),))
-        for date, seconds in (("2026-01-01", 1.0), ("2026-02-01", 2.0))
-    )
-    plots.throughput([new, old])["tiny"](None)
-    assert drawn == {"us, float32": {4: (2.0, 2.0, 2.0)}}
 
 
 def test_the_table_of_whole_images():

@@ -137,15 +137,15 @@ def test_only_bad_files(run: Run, broken: Path, tmp_path: Path, command: str) ->
 @pytest.mark.parametrize(
     "tensors, words",
     [
-        ({"level_0": torch.zeros(1, 4, 4)}, ("level_0", "integers [N, 4, 4]", "float32")),
-        ({"level_0": torch.zeros(1, 5, 4, dtype=torch.int32)}, ("level_0", "[N, 4, 4]", "[1, 5, 4]")),
-        ({"level_0": torch.zeros(0, 4, 4, dtype=torch.int32)}, ("level_0", "[0, 4, 4]")),
-        ({"level_0": torch.full((1, 4, 4), 64)}, ("level_0", "0 to 63", "64..64")),
-        ({"level_0": torch.full((1, 4, 4), -1)}, ("level_0", "0 to 63", "-1..-1")),
+        ({"level_0": torch.zeros(1, 4, 4)}, ("level_0", "integers [B, 4, 4]", "float32")),
+        ({"level_0": torch.zeros(1, 5, 4, dtype=torch.int32)}, ("level_0", "[B, 4, 4]", "[1, 5, 4]")),
+        ({"level_0": torch.zeros(0, 4, 4, dtype=torch.int32)}, ("expected codes of one picture or more", "got none")),
+        ({"level_0": torch.full((1, 4, 4), 64)}, ("level_0", "0 to 63", "64 to 64")),
+        ({"level_0": torch.full((1, 4, 4), -1)}, ("level_0", "0 to 63", "-1 to -1")),
         ({"level_2": torch.zeros(1, 4, 4, dtype=torch.int32)}, ("level_0, level_1", "level_2")),
         (
             {"level_0": torch.zeros(1, 4, 4, dtype=torch.int32), "level_1": torch.zeros(2, 8, 8, dtype=torch.int32)},
-            ("same number", "[1, 2]"),
+            ("one batch size", "[1, 2]"),
         ),
     ],
 )

@@ -97,7 +97,7 @@ def fuzz(
     read: Callable[[], object],
     named: tuple[Path, ...] = (),
 ) -> int:
-    """How many of ``count`` changed files were read all the same; the others' errors name the file, one of ``named``."""
+    """How many of ``count`` changed files were read all the same; other errors name the file, or one of ``named``."""
     names = tuple(f"{name}: " for name in (file, *named))
     start, sound = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, 0
     for number in range(count):

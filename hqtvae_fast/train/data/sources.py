@@ -16,6 +16,7 @@ from PIL import Image
 from hqtvae_fast.images import BrokenPictureError, open_image
 from hqtvae_fast.picture_files import USUAL_SUFFIXES, is_hidden, kind_of, say_left_out, walk
 from hqtvae_fast.train.data.captions_file import CAPTION_SUFFIXES, find_captions, read_captions
+from hqtvae_fast.train.data.coded import CodedPictures, hold_codes
 from hqtvae_fast.train.data.packed import PackedStrings, fingerprint
 from hqtvae_fast.train.data.shards import Shards
 
@@ -137,25 +138,36 @@ class CaptionedFolder(Folder):
         return fingerprint(self._names.tobytes(), self._ends.tobytes(), self._captions.tobytes())
 
 
-def open_source(paths: PathLike | Sequence[PathLike], *, class_names: Sequence[str] | None = None) -> Source:
+def open_source(
+    paths: PathLike | Sequence[PathLike], *, class_names: Sequence[str] | None = None, codes: bool = False
+) -> Source:
     """The pictures at a path, whose kind is told from what lies there; shards may be several paths or patterns.
 
     ``class_names``: the labels 0, 1, ... of class folders, for a set whose folders are not all the classes (a part kept
-    for evaluation, say). ValueError if nothing there fits, naming what was expected and what was found.
+    for evaluation, say). ``codes``: shards of codes will do too (:class:`CodedPictures`). ValueError if nothing there
+    fits, naming what was expected and what was found.
     """
     given = [os.fspath(paths)] if isinstance(paths, (str, os.PathLike)) else [os.fspath(path) for path in paths]
     if len(given) == 1 and Path(given[0]).is_dir():
-        source = _open_folder(Path(given[0]), class_names)
+        source = _open_folder(Path(given[0]), class_names, codes)
     elif len(given) == 1 and given[0].endswith(CAPTION_SUFFIXES):
         source = CaptionedFolder(Path(given[0]))
     else:
-        source = Shards(_shard_files(given))
+        source = _open_shards(_shard_files(given), codes)
     if class_names is not None and not isinstance(source, ClassFolder):
         raise ValueError(f"class_names: expected a folder of class folders; got {given[0]}")
     return source
 
 
-def _open_folder(folder: Path, class_names: Sequence[str] | None) -> Source:
+def _open_shards(files: Sequence[Path], codes: bool) -> Source:
+    if not hold_codes(files):
+        return Shards(files)
+    if not codes:
+        raise ValueError(f"{files[0]}: expected pictures; got codes, which decode, sample and train stage2 read")
+    return CodedPictures(files)
+
+
+def _open_folder(folder: Path, class_names: Sequence[str] | None, codes: bool) -> Source:
     captions = find_captions(folder)
     if captions is not None:
         return CaptionedFolder(captions)
@@ -168,7 +180,7 @@ def _open_folder(folder: Path, class_names: Sequence[str] | None) -> Source:
         left_out = f" (but {', '.join(sorted(others)[:_SHOWN])})" if others and not there else ""
         raise ValueError(f"{folder}: expected {EXPECTED}; found {' and '.join(there) or 'none of these'}{left_out}")
     if shards:
-        return Shards(shards)
+        return _open_shards(shards, codes)
     say_left_out(folder, "not named as pictures", others)
     return Folder(folder, pictures) if pictures else ClassFolder(folder, class_names, names=found)
 
