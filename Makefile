@@ -4,7 +4,7 @@
 #   PYTHON       the interpreter that creates .venv (3.10 or later)
 #   TORCH_INDEX  the package index that torch, and only torch, is taken from; empty: pip's default.
 #                On Linux the default index holds the CUDA build, right for an NVIDIA GPU. On a machine
-#                without one it works too but downloads gigabytes: name pytorch.org's CPU wheel index here
+#                without one it works too but downloads 2.9 GB: name pytorch.org's CPU wheel index here
 #                for the small CPU build. To change the build later: `make clean`, then give the new index.
 #   DEMO_OUT     the file that `make demo` writes
 #   JOBS         processes that the tests' files are shared out to (default 2); each runs one thread
@@ -19,7 +19,7 @@ JOBS ?= 2
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
-PIP_INSTALL := $(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt
+PIP_INSTALL := $(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt
 
 .DEFAULT_GOAL := help
 .PHONY: help venv demo test test-all lint csrc-check format clean
@@ -39,7 +39,7 @@ $(STAMP): pyproject.toml setup.py constraints.txt $(wildcard csrc/*.py csrc/*/*)
 	@if nvidia-smi >/dev/null 2>&1; then \
 		echo "==> $(VENV): installing torch (NVIDIA GPU found)"; \
 	else \
-		echo "==> $(VENV): installing torch (no NVIDIA GPU found; see TORCH_INDEX in the Makefile for a small CPU build)"; \
+		echo "==> $(VENV): installing torch$(if $(TORCH_INDEX),, (no NVIDIA GPU found: 2.9 GB; with TORCH_INDEX, the CPU build: see README))"; \
 	fi
 	@$(PIP_INSTALL) setuptools
 	@$(PIP_INSTALL) $(if $(TORCH_INDEX),--no-deps --index-url "$(TORCH_INDEX)") torch

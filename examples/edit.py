@@ -1,6 +1,7 @@
 """Editing by top codes: keep a picture's layout, change a part of it, and let the model draw the details anew.
 
     python examples/edit.py --prompt "red apple, flat" --donor "tiger face, flat"
+    python examples/edit.py --checkpoint path/to/text_checkpoint --prompt "a red vase" --donor "a fire hydrant"
 
 Top codes say what is where, bottom codes how it looks in detail. Here the lower half of one picture's top codes is
 taken from another one's, and the bottom codes, which would contradict it, are drawn again (the paper's figure 4b is the
@@ -10,6 +11,8 @@ same with top codes that are left as they are).
 # %%
 import argparse
 from pathlib import Path
+
+from PIL import Image
 
 from hqtvae_fast import HQTVAEPipeline
 from hqtvae_fast.images import grid
@@ -22,7 +25,7 @@ options.add_argument("--finishes", type=int, default=4)
 options.add_argument("--out", type=Path, default=Path("edit.png"))
 given = options.parse_args()
 
-# %% Two pictures. They could as well be yours: pipe.encode([Image.open("mine.png")]) gives their codes
+# %% Two pictures. They could as well be yours: pipe.encode(["mine.png", "other.png"]) gives their codes
 pipe = HQTVAEPipeline.from_pretrained(given.checkpoint)
 drawn = pipe(prompt=[given.prompt, given.donor], temperature=0.5, seed=0, progress=False)
 codes = pipe.encode(drawn.images)
@@ -47,8 +50,10 @@ unchanged = pipe(
     prompt=given.prompt, given_top_codes=top, num_images=given.finishes, temperature=0.5, seed=1, progress=False
 )
 
-# %% Above: both pictures, and what the edited layout alone decodes to. Then finishes of the old layout, and of the new
+# %% A row of both pictures and what the edited layout alone decodes to; a row of the old layout; and one of the new
 layout = pipe.decode([edited[None], None])
-sheet = [*drawn.images, *layout, *unchanged.images, *finished.images]
-grid(sheet, max(3, given.finishes)).save(given.out)
+rows = [[*drawn.images, *layout], unchanged.images, finished.images]
+columns = max(map(len, rows))
+blank = Image.new("RGB", layout[0].size, "white")
+grid([image for row in rows for image in [*row, *[blank] * (columns - len(row))]], columns).save(given.out)
 print(f"wrote {given.out}: {given.finishes} finishes of the old layout and of the new one")

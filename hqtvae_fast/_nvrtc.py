@@ -7,6 +7,7 @@ kernel has been compiled: before a graph is captured, everything must have run o
 
 from __future__ import annotations
 
+import importlib.metadata
 import importlib.util
 import re
 from collections.abc import Sequence
@@ -33,9 +34,22 @@ def why_not() -> str | None:
     """None where the sources can be compiled and launched, else the reason."""
     if importlib.util.find_spec("cupy") is None:
         return "CuPy is not installed (extras cuda12, cuda13)"
+    if torch.version.cuda is None:
+        return f"CuPy: expected a CUDA build of torch beside it; got torch {torch.__version__}"
+    major = torch.version.cuda.partition(".")[0]
+    if (wheel := _cupy_wheel()) not in (None, f"cupy-cuda{major}x"):  # it would compile with torch's NVRTC
+        return f"CuPy: expected cupy-cuda{major}x beside torch's CUDA {torch.version.cuda}; got {wheel}"
+    if not torch.cuda.is_available():
+        return "CuPy: expected a CUDA device and its driver, which it compiles and launches with; torch finds none"
     if not any(folder.is_dir() for folder in FOLDERS):
         return f"the sources are not in {FOLDERS[0]}"
     return None
+
+
+def _cupy_wheel() -> str | None:
+    """The wheel that CuPy was installed from, which names its CUDA; None of one that was built here."""
+    owners = importlib.metadata.packages_distributions().get("cupy", [])
+    return next((name.lower() for name in owners if name.lower().startswith("cupy-cuda")), None)
 
 
 def source(name: str) -> str:

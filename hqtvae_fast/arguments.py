@@ -72,7 +72,7 @@ def integers(name: str, value: Any, wanted: str = "integers") -> Tensor:
     no array of numbers; ``wanted``: for its message.
     """
     try:
-        found = value if isinstance(value, Tensor) else torch.as_tensor(_widest(value))
+        found = value if isinstance(value, Tensor) else torch.as_tensor(_widest(value), device="cpu")
     except (TypeError, ValueError, RuntimeError, OverflowError):
         raise ValueError(f"{name}: expected {wanted}; got {short(value)}") from None
     # An empty list is a tensor of floats.

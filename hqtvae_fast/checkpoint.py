@@ -167,8 +167,8 @@ def _build_empty(config: HQTVAEConfig) -> Checkpoint:
 
 
 def _load_native(directory: Path, config: HQTVAEConfig) -> Checkpoint:
-    checkpoint, file = _build_empty(config), directory / MODEL_FILE
-    state = read_state(file)
+    file = directory / MODEL_FILE
+    state, checkpoint = read_state(file), _build_empty(config)
     expected = {
         f"{prefix}.{key}": released.Source(((f"{prefix}.{key}", tuple(value.shape)),))
         for prefix, module in checkpoint.modules().items()
@@ -192,7 +192,7 @@ def _load_released(directory: Path, config: HQTVAEConfig) -> Checkpoint:
     files = [directory / name for name in RELEASED_STATE_FILES if (directory / name).is_file()]
     if not files:
         raise CheckpointError(f"{directory}: expected {' or '.join(RELEASED_STATE_FILES)}, found neither")
-    checkpoint, state = _build_empty(config), released.plain_keys(read_state(files[0]), files[0])
+    state, checkpoint = released.plain_keys(read_state(files[0]), files[0]), _build_empty(config)
     parts = {"stage1.": ("vae", checkpoint.vae), "stage2.": ("transformer", checkpoint.transformer)}
     expected = {
         f"{name}.{key}": source

@@ -8,15 +8,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hqtvae_fast import modes
 from hqtvae_fast.arguments import integers
 from hqtvae_fast.config import VAEConfig
 
 
 def is_traced(values: Tensor) -> bool:
     """Whether this runs to become a program or a CUDA graph, so that there are no values to look at yet."""
-    if torch.compiler.is_compiling() or torch.jit.is_tracing():  # type: ignore[attr-defined]
-        return True
-    return values.is_cuda and torch.cuda.is_current_stream_capturing()
+    return modes.is_traced() or (values.is_cuda and torch.cuda.is_current_stream_capturing())
 
 
 def can_look(values: Tensor) -> bool:

@@ -25,7 +25,7 @@ from hqtvae_fast.engine import SamplingParams, draw_codes, image_seeds
 from hqtvae_fast.hardware import default_dtype
 from hqtvae_fast.model import HQTransformer
 from hqtvae_fast.model.pyramid import join_windows, split_windows
-from hqtvae_fast.ops.linear import pack_linears
+from hqtvae_fast.ops.made import mark
 
 
 def sampling_ihqgpt(
@@ -90,7 +90,7 @@ def _draw(
     ours = convert(model, side=side, sixteen_bit=use_fp16)
     device = next(ours.parameters()).device
     condition, batch = _condition(ours, cond, num_candidates)
-    seeds = image_seeds(int(torch.randint(2**62, ())), batch).to(device)
+    seeds = image_seeds(int(torch.randint(2**62, (), dtype=torch.int64, device="cpu")), batch).to(device)
     condition = None if condition is None else condition.to(device)
     if given is not None:
         given = join_windows(given.to(device).expand(batch, -1)[:, :, None], side, level=0)
@@ -136,7 +136,7 @@ def convert(model: nn.Module, *, side: int, sixteen_bit: bool = True) -> HQTrans
         if model.config.side != side:
             raise ValueError(f"max_seq_len: expected {model.config.num_steps}, as the model has; got {side * side}")
         return model
-    weights = tuple((value.data_ptr(), value._version) for value in model.state_dict(keep_vars=True).values())
+    weights = tuple(map(mark, model.state_dict(keep_vars=True).values()))
     kept, key = _converted.setdefault(model, {}), (side, sixteen_bit, weights)
     if key not in kept:
         for stale in [other for other in kept if other[2] != weights]:
@@ -150,4 +150,4 @@ def _convert(model: nn.Module, side: int, sixteen_bit: bool) -> HQTransformer:
     ours = load_stage2_state(config, model.state_dict(), origin=type(model).__name__)
     device = next(model.parameters()).device
     dtype = default_dtype(device) if sixteen_bit else torch.float32
-    return pack_linears(ours.to(device=device, dtype=dtype).eval().requires_grad_(False))
+    return ours.to(device=device, dtype=dtype).eval().requires_grad_(False).prepare()

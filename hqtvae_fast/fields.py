@@ -52,26 +52,31 @@ def check_fields(config: Any) -> None:
         object.__setattr__(config, name, read(kind, getattr(config, name), name))
 
 
-def read(kind: Any, value: Any, name: str) -> Any:
+def read(kind: Any, value: Any, name: str, *, others: bool = False) -> Any:
     """A value as JSON or YAML gives it, in the type ``kind``; ConfigError naming ``name`` where it is of another."""
     if is_dataclass(_inner(kind)) and isinstance(value, dict):
-        return parse(_inner(kind), value, name)
+        return parse(_inner(kind), value, name, others=others)
     try:
         return _read(kind, value)
     except (TypeError, ValueError):
         raise ConfigError(f"{name}: expected {describe(kind)}; got {shown(value)}") from None
 
 
-def parse(cls: type[T], data: Any, where: str = "") -> T:
-    """A dataclass from a mapping, as JSON and YAML give it; ConfigError names the field, from ``where`` on."""
+def parse(cls: type[T], data: Any, where: str = "", *, others: bool = False) -> T:
+    """A dataclass from a mapping, as JSON and YAML give it; ConfigError names the field, from ``where`` on.
+
+    ``others``: a file of another program's, here and in sections: fields that the class does not have are left alone,
+    null is a field's default.
+    """
     prefix = f"{where}." if where else ""
     kinds = field_kinds(cls)
     if not isinstance(data, dict):
         raise ConfigError(f"{where or 'config'}: expected a mapping; got {shown(data)}")
     unknown = sorted(str(name) for name in data if name not in kinds)
-    if unknown:
+    if unknown and not others:
         raise ConfigError(f"{where or 'config'}: unknown field {unknown}; expected some of {sorted(kinds)}")
-    values = {name: read(kinds[name], value, prefix + name) for name, value in data.items()}
+    given = [name for name in kinds if name in data and not (others and data[name] is None)]
+    values = {name: read(kinds[name], data[name], prefix + name, others=others) for name in given}
     try:
         return cls(**values)
     except ConfigError as error:  # of fields that do not go together

@@ -152,7 +152,7 @@ def pick_device(wanted: Any) -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         picked = torch.device(wanted)
-        torch.empty(0, device=picked)
+        torch.empty(0, dtype=torch.float32, device=picked)
     except (RuntimeError, AssertionError, TypeError, NotImplementedError) as error:
         reason = str(error).splitlines()[0]
         raise ValueError(
@@ -219,7 +219,7 @@ def _gemm_rate(device: torch.device, dtype: torch.dtype, sizes: tuple[int, ...])
     for n in sizes:
         if rate > 0 and 2 * n**3 / rate > BUDGET_SECONDS:
             break
-        left, right = (torch.randn(n, n, device=device).to(dtype) for _ in range(2))
+        left, right = (torch.randn(n, n, dtype=torch.float32, device=device).to(dtype) for _ in range(2))
         out = torch.empty_like(left)
         seconds = _best_seconds(lambda: torch.mm(left, right, out=out), device, budget)  # noqa: B023
         rate = max(rate, 2 * n**3 / seconds)

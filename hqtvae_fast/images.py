@@ -124,7 +124,7 @@ def _upright(image: Image.Image, opened: Image.Image) -> Image.Image:
 def _scale_transparent_colour(opened: Image.Image) -> None:
     """Before its pixels are loaded, which Pillow scales to 8 bits, put a PNG's transparent colour into their range."""
     colour = opened.info.get("transparency")
-    scale = _PNG_SCALES.get(opened.tile[0].args) if opened.format == "PNG" and opened.tile else None  # type: ignore
+    scale = _PNG_SCALES.get(opened.tile[0][3]) if opened.format == "PNG" and opened.tile else None  # type: ignore
     if scale is not None and colour is not None:
         whole = [int(value * scale) for value in (colour if isinstance(colour, tuple) else [colour])]
         opened.info["transparency"] = tuple(whole) if isinstance(colour, tuple) else whole[0]

@@ -40,7 +40,7 @@ _SHOWN = 6  # kinds of files that a warning lists
 
 class Found(NamedTuple):
     """``pictures``: their paths from the folder, with ``/``, folder by folder. ``others``: how many files of which kind
-    (their suffix) lie there too."""
+    (their suffix, or ``hidden`` pictures) lie there too."""
 
     pictures: list[str]
     others: Counter[str]
@@ -58,7 +58,7 @@ def is_hidden(name: str) -> bool:
 
 def kind_of(name: str) -> str:
     """What a file that is no picture is counted as."""
-    return "hidden" if is_hidden(name) else os.path.splitext(name)[1].lower() or "without a suffix"
+    return os.path.splitext(name)[1].lower() or "without a suffix"
 
 
 def walk(folder: Path) -> Found:
@@ -81,14 +81,13 @@ def walk(folder: Path) -> Found:
             if _is_folder(entry):
                 if not is_hidden(entry.name):
                     (links if entry.is_symlink() else folders).append(f"{path}{entry.name}/")
-            elif not is_picture(entry.name):
-                if not is_hidden(entry.name):
-                    others[kind_of(entry.name)] += 1
             elif is_hidden(entry.name):
+                others["hidden"] += is_picture(entry.name)
+            elif not is_picture(entry.name):
                 others[kind_of(entry.name)] += 1
             elif entry.is_symlink() or entry.is_file():  # a pipe would be waited for
                 pictures.append(f"{path}{entry.name}")
-    return Found(sorted(pictures, key=lambda name: name.split("/")), others)
+    return Found(sorted(pictures, key=lambda name: name.split("/")), +others)
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:

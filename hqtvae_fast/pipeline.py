@@ -36,7 +36,7 @@ from hqtvae_fast.hardware import pick_device
 from hqtvae_fast.hub import CardFacts, push
 from hqtvae_fast.model import HQVAE, HQTransformer
 from hqtvae_fast.model.images import check_images
-from hqtvae_fast.ops.linear import pack_linears, quantize_linears
+from hqtvae_fast.ops.linear import quantize_linears
 from hqtvae_fast.output import OUTPUT_TYPES, HQTVAEImage, HQTVAEOutput, OutputType, convert_images
 from hqtvae_fast.pixels import read_pixels
 from hqtvae_fast.progress import OnStep, drawing_steps
@@ -168,14 +168,21 @@ class HQTVAEPipeline:
         self.device, self._wanted = picked, wanted
         with threads_for(picture_flops(self.config)):
             self.vae.float().to(device=self.device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
-            self.vae.fold().set_decoder_dtype(self.dtype)
+            self.vae.set_decoder_dtype(self.dtype).fold()
             for model in self._models():
-                pack_linears(model.to(device=self.device, dtype=self.dtype).eval())
+                model.to(device=self.device, dtype=self.dtype).eval().prepare()
         options = dataclasses.replace(self._options, tf32=self.precision.tf32)
         self._executor = Executor(self._models(), self.vae, self.device, options)
         # Of parts, not a method of this object: the two would hold each other, and a GPU's memory with them.
         facts = (self.config, self.device, self.precision, self._quantization, self._options)
         self._sizes = BatchSizes(self.device, partial(tuning_facts, *facts))
+        return self
+
+    def refresh(self) -> HQTVAEPipeline:
+        """Take the weights as they now are. Needed after writes to ``weight.data`` alone, which torch does not count;
+        all other changes (``load_state_dict``, ``copy_``, a fused LoRA, an optimizer's step) are seen at the start of
+        each request."""
+        self._executor.doubt()
         return self
 
     @property

@@ -140,7 +140,7 @@ def _refusal(file: Path, error: str) -> str:
         f"refused, a checkpoint may hold tensors only; this one asks to run {wanted.group(1)}. Where you trust who made"
         f" it, take the tensors out, and put {taken.name} in its place:\n"
         f'  import torch; data = torch.load(r"{file}", map_location="cpu", weights_only=False)\n'
-        f'  torch.save({{"state_dict": data.get("state_dict", data)}}, r"{taken}")'
+        f'  torch.save({{key: data[key] for key in ("state_dict", "model", "ema") if key in data}} or data, r"{taken}")'
     )
 
 

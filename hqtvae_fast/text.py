@@ -69,15 +69,20 @@ def _cut(text: str) -> str:
     return text if len(text) <= SHOWN_CHARACTERS else f"{text[:SHOWN_CHARACTERS]}..."
 
 
+def open_tokenizer(file: Path) -> Tokenizer:
+    """ValueError naming the file if it is none that the library reads."""
+    refuse_others(file, "a tokenizer file")
+    try:
+        return Tokenizer.from_file(str(file))
+    except Exception as error:  # the library raises bare Exception
+        raise ValueError(f"{file}: not a tokenizer file ({error})") from error
+
+
 class PromptTokenizer:
     """A ``tokenizer.json`` bound to a text model: pads and truncates to its prefix length, and says what that costs."""
 
     def __init__(self, file: Path, length: int, vocab_size: int) -> None:
-        refuse_others(file, "a tokenizer file")
-        try:
-            self.tokenizer = Tokenizer.from_file(str(file))
-        except Exception as error:  # the library raises bare Exception
-            raise ValueError(f"{file}: not a tokenizer file ({error})") from error
+        self.tokenizer = open_tokenizer(file)
         self.tokenizer.enable_truncation(length)
         self.tokenizer.enable_padding(length=length, pad_id=self._id_among(PAD_TOKENS) or 0)
         # A model's own unknown token goes first; one without any leaves characters out.

@@ -89,14 +89,14 @@ def any_request(models: list[TransformerConfig], total: int) -> Request:
     prior, given = models[0], None
     condition: Tensor | None = None
     if prior.condition == "class":
-        condition = torch.arange(total) % prior.num_classes
+        condition = torch.arange(total, dtype=torch.int64, device="cpu") % prior.num_classes
     elif prior.condition == "text":
-        condition = torch.zeros(total, prior.prefix_length, dtype=torch.int64)
+        condition = torch.zeros(total, prior.prefix_length, dtype=torch.int64, device="cpu")
     elif prior.condition == "codes":
         side = round(prior.prefix_length**0.5)
-        given = torch.zeros(total, side, side, dtype=torch.int64)
+        given = torch.zeros(total, side, side, dtype=torch.int64, device="cpu")
     params: list[Any] = [
         SamplingParams((1.0,) * model.num_levels, (None,) * model.num_levels, (None,) * model.num_levels)
         for model in models
     ]
-    return Request(condition, given, torch.arange(total), params)
+    return Request(condition, given, torch.arange(total, dtype=torch.int64, device="cpu"), params)

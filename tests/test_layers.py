@@ -17,6 +17,7 @@ LAYERS = [  # a module may import from its own layer and those above it in this 
         "config",
         "fields",
         "files",
+        "modes",
         "picture_files",
         "tensor_files",
         "threads",

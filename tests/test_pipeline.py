@@ -119,7 +119,7 @@ def test_a_tokenizer_with_more_words_than_the_model(text_pipeline):
 
 
 def test_a_text_model_without_tokenizer():
-    with pytest.raises(ValueError, match=r"no tokenizer\.json"):
+    with pytest.raises(ValueError, match=r"expected a tokenizer\.json"):
         golden_pipeline("text_parallel")(prompt="red apple")
 
 
@@ -138,7 +138,7 @@ BAD_REQUESTS = [
     ({"class_labels": 1, "top_k": [1, 2, 3]}, "top_k: expected one value, or 2, one a level; got 3"),
     ({"class_labels": 1, "top_p": 0}, r"top_p: expected a number in \(0, 1\]"),
     ({"class_labels": 1, "top_p": 1.5}, "top_p"),
-    ({"class_labels": 1, "temperature": 0}, "temperature: expected a number > 0; got 0"),
+    ({"class_labels": 1, "temperature": 0}, "temperature: expected a number from 1e-30 to 1e[+]30 .*; got 0"),
     ({"class_labels": 1, "temperature": -1.0}, "temperature"),
     ({"class_labels": 1, "num_images": 0}, "num_images: expected an integer of at least 1; got 0"),
     ({"class_labels": 1, "batch_size": 0}, "batch_size: expected an integer of at least 1; got 0"),

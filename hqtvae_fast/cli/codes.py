@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +13,7 @@ from torch import Tensor
 
 from hqtvae_fast.codes import read_levels
 from hqtvae_fast.config import VAEConfig
-from hqtvae_fast.files import json_text, write_file
+from hqtvae_fast.files import json_text, parse_json, write_file
 from hqtvae_fast.model import HQVAE
 
 FORMAT = "hqtvae_fast codes"
@@ -79,8 +78,8 @@ def _read_file(path: Path, config: VAEConfig) -> Codes:
 def _read_names(text: str | None, number: int) -> tuple[str, ...]:
     """The names stored, or numbers where a file from elsewhere has none that fit."""
     try:
-        names = json.loads(text or "[]")
-    except json.JSONDecodeError:
+        names = parse_json(text or "[]", "names")
+    except ValueError:
         names = []
     if isinstance(names, list) and len(names) == number and all(isinstance(name, str) for name in names):
         return tuple(names)

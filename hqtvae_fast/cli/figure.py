@@ -160,7 +160,7 @@ def usage(
     check_file(out)
     pipe = open_pipeline(checkpoint, device, None)
     sizes = pipe.config.vae.codebook_sizes
-    counts = [torch.zeros(size, dtype=torch.int64) for size in sizes]
+    counts = [torch.zeros(size, dtype=torch.int64, device="cpu") for size in sizes]
     source = open_pictures(pictures, pipe.config.vae.resolution)
     with progress("Encoding", len(source)) as advance:
         for images, _ in source.batches(batch_size, workers=workers):

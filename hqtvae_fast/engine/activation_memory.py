@@ -42,7 +42,7 @@ def decoding_memory(config: VAEConfig, dtype: torch.dtype) -> ActivationMemory:
     with without_values():
         vae = HQVAE(config).eval()
     with torch.device("meta"):
-        vae.fold().set_decoder_dtype(dtype)
+        vae.set_decoder_dtype(dtype).fold()
 
     def decode(count: int) -> Tensor:
         return vae.decode([torch.zeros(count, s, s, dtype=torch.int64, device="meta") for s in config.level_sides])

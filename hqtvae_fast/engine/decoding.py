@@ -10,6 +10,7 @@ from torch import Tensor
 from hqtvae_fast.engine.activation_memory import decoding_memory
 from hqtvae_fast.engine.work import decoding_flops
 from hqtvae_fast.model import HQVAE
+from hqtvae_fast.modes import inference
 from hqtvae_fast.threads import SMALL, threads_for
 
 # Of the memory that is free when decoding starts: the rest is left to cuDNN's scratch and to other work. Not yet
@@ -36,7 +37,7 @@ def chunk_size(vae: HQVAE, device: torch.device, budget: int | None = None) -> i
     return chunk
 
 
-@torch.inference_mode()
+@inference()
 def decode_codes(
     vae: HQVAE,
     codes: Sequence[Tensor | None],

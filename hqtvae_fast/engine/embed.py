@@ -15,7 +15,8 @@ from hqtvae_fast.ops.embed_codes import Mode, embed_codes
 
 
 class BodyEmbedding:
-    """The body's token, or IET's inputs, of the codes drawn at one step. Positions are added up once for all steps."""
+    """The body's token, or IET's inputs, of the codes drawn at one step. Positions are added up once for all steps, by
+    :meth:`place`, in place: a capture begins with it, so that a replay reads the weights as they are."""
 
     blocks: Blocks | None = None
     """IET's, where it has any: then what is made are their n inputs."""
@@ -24,24 +25,35 @@ class BodyEmbedding:
 
     @torch.no_grad()
     def __init__(self, model: HQTransformer) -> None:
-        embedding, config = model.embedding, model.config
-        n, device = config.num_local, model.norm.weight.device
-        place_TD = embedding.top_position(range(config.num_steps))
-        positions = torch.arange(n, dtype=torch.int32, device=device)
-        if isinstance(embedding, ReduceEmbedding):
-            self.mode, self.tables = "interleave", [embedding.top.weight, embedding.bottom.weight]
-            self.sources, self.rows = positions[None], place_TD.contiguous()
-            return
-        self.tables = _weights(embedding.codes)
-        local_ND = _local_positions(embedding, n)
-        if len(embedding.blocks.layers) == 0:
-            self.mode, self.sources = "mean", positions[None]
-            self.rows = (place_TD.float() / n + local_ND.mean(dim=0)).to(place_TD.dtype)
+        self.embedding, self.config = model.embedding, model.config
+        positions = torch.arange(model.config.num_local, dtype=torch.int32, device=model.norm.weight.device)
+        if isinstance(self.embedding, ReduceEmbedding):
+            self.mode, self.sources = "interleave", positions[None]
+            self.tables = [self.embedding.top.weight, self.embedding.bottom.weight]
         else:
-            self.mode, self.sources, self.blocks = "sum", positions[:, None], embedding.blocks
-            rows_TND = local_ND.expand(len(place_TD), n, -1).clone()
-            rows_TND[:, 0] += place_TD
-            self.rows = rows_TND.flatten(0, 1).to(place_TD.dtype)
+            self.tables = _weights(self.embedding.codes)
+            if len(self.embedding.blocks.layers) == 0:
+                self.mode, self.sources = "mean", positions[None]
+            else:
+                self.mode, self.sources, self.blocks = "sum", positions[:, None], self.embedding.blocks
+        self.rows = self._rows().contiguous()
+
+    def place(self) -> None:
+        """Add up the positions again."""
+        self.rows.copy_(self._rows())
+
+    def _rows(self) -> Tensor:
+        """[T, D], or [T n, D] for IET."""
+        embedding, n = self.embedding, self.config.num_local
+        place_TD = embedding.top_position(range(self.config.num_steps))
+        if isinstance(embedding, ReduceEmbedding):
+            return place_TD.clone()
+        local_ND = _local_positions(embedding, n)
+        if self.mode == "mean":
+            return (place_TD.float() / n + local_ND.mean(dim=0)).to(place_TD.dtype)
+        rows_TND = local_ND.expand(len(place_TD), n, -1).clone()
+        rows_TND[:, 0] += place_TD
+        return rows_TND.flatten(0, 1).to(place_TD.dtype)
 
     def __call__(self, local_BN: Tensor, step: Tensor) -> Tensor:
         """[B, 1, D], or [B, n, D] for IET; ``step`` an int64 scalar on the device."""
@@ -76,7 +88,6 @@ def _weights(tables: nn.ModuleList) -> list[Tensor]:
 def _local_positions(embedding: LocalEmbedding, n: int) -> Tensor:
     """PE_local in fp32, [n, D]; zeros where there is nothing local to tell apart."""
     if embedding.local_position is None:
-        return torch.zeros(
-            n, embedding.top_position.table.weight.shape[1], device=embedding.top_position.table.weight.device
-        )
+        weight = embedding.top_position.table.weight
+        return torch.zeros(n, weight.shape[1], dtype=torch.float32, device=weight.device)
     return embedding.local_position.weight.float()

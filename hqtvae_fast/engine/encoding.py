@@ -13,6 +13,8 @@ from hqtvae_fast.engine.capture import CaptureError, Replay
 from hqtvae_fast.engine.work import decoding_flops
 from hqtvae_fast.model import HQVAE
 from hqtvae_fast.model.images import check_images, refuse_invalid
+from hqtvae_fast.model.prepared import ALTERED
+from hqtvae_fast.modes import inference, ordinary
 from hqtvae_fast.threads import threads_for
 
 Encode = Callable[[Tensor], tuple[Tensor, ...]]
@@ -25,12 +27,19 @@ class EncodeReplay:
     def __init__(self, vae: HQVAE, batch: int) -> None:
         R, weight = vae.config.resolution, vae.quant_conv.weight
         shape = (batch, 3, R, R)
-        self.images = torch.zeros(shape, device=weight.device).contiguous(memory_format=torch.channels_last)
+        self.images = torch.zeros(shape, dtype=torch.float32, device=weight.device).contiguous(
+            memory_format=torch.channels_last
+        )
         self.invalid = torch.zeros(batch, dtype=torch.bool, device=weight.device)
         self.vae = vae
         self.codes: tuple[Tensor, ...] = ()
-        with torch.inference_mode():
-            self.replay = Replay(self._work, weight.device)
+        self._addresses: list[int] = []
+        self._capture()
+
+    @inference()
+    def _capture(self) -> None:
+        self._addresses = self.vae.addresses()
+        self.replay = Replay(self._work, self.images.device)
 
     @property
     def bytes(self) -> int:
@@ -41,7 +50,7 @@ class EncodeReplay:
         self.invalid.zero_()
         self.codes = self.vae.encode(self.images, invalid=self.invalid)
 
-    @torch.inference_mode()
+    @inference()
     def __call__(self, images: Tensor, *, invalid: Tensor | None = None) -> tuple[Tensor, ...]:
         """Codes int64 [B, h, w] a level, top first, the caller's own, of images [B, 3, R, R] in [-1, 1] from any
         device; ``invalid`` and errors as for the model's. Images on the CPU are looked at before they are copied. Rows
@@ -51,6 +60,8 @@ class EncodeReplay:
             wanted = f"[1..{shape[0]}, 3, {shape[2]}, {shape[3]}]"
             raise ValueError(f"images: this capture is for {wanted}; got {list(images.shape)}")
         check_images(images, shape[2])
+        if self.vae.addresses() != self._addresses:  # weights have moved
+            self._capture()
         with self.replay.turn():
             self.images[:count].copy_(images, non_blocking=True)
             self.replay(self._work)
@@ -58,7 +69,8 @@ class EncodeReplay:
                 refuse_invalid(images, self.invalid[:count])
             else:
                 invalid |= self.invalid[:count]
-            return tuple(level[:count].clone() for level in self.codes)
+            codes = [level[:count].clone() for level in self.codes]
+        return tuple(map(ordinary, codes))
 
 
 def encode_images(vae: HQVAE, images: Tensor) -> tuple[Tensor, ...]:
@@ -73,7 +85,10 @@ def make_encoder(vae: HQVAE, batch: int, *, graphs: bool | None = None) -> Encod
     device = vae.quant_conv.weight.device
     if graphs is None:
         graphs = device.type == "cuda"
-    if graphs:
+    altered = vae.altered()
+    if graphs and altered is not None:
+        warnings.warn(f"{altered}: {ALTERED}: encoding step by step, which is slower", stacklevel=2)
+    elif graphs:
         try:
             return EncodeReplay(vae, batch)
         except CaptureError as error:

@@ -19,8 +19,12 @@ from hqtvae_fast.engine.graph_cache import GraphCache
 from hqtvae_fast.engine.loop import OnStep, SamplingParams, draw_codes
 from hqtvae_fast.engine.options import EngineOptions
 from hqtvae_fast.engine.step import StepOptions
+from hqtvae_fast.engine.tables import StepTables
 from hqtvae_fast.hardware import fp32_products
 from hqtvae_fast.model import HQVAE, HQTransformer
+from hqtvae_fast.model.prepared import Prepared
+from hqtvae_fast.modes import inference, ordinary
+from hqtvae_fast.ops.made import Made, weights_of
 
 Codes = tuple[Tensor, ...]
 
@@ -41,10 +45,38 @@ class Executor:
     ) -> None:
         self.models, self.vae, self.device = list(models), vae, device
         self.options = options = options or EngineOptions()
-        with self._products():
-            self.tables = [make_tables(model) if options.tables else None for model in self.models]
+        self._tables: list[Made[StepTables]] = [Made() for _ in self.models]
         wanted = device.type == "cuda" if options.graphs is None else options.graphs
         self.graphs = GraphCache(device) if wanted else None
+        self._addresses: list[int] | None = None
+        for index in range(len(self.models)):
+            self.tables(index)
+
+    def tables(self, index: int) -> StepTables | None:
+        """Of a model's weights as they are; None without that option, and where the model's modules must be called."""
+        model = self.models[index]
+        if not self.options.tables or model.altered() is not None:
+            return None
+        with self._products():
+            return self._tables[index].of(lambda: make_tables(model), *weights_of(model))
+
+    def doubt(self) -> None:
+        """Make everything again that was made from weights, when it is next needed."""
+        for model in (*self.models, self.vae):
+            model.doubt()
+        for tables in self._tables:
+            tables.doubt()
+
+    def _keep_captures_right(self) -> None:
+        """What was made from weights is made again in place, where a capture reads it; captures are given up where
+        anything has moved: weights (another device, ``weight.data = ...``), or what is made of them."""
+        assert self.graphs is not None
+        tables = [made for index in range(len(self.models)) if (made := self.tables(index)) is not None]
+        addresses = [address for model in (*self.models, self.vae) for address in model.addresses()]
+        addresses += [tensor.data_ptr() for made in tables for tensor in made.tensors]
+        if self._addresses not in (None, addresses):
+            self.graphs.clear()
+        self._addresses = addresses
 
     def draw(
         self,
@@ -84,10 +116,11 @@ class Executor:
     ) -> Codes:
         model, batch = self.models[index], len(seeds)
         fused_draw = self.options.fused_draw and not params.filtered
-        options = StepOptions(self.tables[index], fused_draw, self.options.dependent_launch, self.options.skip_query)
+        options = StepOptions(self.tables(index), fused_draw, self.options.dependent_launch, self.options.skip_query)
         what = ("top codes given" if given is not None else "all codes", "fused draw" if fused_draw else "any draw")
         with self._products():
             replay = self._captured(
+                model,
                 ("draw", index, batch, *what),
                 lambda: DrawReplay(model, batch, given=given is not None, options=options),
             )
@@ -109,7 +142,7 @@ class Executor:
         present = [level[:count] for level in codes]
         return self._decode([*present, *[None] * missing], len(codes[0]), as_bytes)
 
-    @torch.inference_mode()
+    @inference()
     def decode_all(self, codes: Sequence[Tensor | None], cutter: Cutter, *, as_bytes: bool = False) -> Tensor:
         """Images on the CPU of codes [N, h, w] a level from any device, None where one is left out: captured in the
         cutter's batches, else all at once, as :func:`decode_codes` cuts them."""
@@ -121,7 +154,7 @@ class Executor:
             part = [None if level is None else level[batch.start : batch.stop] for level in codes]
             parts.append(self._decode(part, batch.size, as_bytes).cpu())
             start = batch.stop
-        return torch.cat(parts)
+        return ordinary(torch.cat(parts))
 
     def _decode(self, codes: Sequence[Tensor | None], size: int, as_bytes: bool) -> Tensor:
         """``size``: of the capture, at least as many as there are codes."""
@@ -129,6 +162,7 @@ class Executor:
         levels = [index for index, here in enumerate(present) if here]
         with self._products():
             replay = self._captured(
+                self.vae,
                 ("decode", size, f"levels {levels}", "bytes" if as_bytes else "numbers"),
                 lambda: DecodeReplay(self.vae, size, present=present, as_bytes=as_bytes),
             )
@@ -140,9 +174,13 @@ class Executor:
     def _products(self) -> AbstractContextManager[None]:
         return fp32_products(self.device, self.options.tf32)
 
-    def _captured(self, key: tuple[str | int, ...], make: Callable[[], DrawReplay | DecodeReplay]) -> Any:
-        if self.graphs is None:
+    def _captured(
+        self, model: Prepared, key: tuple[str | int, ...], make: Callable[[], DrawReplay | DecodeReplay]
+    ) -> Any:
+        """The capture, or None where there is to be none. Hooks would run once, while it is made."""
+        if self.graphs is None or model.altered() is not None:
             return None
+        self._keep_captures_right()
         try:
             return self.graphs.get(key, make)
         except CaptureError as error:

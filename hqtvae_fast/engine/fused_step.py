@@ -34,15 +34,15 @@ Attend = Callable[[Tensor, "Tensor | None", int], Tensor]
 
 class FusedStep:
     """See :class:`hqtvae_fast.engine.step.Step`. The model's parameters are read in place, none is copied but the
-    positions' few rows; changing them afterwards is noticed, except for those. The draw takes over
-    the head's last product only where its weight is not narrow."""
+    positions' few rows, at each first step. The draw takes over the head's last product only where its weight is not
+    narrow."""
 
     def __init__(self, model: HQTransformer, batch: int, options: StepOptions | None = None) -> None:
         config, device = model.config, model.norm.weight.device
         self.model, self.batch, self.options = model, batch, options or StepOptions()
         self.tables = self.options.tables
         self.caches = make_caches(model, batch)
-        self.numbers = torch.arange(config.prefix_positions + config.num_steps, device=device)
+        self.numbers = torch.arange(config.prefix_positions + config.num_steps, dtype=torch.int64, device=device)
         self.embedding = BodyEmbedding(model)
         self._few_rows: dict[str, Any] = {"workspace": Workspace.on(device), "prefetch": self.options.dependent_launch}
         self.head_embedding = HeadEmbedding(model.head) if isinstance(model.head, PyramidHead) else None
@@ -50,6 +50,8 @@ class FusedStep:
     def body(self, step: int, condition: Tensor | None, local_BTN: Tensor) -> Tensor:
         model, (cache, _) = self.model, self.caches
         cached = model.config.prefix_positions - 1 + step
+        if step == 0:
+            self.embedding.place()
         if step == 0 and self.tables is not None and self.tables.start is not None:
             return self.tables.start.read(condition, cache, self.batch)
         if step == 0:

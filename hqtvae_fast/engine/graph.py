@@ -18,6 +18,7 @@ from hqtvae_fast.engine.decoding import chunk_size, decode_codes
 from hqtvae_fast.engine.loop import SamplingParams, StepRunner, check_given
 from hqtvae_fast.engine.step import Engine, StepOptions
 from hqtvae_fast.model import HQVAE, HQTransformer
+from hqtvae_fast.modes import inference
 
 
 class DrawReplay:
@@ -41,7 +42,7 @@ class DrawReplay:
         levels = config.num_levels
         everything = SamplingParams((1.0,) * levels, (None,) * levels, (None,) * levels)
         top = torch.zeros(batch, config.num_steps, 1, dtype=torch.int64, device=device) if given else None
-        with torch.inference_mode():
+        with inference():
             how: dict[str, Any] = {"given": top, "engine": engine, "options": options}
             self.run = StepRunner.make(model, self.condition, self.seeds, everything, **how)
             self.replay = Replay(self._work, device)
@@ -60,7 +61,7 @@ class DrawReplay:
         self.run.draw.invalid.zero_()
         self.run.all_steps()
 
-    @torch.inference_mode()
+    @inference()
     def __call__(
         self,
         condition: Tensor | None,
@@ -114,7 +115,7 @@ class DecodeReplay:
         if device.type == "cuda":
             torch.cuda.empty_cache()
         self.chunk = min(batch, chunk_size(vae, device))
-        with torch.inference_mode():
+        with inference():
             self.replay = Replay(self._work, device)
 
     @property
@@ -125,7 +126,7 @@ class DecodeReplay:
     def _work(self) -> None:
         self.images = decode_codes(self.vae, self.codes, chunk=self.chunk, as_bytes=self.as_bytes)
 
-    @torch.inference_mode()
+    @inference()
     def __call__(self, codes: Sequence[Tensor | None]) -> Tensor:
         """Images, float32 [B, 3, R, R] in [0, 1] or uint8 [B, R, R, 3], the caller's own, of codes [B, h, w] from any
         device. Rows of the buffers beyond B keep what an earlier call left: an image depends on its codes alone."""

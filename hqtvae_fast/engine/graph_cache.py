@@ -36,6 +36,9 @@ class GraphCache:
         self._uses: dict[Hashable, int] = {}
         self._lock = threading.Lock()
 
+    def __reduce__(self) -> tuple[type[GraphCache], tuple[torch.device, int | None]]:
+        return GraphCache, (self.device, self.limit)  # copies and pickles begin without captures
+
     def get(self, key: Hashable, make: Callable[[], Any]) -> Any:
         """The capture for ``key``, made by ``make`` if there is none. It has an attribute ``bytes``.
 

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from hqtvae_fast.engine.batches import Batch
+from hqtvae_fast.modes import inference
 
 Codes = tuple[Tensor, ...]
 
@@ -118,7 +119,7 @@ def _draw(job: Job, batch: Batch, device: torch.device) -> tuple[Codes, Tensor]:
     return job.draw(batch, invalid), invalid
 
 
-@torch.inference_mode()  # a thread has modes of its own
+@inference()  # a thread has modes of its own
 def _decode(job: Job, batch: Batch, drawn: Codes, invalid: Tensor) -> Done:
     images = None if job.decode is None else job.decode(drawn, batch.count)
     codes = tuple(level[: batch.count].cpu() for level in drawn)
@@ -175,4 +176,4 @@ class _Streams:
 
 def _to_host(value: Tensor) -> Tensor:
     """A copy that does not hold up the host: only from page-locked memory can it run beside other work."""
-    return torch.empty(value.shape, dtype=value.dtype, pin_memory=True).copy_(value, non_blocking=True)
+    return torch.empty(value.shape, dtype=value.dtype, device="cpu", pin_memory=True).copy_(value, non_blocking=True)

@@ -6,6 +6,7 @@ allocated before the first step; inside, nothing is concatenated and nothing wai
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -16,12 +17,22 @@ from torch import Tensor
 from hqtvae_fast.codes import read_level
 from hqtvae_fast.config import TransformerConfig
 from hqtvae_fast.engine.fused_step import FusedStep
-from hqtvae_fast.engine.step import ENGINES, Engine, LevelFeatures, LevelLogits, ReferenceStep, Step, StepOptions
+from hqtvae_fast.engine.step import (
+    ENGINES,
+    Engine,
+    LevelFeatures,
+    LevelLogits,
+    ReferenceStep,
+    Step,
+    StepOptions,
+)
 from hqtvae_fast.engine.whole_head import WholeHead
 from hqtvae_fast.engine.work import drawing_flops
 from hqtvae_fast.hardware import send
 from hqtvae_fast.model import HQTransformer
+from hqtvae_fast.model.prepared import ALTERED
 from hqtvae_fast.model.pyramid import to_local, to_maps
+from hqtvae_fast.modes import inference
 from hqtvae_fast.ops.draw_from_head import draw_from_head
 from hqtvae_fast.ops.sample_logits import check_sampling, sample_logits
 from hqtvae_fast.threads import threads_for
@@ -52,7 +63,7 @@ class SamplingParams:
         return any(value is not None for value in (*self.top_k, *self.top_p))
 
 
-@torch.inference_mode()
+@inference()
 def draw_codes(
     model: HQTransformer,
     condition: Tensor | None,
@@ -161,10 +172,17 @@ def make_step(
 ) -> Step:
     """Who runs the steps: "fused", the kernels of :mod:`hqtvae_fast.ops`, or "reference", the model's own modules.
     None: the kernels on a GPU or with any option, which only they have; else the modules, which on a CPU have packed
-    weights. Raises ValueError on another, and on "reference" with an option."""
-    options = options or StepOptions()
+    weights. Raises ValueError on another, and on "reference" with an option. A model whose modules were wrapped or have
+    hooks is run by its modules, and a warning says so; ValueError where the kernels were asked for."""
+    options, altered = options or StepOptions(), model.altered()
+    model.look()
     if engine is None:
         engine = "fused" if model.norm.weight.is_cuda or options.any else "reference"
+        if engine == "fused" and altered is not None:
+            warnings.warn(f"{altered}: {ALTERED}: drawing by the model's modules, which is slower", stacklevel=2)
+            return ReferenceStep(model, batch)
+    if engine == "fused" and altered is not None:
+        raise ValueError(f"engine: expected 'reference', since {altered} {ALTERED}; got 'fused'")
     if engine not in ENGINES:
         raise ValueError(f"engine: expected one of {', '.join(ENGINES)}; got {engine!r}")
     if engine == "reference" and options.any:
@@ -188,7 +206,7 @@ class _Draw:
     @classmethod
     def on_device(cls, params: SamplingParams, seeds: Tensor, first_step: int, config: TransformerConfig) -> _Draw:
         device = seeds.device
-        numbers = torch.arange(first_step + config.num_steps + config.num_local, device=device)
+        numbers = torch.arange(first_step + config.num_steps + config.num_local, dtype=torch.int64, device=device)
         temperature, top_k, top_p = (value.to(device) for value in _numbers(params, config))
         invalid = torch.zeros((), dtype=torch.bool, device=device)
         return cls(seeds, numbers, first_step, temperature, top_k, top_p, invalid)
@@ -225,7 +243,9 @@ def _numbers(params: SamplingParams, config: TransformerConfig) -> tuple[Tensor,
     """Temperature fp32, top-k int64 and top-p fp32, [levels]; what is off keeps everything."""
     top_k = [k or size for k, size in zip(params.top_k, config.codebook_sizes, strict=True)]
     top_p = [1.0 if p is None else p for p in params.top_p]
-    return torch.tensor(params.temperature), torch.tensor(top_k), torch.tensor(top_p)
+    columns = ((params.temperature, torch.float32), (top_k, torch.int64), (top_p, torch.float32))
+    temperature, k, p = (torch.tensor(values, dtype=dtype, device="cpu") for values, dtype in columns)
+    return temperature, k, p
 
 
 def _noise_offset(config: TransformerConfig) -> int:

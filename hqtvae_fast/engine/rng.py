@@ -34,7 +34,7 @@ def image_seeds(seed: Any, count: int) -> Tensor:
     else:
         first = _one_seed(seed)
         values = [first + index * _STRIDE for index in range(count)]
-    return torch.tensor([_wrap(value) for value in values], dtype=torch.int64)
+    return torch.tensor([_wrap(value) for value in values], dtype=torch.int64, device="cpu")
 
 
 def _one_seed(seed: Any) -> int:

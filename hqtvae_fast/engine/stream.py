@@ -18,6 +18,7 @@ from torch import Tensor
 from hqtvae_fast.engine.batches import Batch, Cutter, is_out_of_memory
 from hqtvae_fast.engine.lanes import Codes, Done, Job, Lanes, make_lanes
 from hqtvae_fast.engine.loop import NAN_LOGITS
+from hqtvae_fast.modes import inference, ordinary
 
 _T = TypeVar("_T")
 
@@ -78,7 +79,8 @@ def generate(
                 continue
             if done.invalid:
                 raise ValueError(f"{job.describe(oldest.batch)}: {NAN_LOGITS}")
-            yield Finished(oldest.batch, done.codes, done.images)
+            images = None if done.images is None else ordinary(done.images)
+            yield Finished(oldest.batch, tuple(map(ordinary, done.codes)), images)
     finally:
         lanes.close()  # nothing may run on in memory that is given back
 
@@ -92,7 +94,7 @@ def _attempt(job: Job, batches: Sequence[Batch], lanes: Lanes, work: Callable[[]
     """What ``work`` gives; None where memory does not suffice, and then nothing is running any more. ``batches``: those
     that may have failed if it fails."""
     try:
-        with _named(job, batches), torch.inference_mode():
+        with _named(job, batches), inference():
             return work()
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):

@@ -21,6 +21,7 @@ from hqtvae_fast.engine.embed import HeadEmbedding
 from hqtvae_fast.model import HQTransformer
 from hqtvae_fast.model.head import PyramidHead, tabled_groups
 from hqtvae_fast.model.layers import Block
+from hqtvae_fast.modes import no_autocast
 from hqtvae_fast.ops import add_layer_norm
 
 CODES = 1024
@@ -60,7 +61,7 @@ class StepTables:
     Preset S in bf16 has 302.0 MB of q/k/v (8192 codes x 4 positions x 3 D) and 76.8 MB of first steps (1000 classes x
     (1 + 2 x 12 layers) x D); in exchange a step reads 14.2 MB less of weights, 1.2% of all, and one step of 64 leaves
     out the body. :func:`table_bytes` gives the sum for any configuration. The numbers are those that the step itself
-    computes but for rounding. The weights must not change afterwards: that is not noticed.
+    computes but for rounding.
     """
 
     qkv: dict[range, Tensor]
@@ -70,7 +71,8 @@ class StepTables:
     """None where the prefix is longer than one position (text)."""
 
     @classmethod
-    @torch.inference_mode()
+    @torch.no_grad()
+    @no_autocast()
     def make(cls, model: HQTransformer, first: FirstStep | None = None) -> StepTables:
         """``first``: a step for ``min(CLASSES, C)`` images, which computes the starts; None: no table of starts."""
         head, qkv = model.head, {}
@@ -84,9 +86,13 @@ class StepTables:
         return None if table is None else F.embedding(local_BN[:, 0], table).view(len(local_BN), len(group), -1)
 
     @property
-    def bytes(self) -> int:
+    def tensors(self) -> list[Tensor]:
         start = () if self.start is None else (self.start.h, self.start.keys, self.start.values)
-        return sum(table.nbytes for table in (*self.qkv.values(), *start))
+        return [*self.qkv.values(), *start]
+
+    @property
+    def bytes(self) -> int:
+        return sum(table.nbytes for table in self.tensors)
 
 
 def num_starts(config: TransformerConfig) -> int:
@@ -103,7 +109,7 @@ def table_bytes(config: TransformerConfig, dtype: torch.dtype = torch.bfloat16) 
 
 def _head_qkv(head: PyramidHead, group: range) -> Tensor:
     embedding, block = HeadEmbedding(head), cast(Block, head.blocks.layers[0])
-    codes_K, parts = torch.arange(head.config.codebook_sizes[0], device=head.start.device), []
+    codes_K, parts = torch.arange(head.config.codebook_sizes[0], dtype=torch.int64, device=head.start.device), []
     for codes in codes_K.split(CODES):
         local_MN = codes[:, None].expand(-1, head.config.num_local).contiguous()
         x_MGD = embedding(head.start.expand(len(codes), -1), local_MN, group)
@@ -121,7 +127,7 @@ def _starts(model: HQTransformer, first: FirstStep) -> StartTable:
     nothing_drawn = torch.zeros(rows, config.num_steps, config.num_local, dtype=torch.int64, device=device)
     parts = []
     for begin in range(0, count, rows):
-        labels = torch.arange(begin, begin + rows, device=device).clamp_max(count - 1)
+        labels = torch.arange(begin, begin + rows, dtype=torch.int64, device=device).clamp_max(count - 1)
         h_BD = first.body(0, labels if config.condition == "class" else None, nothing_drawn)
         parts.append((h_BD.clone(), cache.keys[:, :, :, 0].clone(), cache.values[:, :, :, 0].clone()))
     h, keys, values = zip(*parts, strict=True)

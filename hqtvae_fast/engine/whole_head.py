@@ -13,6 +13,7 @@ from hqtvae_fast.config import TransformerConfig
 from hqtvae_fast.model import HQTransformer
 from hqtvae_fast.model.head import PyramidHead
 from hqtvae_fast.model.layers import Block
+from hqtvae_fast.model.prepared import ALTERED
 from hqtvae_fast.ops.linear import Linear
 from hqtvae_fast.ops.prediction_head import BlockWeights, HeadWeights, LevelWeights, PredictionHead
 from hqtvae_fast.ops.prediction_head.table import MOST_IMAGES
@@ -32,7 +33,9 @@ class WholeHead:
         ``dependent``: fetch weights while the body's last kernel still runs, see :class:`PredictionHead`."""
         if asked_for(OP) != BACKEND:
             return None
-        reason = why_not(model.config, batch)
+        reason, altered = why_not(model.config, batch), model.altered()
+        if altered is not None:
+            reason = f"{altered} {ALTERED}"
         if reason is not None:
             raise BackendError(f"{OP}: backend {BACKEND!r} was asked for and cannot run: {reason}")
         config = model.config.head

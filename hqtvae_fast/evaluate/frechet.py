@@ -58,7 +58,7 @@ class Moments:
     @classmethod
     def none(cls, width: int) -> Moments:
         """Of no features: what a sum begins with."""
-        return cls(0, torch.zeros(width, dtype=torch.float64), torch.zeros(width, width, dtype=torch.float64))
+        return cls(0, *(torch.zeros(shape, dtype=torch.float64, device="cpu") for shape in ((width,), (width, width))))
 
     def __add__(self, other: Moments) -> Moments:
         if self.mean.shape != other.mean.shape:

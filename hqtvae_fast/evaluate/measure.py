@@ -139,7 +139,7 @@ def measure(
         advance(len(images))
     if moments is None:
         raise ValueError(f"{pictures.name}: expected pictures in {span}; there are none")
-    found = torch.tensor(numbers, dtype=torch.int64)
+    found = torch.tensor(numbers, dtype=torch.int64, device="cpu")
     return SetState(
         extractor.name, pictures.resolution, moments, found, torch.cat(kept), similarity, captioned, classes
     )

@@ -7,6 +7,7 @@ Any part of a set can be read alone, so that workers share one out.
 from __future__ import annotations
 
 import io
+import math
 import os
 import zipfile
 from collections.abc import Iterator, Sequence
@@ -161,7 +162,7 @@ class NpzPictures:
     def __init__(self, path: Path, resolution: int | None = None) -> None:
         self.path, self.name = path, str(path)
         with _open_array(path, NPZ_PICTURES) as (_, shape, dtype):
-            if len(shape) != 4 or shape[3] != 3 or dtype != np.uint8 or shape[0] == 0:
+            if len(shape) != 4 or shape[3] != 3 or dtype != np.uint8 or min(shape) < 1:
                 raise ValueError(f"{path}: {NPZ_PICTURES}: expected uint8 [N, H, W, 3]; got {dtype} {list(shape)}")
             self._shape = shape
         self.resolution = min(shape[1:3]) if resolution is None else resolution
@@ -174,12 +175,18 @@ class NpzPictures:
     ) -> Iterator[PictureBatch]:
         """``workers`` and ``broken`` are for sets of single files; these bytes need no decoding."""
         span = range(len(self)) if span is None else span
-        one = int(np.prod(self._shape[1:]))
+        one = math.prod(self._shape[1:])
         with _open_array(self.path, NPZ_PICTURES) as (data, _, _):
-            data.seek(span.start * one, io.SEEK_CUR)
             for first in range(span.start, span.stop, size):
                 count = min(size, span.stop - first)
-                block = data.read(count * one)
+                try:
+                    if first == span.start:
+                        data.seek(first * one, io.SEEK_CUR)
+                    block = data.read(count * one)
+                except Exception as error:  # of damaged bytes: a wrong checksum, what is no deflated data, ...
+                    raise ValueError(
+                        f"{self.path}: {NPZ_PICTURES}: damaged from picture {first} on ({error})"
+                    ) from error
                 if len(block) != count * one:
                     raise ValueError(f"{self.path}: {NPZ_PICTURES}: cut off at picture {first + len(block) // one}")
                 yield PictureBatch(self._fitted(block, count), list(range(first, first + count)))
@@ -216,8 +223,8 @@ class _open_array:
             raise ValueError(f"{self.path}: expected an array {self.name}; it holds {held or 'none'}") from None
         except FileNotFoundError:
             raise ValueError(f"{self.path}: no such file") from None
-        except (zipfile.BadZipFile, ValueError, OSError) as error:
-            raise ValueError(f"{self.path}: not an .npz file ({error})") from error
+        except Exception as error:  # of damaged bytes: encrypted, compressed in another way, no header of NumPy's, ...
+            raise ValueError(f"{self.path}: not an .npz file ({' '.join(str(error).split())})") from error
         if fortran:
             raise ValueError(f"{self.path}: {self.name}: expected C order; got Fortran order")
         return self.file, shape, dtype

@@ -56,7 +56,7 @@ class Classifier:
         if not 0 <= min(wanted) <= max(wanted) < logits.shape[1]:
             last = logits.shape[1] - 1
             raise ValueError(f"{self.name}: expected classes from 0 to {last}; got {min(wanted)}..{max(wanted)}")
-        places = torch.tensor(list(wanted), device=logits.device)
+        places = torch.tensor(list(wanted), dtype=torch.int64, device=logits.device)
         return logits.float().log_softmax(dim=1).gather(1, places[:, None])[:, 0].cpu()
 
 
@@ -81,8 +81,8 @@ class OnImageNet(nn.Module):
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
         self.network = network
-        self.register_buffer("shift", 255 * torch.tensor(IMAGENET_MEAN).view(3, 1, 1))
-        self.register_buffer("scale", 255 * torch.tensor(IMAGENET_DEVIATION).view(3, 1, 1))
+        self.register_buffer("shift", 255 * torch.tensor(IMAGENET_MEAN, dtype=torch.float32).view(3, 1, 1))
+        self.register_buffer("scale", 255 * torch.tensor(IMAGENET_DEVIATION, dtype=torch.float32).view(3, 1, 1))
 
     def forward(self, images: Tensor) -> Tensor:
         return self.network((antialiased(images, IMAGENET_SIDE, "bilinear") - self.shift) / self.scale)

@@ -13,10 +13,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hqtvae_fast.config import GROUPS, VAEConfig
+from hqtvae_fast.model.plain import plain
+from hqtvae_fast.modes import is_traced
 from hqtvae_fast.ops.conv_bytes import conv_bytes
+from hqtvae_fast.ops.conv_bytes.reference import to_bytes
 from hqtvae_fast.ops.group_norm_silu import add_group_norm_silu, group_norm_silu
+from hqtvae_fast.ops.made import Made
 from hqtvae_fast.ops.upsample_conv import fold_upsampling, upsample_conv
-from hqtvae_fast.ops.winograd_conv import Transformed, pays, winograd_conv
+from hqtvae_fast.ops.winograd_conv import pays, transform_weights, winograd_conv
 
 GROUP_NORM_EPS = 1e-6
 IMAGE_CHANNELS = 3
@@ -47,6 +51,9 @@ class Trunk:
 
 def normalise(norm: nn.GroupNorm, trunk: Trunk, *, silu: bool) -> tuple[Tensor, Tensor]:
     """The trunk's sum (of a map and a bias alone: the map), and the norm of it, with x*sigmoid(x) after it or not."""
+    if not plain(norm, nn.GroupNorm):
+        x = trunk.sum()
+        return x, F.silu(norm(x)) if silu else norm(x)
     rest = (norm.weight, norm.bias, GROUPS, GROUP_NORM_EPS)
     x, branch = trunk.take()
     if branch is None:
@@ -67,16 +74,17 @@ class Conv3x3(Conv):
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
         super().__init__(in_channels, out_channels, 3, padding=1)
-        self._transformed = Transformed()
+        self._transformed: Made[Tensor] = Made()
 
     def forward(self, x: Tensor, *, with_bias: bool = True) -> Tensor:
-        if not with_bias or not pays(x, self.out_channels):
+        weight = self._parameters.get("weight")  # None: a parametrization's, computed anew each time
+        if not with_bias or weight is None or not pays(x, self.out_channels):
             return super().forward(x, with_bias=with_bias)
         assert self.bias is not None
-        return winograd_conv(x, self._transformed.of(self.weight), self.bias)
+        return winograd_conv(x, self._transformed.of(lambda: transform_weights(weight), weight), self.bias)
 
     def _apply(self, *arguments: Any, **options: Any) -> Conv3x3:
-        self._transformed = Transformed()  # to another device or dtype
+        self._transformed.drop()  # to another device or dtype
         return super()._apply(*arguments, **options)
 
 
@@ -89,7 +97,9 @@ def adds_bias_later(x: Tensor) -> bool:
 
 def convolve(conv: Conv, x: Tensor) -> tuple[Tensor, Tensor | None]:
     """The convolution of ``x``, and the bias that is yet to be added to it."""
-    return (conv(x, with_bias=False), conv.bias) if adds_bias_later(x) else (conv(x), None)
+    if adds_bias_later(x) and plain(conv, Conv, Conv3x3):
+        return conv(x, with_bias=False), conv.bias
+    return conv(x), None
 
 
 class NormSwish(nn.Module):
@@ -114,7 +124,7 @@ class ResBlock(nn.Module):
         self.dropout = nn.Dropout(dropout)
         self.conv2 = Conv3x3(out_channels, out_channels)
         same = in_channels == out_channels
-        self.shortcut = nn.Identity() if same else Conv(in_channels, out_channels, 1)
+        self.shortcut: Any = nn.Identity() if same else Conv(in_channels, out_channels, 1)
 
     def forward(self, trunk: Trunk) -> Trunk:
         x, y = self.norm1(trunk)
@@ -122,7 +132,7 @@ class ResBlock(nn.Module):
         hidden = Trunk(first, shift=shift)
         del y, first  # so that three maps are alive at once, not four
         branch, shift = convolve(self.conv2, self.dropout(self.norm2(hidden)[1]))
-        if isinstance(self.shortcut, Conv):
+        if not isinstance(self.shortcut, nn.Identity):
             x, other = convolve(self.shortcut, x)
             shift = other if shift is None or other is None else shift + other
         return Trunk(x, branch, shift)
@@ -175,36 +185,52 @@ class Upsample(nn.Module):
     4/9 of the arithmetic.
     """
 
-    folded: Tensor | None
+    folds = False
+    """Whether to run like that in inference; set by :meth:`fold`, and copied with the layer."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
         self.conv = nn.Conv2d(channels, channels, 3, padding=1)
-        self.register_buffer("folded", None, persistent=False)
-        self._transformed = Transformed()
+        self._folded: Made[Tensor] = Made()
+        self._transformed: Made[Tensor] = Made()
 
-    @torch.no_grad()
     def fold(self) -> None:
-        """Fold the weights, to be called in fp32 before any cast; kept until training starts."""
-        self.folded = fold_upsampling(self.conv.weight).contiguous(memory_format=torch.channels_last)
-        self._transformed = Transformed()
+        """Run on folded weights, which are made when they are first needed."""
+        self.folds = True
+
+    @property
+    def folded(self) -> Tensor | None:
+        """The weights as they are, folded: summed in fp32 at least and rounded once. None in training, where
+        :meth:`fold` was not called, and where the convolution is another module than was built."""
+        if not self.folds or self.training or is_traced() or not plain(self.conv, nn.Conv2d):
+            return None
+        return self._folded.of(lambda: _fold(self.conv.weight), self.conv.weight)
 
     def _apply(self, *arguments: Any, **options: Any) -> Upsample:
-        self._transformed = Transformed()
+        self._folded.drop()
+        self._transformed.drop()
         return super()._apply(*arguments, **options)
 
     def train(self, mode: bool = True) -> Upsample:
-        if mode:
-            self.folded = None  # the weights are about to change
+        if mode:  # the weights are about to change
+            self._folded.drop()
+            self._transformed.drop()
         return super().train(mode)
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.folded is None or torch.is_grad_enabled():
+        folded = None if torch.is_grad_enabled() else self.folded
+        if folded is None:
             return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
         assert self.conv.bias is not None
         if pays(x, self.conv.out_channels, doubled=True):
-            return winograd_conv(x, self._transformed.of(self.folded), self.conv.bias, doubled=True)
-        return upsample_conv(x, self.folded, self.conv.bias)
+            transformed = self._transformed.of(lambda: transform_weights(folded), folded)
+            return winograd_conv(x, transformed, self.conv.bias, doubled=True)
+        return upsample_conv(x, folded, self.conv.bias)
+
+
+def _fold(weight: Tensor) -> Tensor:
+    wide = weight.to(torch.promote_types(weight.dtype, torch.float32))
+    return fold_upsampling(wide).to(weight.dtype).contiguous(memory_format=torch.channels_last)
 
 
 def _middle(channels: int, config: VAEConfig) -> Blocks:
@@ -289,8 +315,11 @@ class Decoder(nn.Module):
 
     def to_bytes(self, z: Tensor) -> Tensor:
         """The images as bytes, uint8 [B, R, R, 3]: [-1, 1] to the nearest of 0 to 255. For inference."""
+        x = self._last_map(z)
+        if not plain(self.conv_out, nn.Conv2d):
+            return to_bytes(self.conv_out(x))
         assert self.conv_out.bias is not None
-        return conv_bytes(self._last_map(z), self.conv_out.weight, self.conv_out.bias)
+        return conv_bytes(x, self.conv_out.weight, self.conv_out.bias)
 
     def _last_map(self, z: Tensor) -> Tensor:
         """What the last convolution reads: [B, C, R, R]."""

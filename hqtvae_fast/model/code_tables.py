@@ -8,6 +8,7 @@ stands: its rows of that level's table. What is left without any code, biases, i
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -19,20 +20,17 @@ from hqtvae_fast.ops.code_features import code_features
 CHUNK_CODES = 256  # of a table made at a time, in fp64
 
 
-class CodeTables(nn.Module):
-    """Tables [K, f*f, C] for each level, top first, and base [F*F, C]. Never saved: they follow from the weights."""
+@dataclass(frozen=True)
+class CodeTables:
+    """Tables [K, f*f, C] for each level, top first, and base [F*F, C]."""
 
+    tables: tuple[Tensor, ...]
     base: Tensor
 
-    def __init__(self, tables: Sequence[Tensor], base: Tensor) -> None:
-        super().__init__()
-        for level, table_KPC in enumerate(tables):
-            self.register_buffer(f"table_{level}", table_KPC, persistent=False)
-        self.register_buffer("base", base, persistent=False)
-
-    def forward(self, codes: Sequence[Tensor | None]) -> Tensor:
+    def __call__(self, codes: Sequence[Tensor | None]) -> Tensor:
         """The decoder's input [B, C, H, W]; a level that is None adds nothing, as zeros in its embeddings' place."""
-        present = [(level.long(), self.get_buffer(f"table_{i}")) for i, level in enumerate(codes) if level is not None]
+        pairs = zip(codes, self.tables, strict=True)
+        present = [(level.long(), table) for level, table in pairs if level is not None]
         return code_features([level for level, _ in present], [table for _, table in present], self.base)
 
 
@@ -40,7 +38,7 @@ class CodeTables(nn.Module):
 def fold_tables(
     config: VAEConfig, codebooks: Sequence[Tensor], upsamples: Sequence[nn.Module], conv: nn.Conv2d
 ) -> CodeTables:
-    """Tables in the codebooks' dtype from ``codebooks`` [K, d], the modules between levels and the 1x1 convolution.
+    """Tables in the convolution's dtype from ``codebooks`` [K, d], the modules between levels and the 1x1 convolution.
 
     Worked out in fp64 and rounded once.
     """
@@ -52,11 +50,11 @@ def fold_tables(
     for level, book_KD in enumerate(codebooks):
         columns = slice(wide, None) if config.combine == "concat" and level == last else slice(0, wide)
         parts = [_windows(part, upsamples[level:], bias=False) for part in book_KD.split(CHUNK_CODES)]
-        tables.append(torch.cat([(part @ weight_CD[:, columns].T).to(book_KD.dtype) for part in parts]))
+        tables.append(torch.cat([(part @ weight_CD[:, columns].T).to(conv.weight.dtype) for part in parts]))
     nothing_1D = codebooks[0].new_zeros(1, codebooks[0].shape[1])
     constant_1PD = _windows(nothing_1D, upsamples, bias=True)
     base_PC = (constant_1PD @ weight_CD[:, :wide].T + bias_C)[0]
-    return CodeTables(tables, base_PC.to(codebooks[0].dtype))
+    return CodeTables(tuple(tables), base_PC.to(conv.weight.dtype))
 
 
 def _windows(book_KD: Tensor, upsamples: Sequence[nn.Module], *, bias: bool) -> Tensor:

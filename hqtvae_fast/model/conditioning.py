@@ -16,7 +16,7 @@ class StartVector(nn.Module):
 
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
-        self.start = nn.Parameter(torch.empty(config.dim))
+        self.start = nn.Parameter(torch.empty(config.dim, dtype=torch.float32))
 
     def forward(self, condition: Tensor | None, batch: int) -> Tensor:
         if condition is not None:

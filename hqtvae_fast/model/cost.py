@@ -80,7 +80,7 @@ def decode_flops(config: VAEConfig, *, fold_upsampling: bool = False) -> int:
 def encode_flops(config: VAEConfig) -> int:
     """FLOPs of encoding one image: the encoder, its 1x1 convolution and the search, one product with each codebook."""
     vae = _empty_vae(config)
-    image = torch.zeros(1, IMAGE_CHANNELS, config.resolution, config.resolution, device="meta")
+    image = torch.zeros(1, IMAGE_CHANNELS, config.resolution, config.resolution, dtype=torch.float32, device="meta")
     levels = zip(config.level_sides, config.codebook_sizes, config.code_dims, strict=True)
     search = sum(2 * side**2 * size * dim for side, size, dim in levels)
     return _count_flops(lambda: vae.latents(image)) + search

@@ -41,7 +41,7 @@ class PyramidHead(nn.Module):
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
         self.config = config
-        self.start = nn.Parameter(torch.empty(config.dim))  # p_0
+        self.start = nn.Parameter(torch.empty(config.dim, dtype=torch.float32))  # p_0
         self.position = nn.Embedding(config.num_local - 1, config.dim)  # p_1, ...
         # One table a level. The finest one is read by sequential decoding only, the bidirectional policy reads none;
         # they are kept because the released models have (and count) them.
@@ -120,7 +120,9 @@ def _unread_levels(config: TransformerConfig) -> set[int]:
 
 def _group_mask(config: TransformerConfig) -> Tensor:
     """[n, n], True where the row's position may look at the column's: its own group and those drawn before it."""
-    group_of = torch.tensor([index for index, group in enumerate(config.groups) for _ in group])
+    group_of = torch.tensor(
+        [index for index, group in enumerate(config.groups) for _ in group], dtype=torch.int64, device="cpu"
+    )
     return group_of[:, None] >= group_of[None, :]
 
 

@@ -21,7 +21,10 @@ from hqtvae_fast.model.conditioning import TokenPrefix, build_prefix
 from hqtvae_fast.model.embedding import build_embedding
 from hqtvae_fast.model.head import build_head
 from hqtvae_fast.model.layers import LAYER_NORM_EPS, Blocks, StackCache
+from hqtvae_fast.model.prepared import Prepared
 from hqtvae_fast.model.pyramid import join_windows, scramble_middle, to_local
+from hqtvae_fast.modes import single_precision
+from hqtvae_fast.ops.linear import pack_linears, round_linears
 
 INIT_STD = 0.02
 
@@ -38,9 +41,10 @@ class HQLogits:
     text: Tensor | None = None
 
 
-class HQTransformer(nn.Module):
+class HQTransformer(Prepared):
     """p(codes | condition), see :class:`hqtvae_fast.config.TransformerConfig` for the choices."""
 
+    @single_precision()
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
         self.config = config
@@ -51,6 +55,7 @@ class HQTransformer(nn.Module):
         self.norm = nn.LayerNorm(config.dim, eps=LAYER_NORM_EPS)
         self.head = build_head(config)
         self.reset_parameters()
+        self.remember()
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
@@ -63,6 +68,12 @@ class HQTransformer(nn.Module):
         for name, parameter in self.named_parameters():
             if name.endswith(".start"):
                 parameter.normal_()
+
+    def _make(self) -> list[Tensor]:
+        narrow = round_linears(self)
+        if self.prepared:
+            pack_linears(self)
+        return narrow
 
     def set_activation_checkpointing(self, on: bool) -> HQTransformer:
         """Of all stacks of blocks, see :class:`Blocks`: training takes less memory and a forward pass more."""
@@ -78,6 +89,12 @@ class HQTransformer(nn.Module):
         ``condition``: labels [B], tokens [B, P] or None, as the configuration says. Raises ValueError on other shapes,
         and on a CPU on codes out of range.
         """
+        if not torch.is_grad_enabled():
+            self.look()
+        with self.in_own_dtype():
+            return self._forward(codes, condition)
+
+    def _forward(self, codes: Sequence[Tensor], condition: Tensor | None) -> HQLogits:
         side, config = self.config.side, self.config
         if len(codes) != config.num_levels:
             raise ValueError(f"codes: expected {config.num_levels} levels; got {len(codes)}")

@@ -16,11 +16,17 @@ from hqtvae_fast.hardware import fp32_products
 from hqtvae_fast.model.autoencoder import Decoder, Encoder, Upsample
 from hqtvae_fast.model.code_tables import CodeTables, fold_tables
 from hqtvae_fast.model.images import check_images, check_shape, none_yet, refuse_invalid
+from hqtvae_fast.model.plain import plain
+from hqtvae_fast.model.prepared import Prepared
+from hqtvae_fast.modes import is_traced, no_autocast, single_precision
 from hqtvae_fast.ops.ema_update import code_statistics, ema_update
 from hqtvae_fast.ops.hierarchical_quantize import Resampler, commitment, hierarchical_quantize, straight_through
+from hqtvae_fast.ops.made import Made, tree
 from hqtvae_fast.ops.nearest_code import nearest_code, not_finite
+from hqtvae_fast.ops.sample_logits import check_temperature
 from hqtvae_fast.ops.soft_label_cross_entropy import soft_labels
 
+FOLDABLE = (nn.Conv2d, nn.ConvTranspose2d, nn.PixelShuffle, nn.UpsamplingNearest2d)
 RESTART_SHARE = 0.1  # of the count that each code would have if all were chosen alike
 
 
@@ -34,9 +40,9 @@ class Codebook(nn.Module):
     def __init__(self, size: int, dim: int, decay: float, epsilon: float) -> None:
         super().__init__()
         self.decay, self.epsilon = decay, epsilon
-        embedding_KC = torch.randn(size, dim)
+        embedding_KC = torch.randn(size, dim, dtype=torch.float32)
         self.register_buffer("embedding", embedding_KC)
-        self.register_buffer("cluster_size", torch.zeros(size))
+        self.register_buffer("cluster_size", torch.zeros(size, dtype=torch.float32))
         self.register_buffer("embedding_sum", embedding_KC.clone())
 
     def search(self, z_BCHW: Tensor, invalid: Tensor | None = None) -> Tensor:
@@ -107,7 +113,7 @@ class HQVAEOutput:
     top_only: Tensor | None = None
 
 
-class HQVAE(nn.Module):
+class HQVAE(Prepared):
     """Encoder, residual quantization over a pyramid, decoder. See :class:`hqtvae_fast.config.VAEConfig`.
 
     The decoder and its 1x1 convolution may be in another dtype than the rest (:meth:`set_decoder_dtype`): codes are
@@ -116,6 +122,7 @@ class HQVAE(nn.Module):
 
     codebooks: Sequence[Codebook]  # an nn.ModuleList, typed by what it holds
 
+    @single_precision()
     def __init__(self, config: VAEConfig) -> None:
         super().__init__()
         self.config = config
@@ -131,29 +138,46 @@ class HQVAE(nn.Module):
         joined = config.embed_dim * (config.num_levels if config.combine == "concat" else 1)
         self.post_quant_conv = nn.Conv2d(joined, config.latent_channels, 1)
         self.decoder = Decoder(config)
-        self.code_tables: CodeTables | None = None
+        self._tables: Made[CodeTables] = Made()
+        self.remember()
 
     def set_decoder_dtype(self, dtype: torch.dtype) -> HQVAE:
         """Decode in ``dtype``; the encoder and the codebooks are left alone."""
         self.post_quant_conv.to(dtype)
         self.decoder.to(dtype)
-        if self.code_tables is not None:
-            self.code_tables.to(dtype)
         return self
 
     def fold(self) -> HQVAE:
         """Fold the decoder's upsampling, and what comes before it into a table a level (K x f x f x latent_channels
-        values, 42 MB in fp32 by default), for inference; to be called in fp32, before any cast."""
-        for module in self.decoder.modules():
-            if isinstance(module, Upsample):
-                module.fold()
+        values, 42 MB in fp32 by default), in inference."""
+        for layer in self._folding():
+            layer.fold()
+        return self.prepare()
+
+    def _folding(self) -> Iterator[Upsample]:
+        return (module for module in tree(self.decoder) if isinstance(module, Upsample))
+
+    def _make(self) -> list[Tensor]:
+        made = [folded for layer in self._folding() if (folded := layer.folded) is not None]
+        tables = self.code_tables
+        return made if tables is None else [*made, *tables.tables, tables.base]
+
+    @property
+    def code_tables(self) -> CodeTables | None:
+        """Of the weights as they are. None in training, where :meth:`fold` was not called, and where what they stand
+        for is not what was built."""
+        between, conv = list(self.upsamples), self.post_quant_conv
+        if not self.prepared or self.training or is_traced():
+            return None
+        if not all(plain(module, *FOLDABLE) for module in (*between, conv)):
+            return None
         books = [codebook.embedding for codebook in self.codebooks]
-        self.code_tables = fold_tables(self.config, books, list(self.upsamples), self.post_quant_conv)
-        return self
+        weights = [*conv.parameters(), *(weight for module in between for weight in module.parameters())]
+        return self._tables.of(lambda: fold_tables(self.config, books, between, conv), *books, *weights)
 
     def train(self, mode: bool = True) -> HQVAE:
         if mode:
-            self.code_tables = None  # the weights are about to change
+            self._tables.drop()  # the weights are about to change
         return super().train(mode)
 
     def latents(self, images: Tensor) -> Tensor:
@@ -238,17 +262,20 @@ class HQVAE(nn.Module):
         Integers of any width. None leaves a level out: zeros stand in for its embeddings (figure 1's top-only and
         bottom-only pictures).
         """
-        return self.decoder(self._decoder_input(codes))
+        with self.in_own_dtype():
+            return self.decoder(self._decoder_input(codes))
 
     @torch.no_grad()
     def decode_bytes(self, codes: Sequence[Tensor | None]) -> Tensor:
         """:meth:`decode`, as uint8 [B, R, R, 3]: -1 is 0, 1 is 255, what lies beyond is cut off."""
-        return self.decoder.to_bytes(self._decoder_input(codes))
+        with self.in_own_dtype():
+            return self.decoder.to_bytes(self._decoder_input(codes))
 
     def _decoder_input(self, codes: Sequence[Tensor | None]) -> Tensor:
         codes, batch = read_levels(codes, self.config)
-        if self.code_tables is not None and not torch.is_grad_enabled():
-            return self.code_tables(codes)
+        tables = None if torch.is_grad_enabled() else self.code_tables
+        if tables is not None:
+            return tables(codes)
         embeddings = []
         for index, (codebook, level) in enumerate(zip(self.codebooks, codes, strict=True)):
             if level is None:
@@ -262,8 +289,7 @@ class HQVAE(nn.Module):
     def soft_codes(self, images: Tensor, temperature: float) -> tuple[Tensor, ...]:
         """Soft labels softmax(-|residual - e_k|^2 / temperature): [B, h, w, K] a level, top first. Errors as
         :meth:`encode` has."""
-        if not temperature > 0:
-            raise ValueError(f"temperature: expected a number > 0; got {temperature}")
+        check_temperature(temperature)
         check_images(images, self.config.resolution)
         with torch.no_grad(), _full_precision(images.device):
             found = none_yet(images)
@@ -279,7 +305,7 @@ class HQVAE(nn.Module):
         Under autocast, quantization stays in fp32: codes are chosen by comparing distances.
         """
         z = self.latents(images)
-        with torch.autocast(z.device.type, enabled=False):
+        with no_autocast():
             levels = self.quantize(z.to(self.quant_conv.weight.dtype))
         embeddings = [level.embedding for level in levels]
         losses = commitment([level.residual for level in levels], embeddings)
@@ -299,7 +325,7 @@ class HQVAE(nn.Module):
 @contextmanager
 def _full_precision(device: torch.device) -> Iterator[None]:
     """No autocast, and no TF32, torch's default in convolutions on Ampere and later: codes would change."""
-    with torch.autocast(device.type, enabled=False), fp32_products(device, tf32=False):
+    with no_autocast(), fp32_products(device, tf32=False):
         yield
 
 

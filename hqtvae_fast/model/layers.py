@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from hqtvae_fast.config import BlocksConfig, Gelu
+from hqtvae_fast.model.plain import plain
 from hqtvae_fast.ops.decode_attention import decode_attention
 from hqtvae_fast.ops.linear import Linear
 
@@ -82,7 +83,7 @@ class MLP(nn.Module):
 
     def forward(self, x_BTD: Tensor) -> Tensor:
         if self.gelu == "exact":
-            return self.down(self.up.gelu(x_BTD))
+            return self.down(self.up.gelu(x_BTD) if plain(self.up, Linear) else F.gelu(self.up(x_BTD)))
         hidden = self.up(x_BTD)
         return self.down(hidden * torch.sigmoid(1.702 * hidden))
 

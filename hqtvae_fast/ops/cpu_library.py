@@ -6,6 +6,9 @@ import ctypes
 from functools import cache
 from pathlib import Path
 
+import torch
+from torch import Tensor
+
 PACKAGE = Path(__file__).parent.parent  # where setup.py puts it
 _POINTER, _COUNT = ctypes.c_void_p, ctypes.c_int64
 _SIGNATURES = {
@@ -47,6 +50,17 @@ def why_not_bf16() -> str | None:
     if kernels is None:
         return reason
     return None if kernels.hqtvae_avx512_bf16_supported() else "this processor has no AVX512-BF16"
+
+
+def buffer(tensor: Tensor, dtype: torch.dtype, numel: int) -> int:
+    """The address of what a kernel reads or writes. ValueError unless it is what the kernel takes it for: so many
+    values of that dtype without gaps (in rows, or a channels-last map) on the CPU. A kernel sees an address alone."""
+    gaps = not (tensor.is_contiguous() or tensor.is_contiguous(memory_format=torch.channels_last))
+    if tensor.dtype is dtype and tensor.numel() == numel and tensor.is_cpu and not gaps:
+        return tensor.data_ptr()
+    wanted = f"{numel} values of {dtype} without gaps on the CPU"
+    got = f"{list(tensor.shape)} of {tensor.dtype} with strides {tensor.stride()} on {tensor.device}"
+    raise ValueError(f"buffer of a compiled kernel: expected {wanted}; got {got}")
 
 
 def library() -> ctypes.CDLL:

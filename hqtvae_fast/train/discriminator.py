@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from hqtvae_fast.modes import single_precision
+
 GROUPS = 32
 KERNEL = 4
 SLOPE = 0.2  # of LeakyReLU below zero
@@ -33,6 +35,7 @@ class PatchDiscriminator(nn.Module):
     patch of 34 x 34 pixels. ``channels`` is a multiple of 16, as GroupNorm has 32 groups.
     """
 
+    @single_precision()
     def __init__(self, channels: int = 64, num_layers: int = 2) -> None:
         super().__init__()
         widths = [channels * min(2**depth, MAX_WIDTH) for depth in range(num_layers + 1)]

@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from hqtvae_fast.modes import single_precision
 from hqtvae_fast.tensor_files import CheckpointError, StateDict, read_state
 
 STAGES = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))  # widths of the 13 convolutions
@@ -40,10 +41,11 @@ class VGG16Trunk(nn.Module):
     shift: Tensor
     scale: Tensor
 
+    @single_precision()
     def __init__(self, shift: tuple[float, ...] = IMAGENET_SHIFT, scale: tuple[float, ...] = IMAGENET_SCALE) -> None:
         super().__init__()
-        self.register_buffer("shift", torch.tensor(shift).view(3, 1, 1))
-        self.register_buffer("scale", torch.tensor(scale).view(3, 1, 1))
+        self.register_buffer("shift", torch.tensor(shift, dtype=torch.float32).view(3, 1, 1))
+        self.register_buffer("scale", torch.tensor(scale, dtype=torch.float32).view(3, 1, 1))
         self.stages = nn.ModuleList()
         before = 3
         for widths in STAGES:
@@ -78,7 +80,7 @@ class PerceptualDistance(nn.Module):
         super().__init__()
         self.name = name
         self.trunk = trunk
-        weights = channel_weights or [torch.ones(widths[-1]) for widths in STAGES]
+        weights = channel_weights or [torch.ones(widths[-1], dtype=torch.float32) for widths in STAGES]
         self.channel_weights = nn.ParameterList(weights)
         self.requires_grad_(False)
 

@@ -162,7 +162,7 @@ class Runner:
         """The slowest rank decides for all: none may leave the others waiting for its gradients."""
         if self.settings.stop_after_minutes is None:
             return False
-        passed = torch.tensor(time.monotonic() - began, device=self.accelerator.device)
+        passed = torch.tensor(time.monotonic() - began, dtype=torch.float32, device=self.accelerator.device)
         return float(self.accelerator.gather(passed[None]).max()) >= 60 * self.settings.stop_after_minutes
 
     # ----------------------------------------------------------------------------------------------------- updates

@@ -62,7 +62,7 @@ class Stage1:
         held_out: HeldOut | None = None,
     ) -> None:
         self.accelerator, self.settings, self.held_out = accelerator, settings, held_out
-        vae = vae.to(memory_format=torch.channels_last).train()  # type: ignore[call-overload]
+        vae = vae.to(memory_format=torch.channels_last).train()  # type: ignore[call-overload, unused-ignore]
         self.perceptual = None if perceptual is None else perceptual.to(accelerator.device)
         self.model, self.optimizer, self.schedule = self._prepare(vae, first_step=0)
         self.vae: HQVAE = accelerator.unwrap_model(self.model)
@@ -138,7 +138,7 @@ class Stage1:
     ) -> Tensor:
         count = len(micro_batches)
         discriminator.requires_grad_(True)
-        total = torch.zeros((), device=self.accelerator.device)
+        total = torch.zeros((), dtype=torch.float32, device=self.accelerator.device)
         for index, (batch, output) in enumerate(zip(micro_batches, outputs, strict=True)):
             with self._gradients_meet(discriminator, index == count - 1):
                 with self.accelerator.autocast():
@@ -193,7 +193,11 @@ class Stage1:
             shape = (self.accelerator.num_processes, pictures, -1, residual_NC.shape[1])
             ordered = everyone.view(shape).transpose(0, 1).reshape(everyone.shape)
             generator = torch.Generator().manual_seed(self.settings.seed * 1_000_003 + step)
-            return ordered[torch.randint(len(ordered), (count,), generator=generator).to(ordered.device)]
+            return ordered[
+                torch.randint(len(ordered), (count,), generator=generator, dtype=torch.int64, device="cpu").to(
+                    ordered.device
+                )
+            ]
 
         return choose
 

@@ -17,6 +17,7 @@ from hqtvae_fast.config import HQTVAEConfig, first_level
 from hqtvae_fast.engine import SamplingParams, decode_codes, draw_codes, image_seeds
 from hqtvae_fast.images import grid, to_pil
 from hqtvae_fast.model import HQVAE, HQTransformer
+from hqtvae_fast.modes import no_autocast
 from hqtvae_fast.text import PromptTokenizer
 from hqtvae_fast.train.code_cache import Content, picture_latents, split_codes
 from hqtvae_fast.train.data import Batch
@@ -122,7 +123,7 @@ class Stage2:
 
     @torch.no_grad()
     def _quantize(self, z: Tensor) -> tuple[list[Tensor], list[Target]]:
-        with torch.autocast(z.device.type, enabled=False):
+        with no_autocast():
             levels = self.vae.quantize(z)
         codes = [level.codes for level in levels]
         tau = self.settings.soft_labels
@@ -160,7 +161,7 @@ class Stage2:
                 targets = self._quantize(picture_latents(self.vae, moved.images))
                 loss = self._loss(self.transformer, moved, *targets)
                 weighted = {name: value.double() * len(batch) for name, value in _summary([loss]).items()}
-                sums.add({**weighted, "pictures": torch.tensor(len(batch))})
+                sums.add({**weighted, "pictures": torch.tensor(len(batch), dtype=torch.int64, device="cpu")})
         finally:
             self.transformer.train()
         total = sums.total(self.accelerator)
@@ -193,7 +194,7 @@ class Stage2:
         if self.tokenizer is not None:
             return self.tokenizer([""]).to(device), 1
         if self.config.condition == "class":
-            labels = torch.arange(min(16, self.config.num_classes), device=device)
+            labels = torch.arange(min(16, self.config.num_classes), dtype=torch.int64, device=device)
             return labels, len(labels)
         return None, 16
 

@@ -87,7 +87,7 @@ def validate_vae(accelerator: Accelerator, vae: HQVAE, held_out: HeldOut) -> dic
         quality = {
             "psnr": psnr(rebuilt * 0.5 + 0.5, images * 0.5 + 0.5).sum(),
             "mse": (rebuilt - images).square().flatten(1).mean(dim=1).sum(),
-            "pictures": torch.tensor(len(images)),
+            "pictures": torch.tensor(len(images), dtype=torch.int64, device="cpu"),
         }
         counts = {
             f"level_{index}": level.flatten().bincount(minlength=size)

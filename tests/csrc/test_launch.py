@@ -6,6 +6,7 @@ import ctypes
 import os
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -28,14 +29,32 @@ def cuda_headers() -> Path | None:
 
 
 @pytest.fixture(scope="module")
-def launched(tmp_path_factory):
+def library(tmp_path_factory):
     headers = cuda_headers()
     if headers is None or shutil.which("g++") is None:
         pytest.skip("needs g++ and CUDA's headers")
     out, source = tmp_path_factory.mktemp("launch") / "launch.so", Path(__file__).with_name("launch.cpp")
-    flags = ("-std=c++20", "-shared", "-fPIC", f"-I{SOURCES}", f"-I{headers}")
+    # Its own functions are what it calls, though a CUDA build of torch has loaded others of these names.
+    flags = ("-std=c++20", "-shared", "-fPIC", "-Wl,-Bsymbolic", f"-I{SOURCES}", f"-I{headers}")
     subprocess.run(["g++", *flags, str(source), "-o", str(out)], check=True)
-    return ctypes.CDLL(str(out)).launched
+    return out
+
+
+@pytest.fixture(scope="module")
+def launched(library):
+    return ctypes.CDLL(str(library)).launched
+
+
+def test_V4_a_real_run_time_library_beside_it_is_not_asked(library, tmp_path):
+    other, source = tmp_path / "libcudart.so", tmp_path / "cudart.c"
+    names = ("cudaFuncSetAttribute", "cudaFuncGetAttributes", "cudaLaunchKernelExC")
+    source.write_text("".join(f"int {name}() {{ return 35; }}\n" for name in names))  # no driver
+    subprocess.run(["g++", "-x", "c", "-shared", "-fPIC", str(source), "-o", str(other)], check=True)
+    program = (
+        "import ctypes, sys; ctypes.CDLL(sys.argv[1], ctypes.RTLD_GLOBAL); "
+        "sys.exit(ctypes.CDLL(sys.argv[2]).launched(16, 0, 0, 80, ctypes.byref(ctypes.c_int())))"
+    )
+    assert subprocess.run([sys.executable, "-c", program, str(other), str(library)], check=False).returncode == 0
 
 
 @pytest.mark.parametrize("dynamic", [16, DEFAULT - STATIC, DEFAULT - STATIC + 16, DEFAULT, DEFAULT + 16, 200 * 1024])

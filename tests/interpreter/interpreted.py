@@ -7,6 +7,7 @@ program: starting one costs more than most of them. :mod:`watch` looks at every 
 from __future__ import annotations
 
 import functools
+import importlib.metadata
 import importlib.util
 import json
 import os
@@ -19,7 +20,20 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 
-needs_triton = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed")
+
+def why_not(triton: str | None, numpy: str) -> str | None:
+    """None where these versions' interpreter runs, else the reason."""
+    if triton is None:
+        return "Triton is not installed"
+    as_numbers = [tuple(int(part) for part in version.split(".")[:2]) for version in (triton, numpy)]
+    if as_numbers[0] < (3, 7) and as_numbers[1] >= (2, 4):
+        return f"Triton {triton}'s interpreter takes arrays for numbers, which NumPy {numpy} refuses (2.3 takes them)"
+    return None
+
+
+TRITON = importlib.metadata.version("triton") if importlib.util.find_spec("triton") else None
+REASON = why_not(TRITON, importlib.metadata.version("numpy"))
+needs_triton = pytest.mark.skipif(REASON is not None, reason=str(REASON))
 
 RUN_ALL = """
 import json

@@ -14,7 +14,8 @@ from hqtvae_fast.ops.upsample_conv.tensor_cores import Tile
 
 torch.set_num_threads(1)
 CPU = torch.device("cpu")
-tensor_cores.TILE = Tile(32, 64, 64, warps=4, stages=2)  # NumPy multiplies integers without a library
+# NumPy multiplies integers without a library.
+tensor_cores.WIDE = tensor_cores.NARROW = Tile(32, 64, 64, warps=4, stages=2)
 
 
 def small_cases():

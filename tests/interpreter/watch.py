@@ -111,11 +111,11 @@ def install() -> Watch:
 
     def watched_load(pointers: Any, mask: Any, *rest: Any) -> Any:
         watch.check("load", pointers, mask)
-        return load(pointers, mask, *rest)
+        return load(pointers, _as_bool(mask), *rest)
 
     def watched_store(pointers: Any, value: Any, mask: Any, *rest: Any) -> Any:
         watch.check("store", pointers, mask, value)
-        return store(pointers, value, mask, *rest)
+        return store(pointers, value, _as_bool(mask), *rest)
 
     def watched_atomic(operation: Any, pointers: Any, value: Any, mask: Any, semantics: Any, scope: Any) -> Any:
         watch.check("add", pointers, mask)
@@ -142,7 +142,28 @@ def install() -> Watch:
     builder.create_atomic_rmw, builder.create_barrier = watched_atomic, watched_barrier
     builder.set_grid_idx, interpreter.GridExecutor.__call__ = watched_begin, watched_call
     TritonSemantic.binary_op_sanitize_overflow_impl = signed_only
+    _forgive_nan()
     return watch
+
+
+def _as_bool(mask: Any) -> Any:
+    """A scalar comparison spread over a block is bytes to Triton 3.9's interpreter, whose loads refuse such a mask."""
+    return interpreter.TensorHandle(mask.data.astype(bool), mask.dtype)
+
+
+def _forgive_nan() -> None:
+    """The least of nothing but NaN is at the first place, as on a GPU: NumPy, which Triton 3.9's interpreter asks,
+    finds it nowhere."""
+    min_max = interpreter.ReduceOps.min_max
+    places = {np.nanargmin: (np.argmin, np.inf), np.nanargmax: (np.argmax, -np.inf)}
+
+    def forgiving(self: Any, value: Any, operation: Any, place: Any = None) -> Any:
+        if place in places:
+            plain, last = places[place]
+            place = lambda data, **where: plain(np.where(np.isnan(data), last, data), **where)  # noqa: E731
+        return min_max(self, value, operation, place)
+
+    interpreter.ReduceOps.min_max = forgiving
 
 
 # -------------------------------------------------------------------------------------------------------- large tensors

@@ -165,17 +165,20 @@ def test_changed_weights_are_transformed_again(x):
     conv = Conv3x3(32, 32)
     with torch.no_grad():
         first = conv(x)
-        assert conv._transformed.of(conv.weight) is conv._transformed.of(conv.weight)
+        made = conv._transformed.value
+        assert made is not None
+        assert torch.equal(conv(x), first)
+        assert conv._transformed.value is made
         conv.weight.mul_(2)
         torch.testing.assert_close(conv(x) - conv.bias[:, None, None], 2 * (first - conv.bias[:, None, None]))
 
 
 def test_a_cast_or_a_copy_forgets_them():
     conv = Conv3x3(32, 32)
-    made = conv._transformed.of(conv.weight)
-    assert copy.deepcopy(conv)._transformed._value is None
-    assert conv._transformed._value is made
-    assert conv.double().float()._transformed._value is None
+    made = conv._transformed.of(lambda: transform_weights(conv.weight), conv.weight)
+    assert copy.deepcopy(conv)._transformed.value is None
+    assert conv._transformed.value is made
+    assert conv.double().float()._transformed.value is None
 
 
 @pytest.mark.skipif(load()[0] is None, reason=f"no compiled kernels: {load()[1]}")

@@ -16,6 +16,7 @@ from conftest import CASES, GOLDEN
 from hqtvae_fast import checkpoint
 from hqtvae_fast.checkpoint import CheckpointError
 from hqtvae_fast.config import BlocksConfig, ConfigError, HQTVAEConfig, TransformerConfig, VAEConfig, from_dict, to_dict
+from hqtvae_fast.evaluate.extractors.clip import load_clip
 
 DEMO = checkpoint.DEMO_DIRECTORY
 TEXT = json.loads((DEMO / "config.json").read_text())
@@ -159,3 +160,31 @@ def test_G11_a_number_as_wide_as_a_line_is_not_shown():
     with pytest.raises(ConfigError) as error:
         BlocksConfig(num_layers=10**5000)
     assert str(error.value) == "num_layers: expected an integer from 0 to 256; got int"
+
+
+CLIP = Path(__file__).parent.parent / "evaluate" / "golden" / "clip"
+
+
+def test_G11_a_clip_configuration_names_its_file_and_field(tmp_path):
+    shutil.copytree(CLIP, tmp_path / "clip")
+    file = tmp_path / "clip" / "config.json"
+    data = json.loads(file.read_text())
+    file.write_text(
+        json.dumps({**data, "another_s": [1], "text_config": {**data["text_config"], "bos_token_id": None}})
+    )
+    assert load_clip(tmp_path / "clip").texts.length == data["text_config"]["max_position_embeddings"]
+    wrong = {
+        ("text_config", "hidden_size"): (
+            "64",
+            "text_config.hidden_size: expected an integer from 1 to 16,384; got '64'",
+        ),
+        ("vision_config", "hidden_act"): ("relu", "vision_config.hidden_act: expected one of quick_gelu, gelu"),
+        ("vision_config", "num_hidden_layers"): (10**9, "vision_config.num_hidden_layers: expected an integer from 1"),
+        ("vision_config", "num_attention_heads"): (7, "vision_config.num_attention_heads: expected a divisor of"),
+        ("text_config",): ([], "text_config: expected a mapping; got []"),
+    }
+    for path, (value, message) in wrong.items():
+        file.write_text(json.dumps(edited(data, path, value)))
+        with pytest.raises(ConfigError) as error:
+            load_clip(tmp_path / "clip")
+        assert str(error.value).startswith(f"{file}: {message}")

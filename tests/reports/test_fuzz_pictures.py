@@ -6,13 +6,15 @@ import io
 import random
 import resource
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import ExifTags, Image
 from PIL.PngImagePlugin import PngInfo
 
+from hqtvae_fast.evaluate import open_pictures
 from hqtvae_fast.images import BrokenPictureError, open_picture
 from hqtvae_fast.picture_files import PICTURE_FORMATS
 
@@ -180,3 +182,26 @@ def test_F4_damaged_chunks_and_tags_cost_no_picture(kind: str, number: int, boun
         assert np.array_equal(found, upright) or np.array_equal(found, picture()), wrong.hex()
         turned += found.size == SIZE[::-1]
     assert turned > number // 2
+
+
+@pytest.mark.parametrize("number", [FEW // 2, MANY])
+@pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
+def test_F4_damaged_npz_files_are_whole_or_named(
+    save: Callable[..., None], number: int, tmp_path: Path, bounded: None, silent: None
+) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (3, 8, 8, 3), dtype=np.uint8)
+    save(file := tmp_path / "set.npz", pixels)
+    chance, data, whole = random.Random(4), file.read_bytes(), 0
+    for _ in range(number):
+        file.write_bytes(wrong := damaged(chance, data))
+        try:
+            for images, _ in open_pictures(file, 8).batches(2):
+                assert images.shape[1:] == (3, 8, 8)
+            whole += 1
+        except ValueError as error:
+            message = str(error)
+            if not message.startswith(str(file)):
+                pytest.fail(f"{message}: {wrong.hex()}")
+        except BaseException as error:
+            pytest.fail(f"{type(error).__name__}: {error}: {wrong.hex()}")
+    assert 0 < whole < number

@@ -100,8 +100,8 @@ def test_F5_what_is_left_out_of_shards_is_counted_once(tmp_path: Path) -> None:
     write_tar(tmp_path / "s-0.tar", "a.png", "a.npy", "b.heic")
     write_tar(tmp_path / "s-1.tar", "a.png", "a.seg.png", "c.txt", "__MACOSX/a.png", "._a.png", "./d.png")
     (found,) = said([tmp_path / "s-0.tar", tmp_path / "s-1.tar"])
-    assert found.startswith(f"{tmp_path / 's-0.tar'} and 1 more: left out 4 files (")
-    for kind in ("1 .npy", "1 .heic", "1 .seg.png", "1 without a picture"):
+    assert found.startswith(f"{tmp_path / 's-0.tar'} and 1 more: left out 6 files (")
+    for kind in ("2 hidden", "1 .npy", "1 .heic", "1 .seg.png", "1 without a picture"):
         assert kind in found
     assert keys(open_source(tmp_path / "s-1.tar")) == ["s-1.tar/a", "s-1.tar/./d"]
 
@@ -270,9 +270,10 @@ def test_G10_a_run_keeps_the_names_of_its_classes(tmp_path: Path) -> None:
 def test_G10_code_shards_keep_the_names_of_classes(tmp_path: Path) -> None:
     source = open_source(write(tmp_path / "set", "zebra/0.png", "ant/1.png"))
     vae = checkpoint.load(CHECKPOINT).vae
-    CodeShards(tmp_path / "codes", source, vae, 10)
+    CodeShards(tmp_path / "codes", source, vae, 10).make(2)
     assert json.loads((tmp_path / "codes/codes.json").read_text())["class_names"] == ["ant", "zebra"]
     CodeShards(tmp_path / "codes", source, vae, 10)  # it knows its own folder again
+    assert class_names(open_source(tmp_path / "codes", codes=True)) == ("ant", "zebra")
 
 
 def test_G10_other_sets_have_no_names(tmp_path: Path) -> None:

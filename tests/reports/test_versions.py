@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 import ast
+import importlib.metadata
 import importlib.util
 import json
+import re
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
+import yaml
+from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
 
+from hqtvae_fast import _cuda, _nvrtc
+from hqtvae_fast.files import read_text
 from hqtvae_fast.ops import aot, aot_budgets, triton_launch
 from hqtvae_fast.ops.aot_budgets import BudgetFile, judge
 from hqtvae_fast.ops.spec import Variant
@@ -77,3 +85,135 @@ def test_V2_whether_products_and_sums_are_fused_is_said_at_every_launch():
             if isinstance(node, ast.Call) and isinstance(node.func, ast.Subscript) and file.stem != "triton_launch":
                 launched = ast.unparse(node.func.value)
                 assert "kernel" not in launched, f"{file}: {launched} is launched without triton_launch.launch"
+
+
+# --------------------------------------------------------------------------------------------------- interpreted
+
+
+def test_V3_an_interpreter_that_cannot_run_is_skipped_with_the_reason(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "tests/interpreter"))
+    from interpreted import why_not
+
+    assert why_not("3.7.1", "2.4.6") is None
+    assert why_not("3.6.0", "2.3.5") is None
+    assert why_not(None, "2.4.6") == "Triton is not installed"
+    assert "takes arrays for numbers, which NumPy 2.4.6 refuses" in why_not("3.6.0", "2.4.6")
+
+
+# ---------------------------------------------------------------------------------------------------------- CuPy
+
+
+@pytest.fixture
+def cupy(monkeypatch):
+    """CuPy of a wheel's name beside a torch of a CUDA version; whether there is a device."""
+
+    def install(wheel: str | None, cuda: str | None, device: bool = True) -> str:
+        monkeypatch.setattr(_nvrtc.importlib.util, "find_spec", lambda name: SimpleNamespace())
+        monkeypatch.setattr(_nvrtc, "_cupy_wheel", lambda: wheel)
+        monkeypatch.setattr(torch.version, "cuda", cuda)
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: device)
+        monkeypatch.setenv(_cuda.VARIABLE, "cupy")
+        _cuda.load.cache_clear()
+        return _cuda.origin()
+
+    yield install
+    _cuda.load.cache_clear()
+
+
+def test_V7_cupy_without_a_driver_is_no_origin(cupy):
+    assert cupy("cupy-cuda13x", "13.0", device=False).startswith("none (CuPy: expected a CUDA device and its driver")
+    assert cupy("cupy-cuda13x", None, device=False).startswith("none (CuPy: expected a CUDA build of torch beside it")
+    assert cupy("cupy-cuda13x", "13.2") == "CuPy, compiled on first use"
+    assert cupy(None, "13.2") == "CuPy, compiled on first use"  # built here, for whatever is here
+
+
+def test_V7_cupy_of_another_cuda_than_torch_is_refused(cupy):
+    refused = "none (CuPy: expected cupy-cuda13x beside torch's CUDA 13.0; got cupy-cuda12x)"
+    assert cupy("cupy-cuda12x", "13.0") == refused
+    assert cupy("cupy-cuda12x", "12.9") == "CuPy, compiled on first use"
+
+
+def test_V7_the_wheel_is_found_by_what_it_installed(monkeypatch):
+    found = {"cupy": ["cupy-cuda12x"], "numpy": ["numpy"]}
+    monkeypatch.setattr(importlib.metadata, "packages_distributions", lambda: found)
+    assert _nvrtc._cupy_wheel() == "cupy-cuda12x"
+    found["cupy"] = ["cupy"]
+    assert _nvrtc._cupy_wheel() is None
+
+
+# -------------------------------------------------------------------------------------------------- Python, torch
+
+
+def python_versions() -> list[str]:
+    """That pyproject.toml says work."""
+    return re.findall(r'"Programming Language :: Python :: (3\.\d+)"', read_text(ROOT / "pyproject.toml"))
+
+
+def pins() -> list[Requirement]:
+    lines = (line.partition("#")[0].strip() for line in read_text(ROOT / "constraints.txt").splitlines())
+    return [Requirement(line) for line in lines if line]
+
+
+def test_V5_a_pin_holds_for_each_python_that_its_release_takes():
+    """Of the releases that are installed here; one that a Python has no release for has a marker."""
+    checked = 0
+    for pin in pins():
+        try:
+            metadata = importlib.metadata.metadata(pin.name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+        if not pin.specifier.contains(metadata["Version"], prereleases=True):
+            continue
+        checked += 1
+        takes = SpecifierSet(metadata["Requires-Python"] or "")
+        for version in python_versions():
+            asked = pin.marker is None or pin.marker.evaluate({"python_version": version})
+            assert not asked or takes.contains(f"{version}.0"), f"{pin}: expected Python {takes}; got {version}"
+    assert checked > 5
+
+
+def test_V5_what_is_said_to_work_is_tested():
+    """The oldest, the newest and one between in every push, all of them each night."""
+    found = {}
+    for name in ("ci", "nightly"):
+        workflow = yaml.safe_load(read_text(ROOT / f".github/workflows/{name}.yml"))
+        matrix = workflow["jobs"]["test"]["strategy"]["matrix"]
+        rows = matrix.get("include", []) + [{"python": version} for version in matrix.get("python", [])]
+        found[name] = {row["python"] for row in rows}
+    assert {python_versions()[0], python_versions()[-1]} <= found["ci"] <= set(python_versions())
+    assert set(python_versions()) <= found["nightly"]
+
+
+def test_V5_make_shows_that_pip_is_at_work():
+    assert "-qq" not in read_text(ROOT / "Makefile")
+
+
+def test_V6_readme_says_how_to_keep_ones_own_torch_and_how_to_take_the_small_one():
+    install = read_text(ROOT / "README.md").split("## Install")[1].split("\n## ")[0]
+    assert "--no-deps" in install
+    assert "TORCH_INDEX" in read_text(ROOT / "README.md").split("## Install")[0]
+
+
+# -------------------------------------------------------------------------------------------------------- metadata
+
+
+def test_T13_the_citation_names_the_paper_and_this_software():
+    citation = yaml.safe_load(read_text(ROOT / "CITATION.cff"))
+    required = {"cff-version", "message", "title", "authors", "type", "version", "license"}
+    assert required <= set(citation)
+    assert citation["cff-version"] == "1.2.0"
+    version = re.search(r'^version = "(.*)"$', read_text(ROOT / "pyproject.toml"), re.M)
+    assert citation["version"] == version[1]
+    paper = citation["preferred-citation"]
+    assert paper["title"] == "Locally Hierarchical Auto-Regressive Modeling for Image Generation"
+    assert [author["family-names"] for author in paper["authors"]] == ["You", "Kim", "Kim", "Lee", "Han"]
+    assert paper["title"] in read_text(ROOT / "README.md").replace("\n", " ")
+
+
+def test_T13_the_changelog_has_this_version_and_the_readme_has_what_a_newcomer_asks():
+    assert "## 0.1.0" in read_text(ROOT / "CHANGELOG.md")
+    readme = read_text(ROOT / "README.md")
+    for asked in ("@inproceedings", "github.com/kakaobrain/hqtransformer", "tokenizer.json", "plain torch"):
+        assert asked in readme, asked
+    assert "changes one line" not in readme.replace("\n", " ")
+    assert len(readme.splitlines()) <= 252  # it is to become shorter, not longer

@@ -132,23 +132,36 @@ def test_F3_training_refuses_a_world_that_accelerate_does_not_see(monkeypatch, t
         run.join_world("no", tmp_path)
 
 
-@pytest.mark.slow
-@pytest.mark.skipif(torch.accelerator.is_available(), reason="what torch does where it sees no GPU")
-def test_F3_torchrun_train_is_one_run(tmp_path):
-    """Two processes, one run: a line a step in its log, one model."""
-    pytest.importorskip("accelerate", reason="training needs the train extra")
-    sys.path.insert(0, str(ROOT / "tests" / "train"))
-    from small_runs import COMMON, VAE, losses, write_pictures
-
-    pictures = write_pictures(tmp_path / "pictures")
-    fields = {**COMMON, "data": str(pictures), "out": str(tmp_path / "run"), "model": VAE, "steps": 4}
-    (tmp_path / "run.yaml").write_text(yaml.safe_dump({**fields, "adversarial": 0.0}))
+def torchrun(folder: Path) -> str:
+    """Train in ``folder/run`` with two processes of torchrun; what they wrote to stdout and stderr."""
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    command = [*launch, "-m", "hqtvae_fast.cli", "train", "stage1", str(tmp_path / "run.yaml")]
+    command = [*launch, "-m", "hqtvae_fast.cli", "train", "stage1", str(folder / "run.yaml")]
     env = {name: value for name, value in os.environ.items() if name != "ACCELERATE_USE_CPU"}
     env |= {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     done = subprocess.run(command, env=env, capture_output=True, text=True, check=False, timeout=5 * SECONDS)
     assert done.returncode == 0, done.stderr
-    assert [row["step"] for row in losses(tmp_path / "run")] == [1, 2, 3, 4]
-    assert done.stderr.count("20 pictures, 5 updates an epoch, 4 in all") == 1
+    return done.stdout + done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(torch.accelerator.is_available(), reason="what torch does where it sees no GPU")
+def test_F3_F10_torchrun_train_is_one_run(tmp_path):
+    """Two processes, one run: a line a step in its log, one model. Both go on from the checkpoint that is whole."""
+    pytest.importorskip("accelerate", reason="training needs the train extra")
+    from tests.train.small_runs import COMMON, VAE, losses, write_pictures
+
+    pictures = write_pictures(tmp_path / "pictures")
+    fields = {**COMMON, "data": str(pictures), "out": str(tmp_path / "run"), "model": VAE, "steps": 4}
+    (tmp_path / "run.yaml").write_text(yaml.safe_dump({**fields, "adversarial": 0.0}))
+    said = torchrun(tmp_path)
+    whole = losses(tmp_path / "run")
+    assert [row["step"] for row in whole] == [1, 2, 3, 4]
+    assert said.count("20 pictures, 5 updates an epoch, 4 in all") == 1
     assert (tmp_path / "run" / "model" / "config.json").is_file()
+    newest = tmp_path / "run" / "checkpoints" / "step-0000004"
+    own = newest / "random_states_1.pkl"  # of the second process
+    own.write_bytes(own.read_bytes()[:-1])
+    said = torchrun(tmp_path)
+    assert said.count(f"going on from {newest.with_name('step-0000002')}, update 2") == 1
+    assert said.count("random_states_1.pkl: expected ") == 1
+    assert losses(tmp_path / "run") == whole

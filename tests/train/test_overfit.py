@@ -53,7 +53,7 @@ def pictures(tmp_path_factory) -> Path:
 @pytest.mark.slow
 def test_sixteen_pictures_are_learnt_by_heart(pictures, tmp_path):
     data = {"data": str(pictures)}
-    first = {"model": VAE, "steps": 300, "learning_rate": 1e-3, "adversarial": 0.0, "restart_unused": True}
+    first = {"model": VAE, "steps": 500, "learning_rate": 1e-3, "adversarial": 0.0, "restart_unused": True}
     train_stage1(read_run(Stage1Run, None, {**COMMON, **data, **first, "out": str(tmp_path / "vae")}))
     model = {"dim": 128, "num_classes": COUNT, "body": BLOCKS, "head": BLOCKS}
     second = {"model": model, "steps": 400, "learning_rate": 2e-3, "soft_labels": 0.0}

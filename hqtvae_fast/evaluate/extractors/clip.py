@@ -8,8 +8,9 @@ keep the names of the files.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -18,19 +19,56 @@ from torch import Tensor, nn
 
 from hqtvae_fast.evaluate.extractors.resize import antialiased
 from hqtvae_fast.evaluate.extractors.weights import fill
+from hqtvae_fast.fields import Between, ConfigError, check_fields, parse
 from hqtvae_fast.files import parse_json, read_text
-from hqtvae_fast.tensor_files import read_state
+from hqtvae_fast.modes import single_precision
+from hqtvae_fast.tensor_files import read_state, refuse_others
+from hqtvae_fast.text import open_tokenizer
 
 MEAN = (0.48145466, 0.4578275, 0.40821073)  # of CLIP's training pictures, RGB in [0, 1]
 DEVIATION = (0.26862954, 0.26130258, 0.27577711)
-TOWER = {"hidden_size": 512, "intermediate_size": 2048, "num_attention_heads": 8, "num_hidden_layers": 12}
-DEFAULTS: dict[str, dict[str, Any]] = {  # what a config.json may leave out
-    "text_config": {**TOWER, "vocab_size": 49408, "max_position_embeddings": 77, "eos_token_id": 49407},
-    "vision_config": {
-        **{"hidden_size": 768, "intermediate_size": 3072, "num_attention_heads": 12, "num_hidden_layers": 12},
-        **{"image_size": 224, "patch_size": 32},
-    },
-}
+Width = Annotated[int, Between(1, 16_384)]
+
+
+@dataclass(frozen=True)
+class TowerConfig:
+    """What of a ``config.json`` is read, and what it may leave out."""
+
+    hidden_size: Width = 512
+    intermediate_size: Annotated[int, Between(1, 65_536)] = 2048
+    num_attention_heads: Annotated[int, Between(1, 1024)] = 8
+    num_hidden_layers: Annotated[int, Between(1, 256)] = 12
+    hidden_act: Literal["quick_gelu", "gelu"] = "quick_gelu"
+    layer_norm_eps: Annotated[float, Between(0, 1)] = 1e-5
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+        if self.hidden_size % self.num_attention_heads:
+            expected = f"expected a divisor of hidden_size = {self.hidden_size}"
+            raise ConfigError(f"num_attention_heads: {expected}; got {self.num_attention_heads}")
+
+
+@dataclass(frozen=True)
+class TextConfig(TowerConfig):
+    vocab_size: Annotated[int, Between(1, 1_048_576)] = 49408
+    max_position_embeddings: Annotated[int, Between(1, 65_536)] = 77
+    eos_token_id: Annotated[int, Between(0)] = 49407
+
+
+@dataclass(frozen=True)
+class VisionConfig(TowerConfig):
+    hidden_size: Width = 768
+    intermediate_size: Annotated[int, Between(1, 65_536)] = 3072
+    num_attention_heads: Annotated[int, Between(1, 1024)] = 12
+    image_size: Annotated[int, Between(1, 8192)] = 224
+    patch_size: Annotated[int, Between(1, 8192)] = 32
+
+
+@dataclass(frozen=True)
+class CLIPConfig:
+    text_config: TextConfig = TextConfig()
+    vision_config: VisionConfig = VisionConfig()
+    projection_dim: Width = 512
 
 
 class Attention(nn.Module):
@@ -63,13 +101,9 @@ class Layer(nn.Module):
         return x + self.mlp["fc2"](hidden)
 
 
-def _encoder(config: dict[str, Any]) -> nn.ModuleDict:
-    activation = config.get("hidden_act", "quick_gelu")
-    if activation not in ("quick_gelu", "gelu"):
-        raise ValueError(f"hidden_act: expected quick_gelu or gelu; got {activation!r}")
-    epsilon = config.get("layer_norm_eps", 1e-5)
-    sizes = (config["hidden_size"], config["intermediate_size"], config["num_attention_heads"])
-    layers = (Layer(*sizes, activation, epsilon) for _ in range(config["num_hidden_layers"]))
+def _encoder(config: TowerConfig) -> nn.ModuleDict:
+    sizes = (config.hidden_size, config.intermediate_size, config.num_attention_heads)
+    layers = (Layer(*sizes, config.hidden_act, config.layer_norm_eps) for _ in range(config.num_hidden_layers))
     return nn.ModuleDict({"layers": nn.ModuleList(layers)})
 
 
@@ -79,20 +113,21 @@ class PictureTower(nn.Module):
     mean: Tensor
     deviation: Tensor
 
-    def __init__(self, config: dict[str, Any], width: int) -> None:
+    @single_precision()
+    def __init__(self, config: VisionConfig, width: int) -> None:
         super().__init__()
-        size, self.side, patch = config["hidden_size"], config["image_size"], config["patch_size"]
+        size, self.side, patch = config.hidden_size, config.image_size, config.patch_size
         self.vision_model = nn.Module()
         self.vision_model.embeddings = nn.Module()
-        self.vision_model.embeddings.class_embedding = nn.Parameter(torch.zeros(size))
+        self.vision_model.embeddings.class_embedding = nn.Parameter(torch.zeros(size, dtype=torch.float32))
         self.vision_model.embeddings.patch_embedding = nn.Conv2d(3, size, patch, stride=patch, bias=False)
         self.vision_model.embeddings.position_embedding = nn.Embedding((self.side // patch) ** 2 + 1, size)
         self.vision_model.pre_layrnorm = nn.LayerNorm(size)  # spelt so in the files
         self.vision_model.encoder = _encoder(config)
         self.vision_model.post_layernorm = nn.LayerNorm(size)
         self.visual_projection = nn.Linear(size, width, bias=False)
-        self.register_buffer("mean", torch.tensor(MEAN).view(3, 1, 1), persistent=False)
-        self.register_buffer("deviation", torch.tensor(DEVIATION).view(3, 1, 1), persistent=False)
+        self.register_buffer("mean", torch.tensor(MEAN, dtype=torch.float32).view(3, 1, 1), persistent=False)
+        self.register_buffer("deviation", torch.tensor(DEVIATION, dtype=torch.float32).view(3, 1, 1), persistent=False)
 
     def forward(self, images: Tensor) -> Tensor:
         model: Any = self.vision_model
@@ -109,12 +144,13 @@ class PictureTower(nn.Module):
 class TextTower(nn.Module):
     """Tokens [B, T] to CLIP's embeddings [B, d], of unit length."""
 
-    def __init__(self, config: dict[str, Any], width: int) -> None:
+    @single_precision()
+    def __init__(self, config: TextConfig, width: int) -> None:
         super().__init__()
-        size, self.length, self.end = config["hidden_size"], config["max_position_embeddings"], config["eos_token_id"]
+        size, self.length, self.end = config.hidden_size, config.max_position_embeddings, config.eos_token_id
         self.text_model = nn.Module()
         self.text_model.embeddings = nn.Module()
-        self.text_model.embeddings.token_embedding = nn.Embedding(config["vocab_size"], size)
+        self.text_model.embeddings.token_embedding = nn.Embedding(config.vocab_size, size)
         self.text_model.embeddings.position_embedding = nn.Embedding(self.length, size)
         self.text_model.encoder = _encoder(config)
         self.text_model.final_layer_norm = nn.LayerNorm(size)
@@ -129,7 +165,7 @@ class TextTower(nn.Module):
         # The text's embedding is read at its end. Configs of 2021 name 2 as the end's token; the end then is the
         # token of the highest number, as in OpenAI's code.
         ends = tokens.argmax(dim=1) if self.end == 2 else (tokens == self.end).int().argmax(dim=1)
-        last = model.final_layer_norm(x[torch.arange(len(x), device=x.device), ends])
+        last = model.final_layer_norm(x[torch.arange(len(x), dtype=torch.int64, device=x.device), ends])
         return F.normalize(self.text_projection(last), dim=-1)
 
 
@@ -158,7 +194,7 @@ class CLIP:
         cut = [ids if len(ids) <= length else [*ids[: length - 1], ids[-1]] for ids in encoded]
         longest = max(map(len, cut))
         # Padding stands after the end mark, where causal attention and the reading of the end do not see it.
-        return torch.tensor([ids + [0] * (longest - len(ids)) for ids in cut])
+        return torch.tensor([ids + [0] * (longest - len(ids)) for ids in cut], dtype=torch.int64, device="cpu")
 
 
 def load_clip(folder: Path) -> CLIP:
@@ -167,16 +203,20 @@ def load_clip(folder: Path) -> CLIP:
     for file in files.values():
         if not file.is_file():
             raise ValueError(f"{file}: no such file; expected a CLIP folder in Hugging Face's format")
-    config = parse_json(read_text(files["config.json"]), files["config.json"])
-    width = config.get("projection_dim", 512)
-    pictures = PictureTower({**DEFAULTS["vision_config"], **(config.get("vision_config") or {})}, width)
-    texts = TextTower({**DEFAULTS["text_config"], **(config.get("text_config") or {})}, width)
+    refuse_others(files["config.json"], "a configuration")
+    data = parse_json(read_text(files["config.json"]), files["config.json"])
+    try:
+        config = parse(CLIPConfig, data, others=True)
+    except ConfigError as error:
+        raise ConfigError(f"{files['config.json']}: {error}") from error
+    pictures = PictureTower(config.vision_config, config.projection_dim)
+    texts = TextTower(config.text_config, config.projection_dim)
     weights = next((file for file in _weight_files(folder) if file.is_file()), _weight_files(folder)[0])
     state = read_state(weights)
     for tower in (pictures, texts):
         fill(tower, state, weights)
         tower.eval().requires_grad_(False)
-    return CLIP(pictures, texts, Tokenizer.from_file(str(files["tokenizer.json"])))
+    return CLIP(pictures, texts, open_tokenizer(files["tokenizer.json"]))
 
 
 def _weight_files(folder: Path) -> list[Path]:

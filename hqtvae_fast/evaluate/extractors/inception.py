@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from hqtvae_fast.evaluate.extractors.resize import tensorflow_bilinear
 from hqtvae_fast.evaluate.extractors.weights import fill
+from hqtvae_fast.modes import single_precision
 from hqtvae_fast.tensor_files import read_state
 
 FID_WEIGHTS = "6726825d"  # how the SHA-256 of the shared weights file begins
@@ -151,6 +152,7 @@ class Inception(nn.Module):
     ``fc``: from these to logits [B, C], None without.
     """
 
+    @single_precision()
     def __init__(self) -> None:
         super().__init__()
         self.fc: nn.Linear | None = None

@@ -26,9 +26,9 @@ def tensorflow_bilinear(images: Tensor, side: int) -> Tensor:
 
 
 def _weights(length: int, side: int, device: torch.device) -> Tensor:
-    place = torch.arange(side, device=device, dtype=torch.float32) * (length / side)
+    place = torch.arange(side, dtype=torch.float32, device=device) * (length / side)
     low = place.floor().long().clamp(max=length - 1)
     high = (low + 1).clamp(max=length - 1)
     share = (place - low)[:, None]
-    one = torch.eye(length, device=device)
+    one = torch.eye(length, dtype=torch.float32, device=device)
     return one[low] * (1 - share) + one[high] * share

@@ -66,7 +66,7 @@ def nearest(
     for images, indices in training.batches(batch, workers=workers):
         # Not by products: a copy's distance must be 0, not the root of what cancelled.
         apart = torch.cdist(wanted, distance.vectors(images).double(), compute_mode="donot_use_mm_for_euclid_dist")
-        own = torch.tensor(indices, device=wanted.device).expand(len(drawn), -1)
+        own = torch.tensor(indices, dtype=torch.int64, device=wanted.device).expand(len(drawn), -1)
         best, places = torch.cat([best, apart], dim=1), torch.cat([places, own], dim=1)
         order = best.argsort(dim=1, stable=True)[:, :k]
         best, places = best.gather(1, order), places.gather(1, order)

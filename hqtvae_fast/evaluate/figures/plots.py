@@ -102,6 +102,8 @@ def read_point(text: str, key: str) -> Point:
     metric = evaluation["metrics"].get(key)
     if metric is None:
         raise ValueError(f"{file}: expected a metric {key}; it has {', '.join(evaluation['metrics'])}")
+    if metric["value"] is None:
+        raise ValueError(f"{file}: {key}: expected a finite number; got none")
     return Point(label, _speed(speed), metric["value"], metric["name"], metric["better"], metric.get("of", ""))
 
 

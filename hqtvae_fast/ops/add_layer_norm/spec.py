@@ -31,8 +31,8 @@ def make_inputs(case: Case, device: torch.device, seed: int) -> Inputs:
     """Rows with a mean as large as their spread, which a trained model's residual stream has."""
     M, D = case["M"], case["D"]
     generator = torch.Generator().manual_seed(seed)
-    x, added = (1 + torch.randn(M, D, generator=generator) for _ in range(2))
-    bias, weight, shift = (0.5 * torch.randn(D, generator=generator) for _ in range(3))
+    x, added = (1 + torch.randn(M, D, generator=generator, dtype=torch.float32) for _ in range(2))
+    bias, weight, shift = (0.5 * torch.randn(D, generator=generator, dtype=torch.float32) for _ in range(3))
     tensors = [tensor.to(case.dtype).to(device) for tensor in (x, added, bias, 1 + weight, shift)]
     x, added, bias, weight, shift = tensors
     return (x, added, bias, weight, shift) if case["added"] else (x, None, None, weight, shift)

@@ -28,9 +28,9 @@ SMALL_CASES = (
 def make_inputs(case: Case, device: torch.device, seed: int) -> tuple[Tensor, Tensor | None, str]:
     """Values to both ends of what GELU bends, and a few far out."""
     generator = torch.Generator().manual_seed(seed)
-    x = 2 * torch.randn(case["M"], case["D"], generator=generator)
-    x[0, :4] = torch.tensor([-40.0, 40.0, 0.0, -6.0])
-    bias = 0.5 * torch.randn(case["D"], generator=generator)
+    x = 2 * torch.randn(case["M"], case["D"], generator=generator, dtype=torch.float32)
+    x[0, :4] = torch.tensor([-40.0, 40.0, 0.0, -6.0], dtype=torch.float32)
+    bias = 0.5 * torch.randn(case["D"], generator=generator, dtype=torch.float32)
     x, bias = x.to(case.dtype).to(device), bias.to(case.dtype).to(device)
     return x, bias if case["bias"] else None, FORMS[case["form"]]
 

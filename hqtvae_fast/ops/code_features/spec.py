@@ -33,9 +33,11 @@ def make_inputs(case: Case, device: torch.device, seed: int) -> Inputs:
     B, H, C, K, L = (case[letter] for letter in "BHCKL")
     generator = torch.Generator().manual_seed(seed)
     windows = [2 ** (L - 1 - level) for level in range(L)]
-    codes = [torch.randint(K, (B, H // f, H // f), generator=generator).to(device) for f in windows]
-    tables = [torch.randn(K, f * f, C, generator=generator).to(device, case.dtype) for f in windows]
-    base = torch.randn(windows[0] ** 2, C, generator=generator).to(device, case.dtype)
+    codes = [torch.randint(K, (B, H // f, H // f), generator=generator, dtype=torch.int64).to(device) for f in windows]
+    tables = [
+        torch.randn(K, f * f, C, generator=generator, dtype=torch.float32).to(device, case.dtype) for f in windows
+    ]
+    base = torch.randn(windows[0] ** 2, C, generator=generator, dtype=torch.float32).to(device, case.dtype)
     return codes, tables, base
 
 

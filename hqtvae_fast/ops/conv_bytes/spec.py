@@ -27,10 +27,10 @@ def make_inputs(case: Case, device: torch.device, seed: int) -> tuple[Tensor, Te
     """Pixels about 0.5, some beyond [-1, 1]."""
     B, C, H, N = (case[letter] for letter in "BCHN")
     generator = torch.Generator().manual_seed(seed)
-    x = torch.randn(B, C, H, H, generator=generator)
-    weight = 0.5 * torch.randn(N, C, 3, 3, generator=generator) * (9 * C) ** -0.5
+    x = torch.randn(B, C, H, H, generator=generator, dtype=torch.float32)
+    weight = 0.5 * torch.randn(N, C, 3, 3, generator=generator, dtype=torch.float32) * (9 * C) ** -0.5
     options: dict[str, Any] = {"device": device, "dtype": case.dtype, "memory_format": torch.channels_last}
-    bias = 0.1 * torch.randn(N, generator=generator)
+    bias = 0.1 * torch.randn(N, generator=generator, dtype=torch.float32)
     return x.to(**options), weight.to(**options), bias.to(device, case.dtype)
 
 

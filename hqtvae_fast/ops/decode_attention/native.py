@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from hqtvae_fast.ops.cpu_library import library, why_not_bf16
+from hqtvae_fast.ops.cpu_library import buffer, library, why_not_bf16
 from hqtvae_fast.ops.operator import operators
 
 WIDTHS = (32, 64, 96, 128)
@@ -42,13 +42,12 @@ def _attend(qkv_BT3HE: Tensor, keys_BHCE: Tensor, values_BHCE: Tensor, start: in
     if not (qkv_BT3HE.is_contiguous() and keys_BHCE.is_contiguous() and values_BHCE.is_contiguous()):
         raise ValueError("qkv, keys and values: expected contiguous tensors")
     y_BTD = qkv_BT3HE.new_empty(B, T, H * E)
-    scratch = torch.empty(B * H * (C + 16), dtype=torch.float32)
+    scratch = torch.empty(B * H * (C + 16), dtype=torch.float32, device="cpu")
+    bf16, cached = torch.bfloat16, B * H * C * E
     library().hqtvae_decode_attention_bf16(
-        qkv_BT3HE.data_ptr(),
-        keys_BHCE.data_ptr(),
-        values_BHCE.data_ptr(),
-        y_BTD.data_ptr(),
-        scratch.data_ptr(),
+        *(buffer(qkv_BT3HE, bf16, B * T * 3 * H * E), buffer(keys_BHCE, bf16, cached)),
+        *(buffer(values_BHCE, bf16, cached), buffer(y_BTD, bf16, B * T * H * E)),
+        buffer(scratch, torch.float32, B * H * (C + 16)),
         *(B, T, H, E, C, start),
         E**-0.5,
     )

@@ -36,10 +36,10 @@ def decode_attention(
         else:
             y_BHTE = F.scaled_dot_product_attention(q_BHTE, keys_BHCE[:, :, :end], values_BHCE[:, :, :end])
     else:
-        new = start_tensor + torch.arange(T, device=start_tensor.device)
+        new = start_tensor + torch.arange(T, dtype=torch.int64, device=start_tensor.device)
         keys_BHCE.index_copy_(2, new, k_BHTE)
         values_BHCE.index_copy_(2, new, v_BHTE)
-        seen_1C = (torch.arange(keys_BHCE.shape[2], device=new.device) < start_tensor + T)[None]
+        seen_1C = (torch.arange(keys_BHCE.shape[2], dtype=torch.int64, device=new.device) < start_tensor + T)[None]
         y_BHTE = F.scaled_dot_product_attention(q_BHTE, keys_BHCE, values_BHCE, attn_mask=seen_1C)
     return y_BHTE.transpose(1, 2).reshape(B, T, H * E)
 

@@ -37,11 +37,11 @@ def make_inputs(case: Case, device: torch.device, seed: int) -> Inputs:
     """Scores spread over a few units; the position is on the device, as a captured step has it."""
     B, H, E, C = (case[letter] for letter in "BHEC")
     generator = torch.Generator().manual_seed(seed)
-    qkv = 1.5 * torch.randn(B, 1, 3, H, E, generator=generator)
-    bias = 0.5 * torch.randn(3 * H * E, generator=generator)
-    cache = torch.randn(2, B, H, C, E, generator=generator)
+    qkv = 1.5 * torch.randn(B, 1, 3, H, E, generator=generator, dtype=torch.float32)
+    bias = 0.5 * torch.randn(3 * H * E, generator=generator, dtype=torch.float32)
+    cache = torch.randn(2, B, H, C, E, generator=generator, dtype=torch.float32)
     qkv, bias, cache = (tensor.to(case.dtype).to(device) for tensor in (qkv, bias, cache))
-    start = torch.full((), case["start"], device=device)
+    start = torch.full((), case["start"], dtype=torch.int64, device=device)
     return qkv, bias if case["bias"] else None, cache[0], cache[1], 0, start
 
 
@@ -76,7 +76,7 @@ def check(got: tuple[Tensor, ...], wanted: tuple[Tensor, ...], inputs: tuple[Any
     plain = _definition(None, *inputs)
     for name, ours, exact, same in zip(("output", "keys", "values"), got, wanted, plain, strict=True):
         check_errors(name, ours, exact, same, absolute=1e-6)
-    others = torch.arange(inputs[2].shape[2]) != int(inputs[5])
+    others = torch.arange(inputs[2].shape[2], dtype=torch.int64) != int(inputs[5])
     for ours, before in zip(got[1:], inputs[2:4], strict=True):
         assert torch.equal(ours[:, :, others], before[:, :, others]), "another position of the cache was changed"
 
@@ -88,7 +88,7 @@ def _cached(qkv: Tensor, bias: Tensor | None, keys: Tensor, values: Tensor, star
     q, k, v = (qkv if bias is None else qkv + bias.view(3, H, E)).permute(2, 0, 3, 1, 4).unbind(0)
     keys.index_copy_(2, start[None], k)
     values.index_copy_(2, start[None], v)
-    return q, (torch.arange(keys.shape[2], device=start.device) <= start)[None]
+    return q, (torch.arange(keys.shape[2], dtype=torch.int64, device=start.device) <= start)[None]
 
 
 def sdpa(qkv: Tensor, bias: Tensor | None, keys: Tensor, values: Tensor, fixed: int, start: Tensor) -> Tensor:

@@ -34,9 +34,9 @@ def make_inputs(case: Case, device: torch.device, seed: int) -> Inputs:
     """Logits as spread as a trained model's; any 64-bit seeds."""
     B, G, D, K = (case[letter] for letter in "BGDK")
     generator = torch.Generator().manual_seed(seed)
-    x = torch.randn(B, G, D, generator=generator)
-    weight = 3 * D**-0.5 * torch.randn(K, D, generator=generator)
-    seeds = torch.randint(-(2**62), 2**62, (B,), generator=generator)
+    x = torch.randn(B, G, D, generator=generator, dtype=torch.float32)
+    weight = 3 * D**-0.5 * torch.randn(K, D, generator=generator, dtype=torch.float32)
+    seeds = torch.randint(-(2**62), 2**62, (B,), generator=generator, dtype=torch.int64)
     return x.to(case.dtype).to(device), weight.to(case.dtype).to(device), seeds.to(device), 5, 1, 0.95
 
 

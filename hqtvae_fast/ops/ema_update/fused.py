@@ -70,7 +70,7 @@ def _by_segments(z_NC: Tensor, codes_N: Tensor, K: int) -> tuple[Tensor, Tensor]
     C = z_NC.shape[1]
     counts_K, sums_KC = (torch.empty(shape, dtype=torch.float32, device=z_NC.device) for shape in ((K,), (K, C)))
     sorted_N, order_N = codes_N.sort(stable=True)
-    starts = torch.searchsorted(sorted_N, torch.arange(K + 1, device=codes_N.device))
+    starts = torch.searchsorted(sorted_N, torch.arange(K + 1, dtype=torch.int64, device=codes_N.device))
     launch(
         kernels.add_segments,
         (K, -(-C // SEGMENTS.width)),

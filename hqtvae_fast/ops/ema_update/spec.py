@@ -32,10 +32,10 @@ def make_inputs(case: Case, device: torch.device, seed: int, deterministic: bool
     """Rows, their codes (a few chosen far more often than others, most not at all) and the running state."""
     N, C, K = case["N"], case["C"], case["K"]
     generator = torch.Generator().manual_seed(seed)
-    z = torch.randn(N, C, generator=generator)
-    codes = (K * torch.rand(N, generator=generator) ** 2).long()
-    size = torch.rand(K, generator=generator) + 0.1
-    total = torch.randn(K, C, generator=generator)
+    z = torch.randn(N, C, generator=generator, dtype=torch.float32)
+    codes = (K * torch.rand(N, generator=generator, dtype=torch.float32) ** 2).long()
+    size = torch.rand(K, generator=generator, dtype=torch.float32) + 0.1
+    total = torch.randn(K, C, generator=generator, dtype=torch.float32)
     state = (total / size[:, None]).to(device), size.to(device), total.to(device)
     return z.to(case.dtype).to(device), codes.to(device), *state, deterministic
 

@@ -17,7 +17,7 @@ def embed_codes(
     B, (G, S), D = len(codes), sources.shape, rows.shape[1]
     wide = torch.promote_types(rows.dtype, torch.float32)
     first = torch.zeros((), dtype=torch.int64, device=rows.device) if row is None else row
-    place = rows[first * G + torch.arange(G, device=rows.device)].to(wide)
+    place = rows[first * G + torch.arange(G, dtype=torch.int64, device=rows.device)].to(wide)
     total = torch.zeros(B, G, D, dtype=wide, device=rows.device)
     if mode == "interleave":
         bottom = tables[1][codes[:, 1:5]].to(wide)  # [B, 4, D / 4]

@@ -53,18 +53,22 @@ def make_inputs(case: Case, device: torch.device, seed: int) -> Inputs:
     generator = torch.Generator().manual_seed(seed)
     levels, mode = (3 if n == 21 else 2), MODES[case["mode"]]
     widths = [D, D // 4] if case["mode"] == INTERLEAVE else [D] * levels
-    tables = [torch.randn(K, width, generator=generator).to(case.dtype).to(device) for width in widths]
-    wide = torch.randint(K, (B, n + 3), generator=generator)
+    tables = [
+        torch.randn(K, width, generator=generator, dtype=torch.float32).to(case.dtype).to(device) for width in widths
+    ]
+    wide = torch.randint(K, (B, n + 3), generator=generator, dtype=torch.int64)
     if G == 1:
-        sources = torch.arange(n)[None]
+        sources = torch.arange(n, dtype=torch.int64)[None]
     elif n == G:
-        sources = torch.arange(n)[:, None]
+        sources = torch.arange(n, dtype=torch.int64)[:, None]
     else:
-        own = torch.arange(G)
+        own = torch.arange(G, dtype=torch.int64)
         sources = torch.stack([1 + own // 8 * 2 + own % 4 // 2, torch.zeros_like(own)][-S:], dim=1)
     moving = G in (1, n)
-    rows = torch.randn(G * (STEPS if moving else 1), D, generator=generator).to(case.dtype).to(device)
-    row = torch.tensor(STEPS - 1, device=device) if moving else None
+    rows = (
+        torch.randn(G * (STEPS if moving else 1), D, generator=generator, dtype=torch.float32).to(case.dtype).to(device)
+    )
+    row = torch.tensor(STEPS - 1, dtype=torch.int64, device=device) if moving else None
     return wide.to(device)[:, :n], tables, sources.int().to(device), rows, row, mode
 
 

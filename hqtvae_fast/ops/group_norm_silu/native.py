@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from hqtvae_fast.ops.cpu_library import library, load
+from hqtvae_fast.ops.cpu_library import buffer, library, load
 from hqtvae_fast.ops.cpu_maps import in_large_pages
 
 SUFFIXES = {torch.float32: "fp32", torch.bfloat16: "bf16"}
@@ -53,12 +53,16 @@ def forward(
     y = in_large_pages(torch.empty_like(x))
     total = x.new_empty(0) if residual is None else in_large_pages(torch.empty_like(x))
     mean, rstd = (x.new_empty(B, num_groups, dtype=torch.float32) for _ in range(2))
-    runs = torch.empty(B, splits, 2, num_groups, dtype=torch.float64)
+    runs = torch.empty(B, splits, 2, num_groups, dtype=torch.float64, device="cpu")
     weight, bias = weight.float().contiguous(), bias.float().contiguous()
+    added = (None, None) if residual is None else (residual, total)
+    maps = [None if each is None else buffer(each, x.dtype, B * C * HW) for each in (x, *added, y)]
     getattr(library(), f"hqtvae_group_norm_silu_{SUFFIXES[x.dtype]}")(
-        *(x.data_ptr(), residual.data_ptr() if residual is not None else None),
-        total.data_ptr() if residual is not None else None,
-        *(weight.data_ptr(), bias.data_ptr(), y.data_ptr(), mean.data_ptr(), rstd.data_ptr(), runs.data_ptr()),
+        *maps[:3],
+        *(buffer(x, torch.float32, C) for x in (weight, bias)),
+        maps[3],
+        *(buffer(x, torch.float32, B * num_groups) for x in (mean, rstd)),
+        buffer(runs, torch.float64, B * splits * 2 * num_groups),
         *(B, HW, C, num_groups, splits, eps, silu),
     )
     return y, total, mean, rstd
@@ -70,11 +74,14 @@ def backward(
     """As :func:`reference.backward`; ``dy`` in x's dtype, channels-last."""
     B, C, HW, splits = _sizes(x)
     dx = torch.empty_like(x)
-    runs, sums = (torch.empty(*shape, dtype=torch.float32) for shape in ((B, splits, 2, C), (B, 2, C)))
+    runs, sums = (torch.empty(*shape, dtype=torch.float32, device="cpu") for shape in ((B, splits, 2, C), (B, 2, C)))
     wide_weight, wide_bias = weight.float().contiguous(), bias.float().contiguous()
     getattr(library(), f"hqtvae_group_norm_silu_backward_{SUFFIXES[x.dtype]}")(
-        *(dy.data_ptr(), x.data_ptr(), wide_weight.data_ptr(), wide_bias.data_ptr(), mean.data_ptr(), rstd.data_ptr()),
-        *(dx.data_ptr(), runs.data_ptr(), sums.data_ptr()),
+        *(buffer(each, x.dtype, B * C * HW) for each in (dy, x)),
+        *(buffer(each, torch.float32, C) for each in (wide_weight, wide_bias)),
+        *(buffer(each, torch.float32, mean.numel()) for each in (mean, rstd)),
+        buffer(dx, x.dtype, B * C * HW),
+        *(buffer(runs, torch.float32, B * splits * 2 * C), buffer(sums, torch.float32, B * 2 * C)),
         *(B, HW, C, mean.shape[1], splits, silu),
     )
     dbias, dweight = sums[:, 0].sum(dim=0), sums[:, 1].sum(dim=0)

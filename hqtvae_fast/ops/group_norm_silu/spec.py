@@ -42,17 +42,22 @@ def make_inputs(case: Case, device: torch.device, seed: int, offset: float = 0.5
     """Channels-last maps with an offset of each group, and weights about 1."""
     B, C, H, G = (case[letter] for letter in "BCHG")
     generator = torch.Generator().manual_seed(seed)
-    offsets = offset * torch.randn(B, G, 1, 1, generator=generator).repeat_interleave(C // G, dim=1)
-    x = torch.randn(B, C, H, H, generator=generator) + offsets
-    weight, bias = 1 + 0.2 * torch.randn(C, generator=generator), 0.2 * torch.randn(C, generator=generator)
+    offsets = offset * torch.randn(B, G, 1, 1, generator=generator, dtype=torch.float32).repeat_interleave(
+        C // G, dim=1
+    )
+    x = torch.randn(B, C, H, H, generator=generator, dtype=torch.float32) + offsets
+    weight, bias = (
+        1 + 0.2 * torch.randn(C, generator=generator, dtype=torch.float32),
+        0.2 * torch.randn(C, generator=generator, dtype=torch.float32),
+    )
     x, branch = (
         y.to(device, case.dtype, memory_format=torch.channels_last)
-        for y in (x, torch.randn(B, C, H, H, generator=generator))
+        for y in (x, torch.randn(B, C, H, H, generator=generator, dtype=torch.float32))
     )
     residual = branch if case["sum"] else None
     shift = None
     if case.sizes.get("shift"):
-        shift = torch.randn(C, generator=generator).to(device, case.dtype)
+        shift = torch.randn(C, generator=generator, dtype=torch.float32).to(device, case.dtype)
     return x, residual, weight.to(device, case.dtype), bias.to(device, case.dtype), G, EPS, True, shift
 
 

@@ -29,11 +29,14 @@ def make_inputs(case: Case, device: torch.device, seed: int) -> tuple[Tensor, li
     """z as sums of codes of all levels and some noise, channels-last, as a trained encoder gives it."""
     generator = torch.Generator().manual_seed(seed)
     B, d, H, K, L = (case[letter] for letter in "BdHKL")
-    codebooks = [torch.randn(K, d * 4 ** (L - 1 - level), generator=generator) * 0.5**level for level in range(L)]
-    z = 0.3 * torch.randn(B, d, H, H, generator=generator)
+    codebooks = [
+        torch.randn(K, d * 4 ** (L - 1 - level), generator=generator, dtype=torch.float32) * 0.5**level
+        for level in range(L)
+    ]
+    z = 0.3 * torch.randn(B, d, H, H, generator=generator, dtype=torch.float32)
     for level, codebook in enumerate(codebooks):
         side = H // 2 ** (L - 1 - level)
-        said = reference.lookup(torch.randint(K, (B, side, side), generator=generator), codebook)
+        said = reference.lookup(torch.randint(K, (B, side, side), generator=generator, dtype=torch.int64), codebook)
         for _ in range(L - 1 - level):
             said = reference.upsample(said, "pixel_shuffle")
         z = z + said
@@ -73,7 +76,7 @@ def define(z: Tensor, codebooks: list[Tensor], resampler: str) -> Levels:
 def written_out(z: Tensor, codebooks: list[Tensor], resampler: str) -> list[Tensor]:
     """As one would write it: every map, residual and distance stored; rounding may take another code now and then."""
     codes: list[Tensor] = []
-    said = torch.zeros((), device=z.device)
+    said = torch.zeros((), dtype=torch.float32, device=z.device)
     for target, codebook in zip(reference.pyramid(z, len(codebooks), resampler), codebooks, strict=True):
         residual = target - said
         rows = residual.permute(0, 2, 3, 1).reshape(-1, codebook.shape[1])

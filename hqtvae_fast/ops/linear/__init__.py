@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from hqtvae_fast.ops.linear import native, onednn
 from hqtvae_fast.ops.linear.memory import huge_pages
 from hqtvae_fast.ops.linear.reference import quantize
+from hqtvae_fast.ops.made import Made, tree
 
 Module = TypeVar("Module", bound=nn.Module)
 
@@ -33,9 +35,17 @@ class NarrowWeight:
 
     stored: Tensor
     scale: Tensor
+    kind: str
+
+    @classmethod
+    def of(cls, weight: Tensor, kind: str) -> NarrowWeight:
+        return cls(*quantize(weight, kind), kind)
+
+    def wide(self, dtype: torch.dtype) -> Tensor:
+        return (self.stored.float() * self.scale[:, None]).to(dtype)
 
     def to(self, device: torch.device) -> NarrowWeight:
-        return NarrowWeight(self.stored.to(device), self.scale.to(device))
+        return NarrowWeight(self.stored.to(device), self.scale.to(device), self.kind)
 
 
 class Linear(nn.Linear):
@@ -43,42 +53,75 @@ class Linear(nn.Linear):
 
     A sampling step multiplies a few rows by every weight, so its time on a CPU is the time to stream the weights, and
     the order in which they lie decides how fast that goes. :meth:`pack` lays them out once. The plain weight stays the
-    parameter that is saved, moved and trained.
+    parameter that is saved, moved and trained; a packed one is read only while the plain one has not been written.
 
     :meth:`quantize` rounds the weight to one-byte numbers times a scale an output, and keeps these for products of few
     rows (:attr:`streamed`); the plain weight becomes their product, so that whoever reads it computes with the same
-    numbers but for a rounding to its dtype.
+    numbers but for a rounding to its dtype. Copies have the same numbers.
     """
 
-    _packed: PackedWeight | None = None
-    _narrow: NarrowWeight | None = None
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self._packed: Made[PackedWeight | None] = Made()
+        self._narrow: NarrowWeight | None = None
+        self._rounded: Made[bool] = Made()  # that the weight is what the narrow one says
 
-    @torch.no_grad()
     def quantize(self, to: str = "int8") -> None:
         """Round the weight, for good, to "int8" or "fp8" (e4m3). One that is rounded stays as it is."""
         if self._narrow is None:
-            self._narrow = NarrowWeight(*quantize(self.weight, to))
-            self.weight.copy_(self._narrow.stored.float() * self._narrow.scale[:, None])
-            self._packed = None
+            self._narrow = NarrowWeight.of(self.weight.detach(), to)
+            self._widen()
+        self.round()
+
+    def round(self) -> None:
+        """Of a quantized layer: round the weight again if it has been changed since."""
+        if self._narrow is not None:
+            self._rounded.of(self._round, self.weight)
+
+    def _round(self) -> bool:
+        assert self._narrow is not None
+        weight = self.weight.detach()
+        if not torch.equal(weight, self._narrow.wide(weight.dtype)):
+            again = NarrowWeight.of(weight, self._narrow.kind)
+            self._narrow.stored.copy_(again.stored)
+            self._narrow.scale.copy_(again.scale)
+            self._widen()
+        return True
+
+    @torch.no_grad()
+    def _widen(self) -> None:
+        if self._narrow is not None:
+            self.weight.copy_(self._narrow.wide(self.weight.dtype))
 
     @property
     def streamed(self) -> tuple[Tensor, Tensor | None]:
         """What a product should read that takes as long as reading does: the narrow numbers and their scale, or the
         weight and None."""
-        return (self.weight, None) if self._narrow is None else (self._narrow.stored, self._narrow.scale)
+        narrow = None if self.training else self._narrow
+        return (self.weight, None) if narrow is None else (narrow.stored, narrow.scale)
 
     def pack(self) -> None:
-        """Lay the weight out for inference on the CPU; a no-op where no kernel wants that."""
-        self._packed = pack_weight(self.weight.detach())
+        """Lay the weight out for inference on the CPU, where that is not done already; a no-op where no kernel wants
+        it. A weight that is computed anew for each product, a parametrization's, has nothing to lay out."""
+        weight = self._parameters.get("weight")
+        if weight is None:
+            self.unpack()
+        else:
+            self._packed.of(lambda: pack_weight(weight.detach()), weight)
+
+    @property
+    def is_packed(self) -> bool:
+        """Whether :meth:`pack` has nothing to do."""
+        weight = self._parameters.get("weight")
+        return weight is not None and self._packed.is_right(weight)
 
     def unpack(self) -> None:
-        """Drop the packed copy; needed after the weight has changed."""
-        self._packed = None
+        """Drop the packed copy."""
+        self._packed.drop()
 
     def train(self, mode: bool = True) -> Linear:
         if mode:
             self.unpack()  # the weight is about to change
-            self._narrow = None
         return super().train(mode)
 
     def forward(self, input: Tensor) -> Tensor:
@@ -91,23 +134,19 @@ class Linear(nn.Linear):
         return F.gelu(F.linear(input, self.weight, self.bias)) if packed is None else packed.gelu(input, self.bias)
 
     def _usable(self, input: Tensor) -> PackedWeight | None:
-        packed = self._packed
-        return packed if packed is not None and not torch.is_grad_enabled() and input.dtype == packed.dtype else None
-
-    def __getstate__(self):  # type: ignore[no-untyped-def]
-        return {name: value for name, value in self.__dict__.items() if name != "_packed"}  # opaque to copy and pickle
+        packed = self._packed.value
+        if packed is None or torch.is_grad_enabled() or input.dtype != packed.dtype:
+            return None
+        return packed if self._packed.unwritten(self._parameters.get("weight")) else None
 
     def _apply(self, fn, recurse: bool = True):  # type: ignore[no-untyped-def]
+        self.round()  # what has been written before is not to be lost
         self.unpack()  # .to(...) makes a new weight
         super()._apply(fn, recurse)
         if self._narrow is not None:  # no buffers: the scale stays fp32 in any dtype
             self._narrow = self._narrow.to(self.weight.device)
+            self._widen()
         return self
-
-    def _load_from_state_dict(self, *args, **kwargs):  # type: ignore[no-untyped-def]
-        self.unpack()
-        self._narrow = None
-        return super()._load_from_state_dict(*args, **kwargs)
 
 
 def pack_weight(weight: Tensor) -> PackedWeight | None:
@@ -124,16 +163,30 @@ def pack_weight(weight: Tensor) -> PackedWeight | None:
 def quantize_linears(module: Module, to: str = "int8") -> Module:
     """Round every :class:`Linear` inside ``module``, see :meth:`Linear.quantize`, and return it. Best done from fp32:
     then each weight is rounded once. Costs one more byte a value in memory."""
-    for child in module.modules():
-        if isinstance(child, Linear):
-            child.quantize(to)
+    for child in _linears(module):
+        child.quantize(to)
     return module
+
+
+def round_linears(module: nn.Module) -> list[Tensor]:
+    """Of what :func:`quantize_linears` has rounded, round again what has been changed since; all narrow numbers."""
+    found: list[Tensor] = []
+    for child in _linears(module):
+        if child._narrow is not None:
+            child.round()
+            found += [child._narrow.stored, child._narrow.scale]
+    return found
 
 
 def pack_linears(module: Module) -> Module:
-    """Pack every :class:`Linear` inside ``module`` and return it. Costs one more copy of the weights in memory."""
-    linears = [child for child in module.modules() if isinstance(child, Linear)]
-    with huge_pages(sum(child.weight.nbytes for child in linears if child.weight.device.type == "cpu")):
-        for child in linears:
+    """Pack every :class:`Linear` inside ``module`` that is not, and return it. Costs one more copy of the weights in
+    memory."""
+    left = [child for child in _linears(module) if not child.is_packed]
+    with huge_pages(sum(child.weight.nbytes for child in left if child.weight.device.type == "cpu")):
+        for child in left:
             child.pack()
     return module
+
+
+def _linears(module: nn.Module) -> Iterator[Linear]:
+    return (child for child in tree(module) if isinstance(child, Linear))

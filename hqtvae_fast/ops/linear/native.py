@@ -11,7 +11,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from hqtvae_fast.ops.cpu_library import library, why_not_bf16
+from hqtvae_fast.ops.cpu_library import buffer, library, why_not_bf16
 from hqtvae_fast.ops.operator import operators
 
 PANEL = 32  # outputs in a panel of the packed layout
@@ -40,7 +40,8 @@ class NativeWeight:
         weight = weight.contiguous()
         out_features, in_features = weight.shape
         self.packed = weight.new_empty(out_features // PANEL, in_features // 2, PANEL, 2)
-        library().hqtvae_linear_bf16_pack(weight.data_ptr(), self.packed.data_ptr(), out_features, in_features)
+        source, packed = (buffer(x, self.dtype, out_features * in_features) for x in (weight, self.packed))
+        library().hqtvae_linear_bf16_pack(source, packed, out_features, in_features)
 
     def linear(self, input: Tensor, bias: Tensor | None) -> Tensor:
         return torch.ops.hqtvae_fast.linear_bf16.default(self.packed, input, bias, False)
@@ -55,18 +56,13 @@ operators.define("linear_bf16(Tensor packed, Tensor x, Tensor? bias, bool gelu) 
 
 def _multiply(packed: Tensor, x: Tensor, bias: Tensor | None, gelu: bool) -> Tensor:
     out_features, in_features = packed.shape[0] * PANEL, packed.shape[1] * 2
-    x = x.contiguous()
+    x, bf16, rows = x.contiguous(), torch.bfloat16, x.numel() // in_features
     y, scratch = x.new_empty((*x.shape[:-1], out_features)), torch.empty_like(x)
     library().hqtvae_linear_bf16(
-        packed.data_ptr(),
-        x.data_ptr(),
-        None if bias is None else bias.data_ptr(),
-        y.data_ptr(),
-        scratch.data_ptr(),
-        x.numel() // in_features,
-        out_features,
-        in_features,
-        gelu,
+        *(buffer(packed, bf16, out_features * in_features), buffer(x, bf16, rows * in_features)),
+        None if bias is None else buffer(bias, bf16, out_features),
+        *(buffer(y, bf16, rows * out_features), buffer(scratch, bf16, rows * in_features)),
+        *(rows, out_features, in_features, gelu),
     )
     return y
 

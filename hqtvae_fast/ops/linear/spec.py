@@ -51,9 +51,12 @@ def make_inputs(case: Case, device: torch.device, seed: int) -> Inputs:
     """Outputs of about 1, as a trained layer's on normalised rows."""
     M, N, K = case["M"], case["N"], case["K"]
     generator = torch.Generator().manual_seed(seed)
-    x = torch.randn(M, K, generator=generator)
-    weight = torch.randn(N, K, generator=generator) * K**-0.5
-    bias, residual = torch.randn(N, generator=generator), torch.randn(M, N, generator=generator)
+    x = torch.randn(M, K, generator=generator, dtype=torch.float32)
+    weight = torch.randn(N, K, generator=generator, dtype=torch.float32) * K**-0.5
+    bias, residual = (
+        torch.randn(N, generator=generator, dtype=torch.float32),
+        torch.randn(M, N, generator=generator, dtype=torch.float32),
+    )
     x, bias, residual = (tensor.to(case.dtype).to(device) for tensor in (x, bias, residual))
     to = NARROW[case["narrow"]]
     stored, scale = (weight.to(case.dtype), None) if to is None else reference.quantize(weight, to)

@@ -32,6 +32,6 @@ def local_attention(
 
 def level_mask(start: int, T: int) -> Tensor:
     """[T, start + T], True where the new position of the row may look at the column's."""
-    positions = torch.arange(start + T)
-    ends = torch.tensor([next(end for end in LEVEL_ENDS if p < end) for p in range(start, start + T)])
-    return positions[None, :] < ends[:, None]
+    positions = torch.arange(start + T, dtype=torch.int64, device="cpu")
+    ends = [next(end for end in LEVEL_ENDS if p < end) for p in range(start, start + T)]
+    return positions[None, :] < torch.tensor(ends, dtype=torch.int64, device="cpu")[:, None]

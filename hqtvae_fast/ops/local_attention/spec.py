@@ -60,9 +60,9 @@ def make_inputs(case: Case, device: torch.device, seed: int) -> Inputs:
     """Scores spread over a few units; what a cache holds beyond the positions that count is random."""
     B, T, parts, H, E, C = (case[name] for name in ("B", "T", "parts", "H", "E", "C"))
     generator = torch.Generator().manual_seed(seed)
-    qkv = 1.5 * torch.randn(B, T, parts, H, E, generator=generator)
-    bias = 0.5 * torch.randn(parts * H * E, generator=generator)
-    cache = torch.randn(2, B, H, max(C, 1), E, generator=generator)
+    qkv = 1.5 * torch.randn(B, T, parts, H, E, generator=generator, dtype=torch.float32)
+    bias = 0.5 * torch.randn(parts * H * E, generator=generator, dtype=torch.float32)
+    cache = torch.randn(2, B, H, max(C, 1), E, generator=generator, dtype=torch.float32)
     qkv, bias, cache = (tensor.to(case.dtype).to(device) for tensor in (qkv, bias, cache))
     keys, values = (cache[0], cache[1]) if C else (None, None)
     return qkv, bias if case["bias"] else None, keys, values, case["start"], "levels" if case["levels"] else "full"

@@ -61,7 +61,7 @@ def cuvs(z: Tensor, codebook: Tensor) -> Tensor:
     resources = common.Resources(stream=torch.cuda.current_stream(z.device).cuda_stream)
     rows, codes = z.float().contiguous(), codebook.float().contiguous()
     found = torch.empty(len(z), 1, dtype=torch.int64, device=z.device)
-    distances = torch.empty(len(z), 1, device=z.device)
+    distances = torch.empty(len(z), 1, dtype=torch.float32, device=z.device)
     index = brute_force.build(codes, metric="sqeuclidean", resources=resources)
     brute_force.search(index, rows, 1, neighbors=found, distances=distances, resources=resources)
     return found[:, 0]

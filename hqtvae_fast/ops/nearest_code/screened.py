@@ -61,7 +61,7 @@ def _search(z_NC: Tensor, codebook_KC: Tensor, square_K: Tensor, scores_NP: Tens
     unknown_N = ~limit_N.isfinite()  # nothing is known of such a row: all its codes are compared
     rows_Q, groups_Q = (~(least_NG > limit_N[:, None]) | unknown_N[:, None]).nonzero(as_tuple=True)
     near_QG = scores_NP.view(N, -1, GROUP)[rows_Q, groups_Q] <= limit_N[rows_Q, None]
-    inside_QG = groups_Q[:, None] * GROUP + torch.arange(GROUP, device=z_NC.device)
+    inside_QG = groups_Q[:, None] * GROUP + torch.arange(GROUP, dtype=torch.int64, device=z_NC.device)
     near_QG = (near_QG | unknown_N[rows_Q, None]) & (inside_QG < K)
     pairs, inside = near_QG.nonzero(as_tuple=True)
     rows_P, codes_P = rows_Q[pairs], groups_Q[pairs] * GROUP + inside

@@ -33,9 +33,9 @@ SMALL_CASES = (
 def make_inputs(case: Case, device: torch.device, seed: int) -> tuple[Tensor, Tensor]:
     """Codes spread as a trained codebook's, and rows at the distance from them at which residuals lie."""
     generator = torch.Generator().manual_seed(seed)
-    codebook = torch.randn(case["K"], case["C"], generator=generator)
-    z = codebook[torch.randint(case["K"], (case["N"],), generator=generator)]
-    z = z + 0.7 * torch.randn(case["N"], case["C"], generator=generator)
+    codebook = torch.randn(case["K"], case["C"], generator=generator, dtype=torch.float32)
+    z = codebook[torch.randint(case["K"], (case["N"],), generator=generator, dtype=torch.int64)]
+    z = z + 0.7 * torch.randn(case["N"], case["C"], generator=generator, dtype=torch.float32)
     return z.to(case.dtype).to(device), codebook.to(case.dtype).to(device)
 
 

@@ -52,7 +52,7 @@ def make_weights(case: Case, device: torch.device, seed: int) -> HeadWeights:
     D, K, generator = case["D"], case["K"], torch.Generator().manual_seed(seed)
 
     def random(*shape: int, scale: float = 1.0, offset: float = 0.0) -> Tensor:
-        values = scale * torch.randn(*shape, generator=generator) + offset
+        values = scale * torch.randn(*shape, generator=generator, dtype=torch.float32) + offset
         return values.to(case.dtype).to(device)
 
     def bias(size: int) -> Tensor | None:
@@ -85,16 +85,16 @@ def make_inputs(case: Case, device: torch.device, seed: int) -> Inputs:
     B, K, generator = case["B"], case["K"], torch.Generator().manual_seed(seed + 1)
     gelu = "sigmoid" if case.sizes.get("sigmoid") else "exact"
     head = PredictionHead.of(make_weights(case, device, seed), case["D"] // HEAD_WIDTH, gelu)
-    h = torch.randn(B, case["D"], generator=generator).to(case.dtype)
+    h = torch.randn(B, case["D"], generator=generator, dtype=torch.float32).to(case.dtype)
     tensors = (
         h,
         torch.zeros(B, 1 + BOTTOMS, dtype=torch.int64),
         torch.zeros((), dtype=torch.bool),
-        torch.randint(-(2**62), 2**62, (B,), generator=generator),
-        torch.tensor(5),
-        torch.tensor([0.95, 1.1]),
-        torch.tensor([K, K]),
-        torch.ones(LEVELS),
+        torch.randint(-(2**62), 2**62, (B,), generator=generator, dtype=torch.int64),
+        torch.tensor(5, dtype=torch.int64),
+        torch.tensor([0.95, 1.1], dtype=torch.float32),
+        torch.tensor([K, K], dtype=torch.int64),
+        torch.ones(LEVELS, dtype=torch.float32),
     )
     return (*(tensor.to(device) for tensor in tensors), head, True)
 

@@ -27,8 +27,8 @@ def make_inputs(case: Case, device: torch.device, seed: int) -> Inputs:
     """Scores spread over a few units, in an empty cache."""
     B, T, H, E, C = (case[letter] for letter in "BTHEC")
     generator = torch.Generator().manual_seed(seed)
-    qkv = 1.5 * torch.randn(B, T, 3, H, E, generator=generator)
-    bias = 0.5 * torch.randn(3 * H * E, generator=generator)
+    qkv = 1.5 * torch.randn(B, T, 3, H, E, generator=generator, dtype=torch.float32)
+    bias = 0.5 * torch.randn(3 * H * E, generator=generator, dtype=torch.float32)
     qkv, bias = qkv.to(case.dtype).to(device), bias.to(case.dtype).to(device)
     keys, values = torch.zeros(2, B, H, C, E, dtype=case.dtype, device=device)
     return qkv, bias if case["bias"] else None, keys, values

@@ -20,6 +20,32 @@ import triton.language as tl
 
 
 @triton.jit
+def _sum_block(
+    x, weight, first, block, i_phase, i_pixel, o_columns, pixels, H, W, C, N,
+    PHASES: tl.constexpr, TAPS: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, DEPTH: tl.constexpr,
+    SUMS: tl.constexpr,
+):  # fmt: skip
+    """[ROWS, COLUMNS] sums over all taps of the ``block`` channels from ``first`` on, without scales."""
+    i_below, i_beside = i_phase // 2, i_phase % 2
+    i_y, i_x = i_pixel // W % H, i_pixel % W
+    o_depth = tl.arange(0, DEPTH)
+    m_columns = o_columns < N
+    steps = block // DEPTH
+    b_sum = tl.zeros((ROWS, COLUMNS), dtype=SUMS)
+    for step in range(TAPS * TAPS * steps):
+        i_tap, o_channel = step // steps, first + step % steps * DEPTH
+        i_down, i_right = i_tap // TAPS - 1 + i_below, i_tap % TAPS - 1 + i_beside
+        b_y, b_x = i_y + i_down, i_x + i_right
+        m_rows = (i_pixel < pixels) & (b_y >= 0) & (b_y < H) & (b_x >= 0) & (b_x < W)
+        o_rows = (i_pixel + i_down * W + i_right).to(tl.int64) * C + o_channel
+        b_left = tl.load(x + o_rows[:, None] + o_depth[None, :], mask=m_rows[:, None], other=0.0)
+        o_weight = ((i_phase * N + o_columns) * (TAPS * TAPS) + i_tap) * C + o_channel
+        b_right = tl.load(weight + o_weight[None, :] + o_depth[:, None], mask=m_columns[None, :], other=0.0)
+        b_sum = tl.dot(b_left, b_right, b_sum, out_dtype=SUMS)
+    return b_sum
+
+
+@triton.jit
 def quantized_kernel(
     x,  # [B, H, W, C] int8 or fp8
     weight,  # [PHASES * N, TAPS * TAPS, C] as x
@@ -39,37 +65,33 @@ def quantized_kernel(
     COLUMNS: tl.constexpr,
     DEPTH: tl.constexpr,
     SUMS: tl.constexpr,  # tl.int32 or tl.float32
+    ONE: tl.constexpr,  # whether block is C: no second sum is held then, which halves the registers of sums
 ):
     """One phase of a tile of pixels and channels."""
     tiles = tl.cdiv(N, COLUMNS)
     i_tile, i_rest = tl.program_id(0) % tiles, tl.program_id(0) // tiles
     i_phase, i_rows = i_rest % PHASES, i_rest // PHASES
-    i_below, i_beside = i_phase // 2, i_phase % 2
     i_pixel = i_rows * ROWS + tl.arange(0, ROWS)
     o_columns = i_tile * COLUMNS + tl.arange(0, COLUMNS)
-    o_depth = tl.arange(0, DEPTH)
     m_columns = o_columns < N
-    i_y, i_x = i_pixel // W % H, i_pixel % W
-    b_total = tl.zeros((ROWS, COLUMNS), dtype=tl.float32)
-    for start in range(0, C, block):
-        b_sum = tl.zeros((ROWS, COLUMNS), dtype=SUMS)
-        steps = block // DEPTH
-        for step in range(TAPS * TAPS * steps):
-            i_tap, first = step // steps, start + step % steps * DEPTH
-            i_down, i_right = i_tap // TAPS - 1 + i_below, i_tap % TAPS - 1 + i_beside
-            b_y, b_x = i_y + i_down, i_x + i_right
-            m_rows = (i_pixel < pixels) & (b_y >= 0) & (b_y < H) & (b_x >= 0) & (b_x < W)
-            o_rows = (i_pixel + i_down * W + i_right).to(tl.int64) * C + first
-            b_left = tl.load(x + o_rows[:, None] + o_depth[None, :], mask=m_rows[:, None], other=0.0)
-            o_weight = ((i_phase * N + o_columns) * (TAPS * TAPS) + i_tap) * C + first
-            b_right = tl.load(weight + o_weight[None, :] + o_depth[:, None], mask=m_columns[None, :], other=0.0)
-            b_sum = tl.dot(b_left, b_right, b_sum, out_dtype=SUMS)
-        b_total += b_sum.to(tl.float32) * tl.load(x_scales + start // block)
+    if ONE:
+        b_sum = _sum_block(
+            x, weight, 0, C, i_phase, i_pixel, o_columns, pixels, H, W, C, N, PHASES, TAPS, ROWS, COLUMNS, DEPTH, SUMS
+        )
+        b_total = b_sum.to(tl.float32) * tl.load(x_scales)
+    else:
+        b_total = tl.zeros((ROWS, COLUMNS), dtype=tl.float32)
+        for first in range(0, C, block):
+            b_sum = _sum_block(
+                x, weight, first, block, i_phase, i_pixel, o_columns, pixels, H, W, C, N,
+                PHASES, TAPS, ROWS, COLUMNS, DEPTH, SUMS,
+            )  # fmt: skip
+            b_total += b_sum.to(tl.float32) * tl.load(x_scales + first // block)
     b_scale = tl.load(weight_scales + i_phase * N + o_columns, mask=m_columns, other=0.0)
     b_bias = tl.load(bias + o_columns, mask=m_columns, other=0.0)
     b_out = b_total * b_scale[None, :] + b_bias[None, :]
     i_out = i_pixel
     if PHASES == 4:  # row b * H + y of the small maps is row 2 * (b * H + y) of the doubled ones
-        i_out = (i_pixel // W * 2 + i_below) * (2 * W) + i_pixel % W * 2 + i_beside
+        i_out = (i_pixel // W * 2 + i_phase // 2) * (2 * W) + i_pixel % W * 2 + i_phase % 2
     o_out = i_out.to(tl.int64)[:, None] * N + o_columns[None, :]
     tl.store(out + o_out, b_out.to(out.dtype.element_ty), mask=(i_pixel < pixels)[:, None] & m_columns[None, :])

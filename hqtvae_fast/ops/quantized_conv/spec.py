@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from hqtvae_fast.ops.quantized_conv import BACKENDS, LARGEST, quantize, quantize_weights, quantized_conv
-from hqtvae_fast.ops.quantized_conv.tensor_cores import TILE, constants, describe
+from hqtvae_fast.ops.quantized_conv.tensor_cores import constants, describe, pick_tile
 from hqtvae_fast.ops.spec import Case, Cost, Spec, Variant
 from hqtvae_fast.ops.upsample_conv import fold_upsampling, upsample_conv
 from hqtvae_fast.ops.upsample_conv.reference import interleave
@@ -39,11 +39,19 @@ def make_inputs(case: Case, device: torch.device, seed: int) -> Inputs:
     """A map as after an activation, of which a few numbers are beyond the scales, and weights that keep it as large."""
     B, C, H, N = (case[letter] for letter in "BCHN")
     generator, form = torch.Generator().manual_seed(seed), FORMATS[case["fp8"]]
-    x = F.silu(torch.randn(B, C, H, H, generator=generator)).contiguous(memory_format=torch.channels_last)
-    weight = torch.randn(N, C, 3, 3, generator=generator) * (9 * C) ** -0.5
+    x = F.silu(torch.randn(B, C, H, H, generator=generator, dtype=torch.float32)).contiguous(
+        memory_format=torch.channels_last
+    )
+    weight = torch.randn(N, C, 3, 3, generator=generator, dtype=torch.float32) * (9 * C) ** -0.5
     numbers, weight_scales = quantize_weights(fold_upsampling(weight) if case["folded"] else weight, form)
     x_scales = 0.9 * x.abs().amax(dim=(0, 2, 3)).view(-1, case["k"]).amax(dim=1) / LARGEST[form]
-    tensors = (quantize(x, x_scales, form), numbers, x_scales, weight_scales, torch.randn(N, generator=generator))
+    tensors = (
+        quantize(x, x_scales, form),
+        numbers,
+        x_scales,
+        weight_scales,
+        torch.randn(N, generator=generator, dtype=torch.float32),
+    )
     x, numbers, x_scales, weight_scales, bias = (tensor.to(device) for tensor in tensors)
     return x, numbers, x_scales, weight_scales, bias, case.dtype
 
@@ -97,23 +105,23 @@ def in_bf16(
 
 
 def variants(arch: int) -> list[Variant]:
-    """Both widths of a step of int8, and of fp8 where there is such an instruction; both kinds of weights."""
+    """One scale and several, in steps of both widths, both kinds of weights; fp8 where there is such an instruction."""
     formats = (torch.int8, torch.float8_e4m3fn) if arch >= 90 else (torch.int8,)
-    wanted = [(form, taps, block) for form in formats for taps, block in ((3, 128), (3, 32), (2, 128))]
-    return [_variant(*each) for each in wanted]
+    blocks = ((3, 128, True), (2, 128, True), (3, 32, False), (3, 128, False), (2, 128, False))
+    return [_variant(form, *each, hopper=arch >= 90) for form in formats for each in blocks]
 
 
-def _variant(form: torch.dtype, taps: int, block: int) -> Variant:
+def _variant(form: torch.dtype, taps: int, block: int, one: bool, *, hopper: bool) -> Variant:
     from hqtvae_fast.ops.quantized_conv import kernels
 
     name = "int8" if form is torch.int8 else "fp8"
     number = "*i8" if form is torch.int8 else "*fp8e4nv"
     signature = {"x": number, "weight": number, "x_scales": "*fp32", "weight_scales": "*fp32", "bias": "*fp32"}
     signature |= {"out": "*bf16"} | dict.fromkeys(("pixels", "H", "W", "C", "N", "block"), "i32")
-    title = f"8-bit convolution, {taps}x{taps}, {block} channels a scale, {name}"
-    shape, needs = constants(form, taps, block), ("mma", "async")
-    kernel, warps, stages = kernels.quantized_kernel, TILE.warps, TILE.stages
-    return Variant(title, kernel, signature, shape, tuple(signature), warps, stages, needs)
+    title = f"8-bit convolution, {taps}x{taps}, {'one scale' if one else f'{block} channels a scale'}, {name}"
+    tile = pick_tile(1 if one else 2, hopper)
+    shape, kernel = constants(tile, form, taps, block, one), kernels.quantized_kernel
+    return Variant(title, kernel, signature, shape, tuple(signature), tile.warps, tile.stages, ("mma", "async"))
 
 
 SPEC = Spec(

@@ -9,14 +9,20 @@ from torch import Tensor
 
 from hqtvae_fast.ops import triton_launch
 from hqtvae_fast.ops.quantized_conv import reference
-from hqtvae_fast.ops.triton_launch import launch, on
+from hqtvae_fast.ops.triton_launch import capability_at_least, launch, on
 from hqtvae_fast.ops.upsample_conv.tensor_cores import Tile
 
-# Not yet measured on a GPU. 64 bytes a row and step, which are 64 channels where bf16's are 32.
-TILE = Tile(128, 128, 64, warps=8, stages=4)
+# Not yet measured on a GPU. 64 bytes a row and step, which are 64 channels where bf16's are 32. With several scales a
+# second sum is held, and mma.sync has its operands in registers beside both: WIDE would fill all 255 of a thread with
+# Triton 3.7 and spill with 3.8 and 3.9. On Hopper operands stay in shared memory.
+WIDE, NARROW = Tile(128, 128, 64, warps=8, stages=4), Tile(128, 64, 64, warps=8, stages=4)
 FEWEST_CHANNELS = 32  # of a scale: what one instruction takes
 OUTPUTS = (torch.bfloat16, torch.float16, torch.float32)
-FP8_CAPABILITY = (8, 9)
+FP8_CAPABILITY, HOPPER = (8, 9), (9, 0)
+
+
+def pick_tile(scales: int, hopper: bool) -> Tile:
+    return WIDE if scales == 1 or hopper else NARROW
 
 
 def why_not(
@@ -41,15 +47,15 @@ def why_not(
 
 def describe(x: Tensor, weight: Tensor, x_scales: Tensor, *rest: object) -> dict[str, str]:
     """How the kernel would be launched on these inputs."""
-    depth = depth_of(x.shape[1] // len(x_scales))
+    tile, depth = pick_tile(len(x_scales), capability_at_least(x, HOPPER)), depth_of(x.shape[1] // len(x_scales))
     return {
-        "tile": f"{TILE.rows} pixels x {TILE.columns} channels of one phase, {depth} input channels a step",
-        "programs": f"{_programs(x, weight)} of {TILE.warps} warps, {TILE.stages} stages",
+        "tile": f"{tile.rows} pixels x {tile.columns} channels of one phase, {depth} input channels a step",
+        "programs": f"{_programs(x, weight, tile)} of {tile.warps} warps, {tile.stages} stages",
     }
 
 
 def depth_of(block: int) -> int:
-    return TILE.depth if block % TILE.depth == 0 else FEWEST_CHANNELS
+    return WIDE.depth if block % WIDE.depth == 0 else FEWEST_CHANNELS
 
 
 def quantized_conv(
@@ -60,28 +66,28 @@ def quantized_conv(
 
     B, C, H, W = x.shape
     out = reference.empty_output(x, weight, bias, dtype)
-    block = C // len(x_scales)
+    block, tile = C // len(x_scales), pick_tile(len(x_scales), capability_at_least(x, HOPPER))
     scales = (x_scales.contiguous(), weight_scales.contiguous(), bias.contiguous())
     with on(x):
         launch(
             kernels.quantized_kernel,
-            (_programs(x, weight),),
+            (_programs(x, weight, tile),),
             *(x, weight, *scales, out, B * H * W, H, W, C, len(bias), block),
-            **constants(x.dtype, weight.shape[2], block),
-            num_warps=TILE.warps,
-            num_stages=TILE.stages,
+            **constants(tile, x.dtype, weight.shape[2], block, one=block == C),
+            num_warps=tile.warps,
+            num_stages=tile.stages,
         )
     return out
 
 
-def constants(dtype: torch.dtype, taps: int, block: int) -> dict[str, Any]:
-    """Of a launch."""
+def constants(tile: Tile, dtype: torch.dtype, taps: int, block: int, one: bool) -> dict[str, Any]:
+    """Of a launch; ``one``: there is one scale."""
     import triton.language as tl
 
-    shape = {"PHASES": 1 if taps == 3 else 4, "TAPS": taps, "ROWS": TILE.rows, "COLUMNS": TILE.columns}
+    shape = {"PHASES": 1 if taps == 3 else 4, "TAPS": taps, "ROWS": tile.rows, "COLUMNS": tile.columns, "ONE": one}
     return {**shape, "DEPTH": depth_of(block), "SUMS": tl.int32 if dtype is torch.int8 else tl.float32}
 
 
-def _programs(x: Tensor, weight: Tensor) -> int:
+def _programs(x: Tensor, weight: Tensor, tile: Tile) -> int:
     phases = 1 if weight.shape[2] == 3 else 4
-    return phases * -(-(x.numel() // x.shape[1]) // TILE.rows) * -(-(len(weight) // phases) // TILE.columns)
+    return phases * -(-(x.numel() // x.shape[1]) // tile.rows) * -(-(len(weight) // phases) // tile.columns)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -15,12 +14,21 @@ from hqtvae_fast.backend import Backend, choose
 from hqtvae_fast.ops.operator import operator
 from hqtvae_fast.ops.sample_logits import cpu, cuda, fused, reference
 
+COLDEST, HOTTEST = 1e-30, 1e30
+"""Temperatures, for every backend. Logits up to 1e8 over the coldest are finite in fp32, and two different ones lie
+further apart than any noise: the largest is drawn. Below, quotients overflow, and all above 0 are one infinity."""
+
+
+def check_temperature(temperature: Any) -> None:
+    """ValueError unless it is within [COLDEST, HOTTEST]."""
+    wanted = f"a number from {COLDEST} to {HOTTEST} (top_k=1 draws the likeliest code)"
+    if not COLDEST <= real("temperature", temperature, wanted) <= HOTTEST:
+        raise ValueError(f"temperature: expected {wanted}; got {temperature}")
+
 
 def check_sampling(temperature: Any, top_k: Any, top_p: Any, num_codes: int) -> None:
-    """ValueError unless temperature > 0, 1 <= k <= K and 0 < p <= 1 (None switches a filter off)."""
-    warmth = real("temperature", temperature, "a number > 0")
-    if not (warmth > 0 and math.isfinite(warmth)):
-        raise ValueError(f"temperature: expected a number > 0; got {temperature}")
+    """ValueError unless the temperature is in range, 1 <= k <= K and 0 < p <= 1 (None switches a filter off)."""
+    check_temperature(temperature)
     if top_k is not None:
         integer("top_k", top_k, 1, num_codes, also=", or None")
     wanted = "a number in (0, 1], or None"
@@ -49,8 +57,8 @@ def sample_logits(
     top-p (up to and including the entry at which the cumulative sum reaches p; 1 drops nothing), then a draw with noise
     that depends on (seed, step, position, index) alone. ``top_k=1`` is argmax, ties to the lowest index.
 
-    ``temperature`` (fp32), ``top_k`` (int64) and ``top_p`` (fp32) may be scalars on the device of the logits, as may
-    ``step``: then they are read there, when the draw is made, and are the caller's to check.
+    ``temperature`` (fp32, from 1e-30 to 1e30), ``top_k`` (int64) and ``top_p`` (fp32) may be scalars on the device of
+    the logits, as may ``step``: then they are read there, when the draw is made, and are the caller's to check.
 
     ``backend``: "triton" (CUDA; one kernel), "cuda" (likewise, from csrc/cuda; only by name), "cpu" or "reference"
     (anywhere; waits for a GPU). Raises ValueError on
@@ -131,7 +139,7 @@ def _by_rows(draw: Callable[..., Tensor]) -> Callable[..., None]:
         rows = (seeds_B, step.expand(B), position.expand(B))
         if G > 1:
             seeds_M, steps_M, firsts_M = (row.repeat_interleave(G) for row in rows)
-            rows = (seeds_M, steps_M, firsts_M + torch.arange(G, device=seeds_B.device).repeat(B))
+            rows = (seeds_M, steps_M, firsts_M + torch.arange(G, dtype=torch.int64, device=seeds_B.device).repeat(B))
         k, p = int(top_k), float(top_p)
         filters = (temperature, k if k < K else None, p if p < 1 else None)
         out_BG.copy_(draw(logits_BGK.reshape(B * G, K), *filters, *rows).view(B, G))
@@ -180,4 +188,4 @@ def _(
     return None
 
 
-__all__ = ["check_sampling", "sample_logits"]
+__all__ = ["COLDEST", "HOTTEST", "check_sampling", "check_temperature", "sample_logits"]

@@ -57,11 +57,12 @@ def compiled_words(seeds_B: Tensor, step: Tensor | int, position: Tensor | int, 
     kernels, _ = cpu_library.load()
     if kernels is None:
         return random_words(seeds_B, step, position, count)
-    words_BK = seeds_B.new_empty(len(seeds_B), count)
+    words_BK = seeds_B.new_empty(len(seeds_B), count, dtype=torch.int64)
     seeds_B = seeds_B.contiguous()
     steps_B, positions_B = (torch.zeros_like(seeds_B).add_(value) for value in (step, position))
     kernels.hqtvae_philox_words(
-        *(seeds_B.data_ptr(), steps_B.data_ptr(), positions_B.data_ptr(), words_BK.data_ptr()), *words_BK.shape
+        *(cpu_library.buffer(x, torch.int64, len(seeds_B)) for x in (seeds_B, steps_B, positions_B)),
+        *(cpu_library.buffer(words_BK, torch.int64, len(seeds_B) * count), *words_BK.shape),
     )
     return words_BK
 

@@ -39,7 +39,7 @@ def random_words(seeds_B: Tensor, step: Tensor | int, position: Tensor | int, co
 
     ``seeds_B`` int64 [B], any value; ``step`` and ``position`` are non-negative integers or int64 [B].
     """
-    blocks_N = torch.arange((count + 3) // 4, device=seeds_B.device)[None]
+    blocks_N = torch.arange((count + 3) // 4, dtype=torch.int64, device=seeds_B.device)[None]
     zero = torch.zeros((), dtype=torch.int64, device=seeds_B.device)
     words = philox(
         (blocks_N, _column(position, zero), _column(step, zero), zero),

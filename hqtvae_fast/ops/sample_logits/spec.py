@@ -43,14 +43,14 @@ def make_inputs(case: Case, device: torch.device, seed: int) -> Inputs:
     """Logits as spread as a trained model's, some of them equal and some -inf; any 64-bit seeds."""
     B, G, K = case["B"], case["G"], case["K"]
     generator = torch.Generator().manual_seed(seed)
-    logits = 3 * torch.randn(B, G, K, generator=generator)
+    logits = 3 * torch.randn(B, G, K, generator=generator, dtype=torch.float32)
     if "flat" in case.sizes:
         logits *= case["flat"] / 100
     else:
         logits[:, 0] = logits[:, 0].round()
     if K > 1:
         logits[-1, -1, ::3] = float("-inf")
-    seeds = torch.randint(-(2**62), 2**62, (B,), generator=generator)
+    seeds = torch.randint(-(2**62), 2**62, (B,), generator=generator, dtype=torch.int64)
     k, p = case["k"] or None, case["p"] / 1000 or None
     return logits.to(case.dtype).to(device), seeds.to(device), 5, 1, 0.95, k, p
 
@@ -113,7 +113,7 @@ def check(got: Tensor, wanted: Tensor, inputs: tuple[Any, ...]) -> None:
     scores, may, must = exact_scores(*inputs)
     drawn = got[..., None]
     assert bool(may.gather(2, drawn).all()), "a code outside the allowed set was drawn"
-    index = torch.arange(scores.shape[2])
+    index = torch.arange(scores.shape[2], dtype=torch.int64)
     own = scores.gather(2, drawn)
     better = must & ((scores > own) | ((scores == own) & (index < drawn)))
     assert not bool(better.any()), f"{int(better.any(dim=2).sum())} draws are not those of the definition"

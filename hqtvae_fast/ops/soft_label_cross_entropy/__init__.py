@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
@@ -10,6 +9,7 @@ from torch import Tensor
 
 from hqtvae_fast.backend import Backend, choose
 from hqtvae_fast.ops.operator import operator
+from hqtvae_fast.ops.sample_logits import check_temperature
 from hqtvae_fast.ops.soft_label_cross_entropy import reference, tensor_cores
 
 
@@ -41,8 +41,7 @@ def soft_label_cross_entropy(
             f"expected floating logits, and z and codebook of one floating dtype; "
             f"got {logits.dtype}, {z.dtype} and {codebook.dtype}"
         )
-    if not (temperature > 0 and math.isfinite(temperature)):
-        raise ValueError(f"temperature: expected a number > 0; got {temperature}")
+    check_temperature(temperature)
     inputs = (logits, z, codebook, temperature)
     choice = choose("soft_label_cross_entropy", BACKENDS, *inputs, backend=backend)
     return torch.ops.hqtvae_fast.soft_label_cross_entropy(*inputs, choice.backend.name)[0]

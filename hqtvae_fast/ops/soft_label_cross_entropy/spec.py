@@ -36,11 +36,13 @@ def make_inputs(case: Case, device: torch.device, seed: int) -> tuple[Tensor, Te
     right now and then. The distance is such that some labels are spread over several codes at tau = 1."""
     N, C, K = case["N"], case["C"], case["K"]
     generator = torch.Generator().manual_seed(seed)
-    codebook = torch.randn(K, C, generator=generator) * C**-0.5  # distances around 2, whatever the width
-    codes = torch.randint(K, (N,), generator=generator)
-    z = codebook[codes] + 0.7 * C**-0.5 * torch.randn(N, C, generator=generator)
-    logits = 2 * torch.randn(N, K, generator=generator)
-    logits[torch.arange(N), codes] += 5
+    codebook = (
+        torch.randn(K, C, generator=generator, dtype=torch.float32) * C**-0.5
+    )  # distances around 2, whatever the width
+    codes = torch.randint(K, (N,), generator=generator, dtype=torch.int64)
+    z = codebook[codes] + 0.7 * C**-0.5 * torch.randn(N, C, generator=generator, dtype=torch.float32)
+    logits = 2 * torch.randn(N, K, generator=generator, dtype=torch.float32)
+    logits[torch.arange(N, dtype=torch.int64), codes] += 5
     return logits.to(case.dtype).to(device), z.to(device), codebook.to(device), TAU
 
 

@@ -31,9 +31,9 @@ def make_inputs(case: Case, device: torch.device, seed: int) -> Inputs:
     """A map about 1 and weights that keep it there, as trained ones do; folded in fp32, then cast."""
     B, C, H, N = (case[letter] for letter in "BCHN")
     generator = torch.Generator().manual_seed(seed)
-    x = torch.randn(B, C, H, H, generator=generator)
-    weight = torch.randn(N, C, 3, 3, generator=generator) * (9 * C) ** -0.5
-    bias = torch.randn(N, generator=generator)
+    x = torch.randn(B, C, H, H, generator=generator, dtype=torch.float32)
+    weight = torch.randn(N, C, 3, 3, generator=generator, dtype=torch.float32) * (9 * C) ** -0.5
+    bias = torch.randn(N, generator=generator, dtype=torch.float32)
     options: dict[str, Any] = {"device": device, "dtype": case.dtype, "memory_format": torch.channels_last}
     return x.to(**options), fold_upsampling(weight).to(**options), bias.to(device, case.dtype)
 

@@ -6,9 +6,10 @@ import torch
 from torch import Tensor
 
 from hqtvae_fast.backend import Backend, choose
+from hqtvae_fast.modes import is_traced
 from hqtvae_fast.ops.operator import operator
 from hqtvae_fast.ops.winograd_conv import native, reference
-from hqtvae_fast.ops.winograd_conv.transforms import PANEL, POINTS, Transformed, tile_side, transform_weights
+from hqtvae_fast.ops.winograd_conv.transforms import PANEL, POINTS, tile_side, transform_weights
 
 FEWEST_CHANNELS = 32
 MOST_PRODUCTS = 0.7
@@ -54,7 +55,7 @@ def pays(x: Tensor, channels: int, *, doubled: bool = False) -> bool:
     False wherever a gradient, a cast by autocast or a compiler would have to follow. (Where the environment variable
     asks for another backend, plain convolutions are meant.)
     """
-    if x.device.type != "cpu" or torch.is_grad_enabled() or torch.compiler.is_compiling():
+    if x.device.type != "cpu" or torch.is_grad_enabled() or is_traced():
         return False
     if torch.is_autocast_enabled("cpu") or x.shape[1] < FEWEST_CHANNELS or x.shape[1] % PANEL or channels % (2 * PANEL):
         return False
@@ -82,4 +83,4 @@ def _(x: Tensor, transformed: Tensor, bias: Tensor, doubled: bool, backend: str)
     return reference.empty_output(x, bias, doubled)
 
 
-__all__ = ["Transformed", "pays", "transform_weights", "winograd_conv"]
+__all__ = ["pays", "transform_weights", "winograd_conv"]

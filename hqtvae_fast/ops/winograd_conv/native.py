@@ -5,9 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from hqtvae_fast.ops.cpu_library import library, load
+from hqtvae_fast.ops.cpu_library import buffer, library, load
 from hqtvae_fast.ops.cpu_maps import in_large_pages
 from hqtvae_fast.ops.winograd_conv import reference
+from hqtvae_fast.ops.winograd_conv.transforms import POINTS
 
 
 def why_not(x: Tensor, *rest: object) -> str | None:
@@ -24,10 +25,17 @@ def winograd_conv(x: Tensor, transformed: Tensor, bias: Tensor, doubled: bool) -
     B, C, H, W = x.shape
     kernels, threads, N = library(), torch.get_num_threads(), len(bias)
     out = in_large_pages(reference.empty_output(x, bias, doubled))
-    transformed, bias, zeros = transformed.contiguous(), bias.contiguous(), torch.zeros(C)
-    scratch = torch.empty(threads * kernels.hqtvae_winograd_scratch(C, N))
+    transformed, bias, zeros = (
+        transformed.contiguous(),
+        bias.contiguous(),
+        torch.zeros(C, dtype=x.dtype, device=x.device),
+    )
+    scratch = torch.empty(threads * kernels.hqtvae_winograd_scratch(C, N), dtype=x.dtype, device=x.device)
+    sizes = (B * C * H * W, POINTS * (4 if doubled else 1) * N * C, N, C)
+    inputs = zip((x, transformed, bias, zeros), sizes, strict=True)
+    outputs = ((scratch, threads * kernels.hqtvae_winograd_scratch(C, N)), (out, out.numel()))
     kernels.hqtvae_winograd(
-        *(x.data_ptr(), transformed.data_ptr(), bias.data_ptr(), zeros.data_ptr(), scratch.data_ptr(), out.data_ptr()),
+        *(buffer(tensor, torch.float32, size) for tensor, size in (*inputs, *outputs)),
         *(B, H, W, C, N, threads, doubled),
     )
     return out

@@ -35,9 +35,11 @@ def make_weights(case: Case, device: torch.device, seed: int) -> tuple[Tensor, T
     """A map as after an activation, 3x3 weights that keep it about as large, and a bias."""
     B, C, H, W, N = (case[letter] for letter in "BCHWN")
     generator = torch.Generator().manual_seed(seed)
-    x = F.silu(torch.randn(B, C, H, W, generator=generator)).contiguous(memory_format=torch.channels_last)
-    weight = torch.randn(N, C, 3, 3, generator=generator) * (9 * C) ** -0.5
-    return x.to(device), weight.to(device), torch.randn(N, generator=generator).to(device)
+    x = F.silu(torch.randn(B, C, H, W, generator=generator, dtype=torch.float32)).contiguous(
+        memory_format=torch.channels_last
+    )
+    weight = torch.randn(N, C, 3, 3, generator=generator, dtype=torch.float32) * (9 * C) ** -0.5
+    return x.to(device), weight.to(device), torch.randn(N, generator=generator, dtype=torch.float32).to(device)
 
 
 def make_inputs(case: Case, device: torch.device, seed: int) -> Inputs:

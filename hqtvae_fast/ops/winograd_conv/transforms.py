@@ -28,27 +28,27 @@ def tile_side(doubled: bool, size: int) -> tuple[int, int]:
 def matrices(taps: int) -> tuple[Tensor, Tensor, Tensor]:
     """(input [6, 6], weights [6, taps], outputs [7 - taps, 6]) in fp64, with
     y = outputs @ ((weights @ g) * (input @ d)): the convolution of 6 values d with ``taps`` weights g (Toom-Cook)."""
-    nodes = torch.tensor(NODES, dtype=torch.float64)
+    nodes = torch.tensor(NODES, dtype=torch.float64, device="cpu")
     side = TILE + 1 - taps
-    into = torch.zeros(TILE, TILE, dtype=torch.float64)
-    weights = torch.zeros(TILE, taps, dtype=torch.float64)
-    outputs = torch.zeros(side, TILE, dtype=torch.float64)
+    into = torch.zeros(TILE, TILE, dtype=torch.float64, device="cpu")
+    weights = torch.zeros(TILE, taps, dtype=torch.float64, device="cpu")
+    outputs = torch.zeros(side, TILE, dtype=torch.float64, device="cpu")
     for i, node in enumerate(NODES):
         others = [other for j, other in enumerate(NODES) if j != i]
         into[i, : TILE - 1] = _product(others)
-        scale = torch.prod(node - torch.tensor(others, dtype=torch.float64))
-        weights[i] = nodes[i] ** torch.arange(taps) / scale
-        outputs[:, i] = nodes[i] ** torch.arange(side)
+        scale = torch.prod(node - torch.tensor(others, dtype=torch.float64, device="cpu"))
+        weights[i] = nodes[i] ** torch.arange(taps, dtype=torch.int64, device="cpu") / scale
+        outputs[:, i] = nodes[i] ** torch.arange(side, dtype=torch.int64, device="cpu")
     into[-1], weights[-1, -1], outputs[-1, -1] = _product(NODES), 1, 1
     return into, weights, outputs
 
 
 def _product(roots: tuple[float, ...] | list[float]) -> Tensor:
     """Coefficients of the product of (x - root), the constant first."""
-    coefficients = torch.ones(1, dtype=torch.float64)
+    coefficients = torch.ones(1, dtype=torch.float64, device="cpu")
     for root in roots:
-        shifted = torch.cat([torch.zeros(1, dtype=torch.float64), coefficients])
-        coefficients = shifted - root * torch.cat([coefficients, torch.zeros(1, dtype=torch.float64)])
+        shifted = torch.cat([torch.zeros(1, dtype=torch.float64, device="cpu"), coefficients])
+        coefficients = shifted - root * torch.cat([coefficients, torch.zeros(1, dtype=torch.float64, device="cpu")])
     return coefficients
 
 
@@ -62,23 +62,3 @@ def transform_weights(weight: Tensor) -> Tensor:
         points_PCN = torch.einsum("pi,nkij,qj->pqkn", matrix, part.double(), matrix).flatten(0, 1)
         parts.append(points_PCN.to(weight.dtype))
     return torch.stack(parts, dim=1).view(POINTS, N // PANEL, C, PANEL)
-
-
-class Transformed:
-    """A layer's transformed weights, made when they are first needed, and again when the weights have been written to.
-
-    Where weights may move to other memory a layer takes a new one of these; copies and pickles begin without any.
-    """
-
-    def __init__(self) -> None:
-        self._key: tuple[int, int] | None = None
-        self._value: Tensor | None = None
-
-    def __reduce__(self) -> tuple[type[Transformed], tuple[()]]:
-        return Transformed, ()
-
-    def of(self, weight: Tensor) -> Tensor:
-        key = (weight.data_ptr(), 0 if weight.is_inference() else weight._version)
-        if self._value is None or key != self._key:
-            self._key, self._value = key, transform_weights(weight.detach())
-        return self._value

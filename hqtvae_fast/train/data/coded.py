@@ -7,7 +7,7 @@ import io
 import json
 import re
 import tarfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from torch import Tensor
 from hqtvae_fast.codes import read_level
 from hqtvae_fast.files import read_text
 from hqtvae_fast.train.data.packed import PackedStrings, fingerprint
-from hqtvae_fast.train.data.shards import _check_end
+from hqtvae_fast.train.data.shards import members, parse_fields
 
 FORMAT = "hqtvae_fast code shards, version 1"
 SPEC_FILE = "codes.json"
@@ -84,10 +84,7 @@ class CodedPictures:
         """What is known of the picture: its ``key`` in the set that was encoded, ``label``, ``caption``, ...
 
         ValueError if that cannot be read."""
-        found = json.loads(self._read(index, _FIELDS))
-        if not isinstance(found, dict):
-            raise ValueError(f"{self.key(index)}.json: expected a mapping; got {type(found).__name__}")
-        return found
+        return parse_fields(self._read(index, _FIELDS), f"{self.key(index)}.json")
 
     def codes(self, index: int, sides: Sequence[int], sizes: Sequence[int]) -> list[Tensor]:
         """Codes int64 [h, w] a level, top first. ValueError where they are not of a model's ``sides`` and codebook
@@ -144,12 +141,12 @@ def _read_spec(file: Path) -> dict[str, Any]:
 def _samples(file: Path) -> list[tuple[str, list[Span]]]:
     """Name and spans of each sample of one tar: its levels', top first, then its fields'."""
     found: dict[str, dict[int, Span]] = {}
-    for path, span in _members(file):
+    for path, first, length in members(file):
         name, suffix = _split(path)
         level = _LEVEL.fullmatch(suffix)
         if level is None and suffix != ".json":
             raise ValueError(f"{file}: expected codes (.level_0.npy, ...) and their .json; got {path}")
-        found.setdefault(name, {})[_FIELDS if level is None else int(level[1])] = span
+        found.setdefault(name, {})[_FIELDS if level is None else int(level[1])] = (first, length)
     for name, parts in found.items():
         if sorted(parts) != list(range(_FIELDS, len(parts) - 1)):
             raise ValueError(f"{file}: expected levels 0, 1, ... and a .json of {name!r}; got {sorted(parts)}")
@@ -160,17 +157,6 @@ def _split(path: str) -> tuple[str, str]:
     """A member's name up to the first dot, and the rest."""
     stem, dot, suffix = path.rpartition("/")[2].partition(".")
     return stem, f"{dot}{suffix}"
-
-
-def _members(file: Path) -> Iterator[tuple[str, Span]]:
-    try:
-        with tarfile.open(file, "r:") as tar:
-            for member in tar:
-                if member.isreg():
-                    yield member.name, (member.offset_data, member.size)
-            _check_end(file, tar.offset)
-    except (tarfile.TarError, OSError) as error:
-        raise ValueError(f"{file}: not an uncompressed tar, or cut off ({error})") from error
 
 
 def stacked(pictures: CodedPictures, sides: Sequence[int], sizes: Sequence[int]) -> list[Tensor]:

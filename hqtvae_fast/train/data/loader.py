@@ -129,7 +129,7 @@ def collate(samples: Sequence[Sample]) -> Batch:
     return Batch(
         images=torch.stack([sample.image for sample in samples]),
         keys=tuple(sample.key for sample in samples),
-        labels=torch.tensor(labels) if labels else None,
+        labels=torch.tensor(labels, dtype=torch.int64, device="cpu") if labels else None,
         captions=captions or None,
         broken=tuple(key for sample in samples for key in sample.broken),
     )

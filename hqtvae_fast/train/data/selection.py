@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from rich.progress import track
 
+from hqtvae_fast.train.data.coded import CodedPictures
 from hqtvae_fast.train.data.packed import fingerprint
 from hqtvae_fast.train.data.sources import ClassFolder, Source
 
@@ -53,9 +54,9 @@ def select(source: Source, wanted: Mapping[str, Sequence[Any]]) -> Source:
 
 
 def class_names(source: Source) -> tuple[str, ...] | None:
-    """The names of the classes that the source's labels number, or None where it is no folder of class folders."""
+    """The names of the classes that the source's labels number, or None where it has none (as class folders have)."""
     whole = source.source if isinstance(source, Selection) else source
-    return whole.class_names if isinstance(whole, ClassFolder) else None
+    return whole.class_names if isinstance(whole, (ClassFolder, CodedPictures)) else None
 
 
 def _fits(source: Source, index: int, wanted: Mapping[str, Sequence[Any]]) -> bool:

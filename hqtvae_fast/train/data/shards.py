@@ -17,7 +17,7 @@ import numpy as np
 from rich.progress import track
 
 from hqtvae_fast.files import decode_text, parse_json
-from hqtvae_fast.picture_files import PICTURE_SUFFIXES, USUAL_SUFFIXES, is_hidden, kind_of, say_left_out
+from hqtvae_fast.picture_files import PICTURE_SUFFIXES, USUAL_SUFFIXES, is_hidden, is_picture, kind_of, say_left_out
 from hqtvae_fast.train.data.packed import PackedStrings, fingerprint
 
 _ROLES = ("picture", ".json", ".txt", ".cls")
@@ -85,8 +85,8 @@ class Shards:
     def fields(self, index: int) -> dict[str, Any]:
         """What is known of the picture besides. ValueError if a member does not hold what its suffix says."""
         found: dict[str, Any] = {}
-        if (text := self._text(index, _JSON)) is not None:
-            found = _parse_fields(text, self._member(index, _JSON))
+        if (data := self._read(index, _JSON)) is not None:
+            found = parse_fields(data, self._member(index, _JSON))
         if (text := self._text(index, _TEXT)) is not None:
             found["caption"] = text.strip()
         if (text := self._text(index, _LABEL)) is not None:
@@ -121,8 +121,9 @@ class Shards:
         return data
 
 
-def _parse_fields(text: str, name: str) -> dict[str, Any]:
-    found = parse_json(text, name)
+def parse_fields(data: bytes, name: str) -> dict[str, Any]:
+    """A sample's ``.json``. ValueError beginning with ``name`` if it is no mapping."""
+    found = parse_json(decode_text(data, name), name)
     if not isinstance(found, dict):
         raise ValueError(f"{name}: expected a mapping; got {type(found).__name__}")
     return found
@@ -130,30 +131,39 @@ def _parse_fields(text: str, name: str) -> dict[str, Any]:
 
 def _samples(file: Path, others: Counter[str]) -> list[tuple[str, list[tuple[int, int]]]]:
     """(name, one (first byte, bytes) a role) of each sample of one tar. ``others`` counts what is left out."""
-    members = list(_members(file))
-    short = {name for name, suffix in (_split(member.path) for member in members) if suffix in _ROLE_OF_SUFFIX}
-    found: dict[str, dict[int, tuple[int, int]]] = {}
-    for path, first, length in members:
-        name, suffix = _split(path)
-        if suffix not in _ROLE_OF_SUFFIX and name not in short:
-            name, suffix = posixpath.splitext(path)
-        if (role := _ROLE_OF_SUFFIX.get(suffix.lower())) is None:
-            others[suffix.lower() or kind_of(path)] += 1
-            continue
-        roles = found.setdefault(name, {})
-        if role in roles:
-            raise ValueError(f"{file}: expected one {_ROLES[role]} named {name!r}; got two")
-        roles[role] = (first, length)
+    found, left_out = _by_name(file)
     samples = [
         (name, [roles.get(role, (0, -1)) for role in range(len(_ROLES))])
         for name, roles in found.items()
         if _PICTURE in roles
     ]
     if not samples:
-        left_out = f", but {', '.join(sorted(others)[:6])}" if others else ""
-        raise ValueError(f"{file}: expected pictures ({USUAL_SUFFIXES}); found none{left_out}")
-    others["without a picture"] += len(found) - len(samples)
+        there = f", but {', '.join(sorted(left_out)[:6])}" if left_out else ""
+        raise ValueError(f"{file}: expected pictures ({USUAL_SUFFIXES}); found none{there}")
+    left_out["without a picture"] = len(found) - len(samples)
+    others.update(left_out)
     return samples
+
+
+def _by_name(file: Path) -> tuple[dict[str, dict[int, tuple[int, int]]], Counter[str]]:
+    """First byte and bytes of the members of one tar, by sample and role; and how many of which kind are neither."""
+    found: dict[str, dict[int, tuple[int, int]]] = {}
+    listed, left_out = list(members(file)), Counter[str]()
+    short = {name for name, suffix in (_split(member.path) for member in listed) if suffix in _ROLE_OF_SUFFIX}
+    for path, first, length in listed:
+        name, suffix = _split(path)
+        if suffix not in _ROLE_OF_SUFFIX and name not in short:
+            name, suffix = posixpath.splitext(path)
+        role = _ROLE_OF_SUFFIX.get(suffix.lower())
+        if any(map(is_hidden, path.split("/"))):
+            left_out["hidden"] += is_picture(path)
+        elif role is None:
+            left_out[suffix.lower() or kind_of(path)] += 1
+        elif role in found.setdefault(name, {}):
+            raise ValueError(f"{file}: expected one {_ROLES[role]} named {name!r}; got two")
+        else:
+            found[name][role] = (first, length)
+    return found, +left_out
 
 
 def _split(path: str) -> tuple[str, str]:
@@ -163,12 +173,12 @@ def _split(path: str) -> tuple[str, str]:
     return folder + slash + stem, f"{dot}{suffix}".lower()
 
 
-def _members(file: Path) -> Iterator[Member]:
-    """The regular files of a tar that are not hidden."""
+def members(file: Path) -> Iterator[Member]:
+    """The regular files of an uncompressed tar. ValueError if it is none, or cut off."""
     try:
         with tarfile.open(file, "r:") as tar:
             for member in tar:
-                if member.isreg() and not any(map(is_hidden, member.name.split("/"))):
+                if member.isreg():
                     yield Member(member.name, member.offset_data, member.size)
             _check_end(file, tar.offset)
     except FileNotFoundError:

@@ -29,7 +29,7 @@ class CentreSquares(Dataset[tuple[Tensor, bool]]):
         try:
             return self.pictures.pixels(self.indices[place]), False
         except UnreadableError:
-            return torch.zeros(3, self.resolution, self.resolution), True
+            return torch.zeros(3, self.resolution, self.resolution, dtype=torch.float32, device="cpu"), True
 
     def batches(self, size: int, *, workers: int = 0, pinned: bool = False) -> DataLoader[Any]:
         """Images [B, 3, R, R] and broken, bool [B], read ahead by ``workers`` processes (0: by this one, not ahead)."""
