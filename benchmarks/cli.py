@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from collections.abc import Callable
+from typing import Annotated, Any
 
 import typer
 
@@ -13,9 +14,9 @@ from benchmarks.html import report
 from benchmarks.launches import launches
 from benchmarks.ops import ops
 from benchmarks.options import ManyValues
-from benchmarks.precision import main as precision
+from benchmarks.precision import precision
 from benchmarks.proxies import main as proxies
-from benchmarks.steps import main as steps
+from benchmarks.steps import steps
 from benchmarks.train import train
 
 app = typer.Typer(
@@ -26,8 +27,6 @@ app = typer.Typer(
     invoke_without_command=True,
     help="Measure, report and compare. Needs a checkout of the repository, in which benchmarks/ lies.",
 )
-# Commands that read their arguments themselves, --help too.
-THEIR_OWN = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
 
 
 @app.callback()
@@ -38,29 +37,23 @@ def _shorthands(
     if count:
         launches()
     if narrow:
-        precision(["demo"])
+        precision("demo")
 
 
-@app.command("precision", context_settings=THEIR_OWN)
-def _precision(context: typer.Context) -> None:
-    """What narrower numbers do to a checkpoint's predictions."""
-    precision(context.args)
+def _add(command: Callable[..., None], name: str, example: str, **how: Any) -> None:
+    app.command(name, epilog=f"Example: hqtvae bench {name} {example}", **how)(command)
 
 
-@app.command("steps", context_settings=THEIR_OWN)
-def _steps(context: typer.Context) -> None:
-    """Steps with and without options: tables of what depends on a code alone, no query in the head's first pass."""
-    steps(context.args)
-
-
-app.command()(launches)
-app.command(cls=ManyValues)(generate)
-app.command()(ops)
-app.command()(train)
-app.command()(encode)
-app.command("proxies")(proxies)
-app.command()(compare)
-app.command()(report)
+_add(precision, "precision", "demo --dtype fp32 bf16", cls=ManyValues)
+_add(steps, "steps", "--preset S --batch 1 --options tables skip_query", cls=ManyValues)
+_add(launches, "launches", "--preset S")
+_add(generate, "generate", "--preset S M L --batches 1 8 50 --device cuda --json out.json", cls=ManyValues)
+_add(ops, "ops", "--all --device cuda --json ops.json")
+_add(train, "train", "--stage 2 --preset S --device cuda --batch 32 --precision bf16")
+_add(encode, "encode", "--preset S --device cuda --batch 64")
+_add(proxies, "proxies", "--json proxies.json")
+_add(compare, "compare", "main . --preset tiny")
+_add(report, "report", "benchmarks/results/*.json --out report/")
 
 if __name__ == "__main__":
     app()

@@ -2,18 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
+import typer
 from typer.core import TyperCommand
 
 
 class ManyValues(TyperCommand):
-    """A command without positional arguments, whose list options take values up to the next option."""
+    """A command whose list options take values up to the next option; what is positional goes before them."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         lists = {name for option in self.params if getattr(option, "multiple", False) for name in option.opts}
         return super().parse_args(ctx, spread(args, lists))
+
+
+def run(command: Callable[..., None], arguments: Sequence[str] | None) -> None:
+    """A command of its own, for ``python -m``; None: with the process's arguments. SystemExit with 2 on bad ones."""
+    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+    app.command(cls=ManyValues)(command)
+    found = typer.main.get_command(app)
+    try:
+        found.main(args=None if arguments is None else list(arguments), standalone_mode=False)
+    except typer.BadParameter as error:
+        typer.echo(f"error: {error.format_message()}", err=True)
+        raise SystemExit(2) from None
 
 
 def spread(arguments: Sequence[str], lists: Collection[str]) -> list[str]:

@@ -7,16 +7,18 @@ KL(p in fp32 || p in the row's numbers), in nats.
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
-from typing import Any
+from enum import Enum
+from typing import Annotated, Any
 
 import torch
+import typer
 from rich import box
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
+from benchmarks.options import run
 from hqtvae_fast import HQTVAEPipeline
 from hqtvae_fast.engine.precision import Quantization
 from hqtvae_fast.hardware import fp32_products
@@ -58,46 +60,58 @@ def compare(exact: Tensor, got: Tensor) -> tuple[float, float]:
     return float(same), float((p.exp() * (p - q)).sum(dim=-1).mean())
 
 
-def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser("python -m benchmarks.precision", description="Logits against those of fp32.")
-    parser.add_argument("checkpoint", help="a directory, or demo")
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--images", default=4, type=int, help="drawn and judged at once")
-    parser.add_argument("--prompt", action="append", help="of a model of text; several times if you like")
-    parser.add_argument("--dtype", nargs="+", default=["fp32", "bf16"], choices=["fp32", "tf32", "bf16", "fp16"])
-    return parser.parse_args(argv)
+class Dtype(str, Enum):
+    """What a row computes in."""
+
+    fp32 = "fp32"
+    tf32 = "tf32"
+    bf16 = "bf16"
+    fp16 = "fp16"
 
 
 @torch.inference_mode()
-def main(argv: Sequence[str] | None = None) -> None:
-    """Print the table."""
-    options = _parse(argv)
+def precision(
+    checkpoint: Annotated[str, typer.Argument(metavar="CHECKPOINT", help="A directory, or demo.")],
+    device: Annotated[str, typer.Option("--device", metavar="NAME")] = "cpu",
+    images: Annotated[int, typer.Option("--images", metavar="N", min=1, help="Drawn and judged at once.")] = 4,
+    prompt: Annotated[
+        list[str] | None,
+        typer.Option("--prompt", metavar="TEXT", help="Of a model of text; several if you like.", show_default=False),
+    ] = None,
+    dtype: Annotated[list[Dtype], typer.Option("--dtype", help="Rows of the table.")] = [Dtype.fp32, Dtype.bf16],  # noqa: B006
+) -> None:
+    """Show what narrower numbers do to a checkpoint's predictions."""
+    wanted = [name.value for name in dtype]
 
     def opened(dtype: str, quantization: Quantization = None) -> tuple[HQTVAEPipeline, HQTransformer]:
-        where = {"device": options.device, "dtype": dtype}
-        pipe = HQTVAEPipeline.from_pretrained(options.checkpoint, **where, quantization=quantization)
+        where = {"device": device, "dtype": dtype}
+        pipe = HQTVAEPipeline.from_pretrained(checkpoint, **where, quantization=quantization)
         if pipe.transformer is None:
-            raise SystemExit(f"{options.checkpoint}: expected a checkpoint with a transformer")
+            raise SystemExit(f"{checkpoint}: expected a checkpoint with a transformer")
         return pipe, pipe.transformer
 
     pipe, model = opened("fp32")
-    arguments, condition = _condition(pipe, options.images, options.prompt or PROMPTS)
-    arguments |= {} if arguments else {"num_images": options.images}
+    arguments, condition = _condition(pipe, images, prompt or PROMPTS)
+    arguments |= {} if arguments else {"num_images": images}
     drawn = pipe(**arguments, seed=0, output_type="codes", progress=False).codes
-    codes = [level.to(options.device) for level in drawn[: model.config.num_levels]]
+    codes = [level.to(device) for level in drawn[: model.config.num_levels]]
     with fp32_products(pipe.device, tf32=False):
         exact = model(codes, condition).levels
     titles = [f"level {level}: {what}" for level in range(len(exact)) for what in ("same", "KL")]
     table = Table("dtype", "weights", *titles, box=box.SIMPLE)
-    for dtype, quantization in ROWS:
-        if dtype in options.dtype:
-            narrow, other = opened(dtype, quantization)
+    for name, quantization in ROWS:
+        if name in wanted:
+            narrow, other = opened(name, quantization)
             with fp32_products(narrow.device, narrow.precision.tf32):
                 levels = other(codes, condition).levels
             found = [compare(wanted, got) for wanted, got in zip(exact, levels, strict=True)]
             cells = [text for same, kl in found for text in (f"{100 * same:.2f}%", f"{kl:.1e}")]
-            table.add_row(dtype, quantization or dtype, *cells)
+            table.add_row(name, quantization or name, *cells)
     Console(highlight=False, width=120).print(table)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    run(precision, arguments)
 
 
 if __name__ == "__main__":

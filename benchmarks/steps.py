@@ -7,15 +7,18 @@ steps.
 
 from __future__ import annotations
 
-import argparse
 import functools
 import statistics
 import time
 from collections.abc import Callable, Sequence
+from enum import Enum
+from typing import Annotated
 
 import torch
+import typer
 from torch import Tensor
 
+from benchmarks.options import run
 from benchmarks.ours import BENCHMARK_PRESETS
 from hqtvae_fast.config import TransformerConfig
 from hqtvae_fast.engine.fused_step import FusedStep, make_tables
@@ -24,7 +27,6 @@ from hqtvae_fast.engine.step import StepOptions
 from hqtvae_fast.model import HQTransformer
 
 NONE = "none"
-OPTIONS = ("tables", "skip_query", "dependent_launch")
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -78,23 +80,6 @@ def _line(what: str, times: dict[str, list[float]]) -> str:
     return f"{what}: {'; '.join(told)}"
 
 
-def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser("python -m benchmarks.steps", description="Steps with and without options.")
-    parser.add_argument("--preset", default="S", choices=BENCHMARK_PRESETS)
-    parser.add_argument("--device", default="cpu", type=torch.device)
-    parser.add_argument("--dtype", default="fp32", choices=DTYPES)
-    parser.add_argument("--batch", default=1, type=int)
-    parser.add_argument("--steps", default=8, type=int, help="of a run, at least 2")
-    parser.add_argument("--repeats", default=5, type=int, help="runs of each")
-    parser.add_argument("--options", default=OPTIONS[:2], nargs="+", choices=OPTIONS, help="each by itself")
-    options = parser.parse_args(argv)
-    try:
-        check_options(EngineOptions(dependent_launch="dependent_launch" in options.options), options.device)
-    except ValueError as error:
-        parser.error(str(error))
-    return options
-
-
 def _with(name: str, model: HQTransformer) -> StepOptions:
     """One option."""
     if name != "tables":
@@ -106,21 +91,58 @@ def _with(name: str, model: HQTransformer) -> StepOptions:
     return StepOptions(tables)
 
 
+class Numbers(str, Enum):
+    """What weights and activations are held in."""
+
+    fp32 = "fp32"
+    bf16 = "bf16"
+    fp16 = "fp16"
+
+
+class Option(str, Enum):
+    """Of a step."""
+
+    tables = "tables"
+    skip_query = "skip_query"
+    dependent_launch = "dependent_launch"
+
+
 @torch.inference_mode()
-def main(argv: Sequence[str] | None = None) -> None:
-    """Print what each option saves, and the tables' size."""
-    options = _parse(argv)
-    config = BENCHMARK_PRESETS[options.preset].transformer
+def steps(
+    preset: Annotated[str, typer.Option("--preset", metavar="NAME", help=", ".join(BENCHMARK_PRESETS))] = "S",
+    device_name: Annotated[str, typer.Option("--device", metavar="NAME")] = "cpu",
+    dtype: Annotated[Numbers, typer.Option("--dtype")] = Numbers.fp32,
+    batch: Annotated[int, typer.Option("--batch", metavar="N", min=1, help="Images at once.")] = 1,
+    count: Annotated[int, typer.Option("--steps", metavar="N", min=2, help="Of a run.")] = 8,
+    repeats: Annotated[int, typer.Option("--repeats", metavar="N", min=1, help="Runs of each.")] = 5,
+    options: Annotated[list[Option], typer.Option("--options", help="Each by itself.")] = [  # noqa: B006
+        Option.tables,
+        Option.skip_query,
+    ],
+) -> None:
+    """Time steps with options (tables of what depends on a code alone, ...) and without them."""
+    device, names = torch.device(device_name), [option.value for option in options]
+    if preset not in BENCHMARK_PRESETS:
+        raise typer.BadParameter(f"--preset: expected one of {', '.join(BENCHMARK_PRESETS)}; got {preset!r}")
+    try:
+        check_options(EngineOptions(dependent_launch="dependent_launch" in names), device)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from None
+    config = BENCHMARK_PRESETS[preset].transformer
     assert config is not None
-    with options.device:
+    with device:
         torch.manual_seed(0)
-        model = HQTransformer(config).to(DTYPES[options.dtype]).eval()
-        inputs = _inputs(config, options.batch)
-    steps = {NONE: FusedStep(model, options.batch)}
-    steps |= {name: FusedStep(model, options.batch, _with(name, model)) for name in options.options}
-    times = _measure(steps, inputs, options.steps, options.repeats)
+        model = HQTransformer(config).to(DTYPES[dtype.value]).eval()
+        inputs = _inputs(config, batch)
+    timed = {NONE: FusedStep(model, batch)}
+    timed |= {name: FusedStep(model, batch, _with(name, model)) for name in names}
+    times = _measure(timed, inputs, count, repeats)
     print(_line("first step", {name: [run[0] for run in runs] for name, runs in times.items()}))
     print(_line("a later step", {name: [t for run in runs for t in run[1:]] for name, runs in times.items()}))
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    run(steps, arguments)
 
 
 if __name__ == "__main__":

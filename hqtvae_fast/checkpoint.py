@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,31 +17,49 @@ from typing import Any
 
 import safetensors.torch
 import torch
-import yaml
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from hqtvae_fast import released
-from hqtvae_fast.config import ConfigError, HQTVAEConfig, TransformerConfig, from_dict, to_dict
+from hqtvae_fast.checkpoint_config import (
+    CONFIG_FILE,
+    DEMO_DIRECTORY,
+    FORMAT,
+    FORMAT_VERSION,
+    MODEL_FILE,
+    RELEASED_STATE_FILES,
+    TOKENIZER_FILE,
+    describe,
+    find_config,
+    missing_tokenizer,
+    pair,
+    resolve,
+)
+from hqtvae_fast.config import CheckpointError, HQTVAEConfig, TransformerConfig, to_dict
 from hqtvae_fast.engine.work import picture_flops
-from hqtvae_fast.fields import shown
-from hqtvae_fast.files import read_text, sync_files, sync_folder
+from hqtvae_fast.files import first_line, sync_files, sync_folder
 from hqtvae_fast.model import HQVAE, HQTransformer
 from hqtvae_fast.model.empty import without_values
-from hqtvae_fast.tensor_files import CheckpointError as CheckpointError
-from hqtvae_fast.tensor_files import StateDict, first_line, read_state, refuse_others
+from hqtvae_fast.released.keys import Source, sources
+from hqtvae_fast.released.state import plain_keys
+from hqtvae_fast.tensor_files import StateDict, read_state
 from hqtvae_fast.threads import threads_for
 
-CONFIG_FILE = "config.json"
-MODEL_FILE = "model.safetensors"
-TOKENIZER_FILE = "tokenizer.json"
-RELEASED_CONFIG_FILE = "config.yaml"
-RELEASED_STATE_FILES = ("ckpt/last.ckpt", "ckpt/state_dict.ckpt")
-DEMO = "demo"
-"""The name of the small model that comes with the package."""
-DEMO_DIRECTORY = Path(__file__).parent / "assets" / "demo"
-FORMAT = "hqtvae_fast"
-FORMAT_VERSION = 1
+__all__ = [
+    "CONFIG_FILE",
+    "DEMO_DIRECTORY",
+    "MODEL_FILE",
+    "TOKENIZER_FILE",
+    "Checkpoint",
+    "CheckpointError",
+    "build",
+    "load",
+    "load_stage2_state",
+    "missing_tokenizer",
+    "resolve",
+    "save",
+    "with_refiner",
+]
+
 MAX_PROBLEMS_SHOWN, KEYS_SHOWN = 5, 3
 
 
@@ -61,22 +78,20 @@ class Checkpoint:
         parts = {"vae": self.vae, "transformer": self.transformer, "refiner": self.refiner}
         return {name: module for name, module in parts.items() if module is not None}
 
+    def sizes(self) -> dict[str, int]:
+        """Parameters of each part; codebooks, which are buffers, are none."""
+        return {name: sum(p.numel() for p in part.parameters()) for name, part in self.modules().items()}
+
     def summary(self) -> str:
-        """What it makes, of what, and how large its parts are, in one line."""
-        vae, stage2 = self.config.vae, self.config.transformer
-        condition = "codes and back only" if stage2 is None else f"condition: {stage2.condition}"
-        levels = zip(vae.level_sides, vae.codebook_sizes, strict=True)
-        maps = " + ".join(f"{side}x{side} of {size:,}" for side, size in levels)
-        parts = self.modules().items()
-        sizes = ", ".join(f"{name} {sum(p.numel() for p in part.parameters()) / 1e6:,.1f} M" for name, part in parts)
-        return f"{vae.resolution}x{vae.resolution} pictures; {condition}; codes {maps}; {sizes}"
+        """What it makes, how large it is and of what codes, in one line."""
+        return describe(self.config, self.sizes())
 
 
 def load(path: str | os.PathLike[str], **hub: Any) -> Checkpoint:
     """Open a released directory, one of ours, or a Hub repository (``owner/name``) of either kind; ``hub``: how that
     one is fetched, as :func:`resolve` takes it."""
     directory = resolve(path, **hub)
-    config, native = _find_config(directory)
+    config, native = find_config(directory)
     with threads_for(picture_flops(config)):
         checkpoint = _load_native(directory, config) if native else _load_released(directory, config)
     tokenizer = directory / TOKENIZER_FILE
@@ -84,71 +99,9 @@ def load(path: str | os.PathLike[str], **hub: Any) -> Checkpoint:
     return checkpoint
 
 
-def _find_config(directory: Path) -> tuple[HQTVAEConfig, bool]:
-    """The configuration, and whether it is in our format."""
-    if (directory / CONFIG_FILE).is_file():
-        return _read_config(directory / CONFIG_FILE, json.loads, _native_config), True
-    if (directory / RELEASED_CONFIG_FILE).is_file():
-        return _read_config(directory / RELEASED_CONFIG_FILE, yaml.safe_load, released.parse_config), False
-    expected = f"expected {CONFIG_FILE} or {RELEASED_CONFIG_FILE}, found neither"
-    raise CheckpointError(f"{directory}: {expected}{_checkpoint_above(directory)}")
-
-
-def _checkpoint_above(path: Path) -> str:
-    """For a path inside of a checkpoint's directory: that directory, as a hint."""
-    for folder in (path.parent, path.parent.parent):
-        if any((folder / name).is_file() for name in (CONFIG_FILE, RELEASED_CONFIG_FILE)):
-            return f": give {folder}"
-    return ""
-
-
 def with_refiner(prior: Checkpoint, refiner: Checkpoint) -> Checkpoint:
     """One checkpoint of the two of a globally conditioned model: top codes from the first, bottom from the second."""
-    try:
-        config = replace(prior.config, refiner=refiner.config.transformer)
-    except ConfigError as error:
-        raise CheckpointError(f"these two checkpoints make no pair: {error}") from error
-    return replace(prior, config=config, refiner=refiner.transformer)
-
-
-def missing_tokenizer(config: HQTVAEConfig) -> str:
-    """What a text model without its tokenizer needs; released directories come without."""
-    stage2 = config.transformer
-    size = "" if stage2 is None else f", of at most {stage2.prefix_vocab_size:,} tokens"
-    return (
-        f"expected a {TOKENIZER_FILE} beside the checkpoint's configuration, to read words with; found none. It must be"
-        f" the one that the model was trained with{size}, as the tokenizers library saves it (tokenizer.save): copy it"
-        " there. Another tokenizer gives other words their meaning"
-    )
-
-
-def resolve(path: str | os.PathLike[str], **hub: Any) -> Path:
-    """The local directory of a checkpoint: a path, ``demo``, or a Hub name ``owner/name``; a local path goes first.
-
-    ``hub``: revision, token, cache_dir and local_files_only, as ``huggingface_hub.snapshot_download`` takes them.
-    """
-    directory = Path(path)
-    if directory.is_dir():
-        return directory
-    if str(path) == DEMO:
-        return DEMO_DIRECTORY
-    if directory.exists():
-        raise CheckpointError(f"{directory}: expected a checkpoint directory; got a file{_checkpoint_above(directory)}")
-    if not re.fullmatch(r"[A-Za-z0-9][\w.-]*/[\w.-]+", str(path)):
-        raise CheckpointError(f"{path}: no such directory (and neither {DEMO!r} nor a Hub name like owner/name)")
-    return _download(str(path), hub)
-
-
-def _download(name: str, hub: dict[str, Any]) -> Path:
-    from huggingface_hub import snapshot_download  # a second of imports that a local path does not need
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
-
-    patterns = [CONFIG_FILE, MODEL_FILE, TOKENIZER_FILE, RELEASED_CONFIG_FILE, *RELEASED_STATE_FILES]
-    try:
-        return Path(snapshot_download(name, allow_patterns=patterns, **hub))
-    except (HfHubHTTPError, HFValidationError, OSError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise CheckpointError(f"{name}: no such directory, and the Hub gave none by that name ({reason})") from error
+    return replace(prior, config=pair(prior.config, refiner.config), refiner=refiner.transformer)
 
 
 # -------------------------------------------------------------------------------------------------------------- load
@@ -170,7 +123,7 @@ def _load_native(directory: Path, config: HQTVAEConfig) -> Checkpoint:
     file = directory / MODEL_FILE
     state, checkpoint = read_state(file), _build_empty(config)
     expected = {
-        f"{prefix}.{key}": released.Source(((f"{prefix}.{key}", tuple(value.shape)),))
+        f"{prefix}.{key}": Source(((f"{prefix}.{key}", tuple(value.shape)),))
         for prefix, module in checkpoint.modules().items()
         for key, value in module.state_dict().items()
     }
@@ -178,27 +131,17 @@ def _load_native(directory: Path, config: HQTVAEConfig) -> Checkpoint:
     return checkpoint
 
 
-def _native_config(data: Any) -> HQTVAEConfig:
-    if not isinstance(data, dict) or data.get("format") != FORMAT:
-        raise ConfigError(
-            f"format: expected {FORMAT!r}; got {shown(data.get('format') if isinstance(data, dict) else data)}"
-        )
-    if type(data.get("version")) is not int or data["version"] != FORMAT_VERSION:
-        raise ConfigError(f"version: expected {FORMAT_VERSION}; got {shown(data.get('version'))}")
-    return from_dict({key: value for key, value in data.items() if key not in ("format", "version")})
-
-
 def _load_released(directory: Path, config: HQTVAEConfig) -> Checkpoint:
     files = [directory / name for name in RELEASED_STATE_FILES if (directory / name).is_file()]
     if not files:
         raise CheckpointError(f"{directory}: expected {' or '.join(RELEASED_STATE_FILES)}, found neither")
-    state, checkpoint = released.plain_keys(read_state(files[0]), files[0]), _build_empty(config)
+    state, checkpoint = plain_keys(read_state(files[0]), files[0]), _build_empty(config)
     parts = {"stage1.": ("vae", checkpoint.vae), "stage2.": ("transformer", checkpoint.transformer)}
     expected = {
         f"{name}.{key}": source
         for prefix, (name, module) in parts.items()
         if module is not None
-        for key, source in released.sources(prefix, module).items()
+        for key, source in sources(prefix, module).items()
     }
     _assign_all(checkpoint, _collect(files[0], state, expected))
     return checkpoint
@@ -208,23 +151,11 @@ def load_stage2_state(config: TransformerConfig, state: StateDict, origin: str) 
     """A transformer from the ``state_dict()`` of a released stage-2 module in memory."""
     with without_values():
         transformer = HQTransformer(config)
-    _assign(transformer, _collect(Path(origin), state, released.sources("", transformer)))
+    _assign(transformer, _collect(Path(origin), state, sources("", transformer)))
     return transformer
 
 
-def _read_config(file: Path, parse: Callable[[str], Any], convert: Callable[[Any], HQTVAEConfig]) -> HQTVAEConfig:
-    refuse_others(file, "a configuration")
-    try:
-        data = parse(read_text(file))
-    except Exception as error:  # what a parser raises on text that is none of its own is no fixed list
-        raise CheckpointError(f"{file}: cannot be read ({first_line(error)})") from error
-    try:
-        return convert(data)
-    except ConfigError as error:
-        raise CheckpointError(f"{file}: {error}") from error
-
-
-def _collect(file: Path, state: StateDict, expected: dict[str, released.Source]) -> StateDict:
+def _collect(file: Path, state: StateDict, expected: dict[str, Source]) -> StateDict:
     """Our parameters from the file's tensors; raises :class:`CheckpointError` listing what is missing or misshapen."""
     wanted = {key: shape for source in expected.values() for key, shape in source.parts}
     problems = []
@@ -245,7 +176,7 @@ def _collect(file: Path, state: StateDict, expected: dict[str, released.Source])
     return {name: _join(state, source) for name, source in expected.items()}
 
 
-def _join(state: StateDict, source: released.Source) -> Tensor:
+def _join(state: StateDict, source: Source) -> Tensor:
     parts = [state[key] for key, _ in source.parts]
     return parts[0] if len(parts) == 1 else torch.cat(parts)
 

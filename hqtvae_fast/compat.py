@@ -19,13 +19,15 @@ import torch
 from rich.progress import Progress
 from torch import Tensor, nn
 
-from hqtvae_fast import released
+from hqtvae_fast.arguments import integers
 from hqtvae_fast.checkpoint import load_stage2_state
 from hqtvae_fast.engine import SamplingParams, draw_codes, image_seeds
 from hqtvae_fast.hardware import default_dtype
 from hqtvae_fast.model import HQTransformer
 from hqtvae_fast.model.pyramid import join_windows, split_windows
 from hqtvae_fast.ops.made import mark
+from hqtvae_fast.released.config import parse_transformer
+from hqtvae_fast.released.module import describe_module
 
 
 def sampling_ihqgpt(
@@ -105,7 +107,7 @@ def _condition(model: HQTransformer, cond: int | Tensor | None, num_candidates: 
         return None, num_candidates
     if cond is None:
         raise ValueError(f"cond: expected {'a class label' if kind == 'class' else 'text tokens'}, got none")
-    rows = torch.as_tensor(cond, dtype=torch.int64)
+    rows = integers("cond", cond, "a class label" if kind == "class" else "text tokens")
     if kind == "class":
         if rows.numel() != 1 or not 0 <= int(rows) < model.config.num_classes:
             raise ValueError(f"cond: expected a class label from 0 to {model.config.num_classes - 1}; got {cond}")
@@ -146,7 +148,7 @@ def convert(model: nn.Module, *, side: int, sixteen_bit: bool = True) -> HQTrans
 
 
 def _convert(model: nn.Module, side: int, sixteen_bit: bool) -> HQTransformer:
-    config = released.parse_transformer(*released.describe_module(model, side))
+    config = parse_transformer(*describe_module(model, side))
     ours = load_stage2_state(config, model.state_dict(), origin=type(model).__name__)
     device = next(model.parameters()).device
     dtype = default_dtype(device) if sixteen_bit else torch.float32

@@ -8,6 +8,7 @@ refuse unknown fields by name. What a field may hold is said by its type; see :m
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Annotated, Any, Literal
@@ -40,6 +41,10 @@ Side = Annotated[int, Between(1, 8192)]
 Count = Annotated[int, Between(1, 1_048_576)]
 """Rows of a table: codes, classes, tokens, positions."""
 Share = Annotated[float, Between(0, 1)]
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that cannot be opened; the message names the file and, where there is one, the key."""
 
 
 def _require(condition: bool, message: str) -> None:
@@ -322,6 +327,19 @@ def preset(name: str) -> HQTVAEConfig:
     if name not in PRESETS:
         raise ConfigError(f"preset: expected one of {', '.join(PRESETS)}; got {name!r}")
     return PRESETS[name]
+
+
+def check_condition(config: HQTVAEConfig, given: Sequence[str]) -> str | None:
+    """What a drawing is conditioned on: ``class_labels``, ``prompt`` or None. ValueError where something else is
+    ``given``, by the same names, or where the model does not draw."""
+    if config.transformer is None:
+        raise ValueError("this checkpoint has stage 1 only: it can encode and decode, but not draw")
+    wanted = {"class": "class_labels", "text": "prompt"}.get(config.transformer.condition)
+    if list(given) != ([wanted] if wanted else []):
+        kind = {"class_labels": "class-conditional", "prompt": "text-conditional", None: "not conditional on either"}
+        got = " and ".join(given) or "none"
+        raise ValueError(f"this model is {kind[wanted]}: expected {wanted or 'none'}; got {got}")
+    return wanted
 
 
 def to_dict(config: HQTVAEConfig) -> dict[str, Any]:

@@ -130,3 +130,8 @@ def cut_name(name: str, most: int = MAX_NAME_BYTES) -> str:
     """The name, cut to ``most`` bytes: file systems count bytes, and a character of UTF-8 has up to four."""
     data = os.fsencode(name)
     return name if len(data) <= most else data[:most].decode("utf-8", "ignore")
+
+
+def first_line(error: Exception) -> str:
+    """Of what an error says, or its name."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

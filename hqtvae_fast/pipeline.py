@@ -44,9 +44,7 @@ from hqtvae_fast.request import (
     Request,
     check_choice,
     make_request,
-    read_condition,
-    read_given_codes,
-    read_params,
+    read_drawing,
 )
 from hqtvae_fast.text import load_tokenizer
 from hqtvae_fast.threads import threads_for
@@ -227,6 +225,8 @@ class HQTVAEPipeline:
         level to be left out. ``batch_size``: images of a replay, where decoding is captured (``graphs``); elsewhere
         they are cut as memory likes."""
         check_choice("output_type", output_type, [name for name in OUTPUT_TYPES if name != "codes"])
+        if not isinstance(codes, Tensor):  # to where they can be looked at: one out of range would stop a GPU
+            codes = [level.cpu() if isinstance(level, Tensor) else level for level in codes]
         levels, count = read_levels(codes, self.config.vae)
         cutter = self._sizes.cutter(count, batch_size, buckets=True)
         if count == 0:
@@ -356,16 +356,11 @@ class HQTVAEPipeline:
         output_type: str,
     ) -> Request:
         """What is asked for, checked; ``sampling``: temperature, top-k, top-p."""
-        if self.transformer is None:
-            raise ValueError("this checkpoint has stage 1 only: it can encode and decode, but not draw")
         check_choice("output_type", output_type, OUTPUT_TYPES)
         num_images = positive("num_images", num_images)
-        stage2 = self.transformer.config
-        condition = read_condition(stage2, class_labels, prompt, self._tokens)
-        given = None if given_top_codes is None else read_given_codes(self.config.vae, given_top_codes)
-        if given is None and stage2.condition == "codes":
-            raise ValueError("given_top_codes: this checkpoint draws bottom codes only; expected top codes, got none")
-        params = read_params([model.config for model in self._models()], self.config.vae.num_levels, *sampling)
+        condition, given, params = read_drawing(
+            self.config, class_labels, prompt, given_top_codes, sampling, self._tokens
+        )
         return make_request(condition, given, num_images, seed, params)
 
     def _generate(

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from hqtvae_fast.arguments import entries, integer, integers, is_sequence, real, short
 from hqtvae_fast.codes import read_level
-from hqtvae_fast.config import TransformerConfig, VAEConfig, first_level
+from hqtvae_fast.config import HQTVAEConfig, TransformerConfig, VAEConfig, check_condition, first_level
 from hqtvae_fast.engine import Batch, SamplingParams, image_seeds
 from hqtvae_fast.hardware import send
 
@@ -68,28 +68,33 @@ def make_request(condition: Tensor | None, given: Tensor | None, num_images: int
     return Request(condition, given, image_seeds(seed, conditions * num_images), params)
 
 
-def read_condition(
-    config: TransformerConfig,
+def read_drawing(
+    config: HQTVAEConfig,
     class_labels: Any,
     prompt: Any,
+    given_top_codes: Any,
+    sampling: tuple[Any, Any, Any],
     tokenize: Callable[[Sequence[str]], Tensor],
-) -> Tensor | None:
-    """Labels [C] or tokens [C, P], as the model is conditioned; None for an unconditional one.
+) -> tuple[Tensor | None, Tensor | None, list[SamplingParams]]:
+    """Condition (labels [C], tokens [C, P] or None), given top codes and sampling parameters, as the model takes them;
+    ``sampling``: temperature, top-k and top-p.
 
-    ValueError when the wrong one, both or none are given, or a label is out of range.
+    ValueError where the model cannot draw this, which its configuration alone tells: the wrong condition, both or none,
+    and whatever is out of range.
     """
-    wanted = {"class": "class_labels", "text": "prompt"}.get(config.condition)
-    got = [name for name, value in (("class_labels", class_labels), ("prompt", prompt)) if value is not None]
-    if got != ([wanted] if wanted else []):
-        kind = {"class": "class-conditional", "text": "text-conditional"}.get(
-            config.condition, "not conditional on either"
-        )
-        raise ValueError(f"this model is {kind}: expected {wanted or 'none'}; got {' and '.join(got) or 'none'}")
-    if wanted is None:
-        return None
-    return (
-        _read_labels(class_labels, config.num_classes) if wanted == "class_labels" else tokenize(_read_prompts(prompt))
-    )
+    conditions = {"class_labels": class_labels, "prompt": prompt}
+    wanted = check_condition(config, [name for name, value in conditions.items() if value is not None])
+    stage2 = config.transformer
+    assert stage2 is not None  # as has just been checked
+    condition = None
+    if wanted is not None:
+        labels = wanted == "class_labels"
+        condition = _read_labels(class_labels, stage2.num_classes) if labels else tokenize(_read_prompts(prompt))
+    given = None if given_top_codes is None else read_given_codes(config.vae, given_top_codes)
+    if given is None and stage2.condition == "codes":
+        raise ValueError("given_top_codes: this checkpoint draws bottom codes only; expected top codes, got none")
+    models = [stage2] if config.refiner is None else [stage2, config.refiner]
+    return condition, given, read_params(models, config.vae.num_levels, *sampling)
 
 
 def _read_labels(class_labels: Any, num_classes: int) -> Tensor:

@@ -16,6 +16,7 @@ LAYERS = [  # a module may import from its own layer and those above it in this 
         "codes",
         "config",
         "fields",
+        "file_kinds",
         "files",
         "modes",
         "picture_files",
@@ -30,6 +31,7 @@ LAYERS = [  # a module may import from its own layer and those above it in this 
     {"ops"},
     {"model"},
     {"engine", "released"},
+    {"checkpoint_config"},
     {"checkpoint"},
     {
         "images",

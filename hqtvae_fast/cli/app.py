@@ -15,11 +15,13 @@ from hqtvae_fast.cli.bench import SETTINGS, bench
 from hqtvae_fast.cli.convert import convert
 from hqtvae_fast.cli.evaluate import evaluate
 from hqtvae_fast.cli.figure import figure
+from hqtvae_fast.cli.help import command_of
 from hqtvae_fast.cli.images import decode, encode, reconstruct
 from hqtvae_fast.cli.info import info
 from hqtvae_fast.cli.output import say_errors
 from hqtvae_fast.cli.pack import pack
 from hqtvae_fast.cli.sample import sample
+from hqtvae_fast.cli.streams import steady_streams
 from hqtvae_fast.cli.train import train
 from hqtvae_fast.cli.tune import tune
 
@@ -30,7 +32,6 @@ app = typer.Typer(
     name=PROGRAM,
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
-    add_completion=False,
     epilog="Example: hqtvae sample path/to/checkpoint --classes 207,250-253 --num-images 4 --top-k 2048 --out dogs.png",
 )
 
@@ -50,29 +51,38 @@ def _root(
 ) -> None:
     """Draw, encode and decode pictures with HQ-TVAE.
 
-    A CHECKPOINT is a directory of a released checkpoint (config.yaml and ckpt/), one written by this package
-    (config.json and model.safetensors), or the name of a Hugging Face Hub repository holding either.
+    A CHECKPOINT is demo (the small model that comes with the package), a directory of a released checkpoint
+    (config.yaml and ckpt/) or of one written by this package (config.json and model.safetensors), or the name of a
+    Hugging Face Hub repository holding either.
 
     Errors are one line on stderr and exit code 2.
     """
 
 
-_EXAMPLES: dict[Callable[..., None], str] = {
-    sample: "hqtvae sample path/to/checkpoint --classes 0,3,5-7 --num-images 4 --top-k 2048 --temperature 0.95",
-    reconstruct: "hqtvae reconstruct path/to/checkpoint photo.jpg portrait.png --levels --out reconstruct.png",
-    encode: "hqtvae encode path/to/checkpoint photos/ --out codes.safetensors",
-    decode: "hqtvae decode path/to/checkpoint codes.safetensors --out-dir decoded/",
-    evaluate: "hqtvae evaluate --reference path/to/val --samples path/to/drawn --features inception:path/to/fid.pth",
-    pack: "hqtvae pack path/to/samples --out samples.npz",
-    convert: "hqtvae convert path/to/released path/to/converted --dtype bf16",
-    info: "hqtvae info --preset S --batch 1 --batch 50",
-    tune: "hqtvae tune path/to/checkpoint --sizes 1,8,50,128,256,512",
+PICTURES, SETS, MODELS = "Pictures", "Sets of pictures", "Models"  # panels of --help
+_COMMANDS: dict[Callable[..., None], tuple[str, str]] = {  # the panel and an example
+    sample: (PICTURES, "hqtvae sample path/to/checkpoint --classes 0,3,5-7 --num-images 4 --top-k 2048 --captions"),
+    reconstruct: (PICTURES, "hqtvae reconstruct path/to/checkpoint photo.jpg portrait.png --levels --out both.png"),
+    encode: (PICTURES, "hqtvae encode path/to/checkpoint photos/ --out codes.safetensors"),
+    decode: (PICTURES, "hqtvae decode path/to/checkpoint codes.safetensors --out-dir decoded/"),
+    evaluate: (
+        SETS,
+        "hqtvae evaluate --reference path/to/val --samples path/to/new --features inception:path/to/fid.pth",
+    ),
+    pack: (SETS, "hqtvae pack path/to/samples --out samples.npz"),
+    info: (MODELS, "hqtvae info --preset S --batch 1 --batch 50"),
+    convert: (MODELS, "hqtvae convert path/to/released path/to/converted --dtype bf16"),
+    tune: (MODELS, "hqtvae tune path/to/checkpoint --sizes 1,8,50,128,256,512"),
 }
-for _command, _example in _EXAMPLES.items():
-    app.command(epilog=f"Example: {_example}")(_command)
-app.add_typer(train, name="train")
-app.add_typer(figure, name="figure")
-app.command(context_settings=SETTINGS, add_help_option=False)(bench)
+for _command, (_panel, _example) in _COMMANDS.items():
+    app.command(epilog=f"Example: {_example}", rich_help_panel=_panel)(_command)
+app.add_typer(
+    figure, name="figure", rich_help_panel=SETS, epilog='Example: hqtvae figure levels demo --prompt "owl, 3d"'
+)
+app.add_typer(
+    train, name="train", rich_help_panel=MODELS, epilog="Example: hqtvae train stage1 --data pictures/ --out runs/vae"
+)
+app.command(context_settings=SETTINGS, add_help_option=False, rich_help_panel=MODELS)(bench)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -80,10 +90,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = list(sys.argv[1:] if arguments is None else arguments) or ["--help"]
     given, debug = _debug_first(given)
     try:
+        with steady_streams():
+            return _run(given, debug)
+    except OSError as error:  # of stdout; whatever was to be written to files has been
+        say_errors([describe(error)])
+        return BAD_INPUT
+
+
+def _run(arguments: list[str], debug: bool) -> int:
+    """Run one command; what goes wrong in it is said here."""
+    try:
         with warnings.catch_warnings():
             if not debug:
                 warnings.showwarning = _show_warning
-            code = app(args=given, prog_name=PROGRAM, standalone_mode=False)
+            code = command_of(app).main(args=arguments, prog_name=PROGRAM, standalone_mode=False)
     except (KeyboardInterrupt, typer.Abort):
         code = INTERRUPTED
     except Exception as error:

@@ -8,16 +8,20 @@ from pathlib import Path
 
 import typer
 
+from hqtvae_fast.cli.help import command_of
+from hqtvae_fast.cli.output import waiting
+
 ROOT = Path(__file__).parents[2]
 PACKAGE = "benchmarks"
 SETTINGS = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
 
 
 def bench(context: typer.Context) -> None:
-    """Measure speed, report it, and compare revisions: hqtvae bench --help lists the commands. Needs a checkout."""
-    group = load()
+    """Measure speed, report it, and compare revisions (needs a checkout of the repository)."""
+    with waiting("Starting"):
+        group = command_of(load())
     # Errors and exit codes are this program's, so the inner group must not end the process by itself.
-    code = group(args=context.args, prog_name=context.command_path, standalone_mode=False)
+    code = group.main(args=context.args, prog_name=context.command_path, standalone_mode=False)
     if isinstance(code, int) and code:
         raise typer.Exit(code)
 

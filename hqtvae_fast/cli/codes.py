@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import safetensors.torch
 import torch
@@ -14,7 +15,10 @@ from torch import Tensor
 from hqtvae_fast.codes import read_levels
 from hqtvae_fast.config import VAEConfig
 from hqtvae_fast.files import json_text, parse_json, write_file
-from hqtvae_fast.model import HQVAE
+
+if TYPE_CHECKING:
+    from hqtvae_fast.model import HQVAE
+    from hqtvae_fast.train.data import CodedPictures
 
 FORMAT = "hqtvae_fast codes"
 
@@ -25,6 +29,15 @@ class Codes:
 
     levels: tuple[Tensor | None, ...]
     names: tuple[str, ...]
+    shards: CodedPictures | None = None
+    """Where they are from, if they are of shards."""
+
+    def check_vae(self, vae: HQVAE) -> None:
+        """ValueError where shards say that another VAE made them."""
+        if self.shards is not None:
+            from hqtvae_fast.train.stored_codes import check_vae
+
+            check_vae(self.shards, vae)
 
 
 def write_codes(path: Path, levels: Sequence[Tensor], names: Sequence[str]) -> None:
@@ -34,31 +47,29 @@ def write_codes(path: Path, levels: Sequence[Tensor], names: Sequence[str]) -> N
     write_file(path, safetensors.torch.save(tensors, metadata))
 
 
-def read_codes(path: Path, vae: HQVAE) -> Codes:
+def read_codes(path: Path, config: VAEConfig) -> Codes:
     """Codes that fit a model, of a safetensors file or of shards: a folder, a tar, or a pattern of several.
 
-    ValueError naming the file, and the level, otherwise, and where shards say that another VAE made them.
+    ValueError naming the file, and the level, otherwise.
     """
-    codes = _read_file(path, vae.config) if path.is_file() and path.suffix != ".tar" else _read_shards(path, vae)
+    codes = _read_file(path, config) if path.is_file() and path.suffix != ".tar" else _read_shards(path, config)
     if not codes.names:
         raise ValueError(f"{path}: expected codes of one picture or more; got none")
     return codes
 
 
-def _read_shards(path: Path, vae: HQVAE) -> Codes:
+def _read_shards(path: Path, config: VAEConfig) -> Codes:
     from hqtvae_fast.train.data import CodedPictures, open_source
     from hqtvae_fast.train.data.coded import stacked
-    from hqtvae_fast.train.stored_codes import check_vae
 
     if not path.exists() and not any(mark in str(path) for mark in "*?[{"):
         raise ValueError(f"{path}: no such file")
     pictures = open_source(path, codes=True)
     if not isinstance(pictures, CodedPictures):
         raise ValueError(f"{path}: expected codes, a safetensors file or shards of them; got pictures")
-    check_vae(pictures, vae)
-    levels = stacked(pictures, vae.config.level_sides, vae.config.codebook_sizes)
+    levels = stacked(pictures, config.level_sides, config.codebook_sizes)
     names = (pictures.fields(index).get("key", pictures.key(index)) for index in range(len(pictures)))
-    return Codes(tuple(levels), tuple(map(str, names)))
+    return Codes(tuple(levels), tuple(map(str, names)), pictures)
 
 
 def _read_file(path: Path, config: VAEConfig) -> Codes:

@@ -9,7 +9,7 @@ from pathlib import Path
 import typer
 
 from hqtvae_fast.cli.options import batch_of, open_pipeline
-from hqtvae_fast.cli.output import check_folder, count, progress, rate
+from hqtvae_fast.cli.output import count, progress, rate, waiting
 
 BAD_INPUT = 2
 
@@ -24,13 +24,14 @@ def encode_set(
     device: str | None,
 ) -> None:
     """Make the shards that are missing, and say how many pictures that were, how fast, and how many were broken."""
-    from hqtvae_fast.train.code_shards import CodeShards
-    from hqtvae_fast.train.data import open_source
+    with waiting("Starting"):
+        from hqtvae_fast.train.code_shards import CodeShards
+        from hqtvae_fast.train.data import open_source
 
     source = open_source(list(images))
-    check_folder(folder)
     pipe = open_pipeline(checkpoint, device, None)
-    shards = CodeShards(folder, source, pipe.vae, shard_size)
+    with waiting("Hashing the weights"):
+        shards = CodeShards(folder, source, pipe.vae, shard_size)
     if done := shards.done():
         typer.echo(f"{folder}: {len(done):,} of {count(len(shards), 'shard')} are there already")
     started = time.perf_counter()

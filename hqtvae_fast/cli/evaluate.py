@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
+from hqtvae_fast.cli.checks import config_of
 from hqtvae_fast.cli.options import MACHINE, OUTPUT, Device, DType, open_pipeline
-from hqtvae_fast.cli.output import check_file, count, progress, rate, show, table
+from hqtvae_fast.cli.output import check_file, count, progress, rate, show, table, waiting
 from hqtvae_fast.files import json_text, write_file
 
 if TYPE_CHECKING:
@@ -165,14 +166,19 @@ def evaluate(
         raise ValueError("expected --reference, and one of --samples, --reconstruct and --save-reference")
     for file in (save_reference, out):
         check_file(file)
-    import torch
+    if reconstruct is not None:
+        config_of(reconstruct)
+    with waiting("Starting"):
+        import torch
 
-    from hqtvae_fast.distributed import join_team
-    from hqtvae_fast.evaluate import open_extractor
+        from hqtvae_fast.distributed import join_team
+        from hqtvae_fast.evaluate import open_extractor
 
     with join_team() as team:
         own = team.device(device) or ("cuda" if torch.cuda.is_available() else "cpu")
-        job = _Job(open_extractor(features, own), batch_size, workers, keep, neighbours, team)
+        with waiting(f"Opening {features}"):
+            extractor = open_extractor(features, own)
+        job = _Job(extractor, batch_size, workers, keep, neighbours, team)
         started = time.perf_counter()
         if reconstruct is not None and reference:
             pipe = open_pipeline(reconstruct, own, dtype)
@@ -325,7 +331,8 @@ def _finish(metrics: list[Metric], facts: dict[str, Any], out: Path | None) -> N
     for metric in metrics:
         arrow = "↓" if metric.better == "lower" else "↑"
         shown.add_row(f"{metric.name} {arrow}", metric.shown(), metric.of)
+    if out is not None:  # before a table is shown: nothing that happens to that may cost the file
+        write_file(out, (json_text(document(metrics, facts), indent=1, allow_nan=False) + "\n").encode())
     show(shown)
     if out is not None:
-        write_file(out, (json_text(document(metrics, facts), indent=1, allow_nan=False) + "\n").encode())
         typer.echo(f"wrote {out}")

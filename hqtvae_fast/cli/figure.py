@@ -8,16 +8,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from hqtvae_fast.cli.checks import check_conditions, check_drawing, config_of
 from hqtvae_fast.cli.options import (
     Checkpoint,
     Device,
     DType,
     open_pipeline,
     parse_classes,
-    parse_per_level,
 )
-from hqtvae_fast.cli.output import check_file, progress
-from hqtvae_fast.cli.sample_options import Classes, NumImages, Prompt, Seed, Temperature, TopK, TopP
+from hqtvae_fast.cli.output import check_picture_file, picture_kind, progress, waiting
+from hqtvae_fast.cli.sample_options import Classes, NumImages, Prompt, Seed, Temperature, TopK, TopP, sampling_of
 from hqtvae_fast.files import write_file
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 Out = Annotated[
     Path,
-    typer.Option("--out", metavar="FILE", help="What to write: .png, or .jpg, which is smaller for many pictures."),
+    typer.Option("--out", metavar="FILE", help="What to write: .png, .webp or .jpg, which is the smallest."),
 ]
 ImageFiles = Annotated[
     list[Path] | None,
@@ -42,8 +42,6 @@ Training = Annotated[
 PicturesOption = Annotated[
     list[str], typer.Option("--pictures", metavar="PATH", help="Pictures to encode: a folder, shards, an .npz.")
 ]
-
-JPEG = (".jpg", ".jpeg")
 
 figure = typer.Typer(no_args_is_help=True, help="Draw the paper's figures, and others, of any checkpoint.")
 
@@ -63,13 +61,18 @@ def levels(
     dtype: DType = None,
 ) -> None:
     """Figure 1: drawn pictures from the top codes alone, the finer codes alone, and all of them."""
-    from hqtvae_fast.cli.plan import plan
-    from hqtvae_fast.evaluate.figures.levels import level_rows
+    check_picture_file(out)
+    labels, sampling = parse_classes(classes or []), sampling_of(top_k, top_p, temperature)
+    config = config_of(checkpoint)
+    check_conditions(checkpoint, config, labels, prompt or [])
+    with waiting("Starting"):
+        from hqtvae_fast.cli.plan import arguments, plan
+        from hqtvae_fast.evaluate.figures.levels import level_rows
 
-    check_file(out)
+    drawings = plan(labels, prompt or [], None, num_images, seed)
+    check_drawing(config, arguments(drawings), sampling)
     pipe = open_pipeline(checkpoint, device, dtype)
-    drawings = plan(parse_classes(classes or []), prompt or [], None, num_images, seed)
-    codes = _draw(pipe, drawings, _sampling(top_k, top_p, temperature))
+    codes = _draw(pipe, drawings, sampling)
     captions = [drawing.caption() for drawing in drawings]
     _write(out, level_rows(pipe, codes, captions if any(captions) else ()))
 
@@ -89,18 +92,21 @@ def resampling(
     dtype: DType = None,
 ) -> None:
     """Figure 3: what the top codes alone give of pictures, with each way of resampling."""
-    from hqtvae_fast.cli.pictures import find_pictures
-    from hqtvae_fast.evaluate.figures.levels import resampling_rows
-    from hqtvae_fast.images import open_image
-
-    check_file(out)
+    check_picture_file(out)
     if (image is None) == (pictures is None):
         raise ValueError("expected either --image or --pictures")
     named = [model.partition("=") for model in models]
     if not all(name and path for name, _, path in named):
         raise ValueError(f"expected NAME=CHECKPOINT; got {', '.join(models)}")
-    pipes = {name.replace("\\n", "\n"): open_pipeline(path, device, dtype) for name, _, path in named}
+    for _, _, path in named:
+        config_of(path)
+    with waiting("Starting"):
+        from hqtvae_fast.cli.pictures import find_pictures
+        from hqtvae_fast.evaluate.figures.levels import resampling_rows
+        from hqtvae_fast.images import open_image
+
     shown = [open_image(file) for file in find_pictures(image)] if image else _some(pictures or [], None, count)[0]
+    pipes = {name.replace("\\n", "\n"): open_pipeline(path, device, dtype) for name, _, path in named}
     _write(out, resampling_rows(pipes, shown))
 
 
@@ -123,20 +129,22 @@ def redraw(
     dtype: DType = None,
 ) -> None:
     """Figure 4b: one picture's top codes, and many draws of the finer ones."""
-    from hqtvae_fast.cli.plan import plan
-    from hqtvae_fast.evaluate.figures.levels import redraw_rows
-    from hqtvae_fast.images import open_image, to_tensor
+    check_picture_file(out)
+    labels, sampling = parse_classes(classes or []), sampling_of(top_k, top_p, temperature)
+    if len(labels) + len(prompt or []) > 1:
+        raise ValueError(f"expected one class or prompt; got {len(labels) + len(prompt or [])}")
+    config = config_of(checkpoint)
+    check_conditions(checkpoint, config, labels, prompt or [])
+    with waiting("Starting"):
+        from hqtvae_fast.cli.plan import arguments, plan
+        from hqtvae_fast.evaluate.figures.levels import redraw_rows
+        from hqtvae_fast.images import open_image, to_tensor
 
-    check_file(out)
+    drawings = plan(labels, prompt or [], None, 1, seed)
+    check_drawing(config, arguments(drawings), sampling)
+    kept = None if image is None else to_tensor([open_image(image)], config.vae.resolution)
     pipe = open_pipeline(checkpoint, device, dtype)
-    drawings = plan(parse_classes(classes or []), prompt or [], None, 1, seed)
-    if len(drawings) != 1:
-        raise ValueError(f"expected one class or prompt; got {len(drawings)}")
-    sampling = _sampling(top_k, top_p, temperature)
-    if image is None:
-        codes = _draw(pipe, drawings, sampling)
-    else:
-        codes = pipe.encode(to_tensor([open_image(image)], pipe.config.vae.resolution))
+    codes = _draw(pipe, drawings, sampling) if kept is None else pipe.encode(kept)
     condition = {"class_labels": drawings[0].label, "prompt": drawings[0].prompt}
     _write(out, redraw_rows(pipe, codes, condition, sampling, draws, seed + 1))
 
@@ -151,17 +159,19 @@ def usage(
     device: Device = None,
 ) -> None:
     """How often each code is chosen for a set of pictures, by level, with perplexity."""
-    import torch
+    check_picture_file(out)
+    config = config_of(checkpoint).vae
+    with waiting("Starting"):
+        import torch
 
-    from hqtvae_fast.evaluate import open_pictures
-    from hqtvae_fast.evaluate.figures.plots import usage_plot
-    from hqtvae_fast.evaluate.reconstruction import code_counts
+        from hqtvae_fast.evaluate import open_pictures
+        from hqtvae_fast.evaluate.figures.plots import usage_plot
+        from hqtvae_fast.evaluate.reconstruction import code_counts
 
-    check_file(out)
-    pipe = open_pipeline(checkpoint, device, None)
-    sizes = pipe.config.vae.codebook_sizes
+    sizes = config.codebook_sizes
     counts = [torch.zeros(size, dtype=torch.int64, device="cpu") for size in sizes]
-    source = open_pictures(pictures, pipe.config.vae.resolution)
+    source = open_pictures(pictures, config.resolution)
+    pipe = open_pipeline(checkpoint, device, None)
     with progress("Encoding", len(source)) as advance:
         for images, _ in source.batches(batch_size, workers=workers):
             own = code_counts(pipe.encode(images.float() / 127.5 - 1), sizes)
@@ -187,13 +197,14 @@ def neighbours(
     device: Device = None,
 ) -> None:
     """Drawn pictures above the training pictures nearest to them: recall or invention."""
-    import torch
+    check_picture_file(out)
+    with waiting("Starting"):
+        import torch
 
-    from hqtvae_fast.evaluate import open_pictures
-    from hqtvae_fast.evaluate.figures import neighbours as drawing
-    from hqtvae_fast.images import to_tensor
+        from hqtvae_fast.evaluate import open_pictures
+        from hqtvae_fast.evaluate.figures import neighbours as drawing
+        from hqtvae_fast.images import to_tensor
 
-    check_file(out)
     drawn, captions = _some(samples, None, count)
     side = drawn[0].width
     known, measured = open_pictures(training, side), _distance(distance, side, device)
@@ -218,24 +229,17 @@ def speed(
     out: Out = Path("speed.png"),
 ) -> None:
     """Quality over speed, a point for each way of drawing."""
-    from hqtvae_fast.evaluate.figures.plots import read_point, speed_plot
+    check_picture_file(out)
+    with waiting("Starting"):
+        from hqtvae_fast.evaluate.figures.plots import read_point, speed_plot
 
-    check_file(out)
     _write(out, speed_plot([read_point(point, metric) for point in points]))
-
-
-def _sampling(top_k: str | None, top_p: str | None, temperature: str) -> dict[str, Any]:
-    return {
-        "top_k": parse_per_level("--top-k", top_k, int),
-        "top_p": parse_per_level("--top-p", top_p, float),
-        "temperature": parse_per_level("--temperature", temperature, float),
-    }
 
 
 def _draw(pipe: HQTVAEPipeline, drawings: list[Drawing], sampling: dict[str, Any]) -> tuple[Tensor, ...]:
     from hqtvae_fast.cli.plan import arguments
 
-    return pipe(**arguments(drawings), **sampling, output_type="codes").codes  # type: ignore[arg-type]
+    return pipe(**arguments(drawings), **sampling, output_type="codes").codes
 
 
 def _some(paths: list[str], resolution: int | None, count: int) -> tuple[list[Image.Image], list[str]]:
@@ -264,13 +268,8 @@ def _distance(name: str, side: int, device: str | None) -> Distance:
 def _write(out: Path, picture: Image.Image | bytes) -> None:
     from PIL import Image
 
-    from hqtvae_fast.cli.sheets import png
+    from hqtvae_fast.cli.sheets import ENCODERS
 
-    if out.suffix.lower() in JPEG:
-        with io.BytesIO() as data:
-            image = Image.open(io.BytesIO(picture)) if isinstance(picture, bytes) else picture
-            image.convert("RGB").save(data, "JPEG", quality=90)
-            write_file(out, data.getvalue())
-    else:
-        write_file(out, picture if isinstance(picture, bytes) else png(picture))
+    image = Image.open(io.BytesIO(picture)) if isinstance(picture, bytes) else picture
+    write_file(out, ENCODERS[picture_kind(out)](image, None))
     typer.echo(f"wrote {out}")

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from hqtvae_fast.cli.checks import config_of
 from hqtvae_fast.cli.options import (
     MACHINE,
     OUTPUT,
@@ -24,27 +25,49 @@ from hqtvae_fast.cli.options import (
     kept_level,
     open_pipeline,
 )
-from hqtvae_fast.cli.output import check_file, count, progress, rate, unique_names
+from hqtvae_fast.cli.output import (
+    check_file,
+    check_folder,
+    check_picture_file,
+    count,
+    progress,
+    rate,
+    unique_names,
+    waiting,
+)
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from hqtvae_fast.cli.pictures import Picture
 
 BAD_INPUT = 2
 DEFAULT_SHEET = Path("decoded.png")
+LEGIBLE = 192  # pixels of a picture whose caption can be read
 
 LevelsShown = Annotated[
     bool,
     typer.Option(
-        "--levels",
+        "--levels/--no-levels",
         help="Show each level decoded alone too: original, reconstruction, top only, ..., bottom only (figure 1).",
         rich_help_panel=OUTPUT,
     ),
 ]
 ReconstructOut = Annotated[
     Path,
-    typer.Option("--out", metavar="FILE", help="The PNG file: a row for each image.", rich_help_panel=OUTPUT),
+    typer.Option(
+        "--out", metavar="FILE", help="The sheet (.png, .jpg, .webp): a row for each image.", rich_help_panel=OUTPUT
+    ),
+]
+ReconstructScale = Annotated[
+    int | None,
+    typer.Option(
+        "--scale",
+        metavar="N",
+        min=1,
+        max=16,
+        help="Enlarge the sheet's pictures.",
+        show_default=f"to about {LEGIBLE} pixels",
+        rich_help_panel=OUTPUT,
+    ),
 ]
 EncodeOut = Annotated[
     Path,
@@ -85,7 +108,7 @@ DecodeOut = Annotated[
     typer.Option(
         "--out",
         metavar="FILE",
-        help="Write all pictures on one sheet, a PNG file.",
+        help="Write all pictures on one sheet: .png, .jpg or .webp.",
         show_default=f"{DEFAULT_SHEET} if --out-dir is not given",
         rich_help_panel=OUTPUT,
     ),
@@ -106,35 +129,38 @@ def reconstruct(
     images: Images,
     out: ReconstructOut = Path("reconstruct.png"),
     levels: LevelsShown = False,
+    scale: ReconstructScale = None,
     batch_size: BatchSize = None,
     device: Device = None,
     dtype: DType = None,
 ) -> None:
     """Encode and decode images: original and reconstruction side by side, and the PSNR in dB (higher is closer)."""
-    from hqtvae_fast.cli.pictures import Reader, find_pictures
-    from hqtvae_fast.cli.sheets import PictureWriter
-    from hqtvae_fast.cli.stage1 import reconstruct_batch, show_quality
+    check_picture_file(out)
+    config = config_of(checkpoint).vae
+    files = _files(images)
+    with waiting("Starting"):
+        from hqtvae_fast.cli.pictures import Reader
+        from hqtvae_fast.cli.sheets import PictureWriter
+        from hqtvae_fast.cli.stage1 import reconstruct_batch, show_quality
 
-    columns = 2
-    files = find_pictures(images)
-    check_file(out)
+    scale = scale or max(1, round(LEGIBLE / config.resolution))
+    columns = 2 + (config.num_levels if levels else 0)
+    writer, reader = PictureWriter(out, None, columns, scale=scale, captions=True), Reader(config.resolution)
     pipe = open_pipeline(checkpoint, device, dtype)
-    if levels:
-        columns += pipe.config.vae.num_levels
-    writer, reader = PictureWriter(out, None, columns), Reader(pipe.config.vae.resolution)
     pictures: list[Picture] = []
     quality: list[float] = []
-    size = batch_of(pipe, batch_size)
     with progress("Reconstructing", len(files)) as advance:
-        for batch in reader.batches(files, size, advance):
-            rows, decibels = reconstruct_batch(pipe, batch, levels)
-            for image in (image for row in rows for image in row):
-                writer.add(image, "")
-            pictures, quality = pictures + batch, quality + decibels
+        for batch in reader.batches(files, batch_of(pipe, batch_size), advance):
+            for row, decibels in reconstruct_batch(pipe, batch, levels):
+                for image, caption in row:
+                    writer.add(image, "", caption=caption)
+                quality.append(decibels)
+            pictures += batch
+    if pictures:
+        writer.finish()
     reader.report()
     if pictures:
         show_quality(pictures, quality)
-        writer.finish()
     if reader.failures:
         raise typer.Exit(BAD_INPUT)
 
@@ -149,45 +175,51 @@ def encode(
     batch_size: BatchSize = None,
     device: Device = None,
 ) -> None:
-    """Write the codes of images to a file, for decode and sample --given-top. Encoding is always in fp32.
+    """Write the codes of images to a file, for decode and sample --given-top.
 
-    With --shards a whole set, shards of pictures among them, into shards of codes: stopped anywhere, the same command
-    goes on with the shards that are missing.
+    Encoding is always in fp32. With --shards a whole set, shards of pictures among them, into shards of codes: stopped
+    anywhere, the same command goes on with the shards that are missing.
     """
-    import torch
-
-    from hqtvae_fast.cli.codes import write_codes
-    from hqtvae_fast.cli.encode_set import encode_set
-    from hqtvae_fast.cli.pictures import Reader, find_pictures
-    from hqtvae_fast.engine.encoding import make_encoder
-    from hqtvae_fast.images import to_tensor
-
     if shards is not None:
+        check_folder(shards)
+        config_of(checkpoint)
+        from hqtvae_fast.cli.encode_set import encode_set
+
         encode_set(checkpoint, images, shards, shard_size, workers, batch_size, device)
         return
-    files = find_pictures(images)
     check_file(out)
+    config_of(checkpoint)
+    files = _files(images)
+    with waiting("Starting"):
+        from hqtvae_fast.cli.codes import write_codes
+        from hqtvae_fast.cli.pictures import Reader
+        from hqtvae_fast.cli.stage1 import encode_files
+
     pipe = open_pipeline(checkpoint, device, None)
-    reader, size = Reader(pipe.config.vae.resolution), batch_of(pipe, batch_size)
-    encoder = make_encoder(pipe.vae, min(size, len(files)))
-    names: list[str] = []
-    parts: list[tuple[Tensor, ...]] = []
+    reader = Reader(pipe.config.vae.resolution)
     started = time.perf_counter()
     with progress("Encoding", len(files)) as advance:
-        for batch in reader.batches(files, size, advance):
-            pixels = to_tensor([picture.image for picture in batch], reader.resolution)
-            parts.append(tuple(level.cpu() for level in encoder(pixels)))
-            names += [str(picture.path) for picture in batch]
+        levels, names = encode_files(pipe, reader, files, batch_of(pipe, batch_size), advance)
     seconds = time.perf_counter() - started
+    if names:
+        write_codes(out, levels, names)
     reader.report()
     if names:
-        levels = [torch.cat(level) for level in zip(*parts, strict=True)]
-        write_codes(out, levels, names)
         maps = ", ".join("x".join(map(str, level.shape[1:])) for level in levels)
         typer.echo(rate(len(names), "image", seconds))
         typer.echo(f"wrote {out} (codes of {count(len(names), 'picture')}: {maps})")
     if reader.failures:
         raise typer.Exit(BAD_INPUT)
+
+
+def _files(images: list[Path]) -> list[Path]:
+    """The picture files; ValueError where none of them is there."""
+    if not any(path.exists() for path in images):
+        raise ValueError("; ".join(f"{path}: no such file" for path in images))
+    with waiting("Starting"):
+        from hqtvae_fast.cli.pictures import find_pictures
+
+    return find_pictures(images)
 
 
 def decode(
@@ -203,14 +235,21 @@ def decode(
     dtype: DType = None,
 ) -> None:
     """Turn a file of codes back into pictures."""
-    from hqtvae_fast.cli.codes import leave_out, read_codes
-    from hqtvae_fast.cli.sheets import PictureWriter
-
     keep = kept_level(top_only, bottom_only)
-    writer = PictureWriter(DEFAULT_SHEET if out is None and out_dir is None else out, out_dir, columns)
+    if out is None and out_dir is None:
+        out = DEFAULT_SHEET
+    check_picture_file(out)
+    check_folder(out_dir)
+    config = config_of(checkpoint).vae
+    with waiting("Starting"):
+        from hqtvae_fast.cli.codes import leave_out, read_codes
+        from hqtvae_fast.cli.sheets import PictureWriter
+
+    stored = read_codes(codes, config)
+    levels = leave_out(stored.levels, config.num_levels, keep)
+    writer = PictureWriter(out, out_dir, columns)
     pipe = open_pipeline(checkpoint, device, dtype)
-    stored = read_codes(codes, pipe.vae)
-    levels = leave_out(stored.levels, pipe.config.vae.num_levels, keep)
+    stored.check_vae(pipe.vae)
     missing = [f"level_{index}" for index, level in enumerate(stored.levels) if level is None]
     if missing and keep is None:
         typer.echo(f"warning: {codes} has no {' or '.join(missing)}, which is left out", err=True)
@@ -225,5 +264,5 @@ def decode(
             for name, image in zip(names[start : start + size], pictures, strict=True):
                 writer.add(image, name)
             advance(len(pictures))
-    typer.echo(rate(len(names), "image", seconds))
     writer.finish()
+    typer.echo(rate(len(names), "image", seconds))

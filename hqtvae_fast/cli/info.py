@@ -6,7 +6,9 @@ from typing import Annotated
 
 import typer
 
+from hqtvae_fast.cli.checks import config_of
 from hqtvae_fast.cli.options import Precision
+from hqtvae_fast.cli.output import waiting
 from hqtvae_fast.config import PRESETS, preset
 
 DEFAULT_BATCHES = [1, 50]
@@ -49,13 +51,17 @@ def info(
     if checkpoint is not None and preset_name is not None:
         raise ValueError("CHECKPOINT and --preset: expected at most one of them")
     config = None if preset_name is None else preset(preset_name)
-    from hqtvae_fast import checkpoint as checkpoints
-    from hqtvae_fast.cli.model_facts import show_costs, show_machine, show_stored
+    if checkpoint is not None:
+        config = config_of(checkpoint)
+    with waiting("Starting" if checkpoint is None else f"Opening {checkpoint}"):
+        from hqtvae_fast import checkpoint as checkpoints
+        from hqtvae_fast.cli.model_facts import show_costs, show_machine, show_stored, show_summary
 
-    opened = None if checkpoint is None else checkpoints.load(checkpoint)
+        opened = None if checkpoint is None else checkpoints.load(checkpoint)
+    if config is not None:
+        show_summary(checkpoint or f"preset {preset_name}", config, opened)
     show_machine()
     if opened is not None:
-        config = opened.config
         show_stored(opened)
     if config is None:
         typer.echo(f"Name a CHECKPOINT or a --preset ({', '.join(PRESETS)}) to see what it costs.")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.util
+import os
 import platform
 from importlib.metadata import version
 from typing import Any
@@ -14,7 +15,8 @@ from rich.text import Text
 
 from hqtvae_fast import _cuda
 from hqtvae_fast import checkpoint as checkpoints
-from hqtvae_fast.cli.output import facts, show, table
+from hqtvae_fast.checkpoint_config import describe
+from hqtvae_fast.cli.output import facts, show, table, waiting
 from hqtvae_fast.config import HQTVAEConfig
 from hqtvae_fast.engine.activation_memory import decoding_memory
 from hqtvae_fast.engine.precision import PRECISIONS
@@ -23,6 +25,7 @@ from hqtvae_fast.model import cost
 from hqtvae_fast.ops import cpu_library
 
 PUBLISHED = ("A100-80GB", "H100")
+QUIET, TRIES = 0.5, 3  # a load above which a CPU is measured so many times
 
 
 def show_machine() -> None:
@@ -48,6 +51,16 @@ def _cpu_kernels() -> str:
         return f"none ({reason})"
     reason = cpu_library.why_not_bf16() or ""
     return f"random words ({reason})" if reason else "random words, bf16 products and attention"
+
+
+def show_summary(name: str, config: HQTVAEConfig, opened: checkpoints.Checkpoint | None) -> None:
+    """One line about the model, before the sections."""
+    said = f"{name}: {describe(config, cost.sizes(config))}"
+    if opened is not None:
+        tensors = [value for part in opened.modules().values() for value in part.state_dict().values()]
+        dtypes = ", ".join(sorted({_name(value.dtype) for value in tensors}))
+        said += f"; {_si(sum(value.nbytes for value in tensors), 'G')}B in {dtypes}"
+    typer.echo(f"{said}\n")
 
 
 def show_stored(opened: checkpoints.Checkpoint) -> None:
@@ -80,13 +93,14 @@ def _flat(name: str, value: Any) -> list[tuple[str, Any]]:
 
 
 def _show_parameters(config: HQTVAEConfig) -> None:
-    values = cost.parameters(config)
+    values, sizes = cost.parameters(config), cost.sizes(config)
     shown = table("Parameters", "component", "values")
-    for part in dict.fromkeys(name.split(".")[0] for name in values):
-        own = {name: number for name, number in values.items() if name.startswith(f"{part}.")}
-        for name, number in own.items():
-            shown.add_row(name, _si(number, "M"))
-        shown.add_row(Text(f"{part}, together", "bold"), Text(_si(sum(own.values()), "M"), "bold"))
+    for part, size in sizes.items():
+        for name, number in values.items():
+            if name.startswith(f"{part}."):
+                buffer = " (buffers, not counted)" if name == "vae.codebooks" else ""
+                shown.add_row(f"{name}{buffer}", _si(number, "M"))
+        shown.add_row(Text(f"{part}, together", "bold"), Text(_si(size, "M"), "bold"))
         shown.add_section()
     show(shown)
 
@@ -125,7 +139,11 @@ def _show_memory(config: HQTVAEConfig, batches: list[int], dtype: torch.dtype) -
 
 def _show_floors(config: HQTVAEConfig, batches: list[int], dtype: torch.dtype, measure: bool) -> None:
     image = cost.image_cost(config)
-    devices = [published(name) for name in PUBLISHED] + ([measure_this_machine()] if measure else [])
+    load, devices = 0.0, [published(name) for name in PUBLISHED]
+    if measure:
+        with waiting("Measuring this machine"):
+            load, measured = _measure()
+        devices.append(measured)
     columns = ("batch", "draw, ms", "decode, ms", "images/s at most", "for an endless batch")
     shown = table(f"Time floors, with weights, caches and pixels in {_name(dtype)}", "device", *columns)
     for device in devices:
@@ -139,6 +157,19 @@ def _show_floors(config: HQTVAEConfig, batches: list[int], dtype: torch.dtype, m
         "A step takes its arithmetic or its memory traffic, whichever is slower; decoding follows drawing. Devices are"
         " given as\nthey compute in the dtype named; published peaks are dense and at boost clock."
     )
+    if load > QUIET:
+        typer.echo(
+            f"This machine was busy while it was measured: a load of {load:.1f} on {os.cpu_count()} cores, best of"
+            f" {TRIES} measurements.\nAn idle machine may do better."
+        )
+
+
+def _measure() -> tuple[float, Device]:
+    """The load of others, which tells on a CPU alone, and this machine's peaks; the best of several if there is any."""
+    load = 0.0 if torch.cuda.is_available() else os.getloadavg()[0]
+    tries = [measure_this_machine() for _ in range(TRIES if load > QUIET else 1)]
+    flops, bandwidth = max(device.flops for device in tries), max(device.bandwidth for device in tries)
+    return load, dataclasses.replace(tries[0], flops=flops, bandwidth=bandwidth)
 
 
 def _describe(device: Device) -> str:

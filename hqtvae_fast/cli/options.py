@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from hqtvae_fast.cli.output import waiting
 from hqtvae_fast.config import DEFAULT_BATCH
 
 if TYPE_CHECKING:
@@ -200,11 +201,12 @@ def open_pipeline(
     **options: Any,
 ) -> HQTVAEPipeline:
     """``options``: the engine's, as ``from_pretrained`` takes them."""
-    from hqtvae_fast.pipeline import HQTVAEPipeline
+    with waiting(f"Opening {checkpoint}"):
+        from hqtvae_fast.pipeline import HQTVAEPipeline
 
-    return HQTVAEPipeline.from_pretrained(
-        checkpoint, device=device, dtype=None if dtype is None else dtype.value, refiner=refiner, **options
-    )
+        return HQTVAEPipeline.from_pretrained(
+            checkpoint, device=device, dtype=None if dtype is None else dtype.value, refiner=refiner, **options
+        )
 
 
 def batch_of(pipe: HQTVAEPipeline, batch_size: int | None) -> int:
@@ -227,15 +229,15 @@ def parse_classes(values: Iterable[str]) -> list[int]:
     return classes
 
 
-def parse_per_level(option: str, text: str | None, kind: Callable[[str], Any]) -> Any:
-    """``"2048"`` -> 2048; ``"2048,none"`` -> [2048, None], one a level; None stays None."""
+def parse_per_level(option: str, text: str | None, kind: Callable[[str], Any], *, none: bool = True) -> Any:
+    """``"2048"`` -> 2048; ``"2048,none"`` -> [2048, None] where ``none`` is a value, one a level; None stays None."""
     if text is None:
         return None
     try:
-        values = [None if part.strip().lower() == "none" else kind(part) for part in text.split(",")]
+        values = [None if none and part.strip().lower() == "none" else kind(part) for part in text.split(",")]
     except ValueError:
-        noun = "an integer" if kind is int else "a number"
-        raise ValueError(f"{option}: expected {noun}, or one per level such as 2,none; got {text!r}") from None
+        noun, example = "an integer" if kind is int else "a number", "2,none" if none else "1,0.9"
+        raise ValueError(f"{option}: expected {noun}, or one per level such as {example}; got {text!r}") from None
     return values[0] if len(values) == 1 else values
 
 

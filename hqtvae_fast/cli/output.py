@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,23 +12,46 @@ from typing import TYPE_CHECKING
 
 import typer
 
+from hqtvae_fast.cli.streams import talk_aside
 from hqtvae_fast.files import MAX_STEM_BYTES, cut_name
 
 if TYPE_CHECKING:
     from rich.table import Table
 
+PATIENCE = 1.0  # seconds
+PICTURE_KINDS = {".png": "png", ".jpg": "jpg", ".jpeg": "jpg", ".webp": "webp", "": "png"}
 FILE_WIDTH = 120  # columns of a table that does not go to a terminal
 
 
 def check_file(path: Path | None) -> None:
-    """ValueError, before any work is done, where :func:`hqtvae_fast.files.write_file` could not write."""
+    """ValueError, before any work is done, where :func:`hqtvae_fast.files.write_file` could not write.
+
+    Of stdout itself, nothing but the file goes there from now on.
+    """
     if path is None:
         return
+    talk_aside(path)
     if path.is_dir():
         raise ValueError(f"{path}: expected a file to write to; got a folder")
     if path.name == "":
         raise ValueError("expected the name of a file to write to; got none")
     check_folder(path.parent)
+
+
+def picture_kind(path: Path) -> str:
+    """What a picture file's name says that it is: png, jpg or webp; png where it says nothing."""
+    suffix = path.suffix.lower()
+    if suffix not in PICTURE_KINDS:
+        names = ", ".join(name for name in PICTURE_KINDS if name)
+        raise ValueError(f"{path}: expected the name of a picture file, one of {names}; got {suffix}")
+    return PICTURE_KINDS[suffix]
+
+
+def check_picture_file(path: Path | None) -> None:
+    """:func:`check_file` of a file whose name says what picture it is."""
+    check_file(path)
+    if path is not None:
+        picture_kind(path)
 
 
 def check_folder(folder: Path | None) -> None:
@@ -102,6 +126,25 @@ def unique_names(names: Sequence[str]) -> list[str]:
         used.add(candidate)
         unique.append(candidate)
     return unique
+
+
+@contextmanager
+def waiting(doing: str) -> Iterator[None]:
+    """Say on stderr what is waited for, such as ``Opening demo``: on a terminal at once, beside a spinner that goes
+    away; elsewhere as a line, if it takes longer than :data:`PATIENCE`."""
+    if sys.stderr.isatty():
+        from rich.console import Console
+
+        with Console(stderr=True).status(doing):
+            yield
+        return
+    timer = threading.Timer(PATIENCE, lambda: typer.echo(f"{doing} ...", err=True))
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 @contextmanager

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -80,7 +81,7 @@ def _slug(prompt: str) -> str:
     return cut_name(re.sub(r"\W+", "-", prompt.lower()).strip("-"), MAX_NAME) or "prompt"
 
 
-def arguments(drawings: Sequence[Drawing]) -> dict[str, object]:
+def arguments(drawings: Sequence[Drawing]) -> dict[str, Any]:
     """The pipeline's arguments that draw these pictures."""
     labels = [drawing.label for drawing in drawings if drawing.label is not None]
     prompts = [drawing.prompt for drawing in drawings if drawing.prompt is not None]

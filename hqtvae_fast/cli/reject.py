@@ -11,9 +11,11 @@ import typer
 from PIL import Image
 from torch import Tensor
 
+from hqtvae_fast.cli.asked import Judged
 from hqtvae_fast.cli.options import parse_classes
-from hqtvae_fast.cli.output import count
+from hqtvae_fast.cli.output import count, waiting
 from hqtvae_fast.cli.plan import Drawing
+from hqtvae_fast.hardware import pick_device
 
 if TYPE_CHECKING:
     from hqtvae_fast.evaluate.rejection import Candidate, Judge
@@ -24,10 +26,10 @@ Drawn = tuple[Drawing, tuple[Image.Image | None, tuple[Tensor, ...]]]
 class Rejection:
     """What to keep of a plan's drawings: ``kept`` of the ``drawn`` that each subject has."""
 
-    def __init__(self, judge: Judge, kept: int, drawn: int, targets: list[str] | None, batch: int) -> None:
+    def __init__(self, judge: Judge, kept: int, drawn: int, targets: list[str] | None) -> None:
         from hqtvae_fast.evaluate.rejection import Tally
 
-        self.judge, self.kept, self.drawn, self.batch = judge, kept, drawn, batch
+        self.judge, self.kept, self.drawn = judge, kept, drawn
         self.targets = None if targets is None else parse_classes(targets)
         self.tally = Tally()
 
@@ -39,11 +41,11 @@ class Rejection:
         if self.targets is not None and len(self.targets) != len(subjects):
             raise ValueError(f"--targets: expected {len(subjects)}, one a class or prompt; got {len(self.targets)}")
 
-    def choose(self, drawn: Iterable[Drawn]) -> Iterator[Drawn]:
-        """Those kept, subject after subject, best first."""
+    def choose(self, drawn: Iterable[Drawn], batch: int) -> Iterator[Drawn]:
+        """Those kept, subject after subject, best first; the network sees ``batch`` at a time."""
         from hqtvae_fast.evaluate.rejection import best_of
 
-        chosen = best_of(self._candidates(drawn), self.judge, self.drawn, self.kept, batch=self.batch, tally=self.tally)
+        chosen = best_of(self._candidates(drawn), self.judge, self.drawn, self.kept, batch=batch, tally=self.tally)
         return (item for _, item in chosen)
 
     def report(self) -> None:
@@ -77,15 +79,14 @@ class Rejection:
         return drawing.label
 
 
-def open_rejection(
-    spec: str | None, accept: float, targets: list[str] | None, num_images: int, batch: int, device: torch.device
-) -> Rejection | None:
+def open_rejection(judged: Judged, num_images: int, device: str | None) -> Rejection | None:
     """None where no classifier is asked for."""
-    if spec is None:
-        if targets is not None:
+    if judged.classifier is None:
+        if judged.targets is not None:
             raise ValueError("--targets: expected --classifier with it")
         return None
     from hqtvae_fast.evaluate.rejection import candidates_for, open_judge
 
-    drawn = candidates_for(num_images, accept)
-    return Rejection(open_judge(spec, device), num_images, drawn, targets, batch)
+    drawn = candidates_for(num_images, judged.accept)
+    with waiting(f"Opening {judged.classifier}"):
+        return Rejection(open_judge(judged.classifier, pick_device(device)), num_images, drawn, judged.targets)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
+from hqtvae_fast.cli.asked import Files, Judged, Machine, Wanted
+from hqtvae_fast.cli.checks import check_conditions, config_of
 from hqtvae_fast.cli.options import (
     BatchSize,
     BottomOnly,
@@ -22,12 +23,10 @@ from hqtvae_fast.cli.options import (
     SkipQuery,
     Tables,
     TopOnly,
-    batch_of,
     kept_level,
     parse_classes,
-    parse_per_level,
 )
-from hqtvae_fast.cli.output import check_file
+from hqtvae_fast.cli.output import check_file, check_folder, check_picture_file, waiting
 from hqtvae_fast.cli.sample_options import (
     Accept,
     Captions,
@@ -51,11 +50,12 @@ from hqtvae_fast.cli.sample_options import (
     TopK,
     TopP,
     named_as_options,
+    sampling_of,
 )
 from hqtvae_fast.files import read_text
+from hqtvae_fast.world import world
 
 DEFAULT_OUT = Path("sample.png")
-MAX_ROW = 16  # of a condition's pictures, by default
 
 
 def sample(
@@ -100,51 +100,37 @@ def sample(
     if classes and prompt:
         raise ValueError("--classes and --prompt: expected one of them; a model is conditioned on one or the other")
     labels, keep = parse_classes(classes or []), kept_level(top_only, bottom_only)
-    sampling = {
-        "top_k": parse_per_level("--top-k", top_k, int),
-        "top_p": parse_per_level("--top-p", top_p, float),
-        "temperature": parse_per_level("--temperature", temperature, float),
-    }
+    sampling = sampling_of(top_k, top_p, temperature)
     engine: dict[str, Any] = {"graphs": graphs, "tables": tables, "fused_draw": fused_draw, "overlap": overlap}
     engine |= {"dependent_launch": dependent_launch, "skip_query": skip_query}
     engine["quantization"] = None if quantize is None else quantize.value
-    from hqtvae_fast.cli.sample_set import Machine, Wanted, sample_set
-
     machine = Machine(checkpoint, device, dtype, refiner, engine)
-    if "WORLD_SIZE" in os.environ:  # set by torchrun, whose processes cannot share a sheet
+    wanted = Wanted(labels, prompt, num_images, seed, sampling, keep, given_top)
+    if world().size > 1:  # processes that torchrun has started cannot share a sheet
         out, shards = None, _shards_of_a_team(shards, out)
     if shards is not None:
         others = {"out": out, "out_dir": out_dir, "save_codes": save_codes, "given_top": given_top}
         _check_shards_alone(keep, **others, classifier=classifier)
-        wanted = Wanted(labels, prompt, num_images, seed)
-        with named_as_options():
-            sample_set(machine, shards, wanted, sampling, shard_size=shard_size, batch_size=batch_size)
-        return
-    from hqtvae_fast.cli.codes import read_codes
-    from hqtvae_fast.cli.drawing import draw_all, save_drawn
-    from hqtvae_fast.cli.plan import plan
-    from hqtvae_fast.cli.reject import open_rejection
-    from hqtvae_fast.cli.sheets import PictureWriter
+        check_folder(shards)
+        with waiting("Starting"):
+            from hqtvae_fast.cli.sample_set import sample_set
 
+        with named_as_options():
+            sample_set(machine, shards, wanted, shard_size=shard_size, batch_size=batch_size)
+        return
     if out is None and out_dir is None and save_codes is None:
         out = DEFAULT_OUT
-    writer = PictureWriter(out, out_dir, columns, scale=scale, captions=captions, kind=picture_format.value)
+    check_picture_file(out)
+    check_folder(out_dir)
     check_file(save_codes)
+    config = config_of(checkpoint, refiner)
+    check_conditions(checkpoint, config, labels, prompt)
+    with waiting("Starting"):
+        from hqtvae_fast.cli.drawing import draw
+
+    files = Files(out, out_dir, save_codes, columns, scale, captions, picture_format.value)
     with named_as_options():
-        pipe = machine.open(device)
-    given = None if given_top is None else read_codes(given_top, pipe.vae)
-    with named_as_options():
-        batch = batch_of(pipe, batch_size)
-        rejection = open_rejection(classifier, accept, targets, num_images, batch, pipe.device)
-        of_each = num_images if rejection is None else rejection.drawn
-        drawings = plan(labels, prompt, given, of_each, seed)
-        if rejection is not None:
-            rejection.check(drawings, keep)
-        if columns is None and 1 < num_images <= MAX_ROW and of_each < len(drawings):
-            writer.columns = num_images  # a row for each subject
-        drawings, codes = draw_all(pipe, drawings, sampling, keep, writer, batch, save_codes, rejection)
-    writer.finish()
-    save_drawn(save_codes, drawings, codes)
+        draw(machine, config, wanted, Judged(classifier, accept, targets), files, batch_size)
 
 
 def _read_prompts(file: Path | None) -> list[str]:

@@ -7,11 +7,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from enum import Enum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from hqtvae_fast.cli.options import OUTPUT
+from hqtvae_fast.cli.options import OUTPUT, parse_per_level
 
 WHAT, SAMPLING, REJECTION = "What to draw", "Sampling", "Rejection sampling"  # panels of --help
 
@@ -123,7 +123,7 @@ Out = Annotated[
     typer.Option(
         "--out",
         metavar="FILE",
-        help="Write all pictures on one sheet, a PNG file.",
+        help="Write all pictures on one sheet: .png, .jpg or .webp.",
         show_default="sample.png if no other output is asked for",
         rich_help_panel=OUTPUT,
     ),
@@ -134,7 +134,9 @@ Scale = Annotated[
 ]
 Captions = Annotated[
     bool,
-    typer.Option("--captions", help="Write under each picture of the sheet what it shows.", rich_help_panel=OUTPUT),
+    typer.Option(
+        "--captions/--no-captions", help="Write under each picture of the sheet what it shows.", rich_help_panel=OUTPUT
+    ),
 ]
 
 
@@ -215,11 +217,20 @@ Targets = Annotated[
 ]
 
 
+def sampling_of(top_k: str | None, top_p: str | None, temperature: str) -> dict[str, Any]:
+    """The pipeline's arguments of these options."""
+    return {
+        "top_k": parse_per_level("--top-k", top_k, int),
+        "top_p": parse_per_level("--top-p", top_p, float),
+        "temperature": parse_per_level("--temperature", temperature, float, none=False),
+    }
+
+
 @contextmanager
 def named_as_options() -> Iterator[None]:
     """Errors of the pipeline, with this command's names for what they are about."""
     try:
         yield
     except ValueError as error:
-        names = r"\b(" + "|".join(NAMES) + r")\b"
+        names = r"(?<![-\w])(" + "|".join(NAMES) + r")\b"  # what is an option already stays
         raise ValueError(re.sub(names, lambda match: NAMES[match[0]], str(error))) from error

@@ -3,71 +3,45 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import typer
 from rich.console import Console
 
-from hqtvae_fast.cli.options import ComputeIn, batch_of, open_pipeline
-from hqtvae_fast.cli.output import check_folder, count, progress, rate
+from hqtvae_fast.cli.asked import Machine, Wanted
+from hqtvae_fast.cli.checks import check_drawing, config_of
+from hqtvae_fast.cli.options import batch_of
+from hqtvae_fast.cli.output import check_folder, count, progress, rate, waiting
 from hqtvae_fast.distributed import SampleShards, SampleSpec, Team, join_team
 from hqtvae_fast.distributed.subjects import make_subjects
-from hqtvae_fast.pipeline import HQTVAEPipeline
 
 LINE_SECONDS = 30.0  # between two lines about a job whose stderr is no terminal
 
 
-@dataclass(frozen=True)
-class Machine:
-    """What draws: the checkpoints, what they run on and in, and the engine's options."""
-
-    checkpoint: str
-    device: str | None
-    dtype: ComputeIn | None
-    refiner: Path | None
-    engine: dict[str, Any]
-
-    def open(self, device: str | None) -> HQTVAEPipeline:
-        return open_pipeline(self.checkpoint, device, self.dtype, self.refiner, **self.engine)
-
-
-@dataclass(frozen=True)
-class Wanted:
-    """What is drawn: ``num_images`` of each class or prompt, or so many in all."""
-
-    labels: Sequence[int]
-    prompts: Sequence[str]
-    num_images: int
-    seed: int
-
-
-def sample_set(
-    machine: Machine, folder: Path, wanted: Wanted, sampling: dict[str, Any], *, shard_size: int, batch_size: int | None
-) -> None:
-    """Draw the shards that are missing; the leading process says how many pictures that were, and how fast.
-
-    ``sampling``: top_k, top_p and temperature, each a number or one a level.
-    """
+def sample_set(machine: Machine, folder: Path, wanted: Wanted, *, shard_size: int, batch_size: int | None) -> None:
+    """Draw the shards that are missing; the leading process says how many pictures that were, and how fast."""
     check_folder(folder)
+    config = config_of(machine.checkpoint, machine.refiner)
+    if config.transformer is None:
+        raise ValueError("this checkpoint has stage 1 only: it can encode and decode, but not draw")
+    subjects = make_subjects(config.transformer, wanted.labels, wanted.prompts, wanted.num_images)
+    check_drawing(config, subjects.examples(), wanted.sampling)
     with join_team() as team:
         pipe = machine.open(team.device(machine.device))
-        if pipe.transformer is None:
-            raise ValueError("this checkpoint has stage 1 only: it can encode and decode, but not draw")
-        subjects = make_subjects(pipe.transformer.config, wanted.labels, wanted.prompts, wanted.num_images)
         how: dict[str, Any] = {"batch_size": batch_of(pipe, batch_size), "shard_size": shard_size}
         shards = SampleShards(
-            folder, pipe, SampleSpec(subjects, seed=wanted.seed, engine=machine.engine, **sampling, **how)
+            folder, pipe, SampleSpec(subjects, seed=wanted.seed, engine=machine.engine, **wanted.sampling, **how)
         )
         draw_together(team, shards)
 
 
 def draw_together(team: Team, shards: SampleShards) -> None:
     """One process's part in a job; all of them return when every shard is there."""
-    own = shards.described()
+    with waiting("Hashing the weights"):
+        own = shards.described()
     wanted, missing = team.share(lambda: (own, shards.open(own)))
     if wanted != own:
         raise ValueError(f"process {team.rank}: expected the set that process 0 draws, {wanted}; got {own}")

@@ -13,7 +13,7 @@ import typer
 from PIL import ExifTags, Image
 from PIL.PngImagePlugin import PngInfo
 
-from hqtvae_fast.cli.output import check_file, check_folder, count
+from hqtvae_fast.cli.output import check_folder, check_picture_file, count, picture_kind
 from hqtvae_fast.files import write_file
 from hqtvae_fast.images import enlarge, grid, with_caption
 
@@ -29,6 +29,13 @@ def png(image: Image.Image, about: str | None = None) -> bytes:
     return data.getvalue()
 
 
+def jpg(image: Image.Image, about: str | None = None) -> bytes:
+    """A JPEG file, smaller and not quite the same pixels; ``about`` goes into its comment."""
+    data = io.BytesIO()
+    image.convert("RGB").save(data, format="JPEG", quality=95, comment=about)
+    return data.getvalue()
+
+
 def webp(image: Image.Image, about: str | None = None) -> bytes:
     """A lossless WebP file, the same pixels as the PNG in fewer bytes; ``about`` goes into Exif's ImageDescription."""
     notes, data = Image.Exif(), io.BytesIO()
@@ -38,7 +45,7 @@ def webp(image: Image.Image, about: str | None = None) -> bytes:
     return data.getvalue()
 
 
-ENCODERS: dict[str, Callable[[Image.Image, str | None], bytes]] = {"png": png, "webp": webp}
+ENCODERS: dict[str, Callable[[Image.Image, str | None], bytes]] = {"png": png, "jpg": jpg, "webp": webp}
 
 
 class PictureWriter:
@@ -47,7 +54,7 @@ class PictureWriter:
     Files are compressed in threads beside the drawing (the encoders let go of Python's lock), a few at a time: pictures
     that come faster wait. What fails there is raised by a later :meth:`add`, or :meth:`finish`. On the sheet they are
     ``scale`` times as large, each above its caption if ``captions``. ``kind``, of :data:`ENCODERS`: what the files of
-    their own are; the sheet is a PNG.
+    their own are; of the sheet its name says it.
     """
 
     def __init__(
@@ -60,7 +67,7 @@ class PictureWriter:
         captions: bool = False,
         kind: str = "png",
     ) -> None:
-        check_file(sheet)
+        check_picture_file(sheet)
         check_folder(folder)
         self.sheet, self.folder, self.columns = sheet, folder, columns
         self.scale, self.captions, self.kind = scale, captions, kind
@@ -94,10 +101,10 @@ class PictureWriter:
                 self._one_done()
         finally:
             self._writers.shutdown(cancel_futures=True)
-        if self.folder is not None:
-            typer.echo(f"wrote {count(self._written, 'picture')} into {self.folder}")
+        said = [] if self.folder is None else [f"wrote {count(self._written, 'picture')} into {self.folder}"]
         if self.sheet is not None:
             sheet = grid(self._kept, self.columns)
-            write_file(self.sheet, png(sheet))
+            write_file(self.sheet, ENCODERS[picture_kind(self.sheet)](sheet, None))
             size = f"{sheet.width}x{sheet.height} pixels"
-            typer.echo(f"wrote {self.sheet} ({count(len(self._kept), 'picture')}, {size})")
+            said.append(f"wrote {self.sheet} ({count(len(self._kept), 'picture')}, {size})")
+        typer.echo("\n".join(said), nl=bool(said))

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from hqtvae_fast.cli.checks import config_of
 from hqtvae_fast.cli.options import (
     MACHINE,
     Checkpoint,
@@ -22,7 +23,7 @@ from hqtvae_fast.cli.options import (
     open_pipeline,
     parse_classes,
 )
-from hqtvae_fast.cli.output import show, table
+from hqtvae_fast.cli.output import check_file, show, table
 
 DEFAULT_SIZES = "1,2,4,8,16,32,50,64,128,256,512"
 Sizes = Annotated[
@@ -76,6 +77,9 @@ def tune(
     engine: dict[str, Any] = {"graphs": graphs, "tables": tables, "fused_draw": fused_draw, "overlap": overlap}
     engine |= {"dependent_launch": dependent_launch, "skip_query": skip_query}
     narrow = None if quantize is None else quantize.value
+    check_file(file)
+    if config_of(checkpoint).transformer is None:
+        raise ValueError("this checkpoint has stage 1 only: there is nothing to draw in batches")
     from hqtvae_fast.engine.batch_tuning import default_file
 
     pipe = open_pipeline(checkpoint, device, dtype, quantization=narrow, **engine)
@@ -86,7 +90,7 @@ def tune(
     )
     rows = table("Batch sizes", "batch", "seconds", "images/s", "")
     for size, seconds in found.seconds.items():
-        use = "fastest" if size == found.best else "kept" if size in found.buckets else "not worth a capture"
+        use = "fastest" if size == found.best else "kept" if size in found.buckets else "not used"
         rows.add_row(str(size), f"{seconds:.3f}", f"{size / seconds:.2f}", use)
     show(rows)
     typer.echo(f"wrote {default_file() if file is None else file}")

@@ -59,6 +59,15 @@ def parameters(config: HQTVAEConfig) -> dict[str, int]:
     return {name: count for name, count in table.items() if count > 0}
 
 
+def sizes(config: HQTVAEConfig) -> dict[str, int]:
+    """Parameters of each part, as torch counts them: codebooks, which are moving averages in buffers, are none."""
+    table: Counter[str] = Counter()
+    for name, count in parameters(config).items():
+        if name != "vae.codebooks":
+            table[name.partition(".")[0]] += count
+    return dict(table)
+
+
 # ------------------------------------------------------------------------------------------------------------- stage 1
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from hqtvae_fast.backend import BackendError, choose
+from hqtvae_fast.backend import BackendError, Choice, choose
 from hqtvae_fast.hardware import Device, floor_seconds, measure_this_machine, published
 from hqtvae_fast.ops.spec import Case, Cost, Spec, all_specs
 
@@ -20,18 +20,22 @@ def explain(op_name: str, *inputs: Any, backend: str | None = None, peaks: Devic
     """What ``hqtvae_fast.ops.<op_name>(*inputs, backend=backend)`` would do, as lines of text; nothing is run.
 
     ``inputs`` are those of the op's spec, in its order. The lines: the backend, who asked for it, and those passed over
-    with the reason; how the kernel would be launched, where the op tells; the least FLOPs and bytes, where the op's
-    spec gives a cost for these inputs (they have the shapes and dtypes of one of its cases), which of the two bounds
-    the time, and the floor. ``peaks``: the device's; by default :func:`peaks_of` the device that the inputs are on,
-    which the first time takes 2 seconds where nothing is published for it. Raises ValueError on an unknown op.
+    with the reason; how the kernel would be launched, where Triton computes it and the op tells; the least FLOPs and
+    bytes, where the op's spec gives a cost for these inputs (they have the shapes and dtypes of one of its cases),
+    which of the two bounds the time, and the floor. ``peaks``: the device's; by default :func:`peaks_of` the device
+    that the inputs are on, which the first time takes 2 seconds where nothing is published for it. Raises ValueError on
+    an unknown op.
     """
     specs = all_specs()
     if op_name not in specs:
         raise ValueError(f"op: expected one of {', '.join(sorted(specs))}; got {op_name!r}")
     spec = specs[op_name]
     device = device_of(inputs)
-    rows = [("op", f"{op_name}({', '.join(map(_shape, inputs))}) on {device}"), *_backend_rows(spec, inputs, backend)]
-    if spec.describe is not None:
+    rows = [("op", f"{op_name}({', '.join(map(_shape, inputs))}) on {device}")]
+    choice, told = _choice(spec, inputs, backend)
+    rows += told
+    launches = device.type == "cuda" if choice is None else choice.backend.name == "triton"
+    if spec.describe is not None and launches:
         rows += spec.describe(*inputs).items()
     rows += _cost_rows(spec, inputs, device, peaks)
     width = max(len(label) for label, _ in rows)
@@ -100,17 +104,18 @@ def _shape(value: Any) -> str:
     return repr(value)
 
 
-def _backend_rows(spec: Spec, inputs: Sequence[Any], backend: str | None) -> list[tuple[str, str]]:
+def _choice(spec: Spec, inputs: Sequence[Any], backend: str | None) -> tuple[Choice | None, list[tuple[str, str]]]:
+    """Who would compute it, if that is known, and lines about it."""
     if not spec.backends:
-        return [("backend", "the op's spec lists none")]
+        return None, [("backend", "the op's spec lists none")]
     try:
         choice = choose(spec.op, spec.backends, *inputs, backend=backend)
     except BackendError as error:
-        return [("backend", f"none: {error}")]
+        return None, [("backend", f"none: {error}")]
     rows = [("backend", f"{choice.backend.name}, chosen by {choice.asked_by}")]
     if choice.backend.origin is not None:
         rows.append(("kernels from", choice.backend.origin()))
-    return rows + [("passed over", f"{name}: {reason}") for name, reason in choice.passed_over]
+    return choice, rows + [("passed over", f"{name}: {reason}") for name, reason in choice.passed_over]
 
 
 def _cost_rows(spec: Spec, inputs: Sequence[Any], device: torch.device, peaks: Device | None) -> list[tuple[str, str]]:

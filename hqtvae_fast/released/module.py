@@ -14,7 +14,7 @@ _TWO_LEVEL_TYPES = {
 
 
 def describe_module(model: nn.Module, side: int) -> tuple[dict[str, Any], tuple[int, ...]]:
-    """Arguments for :func:`hqtvae_fast.released.parse_transformer`: the ``stage2`` mapping and the code maps' sides.
+    """Arguments for :func:`~hqtvae_fast.released.config.parse_transformer`: the ``stage2`` mapping, the maps' sides.
 
     ``side`` is the top map's, which the module does not know. Raises ValueError on a module of another kind.
     """

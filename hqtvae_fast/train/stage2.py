@@ -71,6 +71,8 @@ class Stage2:
         self.accelerator, self.settings, self.config = accelerator, settings, transformer.config
         self.prior, self.held_out, self.stored = prior, held_out, stored
         self.vae = vae.to(accelerator.device).eval().requires_grad_(False)
+        if not all(bool(value.isfinite().all()) for value in self.vae.state_dict().values()):
+            raise ValueError("vae: expected finite weights, which codes can be chosen with; got NaN or infinity")
         self.tokenizer_file, self.tokenizer = tokenizer_file, None
         if self.config.condition == "text":
             if tokenizer_file is None:

@@ -35,6 +35,9 @@ def _own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Default outputs land in a folder of the test's own; messages do not depend on who runs the tests where."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "120")
+    monkeypatch.setattr(
+        "hqtvae_fast.cli.output.PATIENCE", 600.0
+    )  # what is said then depends on how busy the machine is
     for name in ("FORCE_COLOR", "TTY_COMPATIBLE", "TTY_INTERACTIVE"):
         monkeypatch.delenv(name, raising=False)
 

@@ -18,7 +18,7 @@ import torch
 from conftest import GOLDEN
 
 from hqtvae_fast import HQTVAEPipeline
-from hqtvae_fast.cli.app import _EXAMPLES
+from hqtvae_fast.cli.app import _COMMANDS
 from hqtvae_fast.cli.output import unique_names
 from hqtvae_fast.files import write_file
 
@@ -26,7 +26,7 @@ from .conftest import Run, assert_one_line_error, pixels
 
 CLASSES = GOLDEN / "class_parallel"
 SAMPLE = ("sample", CLASSES, "--classes", "1")
-EXAMPLES = {command.__name__: example for command, example in _EXAMPLES.items()}
+EXAMPLES = {command.__name__: example for command, (_, example) in _COMMANDS.items()}
 
 
 # --------------------------------------------------------------------------------------------------------------- help

@@ -16,17 +16,22 @@ from safetensors.torch import load_file, save_file
 from .conftest import RESOLUTION, Run, assert_one_line_error, pixels, sheet_size
 
 CLASSES = GOLDEN / "class_parallel"
+CAPTION = 13  # pixels below a picture of 64
 ONE = (RESOLUTION, RESOLUTION)
 FP32 = ("--dtype", "fp32")
 
 
+def captioned_size(columns: int, rows: int) -> tuple[int, int]:
+    return columns * (RESOLUTION + 2) - 2, rows * (RESOLUTION + CAPTION + 2) - 2
+
+
 def test_reconstruct_shows_original_and_reconstruction(run: Run, photos: Path, tmp_path: Path) -> None:
-    result = run("reconstruct", CLASSES, photos / "exact.png", *FP32)
+    result = run("reconstruct", CLASSES, photos / "exact.png", *FP32, "--scale", "1")
     assert result.code == 0
     assert result.err == ""
     assert "PSNR, dB" in result.out
     assert "mean of 1" in result.out
-    sheet = pixels(tmp_path / "reconstruct.png", sheet_size(2, 1))
+    sheet = pixels(tmp_path / "reconstruct.png", captioned_size(2, 1))[:RESOLUTION]
     assert np.array_equal(sheet[:, :RESOLUTION], pixels(photos / "exact.png"))
     psnr = -10 * np.log10((((sheet[:, :RESOLUTION] - sheet[:, RESOLUTION + 2 :]) / 255) ** 2).mean())
     shown = next(line.split() for line in result.out.splitlines() if "mean of 1" in line)
@@ -34,9 +39,9 @@ def test_reconstruct_shows_original_and_reconstruction(run: Run, photos: Path, t
 
 
 def test_reconstruct_fits_converts_and_says_so(run: Run, photos: Path, tmp_path: Path) -> None:
-    result = run("reconstruct", CLASSES, photos.name, "--out", "sheet.png", "--batch-size", "3")
+    result = run("reconstruct", CLASSES, photos.name, "--out", "sheet.png", "--batch-size", "3", "--scale", "1")
     assert result.code == 0
-    pixels(tmp_path / "sheet.png", sheet_size(2, 4))
+    pixels(tmp_path / "sheet.png", captioned_size(2, 4))
     assert "96x80 resized and centre-cropped" in result.out
     assert "L converted to RGB" in result.out
     assert "RGBA converted to RGB" in result.out
@@ -46,8 +51,8 @@ def test_reconstruct_fits_converts_and_says_so(run: Run, photos: Path, tmp_path:
 
 @pytest.mark.parametrize("case, levels", [("class_parallel", 2), ("class_level3", 3), ("stage1_avgpool", 2)])
 def test_reconstruct_level_by_level(run: Run, photos: Path, tmp_path: Path, case: str, levels: int) -> None:
-    assert run("reconstruct", GOLDEN / case, photos / "exact.png", "--levels").code == 0
-    sheet = pixels(tmp_path / "reconstruct.png", sheet_size(2 + levels, 1))
+    assert run("reconstruct", GOLDEN / case, photos / "exact.png", "--levels", "--scale", "1").code == 0
+    sheet = pixels(tmp_path / "reconstruct.png", captioned_size(2 + levels, 1))[:RESOLUTION]
     parts = [sheet[:, start : start + RESOLUTION] for start in range(0, sheet.shape[1], RESOLUTION + 2)]
     assert not any(np.array_equal(parts[1], part) for part in parts[2:])
 
@@ -55,14 +60,14 @@ def test_reconstruct_level_by_level(run: Run, photos: Path, tmp_path: Path, case
 def test_round_trip_is_reconstruction(run: Run, photos: Path, tmp_path: Path) -> None:
     names = ["exact.png", "gray.png", "wide.jpg"]
     files, batch = [photos / name for name in names], ("--batch-size", "2")
-    assert run("reconstruct", CLASSES, *files, *FP32, *batch).code == 0
+    assert run("reconstruct", CLASSES, *files, *FP32, *batch, "--scale", "1").code == 0
     encoded = run("encode", CLASSES, *files, *batch)
     assert encoded.code == 0
     assert "wrote codes.safetensors (codes of 3 pictures: 4x4, 8x8)" in encoded.out
     assert run("decode", CLASSES, "codes.safetensors", "--out-dir", tmp_path / "decoded", *FP32, *batch).code == 0
-    sheet = pixels(tmp_path / "reconstruct.png", sheet_size(2, 3))
+    sheet = pixels(tmp_path / "reconstruct.png", captioned_size(2, 3))
     for row, name in enumerate(("exact", "gray", "wide")):
-        top = row * (RESOLUTION + 2)
+        top = row * (RESOLUTION + CAPTION + 2)
         reconstruction = sheet[top : top + RESOLUTION, RESOLUTION + 2 :]
         assert np.array_equal(pixels(tmp_path / "decoded" / f"{name}.png", ONE), reconstruction)
 
@@ -112,7 +117,8 @@ def test_progress_is_shown_on_a_terminal(run: Run, photos: Path, monkeypatch: py
 
 @pytest.mark.parametrize("command, output", [("reconstruct", "reconstruct.png"), ("encode", "codes.safetensors")])
 def test_one_bad_file_among_several(run: Run, photos: Path, broken: Path, command: str, output: str) -> None:
-    result = run(command, CLASSES, photos / "exact.png", broken, photos / "missing.png", photos / "wide.jpg")
+    scale = ("--scale", "1") if command == "reconstruct" else ()
+    result = run(command, CLASSES, photos / "exact.png", broken, photos / "missing.png", photos / "wide.jpg", *scale)
     assert result.code == 2
     errors = [line for line in result.err.splitlines() if line.startswith("error: ")]
     assert len(errors) == 2
@@ -120,7 +126,7 @@ def test_one_bad_file_among_several(run: Run, photos: Path, broken: Path, comman
     assert "missing.png: no such file" in errors[1]
     assert "Traceback" not in result.err
     if command == "reconstruct":
-        pixels(Path(output), sheet_size(2, 2))
+        pixels(Path(output), captioned_size(2, 2))
     else:
         assert len(load_file(output)["level_0"]) == 2
 

@@ -71,5 +71,6 @@ def test_what_it_does_not_take(tmp_path, capsys, arguments, message):
 
 def test_processes_of_torchrun_need_a_folder(monkeypatch, capsys):
     monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "0")
     assert sample("--classes", "1") == 2
     assert "--shards: expected a folder" in capsys.readouterr().err

@@ -157,11 +157,11 @@ def _forgive_nan() -> None:
     min_max = interpreter.ReduceOps.min_max
     places = {np.nanargmin: (np.argmin, np.inf), np.nanargmax: (np.argmax, -np.inf)}
 
-    def forgiving(self: Any, value: Any, operation: Any, place: Any = None) -> Any:
-        if place in places:
-            plain, last = places[place]
-            place = lambda data, **where: plain(np.where(np.isnan(data), last, data), **where)  # noqa: E731
-        return min_max(self, value, operation, place)
+    def forgiving(self: Any, input: Any, val_reduce_op: Any = None, idx_reduce_op: Any = None) -> Any:
+        if idx_reduce_op in places:
+            plain, last = places[idx_reduce_op]
+            idx_reduce_op = lambda data, **where: plain(np.where(np.isnan(data), last, data), **where)  # noqa: E731
+        return min_max(self, input, val_reduce_op, idx_reduce_op)
 
     interpreter.ReduceOps.min_max = forgiving
 

@@ -11,12 +11,12 @@ from conftest import CASES, GOLDEN, golden_pipeline, golden_values
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from hqtvae_fast import released
 from hqtvae_fast.checkpoint import load_stage2_state
 from hqtvae_fast.model.autoencoder import Upsample
 from hqtvae_fast.model.hqvae import Codebook
 from hqtvae_fast.model.pyramid import split_windows
 from hqtvae_fast.ops.sample_logits.reference import filter_logits
+from hqtvae_fast.released.config import parse_transformer
 
 TOLERANCE = 1e-4
 STAGE2_CASES = [case for case in CASES if not case.startswith("stage1_")]
@@ -228,7 +228,7 @@ def test_variants(name):
         stage2 = json.loads(opened.metadata()["stage2"])
     values = load_file(file)
     levels = sum(key.startswith("codes_") for key in values)
-    config = released.parse_transformer(stage2, (4, 8, 16)[:levels])
+    config = parse_transformer(stage2, (4, 8, 16)[:levels])
     state = {key.removeprefix("state."): value for key, value in values.items() if key.startswith("state.")}
     model = load_stage2_state(config, state, origin=name).eval()
     with torch.no_grad():

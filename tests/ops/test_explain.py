@@ -68,7 +68,13 @@ def test_says_who_would_run_and_why_not_the_others(known):
     assert rows["op"] == "scale(float32 [1000], 2.0) on cpu"
     assert rows["backend"] == "torch, chosen by the op's order"
     assert rows["passed over"] == "triton: needs a GPU; x is on the CPU"
-    assert (rows["tile"], rows["num_warps"]) == ("128", "4")
+    assert "tile" not in rows  # it is the passed over kernel's
+
+
+def test_how_a_kernel_would_be_launched_is_told_where_it_would(known):
+    known(replace(SPEC, backends=(Backend("triton", fail), *BACKENDS[1:])))
+    rows = explained(torch.ones(1000), 2.0)
+    assert (rows["backend"], rows["tile"], rows["num_warps"]) == ("triton, chosen by the op's order", "128", "4")
 
 
 def test_prints_nothing(known, capsys):
@@ -130,5 +136,7 @@ def test_of_a_real_op_all_is_told(op, monkeypatch):
     inputs = spec.make_inputs(spec.small[0], torch.device("cpu"), 0)
     text = hqtvae_fast.explain(op, *inputs, peaks=PEAKS)
     labels = [line.split("  ")[0] for line in text.splitlines()]
-    assert {"op", "backend", "passed over", "shared memory", "least work", "limited by", "time floor"} <= set(labels)
+    assert {"op", "backend", "passed over", "least work", "limited by", "time floor"} <= set(labels)
+    assert "shared memory" in spec.describe(*inputs)
+    assert "shared memory" not in labels  # a CPU has no such kernel
     assert "triton: expected tensors on a CUDA device" in text

@@ -162,7 +162,8 @@ def test_T8_a_dtype_alone_moves_a_pipeline():
 
 def test_T13_a_pipeline_says_what_it_is(pipe):
     text = repr(pipe)
-    assert "64x64 pictures; condition: class; codes 4x4 of 64 + 8x8 of 64" in text
+    assert "draws 64x64 pictures from class labels; 1.2 M parameters" in text
+    assert "codes 4x4 of 64 + 8x8 of 64" in text
     assert text.endswith("float32 on cpu)")
 
 

@@ -25,6 +25,7 @@ import yaml
 from conftest import GOLDEN
 
 from hqtvae_fast import checkpoint
+from hqtvae_fast.checkpoint_config import find_config
 from hqtvae_fast.cli.sample import _read_prompts
 from hqtvae_fast.config import HQTVAEConfig, from_dict, to_dict
 from hqtvae_fast.evaluate.reference import Reference, read_reference
@@ -129,7 +130,7 @@ def test_fuzz_of_our_configuration(tmp_path, count):
         return changed_bytes(rng, text) if rng.random() < 0.4 else text
 
     file = tmp_path / "config.json"
-    assert 0 < fuzz(count, file, change, lambda: is_right(checkpoint._find_config(tmp_path)[0])) < count
+    assert 0 < fuzz(count, file, change, lambda: is_right(find_config(tmp_path)[0])) < count
 
 
 @RUNS
@@ -143,7 +144,7 @@ def test_fuzz_of_a_released_configuration(tmp_path, count):
         return changed_bytes(rng, text) if rng.random() < 0.4 else text
 
     file = tmp_path / "config.yaml"
-    assert 0 < fuzz(count, file, change, lambda: is_right(checkpoint._find_config(tmp_path)[0])) < count
+    assert 0 < fuzz(count, file, change, lambda: is_right(find_config(tmp_path)[0])) < count
 
 
 @RUNS

@@ -100,7 +100,7 @@ def test_F4_commands_leave_broken_pictures_out_and_name_them(
     elif command == "encode":
         assert names_in(out) == ["a.png", "b.jpg"]
     else:
-        assert Image.open(out).size == (2 * SIDE + 2, 2 * SIDE + 2)
+        assert Image.open(out).size == (2 * 192 + 2, 2 * (192 + 24) + 2)  # enlarged, each above its caption
 
 
 def names_in(codes: Path) -> list[str]:

@@ -146,8 +146,10 @@ def score_blocks(
     b_product = tl.zeros([BM, BN], tl.float32)
     b_length = tl.zeros([BM], tl.float32)
     for i_chunk in range(SIDE * SIDE * chunks):
-        i_window = i_chunk // chunks
-        o_channel = (i_chunk % chunks) * BK + tl.arange(0, BK)
+        i_window, i_part = 0, i_chunk
+        if SIDE > 1:  # without windows no division keeps registers from the sums
+            i_window, i_part = i_chunk // chunks, i_chunk % chunks
+        o_channel = i_part * BK + tl.arange(0, BK)
         b_z = _load_rows(
             z, o_row, i_window, o_channel, m_rows, d,
             stride_batch, stride_channel, stride_y, stride_x, codes_0, book_0, codes_1, book_1, side, SIDE, COARSER,

@@ -39,8 +39,8 @@ class Tile:
 LARGE, SMALL = Tile(128), Tile(64)
 # A program of ``settle_rows``: rows, blocks of codes looked at together, and channels of 128 codes compared at a time
 # in float64: 8 are one sector of memory for each code. With 16 channels or 64 blocks, and with 8 warps, ptxas spills a
-# few values of one shape or another, however many registers are left.
-SETTLE = Tile(16, codes=16, channels=8, warps=4, stages=2)
+# few values of one shape or another, however many registers are left; with Triton 3.6 already with 16 blocks.
+SETTLE = Tile(16, codes=8, channels=8, warps=4, stages=2)
 
 
 def pick_tile(level: Level, codes: int) -> Tile:
