@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Annotated, Any, Literal
 
 from hqtvae_fast.fields import Between, check_fields, parse
@@ -217,7 +218,7 @@ class TransformerConfig:
         """Rows of each of the two tables of ``position='2d'``."""
         return int(self.max_positions**0.5)
 
-    @property
+    @cached_property
     def level_widths(self) -> tuple[int, ...]:
         """Codes of each level in one local pyramid: (1, 4) or (1, 4, 16)."""
         return tuple(WINDOW ** (2 * level) for level in range(self.num_levels))
@@ -227,12 +228,12 @@ class TransformerConfig:
         """n: codes in one local pyramid."""
         return sum(self.level_widths)
 
-    @property
+    @cached_property
     def local_levels(self) -> tuple[int, ...]:
         """Level of each local position: (0, 1, 1, 1, 1)."""
         return tuple(level for level, width in enumerate(self.level_widths) for _ in range(width))
 
-    @property
+    @cached_property
     def groups(self) -> tuple[range, ...]:
         """Local positions that are drawn together, in drawing order; a position sees its own and earlier groups."""
         if self.decoding == "sequential":
