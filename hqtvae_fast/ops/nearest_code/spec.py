@@ -90,7 +90,7 @@ def compilations(
         name = f"score {prefix} {tile.rows}x{tile.codes}"
         types = [*pointers, *SCORE_TYPES, *COUNTS]
         made.append(_variant(name, kernels.score_blocks, types, constants, ones, tile, ("mma", "async")))
-    settle = settle_tile()
+    settle = settle_tile(window, coarser)
     constants = {**shape, "BR": settle.rows, "BN": tiles[0].codes, "BK": settle.channels, "GROUP": settle.codes}
     types = [*pointers, *SETTLE_TYPES, *COUNTS, "i32", *BOUND]
     return [*made, _variant(f"settle {prefix}", kernels.settle_rows, types, constants, ones, settle, ())]

@@ -39,13 +39,17 @@ class Tile:
 LARGE, SMALL = Tile(128), Tile(64)
 # A program of ``settle_rows``: rows, blocks of codes looked at together, and channels of 128 codes compared at a time
 # in float64: 8 are one sector of memory for each code. With 16 channels or 64 blocks, and with 8 warps, ptxas spills a
-# few values of one shape or another, however many registers are left; that of Triton 3.6 does so with 16 blocks, and
-# that of 3.7 with 8.
-SETTLE = Tile(16, codes=16, channels=8, warps=4, stages=2)
+# few values of one shape or another, however many registers are left. Each version of Triton brings its own ptxas, and
+# what none of its shapes spills with is another form: of 3.8 and later this one.
+SETTLE = Tile(8, codes=16, channels=8, warps=4, stages=2)
 
 
-def settle_tile() -> Tile:
-    return replace(SETTLE, codes=8) if triton_version() == "3.6" else SETTLE
+def settle_tile(window: int, coarser: int) -> Tile:
+    if triton_version() == "3.6":
+        return (
+            replace(SETTLE, rows=16, channels=4) if (window, coarser) == (2, 1) else replace(SETTLE, rows=16, codes=8)
+        )
+    return replace(SETTLE, rows=16) if triton_version() == "3.7" else SETTLE
 
 
 def pick_tile(level: Level, codes: int) -> Tile:
@@ -156,7 +160,7 @@ def _launch(level: Level, book: Book, found: Tensor, settled: Tensor) -> None:
     from hqtvae_fast.ops.nearest_code import kernels
 
     N, K, d, device = level.num_rows, len(book.values), level.z.shape[1], level.z.device
-    tile, settle = pick_tile(level, K), settle_tile()
+    tile, settle = pick_tile(level, K), settle_tile(level.window, len(level.coarser))
     blocks = -(-K // tile.codes)
     best, second = (torch.empty(blocks, N, dtype=torch.float32, device=device) for _ in range(2))
     index = torch.empty(blocks, N, dtype=torch.int32, device=device)
