@@ -68,8 +68,10 @@ def choose(op: str, backends: Sequence[Backend], *inputs: Any, backend: str | No
 
 def asked_for(op: str) -> str | None:
     """The backend that the environment names for an op, or None."""
-    everywhere = None
-    for part in filter(None, (part.strip() for part in os.environ.get(VARIABLE, "").split(","))):
+    everywhere, named = None, os.environ.get(VARIABLE)
+    if not named:  # nearly always, and asked at every call of every operation
+        return None
+    for part in filter(None, (part.strip() for part in named.split(","))):
         name, _, value = part.rpartition("=")
         if name == op:
             return value

@@ -130,8 +130,8 @@ def missing_tokenizer(config: HQTVAEConfig) -> str:
     size = "" if stage2 is None else f", of at most {stage2.prefix_vocab_size:,} tokens"
     return (
         f"expected a {TOKENIZER_FILE} beside the checkpoint's configuration, to read words with; found none. It must be"
-        f" the one that the model was trained with{size}, as the tokenizers library saves it (tokenizer.save): copy it"
-        " there. Another tokenizer gives other words their meaning"
+        f" the one that the model was trained with{size}. Of a released model: hqtvae convert CHECKPOINT OUT_DIR"
+        " --tokenizer hqvae/tokenizers/pretrained, a folder of the released code (github.com/kakaobrain/hqtransformer)"
     )
 
 

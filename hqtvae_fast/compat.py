@@ -19,6 +19,7 @@ import torch
 from rich.progress import Progress
 from torch import Tensor, nn
 
+from hqtvae_fast.arguments import integers
 from hqtvae_fast.checkpoint import load_stage2_state
 from hqtvae_fast.engine import SamplingParams, draw_codes, image_seeds
 from hqtvae_fast.hardware import default_dtype
@@ -106,7 +107,7 @@ def _condition(model: HQTransformer, cond: int | Tensor | None, num_candidates: 
         return None, num_candidates
     if cond is None:
         raise ValueError(f"cond: expected {'a class label' if kind == 'class' else 'text tokens'}, got none")
-    rows = torch.as_tensor(cond, dtype=torch.int64)
+    rows = integers("cond", cond, "a class label" if kind == "class" else "text tokens")
     if kind == "class":
         if rows.numel() != 1 or not 0 <= int(rows) < model.config.num_classes:
             raise ValueError(f"cond: expected a class label from 0 to {model.config.num_classes - 1}; got {cond}")

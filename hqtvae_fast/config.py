@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Annotated, Any, Literal
 
 from hqtvae_fast.fields import Between, check_fields, parse
@@ -26,8 +27,9 @@ Gelu = Literal["exact", "sigmoid"]
 WINDOW = 2  # r: a code's side, in codes of the next finer level. HQ-Transformer's layouts are built on 2.
 # Images at a time: the paper's protocol; enough rows on a CPU that the weights' stream is shared.
 DEFAULT_BATCH = {"cuda": 50, "cpu": 8}
-
-
+BUCKETS = (1, 2, 4, 8, 16, 32, 50, 64, 128, 256, 512)
+"""Batch sizes where none were measured (:mod:`hqtvae_fast.engine.batch_tuning`). 50 is the paper's; the others fill
+whole tiles of a matrix product."""
 GROUPS = 32
 """Of every GroupNorm: HQ-VAE's channels are a multiple of it."""
 
@@ -216,7 +218,7 @@ class TransformerConfig:
         """Rows of each of the two tables of ``position='2d'``."""
         return int(self.max_positions**0.5)
 
-    @property
+    @cached_property
     def level_widths(self) -> tuple[int, ...]:
         """Codes of each level in one local pyramid: (1, 4) or (1, 4, 16)."""
         return tuple(WINDOW ** (2 * level) for level in range(self.num_levels))
@@ -226,12 +228,12 @@ class TransformerConfig:
         """n: codes in one local pyramid."""
         return sum(self.level_widths)
 
-    @property
+    @cached_property
     def local_levels(self) -> tuple[int, ...]:
         """Level of each local position: (0, 1, 1, 1, 1)."""
         return tuple(level for level, width in enumerate(self.level_widths) for _ in range(width))
 
-    @property
+    @cached_property
     def groups(self) -> tuple[range, ...]:
         """Local positions that are drawn together, in drawing order; a position sees its own and earlier groups."""
         if self.decoding == "sequential":

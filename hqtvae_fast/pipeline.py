@@ -17,10 +17,9 @@ from hqtvae_fast import checkpoint as checkpoints
 from hqtvae_fast.arguments import positive
 from hqtvae_fast.checkpoint import Checkpoint
 from hqtvae_fast.codes import read_levels
-from hqtvae_fast.config import HQTVAEConfig
+from hqtvae_fast.config import BUCKETS, HQTVAEConfig
 from hqtvae_fast.engine import Batch, Executor, Finished, Job, generate
 from hqtvae_fast.engine.batch_tuning import BatchTuning
-from hqtvae_fast.engine.batches import BUCKETS
 from hqtvae_fast.engine.encoding import encode_images
 from hqtvae_fast.engine.options import EngineOptions, check_options
 from hqtvae_fast.engine.precision import (
@@ -225,6 +224,8 @@ class HQTVAEPipeline:
         level to be left out. ``batch_size``: images of a replay, where decoding is captured (``graphs``); elsewhere
         they are cut as memory likes."""
         check_choice("output_type", output_type, [name for name in OUTPUT_TYPES if name != "codes"])
+        if not isinstance(codes, Tensor):  # to where they can be looked at: one out of range would stop a GPU
+            codes = [level.cpu() if isinstance(level, Tensor) else level for level in codes]
         levels, count = read_levels(codes, self.config.vae)
         cutter = self._sizes.cutter(count, batch_size, buckets=True)
         if count == 0:
@@ -355,11 +356,10 @@ class HQTVAEPipeline:
     ) -> Request:
         """What is asked for, checked; ``sampling``: temperature, top-k, top-p."""
         check_choice("output_type", output_type, OUTPUT_TYPES)
-        num_images = positive("num_images", num_images)
         condition, given, params = read_drawing(
             self.config, class_labels, prompt, given_top_codes, sampling, self._tokens
         )
-        return make_request(condition, given, num_images, seed, params)
+        return make_request(condition, given, positive("num_images", num_images), seed, params)
 
     def _generate(
         self,
@@ -376,14 +376,11 @@ class HQTVAEPipeline:
             raise ValueError(f"on_step: expected a function of two numbers; got {on_step!r}")
         total, fixed = len(request.seeds), deterministic == "batch"
         cutter = self._sizes.cutter(total, batch_size, fixed=fixed, buckets=self._executor.graphs is not None)
-        drawing = [model.config for model in self._models()]
-        if request.given is not None and len(drawing) > 1:
-            del drawing[0]  # its top codes are there
-        steps = sum(config.num_steps for config in drawing) * -(-total // cutter.limit)
+        first = int(request.given is not None and self.refiner is not None)  # given codes stand for the prior's
+        steps = sum(model.config.num_steps for model in self._models()[first:]) * -(-total // cutter.limit)
 
         def work() -> Generator[Finished, None, None]:
-            label = f"Drawing {total} image{'s' if total > 1 else ''}"
-            with drawing_steps(label, steps, on_step, shown=progress) as step:
+            with drawing_steps(total, steps, on_step, shown=progress) as step:
 
                 def draw(batch: Batch, invalid: Tensor) -> tuple[Tensor, ...]:
                     rows = request.rows(batch.start, batch.count, self.device, padded=batch.size)

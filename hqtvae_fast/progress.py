@@ -22,9 +22,10 @@ class StepError(Exception):
 
 
 @contextmanager
-def drawing_steps(label: str, steps: int, on_step: OnStep | None, *, shown: bool) -> Iterator[Callable[[], None]]:
-    """Yields what each step calls: it moves the bar on, and tells ``on_step``. What that raises comes out as it is."""
-    done = 0
+def drawing_steps(images: int, steps: int, on_step: OnStep | None, *, shown: bool) -> Iterator[Callable[[], None]]:
+    """Of a drawing of so many images. Yields what each step calls: it moves the bar on, and tells ``on_step``; what
+    that raises comes out as it is."""
+    done, label = 0, f"Drawing {images} image{'s' if images > 1 else ''}"
     with drawing_bar(label, steps, shown=shown) as advance:
 
         def step() -> None:

@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 
 from hqtvae_fast.arguments import positive
-from hqtvae_fast.config import DEFAULT_BATCH, HQTVAEConfig, TransformerConfig, to_dict
+from hqtvae_fast.config import BUCKETS, DEFAULT_BATCH, HQTVAEConfig, TransformerConfig, to_dict
 from hqtvae_fast.engine import SamplingParams
 from hqtvae_fast.engine.batch_tuning import BatchTuning, Facts, default_file, load, measure, save
-from hqtvae_fast.engine.batches import BUCKETS, Cutter
+from hqtvae_fast.engine.batches import Cutter
 from hqtvae_fast.engine.options import EngineOptions
 from hqtvae_fast.engine.precision import Precision
 from hqtvae_fast.hardware import device_name

@@ -24,6 +24,7 @@ from hqtvae_fast.cli.sample import sample
 from hqtvae_fast.cli.streams import steady_streams
 from hqtvae_fast.cli.train import train
 from hqtvae_fast.cli.tune import tune
+from hqtvae_fast.files import first_line
 
 PROGRAM = "hqtvae"
 BAD_INPUT, INTERRUPTED = 2, 130  # exit codes; 0 when all went well
@@ -131,13 +132,13 @@ def describe(error: Exception) -> str:
         hint = f" (see {context.command_path} --help)" if context is not None else ""
         text = f"{error.format_message()}{hint}"
     elif _is_out_of_memory(error):
-        text = f"not enough memory; a smaller --batch-size needs less ({_first_line(error)})"
+        text = f"not enough memory; a smaller --batch-size needs less ({first_line(error)})"
     elif isinstance(error, OSError) and error.strerror is not None:
         text = error.strerror if error.filename is None else f"{error.filename}: {error.strerror}"
     elif isinstance(error, (ValueError, OSError)):
         text = str(error) or type(error).__name__
     else:
-        text = f"unexpected {type(error).__name__}: {_first_line(error)} (--debug shows where)"
+        text = f"unexpected {type(error).__name__}: {first_line(error)} (--debug shows where)"
     return " ".join(text.split())
 
 
@@ -147,10 +148,6 @@ def _is_out_of_memory(error: Exception) -> bool:
     from hqtvae_fast.engine import is_out_of_memory
 
     return is_out_of_memory(error)
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -43,28 +44,60 @@ StoredAs = Annotated[
         show_default="all as they are",
     ),
 ]
+TokenizerOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--tokenizer",
+        metavar="PATH",
+        help="Of a text model: its tokenizer.json, or the folder hqvae/tokenizers/pretrained of the released code.",
+        show_default=False,
+    ),
+]
 Force = Annotated[bool, typer.Option("--force", help="Write to OUT_DIR even if there is something in it.")]
 
 
 def convert(
-    checkpoint: Source, out_dir: Target, refiner: Refiner = None, dtype: StoredAs = None, force: Force = False
+    checkpoint: Source,
+    out_dir: Target,
+    refiner: Refiner = None,
+    dtype: StoredAs = None,
+    tokenizer: TokenizerOption = None,
+    force: Force = False,
 ) -> None:
     """Rewrite a checkpoint as config.json and model.safetensors, which open faster and hold no pickle."""
     check_folder(out_dir)
     if not force and out_dir.is_dir() and any(out_dir.iterdir()):
         raise ValueError(f"{out_dir}: expected no folder there, or an empty one; --force writes to it all the same")
-    config_of(checkpoint, refiner)
+    stage2 = config_of(checkpoint, refiner).transformer
+    if tokenizer is not None and (stage2 is None or stage2.condition != "text"):
+        raise ValueError("--tokenizer: expected a text-conditional model; got another")
     with waiting(f"Opening {checkpoint}"):
         from hqtvae_fast import checkpoint as checkpoints
         from hqtvae_fast.engine.precision import PRECISIONS
+        from hqtvae_fast.text import load_tokenizer
 
         model = checkpoints.load(checkpoint)
         if refiner is not None:
             model = checkpoints.with_refiner(model, checkpoints.load(refiner))
     if dtype is not None:
         store_as(model, PRECISIONS[dtype.value].dtype)
-    checkpoints.save(model, out_dir)
+    with TemporaryDirectory() as scratch:
+        if tokenizer is not None:
+            model.tokenizer_file = _tokenizer_file(tokenizer, Path(scratch))
+            load_tokenizer(model)  # ValueError if it is not for this model
+        checkpoints.save(model, out_dir)
     _report(model, out_dir)
+
+
+def _tokenizer_file(given: Path, scratch: Path) -> Path:
+    """``given``, or what its files make, in ``scratch``."""
+    if not given.is_dir():
+        return given
+    from hqtvae_fast.released.tokenizer import read_released_tokenizer
+
+    file = scratch / "tokenizer.json"
+    read_released_tokenizer(given).save(str(file))
+    return file
 
 
 def store_as(model: Checkpoint, dtype: torch.dtype) -> None:

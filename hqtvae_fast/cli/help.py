@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 from typing import Any
 
 import typer
@@ -43,4 +44,4 @@ def _without_type(param: Any, context: Any) -> Any:
 
 def _is_number(param: Any, context: Any) -> bool:
     display = getattr(param, "display_type", None)  # which older releases of Typer lack
-    return display is not None and str(display(context)).startswith(("<int", "<float"))
+    return display is not None and re.match(r"<(list\[)?(int|float)( range)?\]?>", str(display(context))) is not None

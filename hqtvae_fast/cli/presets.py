@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
-from hqtvae_fast.cli.output import show, table
+from hqtvae_fast.cli.output import show, table, waiting
 
 if TYPE_CHECKING:
     from hqtvae_fast.train.presets import Preset
@@ -16,15 +16,18 @@ TEXTS = (1, 2, 3)  # columns to align to the left, beside the first
 
 def presets() -> None:
     """List the presets: where the paper has them, what they are, and their size, batch and peak learning rate."""
-    from hqtvae_fast.train.presets import STAGES, load_preset, preset_names
+    with waiting("Starting"):
+        from hqtvae_fast.train.presets import STAGES, load_preset, preset_names
 
+        found = [[load_preset(stage, name) for name in preset_names(stage)] for stage in STAGES]
+        rows = [[_row(preset) for preset in sorted(presets, key=_place)] for presets in found]
     shown = table("Presets of hqtvae train", "name", *COLUMNS)
     shown.columns[0].no_wrap = True
     for index in TEXTS:
         shown.columns[index].justify = "left"
-    for stage in STAGES:
-        for preset in sorted((load_preset(stage, name) for name in preset_names(stage)), key=_place):
-            shown.add_row(*_row(preset))
+    for of_stage in rows:
+        for row in of_stage:
+            shown.add_row(*row)
         shown.add_section()
     show(shown)
 

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
+from hqtvae_fast.cli.output import waiting
 from hqtvae_fast.cli.presets import presets
 
 WHAT, HOW, RUN = "What to train on", "How", "The run"  # panels of --help
@@ -168,9 +169,10 @@ def stage1(
 ) -> None:
     """Train HQ-VAE: pictures to codes and back."""
     given = _given(locals())
-    _need_extra()
-    from hqtvae_fast.train.config import Stage1Run, read_run
-    from hqtvae_fast.train.run import train_stage1
+    with waiting("Starting"):
+        _need_extra()
+        from hqtvae_fast.train.config import Stage1Run, read_run
+        from hqtvae_fast.train.run import train_stage1
 
     with _named_as_options(given):
         run = read_run(Stage1Run, config, given, preset)
@@ -226,9 +228,10 @@ def stage2(
 ) -> None:
     """Train HQ-Transformer: codes from classes, captions or nothing."""
     given = _given(locals())
-    _need_extra()
-    from hqtvae_fast.train.config import Stage2Run, read_run
-    from hqtvae_fast.train.run import train_stage2
+    with waiting("Starting"):
+        _need_extra()
+        from hqtvae_fast.train.config import Stage2Run, read_run
+        from hqtvae_fast.train.run import train_stage2
 
     with _named_as_options(given):
         run = read_run(Stage2Run, config, given, preset)

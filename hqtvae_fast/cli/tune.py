@@ -24,8 +24,9 @@ from hqtvae_fast.cli.options import (
     parse_classes,
 )
 from hqtvae_fast.cli.output import check_file, show, table
+from hqtvae_fast.config import BUCKETS
 
-DEFAULT_SIZES = "1,2,4,8,16,32,50,64,128,256,512"
+DEFAULT_SIZES = ",".join(map(str, BUCKETS))
 Sizes = Annotated[
     str,
     typer.Option(

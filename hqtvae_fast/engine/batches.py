@@ -8,9 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
-BUCKETS = (1, 2, 4, 8, 16, 32, 50, 64, 128, 256, 512)
-"""Batch sizes where none were measured (:mod:`hqtvae_fast.engine.batch_tuning`). 50 is the paper's; the others fill
-whole tiles of a matrix product."""
+from hqtvae_fast.config import BUCKETS
 
 _CPU_SIGNS = ("can't allocate memory", "not enough memory")  # of torch's CPU allocator, which raises RuntimeError
 

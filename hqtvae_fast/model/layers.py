@@ -100,7 +100,11 @@ class Block(nn.Module):
         self.dropout = nn.Dropout(config.residual_dropout)
 
     def forward(self, x_BTD: Tensor, mask_TT: Tensor | None, causal: bool, cache: LayerCache | None) -> Tensor:
-        x_BTD = x_BTD + self.dropout(self.attention(self.norm1(x_BTD), mask_TT, causal, cache))
+        attended_BTD = self.attention(self.norm1(x_BTD), mask_TT, causal, cache)
+        if not self.training:
+            x_BTD = x_BTD + attended_BTD
+            return x_BTD + self.mlp(self.norm2(x_BTD))
+        x_BTD = x_BTD + self.dropout(attended_BTD)
         return x_BTD + self.dropout(self.mlp(self.norm2(x_BTD)))
 
 

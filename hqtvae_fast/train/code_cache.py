@@ -27,6 +27,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from hqtvae_fast.codes import check_range
 from hqtvae_fast.config import ConfigError, VAEConfig
 from hqtvae_fast.model import HQVAE
 from hqtvae_fast.train.data import UnreadableError
@@ -140,11 +141,18 @@ class CodeCache:
         return int(self._broken.sum())
 
     def read(self, index: int, mirrored: bool) -> Tensor:
-        """What is stored of a picture: latents float32 [d, h, w], or codes [S]. UnreadableError if it was broken."""
+        """What is stored of a picture: latents float32 [d, h, w], or codes [S]. UnreadableError if it was broken,
+        ValueError on a code that the VAE does not have."""
         if self._broken[index]:
             raise UnreadableError("not readable when the code cache was made")
         version = int(mirrored)
-        return torch.from_numpy(self._rows[index : index + 1, version : version + 1][0, 0])
+        found = torch.from_numpy(self._rows[index : index + 1, version : version + 1][0, 0])
+        if self.content == "codes":
+            config = self.spec.config
+            levels = found.split([side * side for side in config.level_sides])
+            for level, (codes, size) in enumerate(zip(levels, config.codebook_sizes, strict=True)):
+                check_range(f"{self.file}: picture {index}, level_{level}", codes, size)
+        return found
 
 
 def _check(file: Path, spec: CacheSpec, found: dict[str, str]) -> None:

@@ -11,7 +11,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from hqtvae_fast.ops.sample_logits import noise, reference, spec
+from hqtvae_fast.ops.sample_logits import COLDEST, noise, reference, spec
 
 from .host_library import compile_library, pointer
 
@@ -141,6 +141,12 @@ def test_top_p_with_ties(draw, codes, p, seed, scale):
     assert set(drawn.tolist()) <= may
     if len(may) == int(must.sum()):  # not at the very edge
         assert torch.equal(drawn, reference.sample_logits(row.expand(400, -1), 1.0, None, p, seeds, 0, 0))
+
+
+@pytest.mark.parametrize("k,p", [(None, None), (5, None), (None, 0.9)])
+def test_F15_the_coldest_temperature_draws_the_largest(draw, k, p):
+    logits = torch.randn(32, 64, generator=torch.Generator().manual_seed(0)).bfloat16()
+    assert torch.equal(draw(logits, COLDEST, k, p, torch.arange(32), 5, 2), logits.argmax(dim=1))
 
 
 def test_nan_is_reported_and_never_drawn(draw):

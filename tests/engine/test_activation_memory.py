@@ -14,6 +14,7 @@ from hqtvae_fast.config import VAEConfig
 from hqtvae_fast.engine import decoding
 from hqtvae_fast.engine.activation_memory import ActivationMemory, decoding_memory, peak_bytes
 from hqtvae_fast.engine.decoding import chunk_size, decode_codes
+from hqtvae_fast.engine.work import decoding_flops
 from hqtvae_fast.model import HQVAE
 
 CONFIG = VAEConfig(
@@ -118,6 +119,8 @@ def test_a_budget_sets_the_chunk(monkeypatch):
     memory = decoding_memory(SMALL, torch.float32)
     cpu = torch.device("cpu")
     assert chunk_size(vae, cpu, memory.total(7)) == 7
+    assert chunk_size(vae, cpu) == decoding.SMALL // decoding_flops(SMALL) > decoding.CPU_CHUNK
+    monkeypatch.setattr(decoding, "SMALL", 0.0)
     assert chunk_size(vae, cpu) == decoding.CPU_CHUNK
     seen = []
     original = vae.decode

@@ -7,7 +7,7 @@ import torch
 from interpreted import file_outcomes, main, needs_triton
 
 from hqtvae_fast.ops import draw_from_head, sample_logits
-from hqtvae_fast.ops.sample_logits import noise
+from hqtvae_fast.ops.sample_logits import COLDEST, noise
 
 
 def exact_inputs(B, G, D, K, dtype=torch.float32):
@@ -100,6 +100,13 @@ def numbers_in_memory_and_strides():
     assert set(local[:, :3].flatten().tolist()) | set(local[:, 6:].flatten().tolist()) == {-1}
 
 
+def the_coldest_temperature_draws_the_largest():
+    logits = torch.randn(4, 100, generator=torch.Generator().manual_seed(0))
+    place = {"seeds": torch.arange(4), "step": 5, "position": 2}
+    drawn = draw_from_head(torch.eye(4), logits.T.contiguous(), temperature=COLDEST, backend="triton", **place)
+    assert torch.equal(drawn, logits.argmax(dim=1))
+
+
 CHECKS = {
     check.__name__: check
     for check in (
@@ -109,6 +116,7 @@ CHECKS = {
         the_lowest_of_equal_scores,
         nan_is_reported,
         numbers_in_memory_and_strides,
+        the_coldest_temperature_draws_the_largest,
     )
 }
 

@@ -7,7 +7,7 @@ import torch
 from interpreted import file_outcomes, main, needs_triton
 
 from hqtvae_fast.backend import BackendError
-from hqtvae_fast.ops.sample_logits import fused, noise, sample_logits
+from hqtvae_fast.ops.sample_logits import COLDEST, fused, noise, sample_logits
 
 
 def draw(logits, backend="triton", **options):
@@ -150,6 +150,14 @@ def numbers_in_memory_and_strides():
         assert torch.equal(draw(logits[:, g], **numbers, step=steps, position=positions + g), together[:, g])
 
 
+def the_coldest_temperature_draws_the_largest():
+    logits = torch.randn(8, 30, generator=torch.Generator().manual_seed(0))
+    for dtype in (torch.float32, torch.bfloat16):
+        largest = logits.to(dtype).argmax(dim=1)
+        for filters in ({}, {"top_k": 5}, {"top_p": 0.9}):
+            assert torch.equal(draw(logits.to(dtype), temperature=COLDEST, **filters), largest)
+
+
 def long_rows_are_refused():
     with pytest.raises(BackendError, match="expected at most 8192 codes; got 8193"):
         draw(torch.zeros(1, fused.LARGEST + 1))
@@ -166,6 +174,7 @@ CHECKS = {
         greedy_and_infinite,
         nan_is_reported,
         numbers_in_memory_and_strides,
+        the_coldest_temperature_draws_the_largest,
         long_rows_are_refused,
     )
 }

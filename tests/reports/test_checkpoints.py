@@ -6,6 +6,7 @@ import argparse
 import functools
 import gzip
 import io
+import json
 import re
 import shutil
 import tarfile
@@ -19,9 +20,11 @@ import pytest
 import torch
 from conftest import GOLDEN, golden_pipeline
 
-from hqtvae_fast import checkpoint
+from hqtvae_fast import HQTVAEPipeline, checkpoint
 from hqtvae_fast.checkpoint import CheckpointError
-from hqtvae_fast.released import plain_keys
+from hqtvae_fast.cli import main
+from hqtvae_fast.released.state import plain_keys
+from hqtvae_fast.released.tokenizer import MERGES, VOCABULARY
 from hqtvae_fast.tensor_files import read_state
 from hqtvae_fast.text import PromptTokenizer
 
@@ -257,5 +260,19 @@ def test_F12_a_refused_pickle_says_how_to_take_the_tensors_out(released, extra, 
 
 
 def test_T9_a_text_model_without_a_tokenizer_says_what_is_needed():
-    with pytest.raises(ValueError, match=r"prompt: expected a tokenizer\.json beside .* of at most 50 tokens, as the"):
+    wanted = r"prompt: expected a tokenizer\.json beside .* of at most 50 tokens\. Of a released"
+    with pytest.raises(ValueError, match=wanted):
         golden_pipeline("text_parallel")(prompt="a cat", progress=False)
+
+
+def test_T9_convert_makes_the_tokenizer_of_the_released_files(tmp_path):
+    words = ["[PAD]", "[UNK]", "c", "a", "t", "t</w>", "ca", "cat</w>"]
+    (tmp_path / VOCABULARY).write_text(json.dumps({word: index for index, word in enumerate(words)}))
+    out, given = tmp_path / "out", [str(GOLDEN / "text_parallel"), str(tmp_path / "out"), "--tokenizer", str(tmp_path)]
+    assert main(["convert", *given]) == 2  # no merges beside the vocabulary
+    assert not out.exists()
+    (tmp_path / MERGES).write_text("#version: 0.2\nc a\nca t</w>\n")
+    assert main(["convert", *given]) == 0
+    pipe = HQTVAEPipeline.from_pretrained(out, device="cpu", dtype="fp32")
+    assert pipe.tokenizer(["Cat"])[0].tolist() == [7, *[0] * (pipe.transformer.config.prefix_length - 1)]
+    assert main(["convert", str(GOLDEN / "class_parallel"), str(tmp_path / "other"), "--tokenizer", str(tmp_path)]) == 2

@@ -197,8 +197,9 @@ def test_T11_help_has_neither_types_of_flags_nor_a_docstrings_lines(
     helps: list[tuple[list[str], int, str, list[str]]],
 ) -> None:
     for arguments, _, shown, _ in helps:
-        assert not any(kind in shown for kind in ("<bool>", "<str>", "<int")), arguments
+        assert not any(kind in shown for kind in ("<bool>", "<str>", "<int>", "<int ", "<list", "<float")), arguments
         assert arguments == ["--version"] or "Example: hqtvae" in shown
+    assert any("<int8|fp8>" in shown for _, _, shown, _ in helps)
     encode = next(shown for arguments, _, shown, _ in helps if arguments == ["encode", "--help"])
     assert " shards of pictures among them, into shards of codes: stopped\n" not in encode  # as in the docstring
 

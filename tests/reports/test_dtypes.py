@@ -18,7 +18,6 @@ from torch.utils._pytree import tree_flatten
 import hqtvae_fast
 from hqtvae_fast import HQTVAEPipeline, ops
 from hqtvae_fast.config import BlocksConfig, TransformerConfig, VAEConfig
-from hqtvae_fast.engine.options import EngineOptions
 from hqtvae_fast.evaluate.frechet import Moments
 from hqtvae_fast.model import HQVAE, HQTransformer
 from hqtvae_fast.ops import cpu_library
@@ -66,6 +65,10 @@ WORLDS = {
 }
 
 
+def slow(*values):
+    return pytest.param(*values, marks=pytest.mark.slow)
+
+
 def pipeline(case: str = "class_parallel", dtype: str = "fp32", **options: bool) -> HQTVAEPipeline:
     return HQTVAEPipeline.from_pretrained(GOLDEN / case, device="cpu", dtype=dtype, **options)
 
@@ -94,8 +97,8 @@ def pixels() -> Tensor:
     return torch.rand(2, 3, R, R, generator=torch.Generator().manual_seed(0)) * 2 - 1
 
 
-@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
-@pytest.mark.parametrize("world", WORLDS)
+@pytest.mark.parametrize("dtype", ["fp32", slow("bf16")])
+@pytest.mark.parametrize("world", ["bfloat16", "meta", slow("float16"), slow("float64")])
 def test_F1_a_pipeline_computes_the_same(world, dtype, pixels):
     wanted = use(pipeline(dtype=dtype), pixels)
     with WORLDS[world]():
@@ -104,7 +107,7 @@ def test_F1_a_pipeline_computes_the_same(world, dtype, pixels):
     assert same(got, wanted)
 
 
-@pytest.mark.parametrize("world", WORLDS)
+@pytest.mark.parametrize("world", ["bfloat16", *map(slow, ("meta", "float16", "float64"))])
 def test_F1_a_pipeline_with_the_fused_step_computes_the_same(world, pixels):
     options = {"tables": True, "fused_draw": True, "skip_query": True, "graphs": True}
     wanted = use(pipeline(**options), pixels)
@@ -112,10 +115,10 @@ def test_F1_a_pipeline_with_the_fused_step_computes_the_same(world, pixels):
         assert same(use(pipeline(**options), pixels), wanted)
 
 
-@pytest.mark.parametrize("world", ["float64", "bfloat16", "float16"])
+@pytest.mark.parametrize("world", ["bfloat16", slow("float16"), slow("float64")])
 @pytest.mark.parametrize("spec", SPECS.values(), ids=lambda spec: spec.op)
 def test_F1_an_operation_computes_the_same(world, spec):
-    for case in spec.small[:3]:
+    for case in spec.small[:2]:
         wanted = spec.run(*spec.make_inputs(case, torch.device("cpu"), 1))
         with WORLDS[world]():
             assert same(spec.run(*spec.make_inputs(case, torch.device("cpu"), 1)), wanted), case.name
@@ -140,7 +143,7 @@ def train_once() -> list[Tensor]:
     return [*found, *[gradient for gradient in gradients if gradient is not None]]
 
 
-@pytest.mark.parametrize("world", ["float64", "bfloat16", "float16"])
+@pytest.mark.parametrize("world", ["bfloat16", slow("float16"), slow("float64")])
 def test_F1_training_computes_the_same(world):
     wanted = train_once()
     with WORLDS[world]():
@@ -203,9 +206,8 @@ def autocast(kind: str) -> Iterator[None]:
         torch.clear_autocast_cache()
 
 
-@pytest.mark.parametrize("options", [{}, {"tables": True, "graphs": True}, {"overlap": True}], ids=str)
-@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
-@pytest.mark.parametrize("kind", ["cpu", "cuda"])
+@pytest.mark.parametrize("options", [{}, slow({"tables": True, "graphs": True}), slow({"overlap": True})], ids=str)
+@pytest.mark.parametrize("kind,dtype", [("cpu", "fp32"), slow("cpu", "bf16"), slow("cuda", "fp32"), ("cuda", "bf16")])
 def test_F14_autocast_around_a_pipeline_changes_nothing(kind, dtype, options, pixels):
     pipe = pipeline(dtype=dtype, **options)
     wanted = use(pipe, pixels)
@@ -262,8 +264,6 @@ def test_F15_other_temperatures_are_refused_with_the_way_to_have_the_likeliest_c
         ops.sample_logits(LOGITS, temperature=temperature, **place)
     with pytest.raises(ValueError, match="temperature"):
         ops.draw_from_head(torch.eye(3, 4), torch.eye(4), temperature=temperature, **place)
-    with pytest.raises(ValueError, match="temperature"):
-        pipeline()(class_labels=0, temperature=temperature, progress=False)
 
 
 @pytest.mark.parametrize("options", [{}, {"fused_draw": True}], ids=str)
@@ -272,4 +272,5 @@ def test_F15_a_pipeline_draws_the_likeliest_codes(options):
     how = {"class_labels": [0, 1], "progress": False, "output_type": "codes"}
     assert same(pipe(**how, temperature=COLDEST).codes, pipe(**how, top_k=1).codes)
     assert pipe(**how, temperature=HOTTEST).codes[0].max() < pipe.config.vae.codebook_sizes[0]
-    assert EngineOptions(**options) == pipe._options
+    with pytest.raises(ValueError, match="temperature: expected a number from 1e-30"):
+        pipe(**how, temperature=1e-40)

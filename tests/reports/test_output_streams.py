@@ -150,10 +150,8 @@ def test_G4_a_report_of_measurements_is_written_whole(tmp_path: Path) -> None:
     assert (tmp_path / "report" / "index.html").stat().st_size > 0
 
 
-@pytest.mark.parametrize("reader", ["true", "head -c 1"])
-def test_G4_a_pipe_of_the_shell(reader: str) -> None:
+def test_G4_a_pipe_of_the_shell() -> None:
     """Nothing more may come at the process's own end, when Python flushes what is left."""
-    line = f"{sys.executable} -m hqtvae_fast.cli --help | {reader}; echo ${{PIPESTATUS[0]}}"
+    line = f"{sys.executable} -m hqtvae_fast.cli --help | true; echo ${{PIPESTATUS[0]}}"
     done = subprocess.run(["bash", "-c", line], capture_output=True, text=True, check=True)
-    assert done.stdout.endswith("0\n")
-    assert done.stderr == ""
+    assert (done.stdout, done.stderr) == ("0\n", "")

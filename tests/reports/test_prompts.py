@@ -14,6 +14,7 @@ from tokenizers.pre_tokenizers import Whitespace
 from tokenizers.processors import TemplateProcessing
 
 from hqtvae_fast import HQTVAEPipeline
+from hqtvae_fast.cli import main
 from hqtvae_fast.text import PromptTokenizer
 from hqtvae_fast.train import tokenizer as training
 from hqtvae_fast.train.data import PLAIN
@@ -128,6 +129,11 @@ def test_F6_the_pipeline_says_it():
     with pytest.warns(UserWarning, match="prompt: the model reads 16 tokens: .* does not know '🐉'"):
         pipe._tokens([f"🐉 {WORDS * 3}"])
     assert not told(pipe.tokenizer, ["tiger face, 3d", "red apple, flat"])[1]
+
+
+def test_F6_the_command_says_it(tmp_path, capsys):
+    assert main(["sample", "demo", "--prompt", "🐉 face", "--dtype", "fp32", "--out", str(tmp_path / "a.png")]) == 0
+    assert "warning: prompt: the model does not know '🐉'" in capsys.readouterr().err
 
 
 def test_F21_prompts_of_numpy(tokenizer, monkeypatch):

@@ -9,8 +9,11 @@ import torch
 
 from hqtvae_fast import HQTVAEPipeline, threads
 from hqtvae_fast.config import PRESETS
+from hqtvae_fast.engine.decoding import chunk_size, decode_codes
 from hqtvae_fast.engine.work import decoding_flops, drawing_flops, picture_flops
 from hqtvae_fast.model.cost import decode_flops, draw_steps, encode_flops
+from hqtvae_fast.ops.decode_attention import decode_attention, reference
+from hqtvae_fast.ops.sample_logits import sample_logits
 from hqtvae_fast.threads import SMALL, threads_for
 
 
@@ -100,3 +103,36 @@ def test_T6_how_much_work_is_known_to_a_third(name):
     assert drawing_flops(config.transformer) == pytest.approx(exact, rel=0.35)
     assert (picture_flops(config) < SMALL / 4) == (name == "demo")
     assert (picture_flops(config) > SMALL * 20) == (name != "demo")
+
+
+@pytest.mark.parametrize("kept", [1, 2, 7])
+def test_T6_small_attention_is_the_large_ones(monkeypatch, kept):
+    """Torch's own attention over few keys, and the two products: the same to rounding, an image alone to the bit."""
+    torch.manual_seed(0)
+    qkv, cache = torch.randn(3, 1, 3, 2, 16), torch.randn(2, 3, 2, 9, 16)
+    small = decode_attention(qkv, *cache.clone(), kept - 1, backend="reference")
+    alone = decode_attention(qkv[1:2], *cache.clone()[:, 1:2], kept - 1, backend="reference")
+    assert torch.equal(alone[0], small[1])
+    monkeypatch.setattr(reference, "SMALL", 0)
+    torch.testing.assert_close(small, decode_attention(qkv, *cache.clone(), kept - 1, backend="reference"))
+
+
+def test_T6_small_pictures_are_decoded_many_at_a_time_and_alike():
+    pipe = HQTVAEPipeline.from_pretrained("demo", device="cpu", dtype="fp32")
+    assert chunk_size(pipe.vae, torch.device("cpu")) >= 8
+    codes = [torch.arange(5 * side**2).view(5, side, side) for side in pipe.config.vae.level_sides]
+    assert torch.equal(decode_codes(pipe.vae, codes), decode_codes(pipe.vae, codes, chunk=1))
+
+
+def test_T6_a_draw_on_a_cpu_runs_without_an_operator_around_it(monkeypatch):
+    def refuse(*inputs):
+        raise AssertionError
+
+    monkeypatch.setattr(torch.ops.hqtvae_fast, "sample_logits", refuse)
+    logits, seeds = torch.randn(3, 4, 50), torch.arange(3)
+    many = sample_logits(logits, seeds=seeds, step=2, position=1, top_k=20)
+    for position in range(4):
+        one = sample_logits(
+            logits[:, position], seeds=seeds, step=2, position=1 + position, top_k=20, backend="reference"
+        )
+        assert torch.equal(one, many[:, position])

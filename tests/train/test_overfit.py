@@ -1,4 +1,8 @@
-"""Both stages on sixteen pictures: if they cannot learn those by heart, something is wrong with the training."""
+"""Both stages on sixteen pictures: if they cannot learn those by heart, something is wrong with the training.
+
+Stage 1 must give its worst picture 24 dB. 300 updates gave 23.9 and 25.1 dB with seeds 0 and 1 on a processor with
+AVX512-BF16, and 23.1 at twice the learning rate; 500 updates give 28.3, 30.1, 29.0, 28.2 and 27.0 with seeds 0 to 4.
+"""
 
 from __future__ import annotations
 

@@ -11,6 +11,7 @@ from torch import nn
 from torch.export.passes import move_to_device_pass
 
 from hqtvae_fast.evaluate.extractors.weights import file_hash
+from hqtvae_fast.files import first_line
 
 EXPORTED, SCRIPTED = ".pt2", (".pt", ".torchscript")
 SAVED = (EXPORTED, *SCRIPTED)
@@ -39,7 +40,7 @@ def _load_exported(path: Path, device: str | torch.device) -> nn.Module:
     try:
         program = torch.export.load(path)
     except (RuntimeError, ValueError, OSError) as error:
-        raise ValueError(f"{path}: expected a program saved by torch.export; {_first_line(error)}") from error
+        raise ValueError(f"{path}: expected a program saved by torch.export; {first_line(error)}") from error
     return move_to_device_pass(program, str(device)).module()
 
 
@@ -51,7 +52,7 @@ def _load_script(path: Path) -> nn.Module:
             warnings.simplefilter("ignore", DeprecationWarning)  # of the format; what users have is often still in it
             return torch.jit.load(str(path), map_location="cpu")
     except RuntimeError as error:
-        raise ValueError(f"{path}: expected a TorchScript module; {_first_line(error)}") from error
+        raise ValueError(f"{path}: expected a TorchScript module; {first_line(error)}") from error
 
 
 def _load_python(spec: str) -> nn.Module:
@@ -64,7 +65,3 @@ def _load_python(spec: str) -> nn.Module:
     if not isinstance(made, nn.Module):
         raise ValueError(f"{spec}: expected a function that returns a torch module; got {type(made).__name__}")
     return made.eval()
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -89,6 +89,10 @@ def sample_logits(
         _scalar(1.0 if top_p is None else top_p, torch.float32, device),
     )
     choice = choose("sample_logits", BACKENDS, *inputs, backend=backend)
+    if device.type == "cpu" and choice.backend.name in ("cpu", "reference"):
+        # Plain operators of torch, which need no other around them; NaN has been refused.
+        choice.backend.run(logits_BGK, grouped_BG, None, *inputs[3:])
+        return out
     torch.ops.hqtvae_fast.sample_logits(*inputs, choice.backend.name)
     return out
 
@@ -115,12 +119,13 @@ def _scalar(value: Tensor | float, dtype: torch.dtype, device: torch.device) -> 
 
 
 def _by_rows(draw: Callable[..., Tensor]) -> Callable[..., None]:
-    """A draw of rows [M, K] with plain numbers, as the operator is called. On a GPU reading them waits for it."""
+    """A draw of rows [M, K] with plain numbers, as the operator is called. On a GPU reading them waits for it.
+    ``invalid`` None: nobody asks."""
 
     def run(
         logits_BGK: Tensor,
         out_BG: Tensor,
-        invalid: Tensor,
+        invalid: Tensor | None,
         seeds_B: Tensor,
         step: Tensor,
         position: Tensor,
@@ -129,9 +134,12 @@ def _by_rows(draw: Callable[..., Tensor]) -> Callable[..., None]:
         top_p: Tensor,
     ) -> None:
         B, G, K = logits_BGK.shape
-        invalid |= logits_BGK.amax(dim=2).isnan().any()
-        positions_BG = position.expand(B)[:, None] + torch.arange(G, dtype=torch.int64, device=seeds_B.device)
-        rows = (seeds_B.repeat_interleave(G), step.expand(B).repeat_interleave(G), positions_BG.flatten())
+        if invalid is not None:
+            invalid |= logits_BGK.amax(dim=2).isnan().any()
+        rows = (seeds_B, step.expand(B), position.expand(B))
+        if G > 1:
+            seeds_M, steps_M, firsts_M = (row.repeat_interleave(G) for row in rows)
+            rows = (seeds_M, steps_M, firsts_M + torch.arange(G, dtype=torch.int64, device=seeds_B.device).repeat(B))
         k, p = int(top_k), float(top_p)
         filters = (temperature, k if k < K else None, p if p < 1 else None)
         out_BG.copy_(draw(logits_BGK.reshape(B * G, K), *filters, *rows).view(B, G))

@@ -4,7 +4,6 @@ pictures' place, what an HQ-VAE made of them."""
 from __future__ import annotations
 
 import io
-import json
 import re
 import tarfile
 from collections.abc import Sequence
@@ -16,9 +15,9 @@ import torch
 from torch import Tensor
 
 from hqtvae_fast.codes import read_level
-from hqtvae_fast.files import read_text
+from hqtvae_fast.files import parse_json, read_text
 from hqtvae_fast.train.data.packed import PackedStrings, fingerprint
-from hqtvae_fast.train.data.shards import members, parse_fields
+from hqtvae_fast.train.data.shards import members, parse_fields, read_member
 
 FORMAT = "hqtvae_fast code shards, version 1"
 SPEC_FILE = "codes.json"
@@ -113,13 +112,8 @@ class CodedPictures:
         return [name for name in names if not (self.files[0].parent / name).exists()]
 
     def _read(self, index: int, part: int) -> bytes:
-        first, length = self._spans[index, part]
-        with self.files[self._shards[index]].open("rb") as file:  # anew each time, as Shards does
-            file.seek(first)
-            data = file.read(length)
-        if len(data) != length:
-            raise OSError(f"expected {length} bytes at {first} of {file.name}; got {len(data)}")
-        return data
+        first, length = self._spans[index, part].tolist()
+        return read_member(self.files[self._shards[index]], first, length)
 
 
 def shard_name(shard: int) -> str:
@@ -129,10 +123,7 @@ def shard_name(shard: int) -> str:
 def _read_spec(file: Path) -> dict[str, Any]:
     if not file.is_file():
         return {}
-    try:
-        found = json.loads(read_text(file))
-    except ValueError as error:
-        raise ValueError(f"{file}: not what was written there ({error})") from error
+    found = parse_json(read_text(file), file)
     if not isinstance(found, dict) or found.get("format") != FORMAT:
         raise ValueError(f"{file}: expected {FORMAT!r}")
     return found

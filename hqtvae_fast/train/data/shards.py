@@ -112,13 +112,18 @@ class Shards:
         first, length = self._spans[index, role]
         if length < 0:
             return None
-        # Opened anew each time: workers then share no file position, and a thousand shards need no open files.
-        with self.files[self._shards[index]].open("rb") as file:
-            file.seek(first)
-            data = file.read(length)
-        if len(data) != length:
-            raise OSError(f"expected {length} bytes at {first} of {file.name}; got {len(data)}")
-        return data
+        return read_member(self.files[self._shards[index]], int(first), int(length))
+
+
+def read_member(file: Path, first: int, length: int) -> bytes:
+    """A member's bytes. The tar is opened anew each time: workers then share no file position, and a thousand shards
+    need no open files. OSError if they are not all there."""
+    with file.open("rb") as tar:
+        tar.seek(first)
+        data = tar.read(length)
+    if len(data) != length:
+        raise OSError(f"expected {length} bytes at {first} of {file}; got {len(data)}")
+    return data
 
 
 def parse_fields(data: bytes, name: str) -> dict[str, Any]:
