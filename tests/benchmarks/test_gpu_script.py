@@ -179,7 +179,8 @@ def test_workflows_are_well_formed_and_pin_their_tools(file):
         for step in job["steps"]:
             assert ("uses" in step) != ("run" in step)
             if "pip install" in step.get("run", ""):
-                assert "-c constraints.txt" in step["run"]
+                # The nightly one is there to try what the pins keep out.
+                assert ("-c constraints.txt" in step["run"]) == (file.name != "nightly.yml")
 
 
 def test_the_workflows_run_what_exists():
