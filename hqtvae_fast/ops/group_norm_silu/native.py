@@ -11,7 +11,10 @@ from hqtvae_fast.ops.cpu_maps import in_large_pages
 SUFFIXES = {torch.float32: "fp32", torch.bfloat16: "bf16"}
 CHANNELS = 2048  # at most
 SPLITS = 64
-"""Runs of rows that an image is cut into: threads are given runs, so that one image keeps a few dozen busy."""
+"""Runs of rows that an image is cut into, at most: threads are given runs, so that one image keeps a few dozen busy."""
+RUN = 8192
+"""Values that a run has at least: joining the statistics of many short runs costs more than taking them. Maps of 64x8x8
+took 280 us for 8 images in 64 runs each, and take 48 in one; torch takes 46 (bf16, one thread, EPYC)."""
 
 
 def why_not(
@@ -90,4 +93,10 @@ def backward(
 
 def _sizes(x: Tensor) -> tuple[int, int, int, int]:
     B, C, H, W = x.shape
-    return B, C, H * W, min(SPLITS, H * W)
+    return B, C, H * W, runs_of(x)
+
+
+def runs_of(x: Tensor) -> int:
+    """How many runs of rows each image of x [B, C, H, W] is cut into: by its size alone, not by batch or threads, so
+    that neither changes its sums."""
+    return max(1, min(SPLITS, x.shape[1:].numel() // RUN))
