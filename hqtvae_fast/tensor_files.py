@@ -84,7 +84,7 @@ def _damage(file: Path, kind: str) -> str:
 
 
 def _refusal(file: Path, error: str) -> str:
-    """Of a pickle that asks for more than tensors, with two lines of Python that take the tensors out."""
+    """Of a pickle that asks for more than tensors, with a line of Python, as errors are lines, that takes them out."""
     wanted, taken = re.search(r"GLOBAL ([\w.]*\w)", error), file.with_name(f"{file.stem}.tensors{file.suffix}")
     if wanted is None:
         with file.open("rb") as opened:
@@ -96,9 +96,9 @@ def _refusal(file: Path, error: str) -> str:
         return "refused, a checkpoint may hold tensors only; this one holds other Python objects"
     return (
         f"refused, a checkpoint may hold tensors only; this one asks to run {wanted.group(1)}. Where you trust who made"
-        f" it, take the tensors out, and put {taken.name} in its place:\n"
-        f'  import torch; data = torch.load(r"{file}", map_location="cpu", weights_only=False)\n'
-        f'  torch.save({{key: data[key] for key in ("state_dict", "model", "ema") if key in data}} or data, r"{taken}")'
+        f" it, take the tensors out in Python, and put {taken.name} in its place: import torch;"
+        f' data = torch.load(r"{file}", map_location="cpu", weights_only=False);'
+        f' torch.save({{key: data[key] for key in ("state_dict", "model", "ema") if key in data}} or data, r"{taken}")'
     )
 
 
