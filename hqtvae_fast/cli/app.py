@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import runpy
 import sys
 import traceback
 import warnings
 from collections.abc import Callable, Sequence
 from importlib.metadata import version
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -39,8 +42,15 @@ app = typer.Typer(
 
 def _print_version(wanted: bool) -> None:
     if wanted:
-        typer.echo(f"{PROGRAM} {version('hqtvae_fast')} (torch {version('torch')})")
+        typer.echo(f"{PROGRAM} {version('hqtvae_fast')} (torch {_torch_version()})")
         raise typer.Exit
+
+
+def _torch_version() -> str:
+    """With its build (+cpu, +cu130), which the package's metadata may lack; without importing it."""
+    torch = find_spec("torch")
+    assert torch is not None and torch.origin is not None
+    return str(runpy.run_path(str(Path(torch.origin).with_name("version.py")))["__version__"])
 
 
 @app.callback()

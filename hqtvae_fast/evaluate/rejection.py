@@ -12,7 +12,7 @@ import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Generic, NamedTuple, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -124,7 +124,8 @@ class Pool(Generic[T]):
         return [(score, item) for score, _, item in sorted(self._heap, key=lambda entry: entry[:2], reverse=True)]
 
 
-class Candidate(NamedTuple, Generic[T]):
+@dataclass(frozen=True)
+class Candidate(Generic[T]):  # no NamedTuple: before Python 3.11 those are not generic
     """A drawn picture, uint8 [3, R, R]; its condition's number; what it should show; and whatever goes with it."""
 
     group: int
