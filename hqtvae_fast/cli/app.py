@@ -49,7 +49,8 @@ def _print_version(wanted: bool) -> None:
 def _torch_version() -> str:
     """With its build (+cpu, +cu130), which the package's metadata may lack; without importing it."""
     torch = find_spec("torch")
-    assert torch is not None and torch.origin is not None
+    assert torch is not None
+    assert torch.origin is not None
     return str(runpy.run_path(str(Path(torch.origin).with_name("version.py")))["__version__"])
 
 
