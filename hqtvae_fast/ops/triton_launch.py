@@ -19,7 +19,7 @@ TRITON_NAMES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "f
 def why_not(*inputs: Tensor | None) -> str | None:
     """None where kernels can take these tensors, else the reason. None among them: one that is absent."""
     first = inputs[0]
-    if first is not None and first.is_cpu and not interpreted():  # asked of every op at every call
+    if first is not None and first.is_cpu and first.dtype in DTYPES and not interpreted():  # asked at every call
         return "expected tensors on a CUDA device (or TRITON_INTERPRET=1); got cpu"
     tensors = [tensor for tensor in inputs if tensor is not None]
     for tensor in tensors:
