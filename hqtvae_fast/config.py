@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cache
 from typing import Annotated, Any, Literal
 
 from hqtvae_fast.fields import Between, check_fields, parse
@@ -218,30 +218,50 @@ class TransformerConfig:
         """Rows of each of the two tables of ``position='2d'``."""
         return int(self.max_positions**0.5)
 
-    @cached_property
+    @property
     def level_widths(self) -> tuple[int, ...]:
         """Codes of each level in one local pyramid: (1, 4) or (1, 4, 16)."""
-        return tuple(WINDOW ** (2 * level) for level in range(self.num_levels))
+        return _level_widths(self.num_levels)
 
     @property
     def num_local(self) -> int:
         """n: codes in one local pyramid."""
         return sum(self.level_widths)
 
-    @cached_property
+    @property
     def local_levels(self) -> tuple[int, ...]:
         """Level of each local position: (0, 1, 1, 1, 1)."""
-        return tuple(level for level, width in enumerate(self.level_widths) for _ in range(width))
+        return _local_levels(self.num_levels)
 
-    @cached_property
+    @property
     def groups(self) -> tuple[range, ...]:
         """Local positions that are drawn together, in drawing order; a position sees its own and earlier groups."""
-        if self.decoding == "sequential":
-            return tuple(range(q, q + 1) for q in range(self.num_local))
-        if self.decoding == "bidirectional":
-            return (range(self.num_local),)
-        ends = [sum(self.level_widths[: level + 1]) for level in range(self.num_levels)]
-        return tuple(range(end - width, end) for end, width in zip(ends, self.level_widths, strict=True))
+        return _groups(self.decoding, self.num_levels)
+
+
+# Asked for at every step of a drawing. Functions with a cache, not cached properties: torch.compile takes none of those
+# before Python 3.12, whose first call holds a lock.
+
+
+@cache
+def _level_widths(num_levels: int) -> tuple[int, ...]:
+    return tuple(WINDOW ** (2 * level) for level in range(num_levels))
+
+
+@cache
+def _local_levels(num_levels: int) -> tuple[int, ...]:
+    return tuple(level for level, width in enumerate(_level_widths(num_levels)) for _ in range(width))
+
+
+@cache
+def _groups(decoding: Decoding, num_levels: int) -> tuple[range, ...]:
+    widths = _level_widths(num_levels)
+    if decoding == "sequential":
+        return tuple(range(q, q + 1) for q in range(sum(widths)))
+    if decoding == "bidirectional":
+        return (range(sum(widths)),)
+    ends = [sum(widths[: level + 1]) for level in range(num_levels)]
+    return tuple(range(end - width, end) for end, width in zip(ends, widths, strict=True))
 
 
 @dataclass(frozen=True)

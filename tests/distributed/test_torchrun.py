@@ -22,7 +22,8 @@ needs_proc = pytest.mark.skipif(not Path("/proc").is_dir(), reason="finds torchr
 
 def command(folder: Path, processes: int, *options: str) -> list[str]:
     launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}", *options]
-    return [sys.executable, *launcher, "-m", "hqtvae_fast.cli", "sample", str(CHECKPOINT), *SET, "--out", str(folder)]
+    option = "--out" if processes > 1 else "--shards"  # of several processes the first means the second
+    return [sys.executable, *launcher, "-m", "hqtvae_fast.cli", "sample", str(CHECKPOINT), *SET, option, str(folder)]
 
 
 def environment() -> dict[str, str]:
