@@ -21,8 +21,8 @@ def without_metadata(data: bytes) -> bytes | None:
             return _bare_png(data)
         if byte_order := _TIFFS.get(data[:4]):
             return _bare_tiff(data, byte_order)
-    except (struct.error, IndexError):
-        pass
+    except (struct.error, IndexError):  # cut off, or an offset beyond the end: its caller has the first error
+        return None
     return None
 
 
