@@ -81,14 +81,14 @@ class RunConfig:
         """``select`` with a list for every field."""
         return {name: value if isinstance(value, list) else [value] for name, value in self.select.items()}
 
-    def total_steps(self, per_epoch: int) -> int:
+    def total_steps(self, per_epoch: float) -> int:
         return (
             self.steps
             if self.steps is not None
             else max(1, round((0 if self.epochs is None else self.epochs) * per_epoch))
         )
 
-    def warmup_steps(self, per_epoch: int) -> int:
+    def warmup_steps(self, per_epoch: float) -> int:
         """At most a tenth of the run, so that a short run is not all warm-up."""
         return min(round(self.warmup_epochs * per_epoch), self.total_steps(per_epoch) // 10)
 
