@@ -43,9 +43,9 @@ class RunConfig:
     select: dict[str, Any] = dataclasses.field(default_factory=dict)
     """Only pictures, held-out ones too, whose fields have one of these values: {style: [noto, fluent], group: Food}."""
     init: str | None = None
-    """A checkpoint whose architecture, weights and tokenizer the run begins with, to fine-tune; None: random weights."""
+    """A checkpoint whose architecture, weights and tokenizer the run begins with, to fine-tune; None: random ones."""
     size: Size | None = None
-    """A model and its training, see :mod:`hqtvae_fast.train.sizes`; None: picked, unless ``model`` or a preset says."""
+    """A model and its training, see :mod:`hqtvae_fast.train.sizes`; None: picked, unless ``model`` is there."""
     resolution: Annotated[int, Between(8, 8192)] | None = None
     """Side of the pictures; None: the model's."""
     out: str = ""
