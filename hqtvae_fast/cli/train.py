@@ -57,8 +57,8 @@ train = typer.Typer(
     no_args_is_help=True,
     help="Train a model on your pictures: hqtvae train PICTURES --out runs/mine\n\nThat is HQ-VAE (stage1), then"
     " HQ-Transformer on its codes (stage2): `both`, whose --help has the options. Stopped anywhere, the same command"
-    " goes on. The number and names of classes, captions, and sizes are taken from the data.\n\nWith several GPUs: torchrun"
-    " --nproc-per-node N -m hqtvae_fast.cli train ..., or accelerate launch; nothing else changes.",
+    " goes on. The number and names of classes, captions, and sizes are taken from the data.\n\nWith several GPUs:"
+    " torchrun --nproc-per-node N -m hqtvae_fast.cli train ..., or accelerate launch; nothing else changes.",
 )
 
 
