@@ -17,6 +17,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from small_sets import picture, write_folder, write_tar
 
 from hqtvae_fast.images import to_tensor
 from hqtvae_fast.train.data import (
@@ -35,30 +36,6 @@ from hqtvae_fast.train.data.dataset import Chance, chance
 
 BROKEN = b"\x89PNG not a picture"
 ANCHOR = {"name": "anchor", "keywords": ["ship", "tool"], "style": "noto", "group": "Travel", "subgroup": "transport"}
-
-
-def picture(index: int, size: tuple[int, int] = (12, 8)) -> bytes:
-    """A PNG of noise that differs for each index."""
-    pixels = np.random.default_rng(index).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
-    file = io.BytesIO()
-    Image.fromarray(pixels).save(file, "PNG")
-    return file.getvalue()
-
-
-def write_tar(path, members: dict[str, bytes]):
-    with tarfile.open(path, "w") as tar:
-        for name, data in members.items():
-            entry = tarfile.TarInfo(name)
-            entry.size = len(data)
-            tar.addfile(entry, io.BytesIO(data))
-    return path
-
-
-def write_folder(folder, files: dict[str, bytes]):
-    for name, data in files.items():
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_bytes(data)
-    return folder
 
 
 @pytest.fixture

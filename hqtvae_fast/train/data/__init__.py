@@ -14,6 +14,8 @@ from hqtvae_fast.train.data.dataset import Draw, PictureDataset, Sample, Stored,
 from hqtvae_fast.train.data.loader import Batch, BrokenCount, PictureStream, collate, leave_interrupts, make_loader
 from hqtvae_fast.train.data.selection import Selection, class_names, select
 from hqtvae_fast.train.data.sources import ClassFolder, Source, open_source
+from hqtvae_fast.train.data.split import hold_out
+from hqtvae_fast.train.data.survey import Facts, survey
 
 __all__ = [
     "CAPTIONS",
@@ -25,6 +27,7 @@ __all__ = [
     "ClassFolder",
     "CodedPictures",
     "Draw",
+    "Facts",
     "PictureDataset",
     "PictureStream",
     "Sample",
@@ -36,8 +39,10 @@ __all__ = [
     "caption_template",
     "class_names",
     "collate",
+    "hold_out",
     "leave_interrupts",
     "make_loader",
     "open_source",
     "select",
+    "survey",
 ]
