@@ -20,6 +20,7 @@ from hqtvae_fast import checkpoint as checkpoints
 from hqtvae_fast.config import ConfigError, TransformerConfig
 from hqtvae_fast.files import json_text, write_file
 from hqtvae_fast.model import HQVAE, HQTransformer
+from hqtvae_fast.run_folder import LOGS, RUN_FILE
 from hqtvae_fast.train.code_cache import CodeCache
 from hqtvae_fast.train.code_cache_build import open_code_cache
 from hqtvae_fast.train.config import RunConfig, Stage1Run, Stage2Run
@@ -41,7 +42,7 @@ from hqtvae_fast.train.losses import Stage1Weights, Stage2Weights
 from hqtvae_fast.train.models import make_transformer_config, make_vae_config
 from hqtvae_fast.train.perceptual import load_perceptual
 from hqtvae_fast.train.prior import open_prior
-from hqtvae_fast.train.runner import LOGS, LoopSettings, Runner
+from hqtvae_fast.train.runner import LoopSettings, Runner
 from hqtvae_fast.train.stage1 import Stage1, Stage1Settings
 from hqtvae_fast.train.stage2 import Stage2, Stage2Settings
 from hqtvae_fast.train.stored_codes import StoredCodes, codes_as_cache, codes_as_data
@@ -169,7 +170,7 @@ def start(run: RunConfig) -> Accelerator:
     accelerator.init_trackers(LOGS)
     set_seed(run.seed, device_specific=True)
     if accelerator.is_main_process:
-        write_file(directory / "run.json", json.dumps(dataclasses.asdict(run), indent=2).encode() + b"\n")
+        write_file(directory / RUN_FILE, json.dumps(dataclasses.asdict(run), indent=2).encode() + b"\n")
     return accelerator
 
 
