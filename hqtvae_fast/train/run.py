@@ -26,8 +26,8 @@ from hqtvae_fast.train.code_cache_build import open_code_cache
 from hqtvae_fast.train.config import RunConfig, Stage1Run, Stage2Run
 from hqtvae_fast.train.data import (
     ClassFolder,
-    EpochSampler,
     PictureDataset,
+    PictureStream,
     Source,
     Stored,
     all_captions,
@@ -58,14 +58,14 @@ def train_stage1(run: Stage1Run) -> None:
     """Train HQ-VAE; the result is ``out/model``, a checkpoint without stage 2."""
     config, accelerator = make_vae_config(run.model), start(run)
     source = select(open_source(run.data), run.selected)
-    loader, sampler = open_data(run, accelerator, source, config.resolution, {})
+    loader, stream = open_data(run, accelerator, source, config.resolution, {})
     torch.manual_seed(run.seed)  # the same initial weights on every rank
     perceptual = load_perceptual(_path(run.perceptual_weights), _path(run.lpips_weights))
     name = "off, as no weights were named" if perceptual is None else perceptual.name
     accelerator.print(f"perceptual loss: {name}")
     settings = Stage1Settings(
-        steps=run.total_steps(sampler.batches_per_epoch),
-        warmup_steps=run.warmup_steps(sampler.batches_per_epoch),
+        steps=run.total_steps(stream.batches_per_epoch),
+        warmup_steps=run.warmup_steps(stream.batches_per_epoch),
         learning_rate=Stage1Settings.learning_rate if run.learning_rate is None else run.learning_rate,
         schedule=run.schedule,
         weights=Stage1Weights(
@@ -82,7 +82,7 @@ def train_stage1(run: Stage1Run) -> None:
     )
     held_out = open_held_out(run, accelerator, source, config.resolution, {})
     task = Stage1(accelerator, take_vae(HQVAE(config), run.init), settings, perceptual=perceptual, held_out=held_out)
-    go(run, accelerator, task, loader, sampler, source.fingerprint(), settings.steps)
+    go(run, accelerator, task, loader, stream, source.fingerprint(), settings.steps)
 
 
 def train_stage2(run: Stage2Run) -> None:
@@ -102,9 +102,9 @@ def train_stage2(run: Stage2Run) -> None:
         data["caption"] = caption_template(run.caption)
         tokenizer = make_tokenizer(run, accelerator, config, source)
     stored = open_stored(run, accelerator, vae, source)
-    loader, sampler = open_data(run, accelerator, source, vae.config.resolution, data, stored)
+    loader, stream = open_data(run, accelerator, source, vae.config.resolution, data, stored)
     torch.manual_seed(run.seed)
-    settings = make_stage2_settings(run, sampler.batches_per_epoch)
+    settings = make_stage2_settings(run, stream.batches_per_epoch)
     transformer = take_transformer(HQTransformer(config), run.init)
     transformer.set_activation_checkpointing(run.activation_checkpointing)
     task = Stage2(
@@ -121,10 +121,10 @@ def train_stage2(run: Stage2Run) -> None:
         lost = survey_captions(source, data["caption"], task.tokenizer)
         if lost:
             warnings.warn(lost.describe("captions"), stacklevel=2)
-    go(run, accelerator, task, loader, sampler, source.fingerprint(), settings.steps)
+    go(run, accelerator, task, loader, stream, source.fingerprint(), settings.steps)
 
 
-def make_stage2_settings(run: Stage2Run, per_epoch: int) -> Stage2Settings:
+def make_stage2_settings(run: Stage2Run, per_epoch: float) -> Stage2Settings:
     return Stage2Settings(
         steps=run.total_steps(per_epoch),
         warmup_steps=run.warmup_steps(per_epoch),
@@ -208,7 +208,7 @@ def open_data(
     resolution: int,
     condition: dict[str, Any],
     stored: Stored | None = None,
-) -> tuple[DataLoader[Any], EpochSampler]:
+) -> tuple[DataLoader[Any], PictureStream]:
     """The training set. ``stored``: what its samples have in place of pixels."""
     dataset = PictureDataset(source, resolution, flip=run.flip, seed=run.seed, stored=stored, **condition)
     if accelerator.is_main_process and (names := class_names(source)):
@@ -219,15 +219,15 @@ def open_data(
             f"batch_size: expected a multiple of {accelerator.num_processes} processes x {run.accumulate}"
             f" micro-batches; got {run.batch_size}"
         )
-    sampler = EpochSampler(
+    stream = PictureStream(
         len(dataset),
         run.batch_size,
         seed=run.seed,
         rank=accelerator.process_index,
         world=accelerator.num_processes,
     )
-    loader = make_loader(dataset, sampler, workers=run.workers, device=accelerator.device)
-    return loader, sampler
+    loader = make_loader(dataset, stream, workers=run.workers, device=accelerator.device)
+    return loader, stream
 
 
 def open_stored(run: Stage2Run, accelerator: Accelerator, vae: HQVAE, source: Source) -> CodeCache | StoredCodes | None:
@@ -272,7 +272,7 @@ def go(
     accelerator: Accelerator,
     task: Any,
     loader: DataLoader[Any],
-    sampler: EpochSampler,
+    stream: PictureStream,
     fingerprint: str,
     steps: int,
 ) -> None:
@@ -280,11 +280,11 @@ def go(
     stops = (run.stop_after, run.stop_after_minutes)
     loop = LoopSettings(steps, *intervals, run.keep, *stops, validate_every=run.validate_every)
     runner = Runner(
-        accelerator, task, loader, sampler, Path(run.out), loop, accumulate=run.accumulate, fingerprint=fingerprint
+        accelerator, task, loader, stream, Path(run.out), loop, accumulate=run.accumulate, fingerprint=fingerprint
     )
     if accelerator.is_main_process:
         Console(stderr=True).print(
-            f"{len(loader.dataset):,} pictures, {sampler.batches_per_epoch} updates an epoch, {steps:,} in all"  # type: ignore[arg-type]
+            f"{len(loader.dataset):,} pictures, {stream.batches_per_epoch:,.4g} updates an epoch, {steps:,} in all"  # type: ignore[arg-type]
         )
     try:
         runner.run()
