@@ -112,7 +112,7 @@ CodeCache = Annotated[
         "--code-cache",
         metavar="FILE",
         help="Code all pictures once, into this file, and train from it: no crops but the centre square. A folder that"
-        " encode --shards wrote will do where --soft-labels is 0.",
+        " encode --shards wrote will do too, without soft labels.",
         show_default=False,
         rich_help_panel=WHAT,
     ),
@@ -185,7 +185,13 @@ def stage2(
     preset: PresetName = None,
     vae: Annotated[
         Path | None,
-        typer.Option("--vae", metavar="DIR", help="The trained stage 1.", show_default=False, rich_help_panel=WHAT),
+        typer.Option(
+            "--vae",
+            metavar="DIR",
+            help="The trained stage 1. Shards of codes as --data know theirs.",
+            show_default=False,
+            rich_help_panel=WHAT,
+        ),
     ] = None,
     prior: Annotated[
         Path | None,
@@ -204,7 +210,8 @@ def stage2(
             "--soft-labels",
             metavar="TAU",
             min=0.0,
-            help="Temperature of the targets softmax(-squared distance / TAU); 0: the codes themselves. Default 1.",
+            help="Temperature of the targets softmax(-squared distance / TAU); 0: the codes themselves. Default 1,"
+            " or 0 with codes as data.",
             show_default=False,
             rich_help_panel=HOW,
         ),

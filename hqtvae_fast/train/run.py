@@ -5,7 +5,9 @@ from __future__ import annotations
 import dataclasses
 import json
 import warnings
+from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +46,7 @@ from hqtvae_fast.train.prior import open_prior
 from hqtvae_fast.train.runner import LOGS, LoopSettings, Runner
 from hqtvae_fast.train.stage1 import Stage1, Stage1Settings
 from hqtvae_fast.train.stage2 import Stage2, Stage2Settings
-from hqtvae_fast.train.stored_codes import StoredCodes, codes_as_cache, codes_as_data
+from hqtvae_fast.train.stored_codes import StoredCodes, codes_as_cache, codes_as_data, codes_as_held_out, settle
 from hqtvae_fast.train.tokenizer import survey_captions, train_tokenizer
 from hqtvae_fast.train.validation import HeldOut
 from hqtvae_fast.world import WorldError, world
@@ -86,13 +88,16 @@ def train_stage1(run: Stage1Run) -> None:
 
 def train_stage2(run: Stage2Run) -> None:
     """Train HQ-Transformer on a trained HQ-VAE; the result is ``out/model``, a checkpoint with both stages."""
+    source = select(open_source(run.data, codes=True), run.selected)
+    run, settled = settle(run, source)
     # It may be stored in half precision; codes are chosen in fp32.
     accelerator, vae = start(run), checkpoints.load(run.vae or run.prior or run.init or "").vae.float()
+    for line in settled:
+        accelerator.print(line)
     config = make_transformer_config(run.model, vae.config)
     prior = open_prior(run.prior, vae, config)
     if config.condition == "codes" and prior is None:
         accelerator.print("no prior was named: the result will be half a model; hqtvae convert joins the halves")
-    source = select(open_source(run.data, codes=True), run.selected)
     data: dict[str, Any] = {"condition": config.condition if config.condition in ("class", "text") else "none"}
     tokenizer = None
     if config.condition == "class":
@@ -102,6 +107,7 @@ def train_stage2(run: Stage2Run) -> None:
         tokenizer = make_tokenizer(run, accelerator, config, source)
     stored = open_stored(run, accelerator, vae, source)
     loader, sampler = open_data(run, accelerator, source, vae.config.resolution, data, stored)
+    codes = partial(codes_as_held_out, vae=vae, soft_labels=run.tau is not None)
     torch.manual_seed(run.seed)
     settings = make_stage2_settings(run, sampler.batches_per_epoch)
     transformer = take_transformer(HQTransformer(config), run.init)
@@ -113,7 +119,7 @@ def train_stage2(run: Stage2Run) -> None:
         settings,
         tokenizer_file=tokenizer,
         prior=prior,
-        held_out=open_held_out(run, accelerator, source, vae.config.resolution, data),
+        held_out=open_held_out(run, accelerator, source, vae.config.resolution, data, codes),
         stored=None if stored is None else stored.content,
     )
     if task.tokenizer is not None and accelerator.is_main_process:
@@ -248,16 +254,24 @@ def open_stored(run: Stage2Run, accelerator: Accelerator, vae: HQVAE, source: So
 
 
 def open_held_out(
-    run: RunConfig, accelerator: Accelerator, training: Source, resolution: int, condition: dict[str, Any]
+    run: RunConfig,
+    accelerator: Accelerator,
+    training: Source,
+    resolution: int,
+    condition: dict[str, Any],
+    codes: Callable[[Source, Source], Stored | None] | None = None,
 ) -> HeldOut | None:
-    """The validation set, or None without one. Its class folders may be some of the training set's."""
+    """The validation set, or None without one. Its class folders may be some of the training set's. ``codes``: what is
+    read of shards of codes, the validation set and the training set; None where pixels are needed."""
     if not run.validation:
         return None
-    source = open_source(run.validation)
+    source = open_source(run.validation, codes=codes is not None)
     if isinstance(source, ClassFolder) and (names := class_names(training)):
         source = open_source(run.validation, class_names=names)
+    source = select(source, run.selected)
+    stored = None if codes is None else codes(source, training)
     return HeldOut(
-        PictureDataset(select(source, run.selected), resolution, training=False, **condition),
+        PictureDataset(source, resolution, training=False, stored=stored, **condition),
         limit=run.validation_pictures,
         batch_size=run.batch_size // (accelerator.num_processes * run.accumulate),
         rank=accelerator.process_index,

@@ -12,7 +12,15 @@ for epoch in range(first_epoch, epochs):
 
 from hqtvae_fast.train.data.captions import CAPTIONS, EMOJI, PLAIN, CaptionTemplate, caption_template
 from hqtvae_fast.train.data.coded import CodedPictures
-from hqtvae_fast.train.data.dataset import Draw, PictureDataset, Sample, Stored, UnreadableError, all_captions
+from hqtvae_fast.train.data.dataset import (
+    Content,
+    Draw,
+    PictureDataset,
+    Sample,
+    Stored,
+    UnreadableError,
+    all_captions,
+)
 from hqtvae_fast.train.data.loader import Batch, BrokenCount, EpochSampler, collate, make_loader
 from hqtvae_fast.train.data.selection import Selection, class_names, select
 from hqtvae_fast.train.data.sources import ClassFolder, Source, open_source
@@ -26,6 +34,7 @@ __all__ = [
     "CaptionTemplate",
     "ClassFolder",
     "CodedPictures",
+    "Content",
     "Draw",
     "EpochSampler",
     "PictureDataset",
