@@ -150,7 +150,11 @@ def stage2(
     vae: Annotated[
         str | None,
         typer.Option(
-            "--vae", metavar="CHECKPOINT", help="The trained stage 1.", show_default=False, rich_help_panel=WHAT
+            "--vae",
+            metavar="CHECKPOINT",
+            help="The trained stage 1. Shards of codes as --data know theirs.",
+            show_default=False,
+            rich_help_panel=WHAT,
         ),
     ] = None,
     prior: Annotated[
@@ -170,7 +174,8 @@ def stage2(
             "--soft-labels",
             metavar="TAU",
             min=0.0,
-            help="Temperature of the targets softmax(-squared distance / TAU); 0: the codes themselves. Default 1.",
+            help="Temperature of the targets softmax(-squared distance / TAU); 0: the codes themselves. Default 1,"
+            " or 0 with codes as data.",
             show_default=False,
             rich_help_panel=HOW,
         ),

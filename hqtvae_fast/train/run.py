@@ -39,7 +39,14 @@ from hqtvae_fast.train.runner import LoopSettings, Runner
 from hqtvae_fast.train.stage1 import Stage1, Stage1Settings
 from hqtvae_fast.train.stage2 import Stage2, Stage2Settings
 from hqtvae_fast.train.start import Started, intervals, start
-from hqtvae_fast.train.stored_codes import StoredCodes, codes_as_cache, codes_as_data
+from hqtvae_fast.train.stored_codes import (
+    StoredCodes,
+    codes_as_cache,
+    codes_as_data,
+    codes_as_held_out,
+    part_of,
+    settle,
+)
 from hqtvae_fast.train.tokenizer import survey_captions, train_tokenizer
 from hqtvae_fast.train.validation import HeldOut
 
@@ -89,10 +96,10 @@ def make_stage1_settings(run: Stage1Run, per_epoch: float) -> Stage1Settings:
 def train_stage2(run: Stage2Run) -> Path | None:
     """Train HQ-Transformer on a trained HQ-VAE. Returns ``out/model``, a checkpoint with both stages; None if the run
     was stopped before its end."""
+    begun = start(run, settle)
+    run, accelerator = begun.run, begun.accelerator
     # Stage 1 may be stored in half precision; codes are chosen in fp32.
     vae = checkpoints.load(run.vae or run.prior or run.init or "").vae.float()
-    begun = start(run)
-    run, accelerator = begun.run, begun.accelerator
     condition = run.condition or run.model.get("condition") or begun.facts.condition
     tokenizer = make_tokenizer(run, accelerator, begun.source) if condition == "text" else None
     config = _transformer_config(run, vae.config, condition, begun, tokenizer)
@@ -100,7 +107,7 @@ def train_stage2(run: Stage2Run) -> Path | None:
     if config.condition == "codes" and prior is None:
         accelerator.print("no prior was named: the result will be half a model; hqtvae convert joins the halves")
     data = _conditions(run, config)
-    stored = open_stored(begun, vae)
+    stored, held_out_stored = open_stored(begun, vae)
     loader, stream = open_data(begun, vae.config.resolution, data, stored)
     torch.manual_seed(run.seed)
     settings = make_stage2_settings(run, stream.batches_per_epoch)
@@ -113,7 +120,7 @@ def train_stage2(run: Stage2Run) -> Path | None:
         settings,
         tokenizer_file=tokenizer,
         prior=prior,
-        held_out=open_held_out(begun, vae.config.resolution, data),
+        held_out=open_held_out(begun, vae.config.resolution, data, held_out_stored),
         stored=None if stored is None else stored.content,
         classes=begun.facts.classes if condition == "class" else (),
     )
@@ -202,10 +209,22 @@ def share_of_batch(run: RunConfig, accelerator: Accelerator) -> int:
     return share
 
 
-def open_stored(begun: Started[Stage2Run], vae: HQVAE) -> CodeCache | StoredCodes | None:
-    """What the run reads in the pictures' place: codes that are its data, or a code cache, which is made with what this
-    run needs of each picture; None for pixels."""
-    run, accelerator, source = begun.run, begun.accelerator, begun.source
+def open_stored(begun: Started[Stage2Run], vae: HQVAE) -> tuple[Stored | None, Stored | None]:
+    """What the run reads in the place of the training and of the held-out pictures; None for pixels."""
+    run, held_out = begun.run, begun.held_out
+    whole = _open_stored(run, begun.accelerator, begun.source, vae)
+    stored = None if whole is None else part_of(whole, begun.training, begun.source)
+    if held_out is None:
+        return stored, None
+    if run.validation:
+        return stored, codes_as_held_out(held_out, begun.source, vae, soft_labels=run.tau is not None)
+    return stored, None if whole is None else part_of(whole, held_out, begun.source)
+
+
+def _open_stored(
+    run: Stage2Run, accelerator: Accelerator, source: Source, vae: HQVAE
+) -> CodeCache | StoredCodes | None:
+    """Codes that are the run's data, or a code cache, which is made with what this run needs of each picture."""
     needs: dict[str, Any] = {"soft_labels": run.tau is not None, "mirrored": run.flip}
     stored = codes_as_data(source, vae, **needs)
     if run.code_cache is None:
@@ -221,13 +240,15 @@ def open_stored(begun: Started[Stage2Run], vae: HQVAE) -> CodeCache | StoredCode
     return stored
 
 
-def open_held_out(begun: Started[Any], resolution: int, condition: dict[str, Any]) -> HeldOut | None:
+def open_held_out(
+    begun: Started[Any], resolution: int, condition: dict[str, Any], stored: Stored | None = None
+) -> HeldOut | None:
     """The held-out pictures, or None without any."""
     run, accelerator = begun.run, begun.accelerator
     if begun.held_out is None:
         return None
     return HeldOut(
-        PictureDataset(begun.held_out, resolution, training=False, **condition),
+        PictureDataset(begun.held_out, resolution, training=False, stored=stored, **condition),
         limit=run.validation_pictures,
         batch_size=share_of_batch(run, accelerator),
         rank=accelerator.process_index,

@@ -58,8 +58,15 @@ class Sample:
     broken: tuple[str, ...]
 
 
+Content = Literal["latents", "codes"]
+"""Of a picture: the quantiser's input, float32 [d, h, w]; or the codes of all levels, integers [S], top level first."""
+
+
 class Stored(Protocol):
     """What was computed from the pictures of a source beforehand, and is read in place of their pixels."""
+
+    @property
+    def content(self) -> Content: ...
 
     def read(self, index: int, mirrored: bool) -> Tensor:
         """Of one picture's centre square, or of that square mirrored. UnreadableError if there was no such picture."""
