@@ -277,7 +277,14 @@ def go(
 ) -> None:
     intervals = (run.log_every, run.save_every, run.picture_every)
     stops = (run.stop_after, run.stop_after_minutes)
-    loop = LoopSettings(steps, *intervals, run.keep, *stops, validate_every=run.validate_every)
+    loop = LoopSettings(
+        steps,
+        *intervals,
+        run.keep,
+        *stops,
+        validate_every=run.validate_every,
+        title=run.stage.replace("stage", "stage "),
+    )
     runner = Runner(
         accelerator, task, loader, sampler, Path(run.out), loop, accumulate=run.accumulate, fingerprint=fingerprint
     )

@@ -30,6 +30,7 @@ from hqtvae_fast.train.data import Batch, BrokenCount, EpochSampler
 from hqtvae_fast.train.progress import TrainingProgress
 from hqtvae_fast.train.records import LOSSES, add_record, cut_records
 from hqtvae_fast.train.run_checkpoints import RunCheckpoints, damage
+from hqtvae_fast.train.words import HELD_OUT
 
 CHECKPOINTS, PICTURES, LOGS, MODEL = "checkpoints", "pictures", "logs", "model"
 METRICS_LIMIT = 1e6  # a loss beyond it has exploded
@@ -60,6 +61,8 @@ class LoopSettings:
     """The same, after the first update that ends this long after the start."""
     validate_every: int = 500
     """Held-out figures; without held-out pictures there are none."""
+    title: str = "training"
+    """What is trained, to those who watch."""
 
 
 class Task(Protocol):
@@ -137,6 +140,7 @@ class Runner:
             self.settings.steps,
             self.position.step,
             self.sampler.batch_size,
+            title=self.settings.title,
             shown=self.accelerator.is_main_process,
             console=self.console,
         ) as progress:
@@ -144,8 +148,9 @@ class Runner:
             while self.position.step < end:
                 batch = next(batches)
                 metrics = self._update(batch)
-                self._after(metrics, batch)
-                progress.update(self.position.step, metrics, str(self.position.broken))
+                held_out = self._after(metrics, batch)
+                broken = str(self.position.broken) if self.position.broken.count else ""
+                progress.update(self.position.step, {**metrics, **held_out}, broken)
                 if self._time_is_up(began):
                     break
         self._checkpoint()
@@ -189,19 +194,21 @@ class Runner:
             )
         return values
 
-    def _after(self, metrics: dict[str, float], batch: Batch) -> None:
+    def _after(self, metrics: dict[str, float], batch: Batch) -> dict[str, float]:
+        """What is due after an update; returns the figures of held-out pictures, if they were due."""
         self.position.step += 1
         self.position.broken.add(self._of_all(list(batch.broken)))
         step, settings = self.position.step, self.settings
-        logged = dict(metrics) if _due(step, settings.log_every) else {}
+        logged, held_out = dict(metrics) if _due(step, settings.log_every) else {}, dict[str, float]()
         if _due(step, settings.validate_every):
-            logged |= {f"val_{name}": value for name, value in self.task.validate().items()}
-        if logged:
-            self._log(logged)
+            held_out = {f"{HELD_OUT}{name}": value for name, value in self.task.validate().items()}
+        if logged or held_out:
+            self._log(logged | held_out)
         if _due(step, settings.picture_every) and self.accelerator.is_main_process:
             self._write_picture()
         if _due(step, settings.save_every) and step < settings.steps:
             self._checkpoint()
+        return held_out
 
     def _of_all(self, own: list[str]) -> list[str]:
         """What each process has to say, to all of them."""
