@@ -284,6 +284,7 @@ def go(
         *stops,
         validate_every=run.validate_every,
         title=run.stage.replace("stage", "stage "),
+        fresh=run.init is None,
     )
     runner = Runner(
         accelerator, task, loader, sampler, Path(run.out), loop, accumulate=run.accumulate, fingerprint=fingerprint

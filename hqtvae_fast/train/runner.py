@@ -28,8 +28,9 @@ from hqtvae_fast.checkpoint import CheckpointError
 from hqtvae_fast.files import write_file
 from hqtvae_fast.train.data import Batch, BrokenCount, EpochSampler
 from hqtvae_fast.train.progress import TrainingProgress
-from hqtvae_fast.train.records import LOSSES, add_record, cut_records
+from hqtvae_fast.train.records import LOSSES, add_record, cut_records, read_records
 from hqtvae_fast.train.run_checkpoints import RunCheckpoints, damage
+from hqtvae_fast.train.watch import Watch
 from hqtvae_fast.train.words import HELD_OUT
 
 CHECKPOINTS, PICTURES, LOGS, MODEL = "checkpoints", "pictures", "logs", "model"
@@ -63,6 +64,8 @@ class LoopSettings:
     """Held-out figures; without held-out pictures there are none."""
     title: str = "training"
     """What is trained, to those who watch."""
+    fresh: bool = True
+    """Weights were drawn at random; see :class:`hqtvae_fast.train.watch.Watch`."""
 
 
 class Task(Protocol):
@@ -128,6 +131,7 @@ class Runner:
         self.position = Position(fingerprint=fingerprint)
         accelerator.register_for_checkpointing(self.position)
         self.console = Console(stderr=True)
+        self.watch = Watch(fresh=settings.fresh)
 
     def run(self) -> None:
         """Train to the end, or to ``stop_after``; raises :class:`TrainingError` on a loss that is no number."""
@@ -151,6 +155,8 @@ class Runner:
                 held_out = self._after(metrics, batch)
                 broken = str(self.position.broken) if self.position.broken.count else ""
                 progress.update(self.position.step, {**metrics, **held_out}, broken)
+                for message in self.watch.look(self.position.step, metrics):
+                    self._warn(message, progress)
                 if self._time_is_up(began):
                     break
         self._checkpoint()
@@ -237,6 +243,12 @@ class Runner:
             with self._writing(self.directory / LOSSES):
                 add_record(self.directory / LOSSES, {"step": self.position.step, **metrics})
 
+    def _warn(self, message: str, progress: TrainingProgress) -> None:
+        progress.warn(message)
+        if self.accelerator.is_main_process:
+            with self._writing(self.directory / LOSSES):
+                add_record(self.directory / LOSSES, {"step": self.position.step, "warning": message})
+
     def _write_picture(self) -> None:
         picture = self.task.pictures(self.position.step)
         if picture is not None:
@@ -283,6 +295,9 @@ class Runner:
             self.accelerator.print(f"going on from {found}, update {self.position.step}")
         if self.accelerator.is_main_process:
             self._tidy(refused)
+        for record in read_records(self.directory / LOSSES)[0]:  # so that nothing is said twice
+            if record["step"] <= self.position.step:
+                self.watch.look(record["step"], record)
 
     def _load(self, checkpoint: Path) -> str:
         """What is wrong with a checkpoint, for one process or another; empty, on all of them, if it is loaded."""

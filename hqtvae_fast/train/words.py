@@ -17,7 +17,7 @@ def in_words(metrics: Mapping[str, float]) -> list[str]:
     if "psnr" in metrics:
         told.append(f"PSNR {metrics['psnr']:.1f} dB")
     if usage := by_level(metrics, "usage"):
-        told.append(f"codes in use: {_listed([_percent(share) for share in usage])}")
+        told.append(f"codes in use: {_listed([percent(share) for share in usage])}")
     if levels := by_level(metrics, "level"):
         told.append(f"nats a code: {_listed([f'{nats:.2f}' for nats in levels])}")
     if "text" in metrics:
@@ -56,7 +56,7 @@ def _listed(values: list[str]) -> str:
     return ", ".join(f"{value} {name}" for value, name in zip(values, level_names(len(values)), strict=True))
 
 
-def _percent(share: float) -> str:
+def percent(share: float) -> str:
     """100% only of all, and 0% only of none."""
     percent = 100 * share
     if 0 < percent < 1 or 99.5 <= percent < 100:
