@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from functools import cache
 from typing import Annotated, Any, Literal
 
+from hqtvae_fast.classes import Names, check_names, names_from_mapping, names_to_mapping
 from hqtvae_fast.fields import Between, check_fields, parse
 from hqtvae_fast.fields import ConfigError as ConfigError
 
@@ -281,9 +282,14 @@ class HQTVAEConfig:
     vae: VAEConfig = field(default_factory=VAEConfig)
     transformer: TransformerConfig | None = field(default_factory=TransformerConfig)
     refiner: TransformerConfig | None = None
+    id2label: Names = field(default=(), repr=False)
+    """No part of the repr, which tells what weights are for."""
 
     def __post_init__(self) -> None:
         check_fields(self)
+        stage2 = self.transformer
+        classes = None if stage2 is None or stage2.condition != "class" else stage2.num_classes
+        check_names(self.id2label, classes)
         if self.transformer is not None:
             self._check_fits("transformer", self.transformer)
         if self.refiner is not None:
@@ -370,12 +376,17 @@ def check_condition(config: HQTVAEConfig, given: Sequence[str]) -> str | None:
 
 
 def to_dict(config: HQTVAEConfig) -> dict[str, Any]:
-    """Plain dictionaries and lists, as written to ``config.json``."""
-    return dataclasses.asdict(config)
+    """Plain dictionaries and lists, as written to ``config.json``: names of classes as a mapping from labels, if there
+    are any."""
+    data = dataclasses.asdict(config)
+    names = names_to_mapping(data.pop("id2label"))
+    return {**data, "id2label": names} if names else data
 
 
 def from_dict(data: dict[str, Any]) -> HQTVAEConfig:
     """The inverse of :func:`to_dict`. Unknown or missing sections raise :class:`ConfigError` naming the field."""
     _require(isinstance(data, dict), f"config: expected a mapping; got {type(data).__name__}")
     _require("vae" in data, "config: expected a field 'vae', found none")
-    return parse(HQTVAEConfig, {"transformer": None, **data})
+    config = parse(HQTVAEConfig, {"transformer": None, **data, "id2label": ()})
+    classes = 1 if config.transformer is None else config.transformer.num_classes
+    return dataclasses.replace(config, id2label=names_from_mapping(data.get("id2label", {}), classes))

@@ -13,6 +13,7 @@ PACKAGE = Path(__file__).parent.parent / "hqtvae_fast"
 LAYERS = [  # a module may import from its own layer and those above it in this list
     {
         "arguments",
+        "classes",
         "codes",
         "config",
         "fields",

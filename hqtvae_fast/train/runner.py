@@ -26,7 +26,7 @@ from torch.utils.data import DataLoader
 
 from hqtvae_fast.checkpoint import CheckpointError
 from hqtvae_fast.files import write_file
-from hqtvae_fast.train.data import Batch, BrokenCount, EpochSampler
+from hqtvae_fast.train.data import Batch, BrokenCount, PictureStream
 from hqtvae_fast.train.progress import TrainingProgress
 from hqtvae_fast.train.records import LOSSES, add_record, cut_records, read_records
 from hqtvae_fast.train.run_checkpoints import RunCheckpoints, damage
@@ -89,16 +89,15 @@ class Position:
     """Where a run stands; saved and restored with the models."""
 
     step: int = 0
-    epoch: int = 0
-    batch: int = 0
+    seen: int = 0
+    """Pictures of the stream that the updates so far have used."""
     fingerprint: str = ""
     broken: BrokenCount = field(default_factory=BrokenCount)
 
     def state_dict(self) -> dict[str, Any]:
         return {
             "step": self.step,
-            "epoch": self.epoch,
-            "batch": self.batch,
+            "seen": self.seen,
             "fingerprint": self.fingerprint,
             "broken": self.broken.count,
         }
@@ -106,8 +105,7 @@ class Position:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         if self.fingerprint and state["fingerprint"] != self.fingerprint:
             raise OtherDataError("data: expected the pictures that this run was started on; these are others")
-        self.step, self.epoch, self.batch = state["step"], state["epoch"], state["batch"]
-        self.broken.count = state["broken"]
+        self.step, self.seen, self.broken.count = state["step"], state["seen"], state["broken"]
 
 
 class Runner:
@@ -118,14 +116,14 @@ class Runner:
         accelerator: Accelerator,
         task: Task,
         loader: DataLoader[Any],
-        sampler: EpochSampler,
+        stream: PictureStream,
         directory: Path,
         settings: LoopSettings,
         *,
         accumulate: int = 1,
         fingerprint: str = "",
     ) -> None:
-        self.accelerator, self.task, self.loader, self.sampler = accelerator, task, loader, sampler
+        self.accelerator, self.task, self.loader, self.stream = accelerator, task, loader, stream
         self.directory, self.settings, self.accumulate = directory, settings, accumulate
         self.checkpoints = RunCheckpoints(directory / CHECKPOINTS, settings.keep)
         self.position = Position(fingerprint=fingerprint)
@@ -143,7 +141,7 @@ class Runner:
         with TrainingProgress(
             self.settings.steps,
             self.position.step,
-            self.sampler.batch_size,
+            self.stream.batch_size,
             title=self.settings.title,
             shown=self.accelerator.is_main_process,
             console=self.console,
@@ -179,13 +177,11 @@ class Runner:
     # ----------------------------------------------------------------------------------------------------- updates
 
     def _batches(self) -> Iterator[Batch]:
-        """Batches from the saved position on, epoch after epoch."""
-        while True:
-            self.sampler.seek(self.position.epoch, self.position.batch)
-            for batch in self.loader:
-                self.position.batch += 1
-                yield batch
-            self.position.epoch, self.position.batch = self.position.epoch + 1, 0
+        """Batches from the saved position on, without end."""
+        self.stream.seek(self.position.seen)
+        for batch in self.loader:
+            self.position.seen += self.stream.batch_size
+            yield batch
 
     def _update(self, batch: Batch) -> dict[str, float]:
         moved = batch.to(self.accelerator.device, non_blocking=True)

@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, Subset
 from hqtvae_fast.images import psnr
 from hqtvae_fast.model import HQVAE
 from hqtvae_fast.train.code_usage import perplexity
-from hqtvae_fast.train.data import Batch, PictureDataset, collate
+from hqtvae_fast.train.data import Batch, PictureDataset, collate, leave_interrupts
 
 
 class HeldOut:
@@ -36,6 +36,7 @@ class HeldOut:
             batch_size=self.batch_size,
             collate_fn=collate,
             num_workers=self.workers,
+            worker_init_fn=leave_interrupts,
             generator=torch.Generator(),  # else each pass would take a number from torch's global stream
         )
         return iter(loader) if self.indices else iter(())
