@@ -32,6 +32,7 @@ LAYERS = [  # a module may import from its own layer and those above it in this 
     {"ops"},
     {"model"},
     {"engine", "released"},
+    {"run_folder"},
     {"checkpoint_config"},
     {"checkpoint"},
     {

@@ -17,6 +17,7 @@ from hqtvae_fast import checkpoint as checkpoints
 from hqtvae_fast.config import ConfigError, TransformerConfig, VAEConfig
 from hqtvae_fast.files import write_file
 from hqtvae_fast.model import HQVAE, HQTransformer
+from hqtvae_fast.run_folder import MODEL, RUN_FILE
 from hqtvae_fast.train.code_cache import CodeCache
 from hqtvae_fast.train.code_cache_build import open_code_cache
 from hqtvae_fast.train.config import RunConfig, Stage1Run, Stage2Run, described
@@ -37,7 +38,7 @@ from hqtvae_fast.train.prior import open_prior
 from hqtvae_fast.train.runner import LoopSettings, Runner
 from hqtvae_fast.train.stage1 import Stage1, Stage1Settings
 from hqtvae_fast.train.stage2 import Stage2, Stage2Settings
-from hqtvae_fast.train.start import RUN_FILE, Started, intervals, start
+from hqtvae_fast.train.start import Started, intervals, start
 from hqtvae_fast.train.stored_codes import StoredCodes, codes_as_cache, codes_as_data
 from hqtvae_fast.train.tokenizer import survey_captions, train_tokenizer
 from hqtvae_fast.train.validation import HeldOut
@@ -264,7 +265,7 @@ def go(begun: Started[Any], task: Any, loader: DataLoader[Any], stream: PictureS
             runner.close()
         raise
     runner.close()
-    model = directory / "model"
+    model = directory / MODEL
     return model if runner.position.step == steps else None
 
 

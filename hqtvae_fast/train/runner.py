@@ -26,14 +26,14 @@ from torch.utils.data import DataLoader
 
 from hqtvae_fast.checkpoint import CheckpointError
 from hqtvae_fast.files import write_file
+from hqtvae_fast.run_folder import CHECKPOINTS, LOGS, MODEL, PICTURES, damage
 from hqtvae_fast.train.data import Batch, BrokenCount, PictureStream
 from hqtvae_fast.train.progress import TrainingProgress
 from hqtvae_fast.train.records import LOSSES, add_record, cut_records, read_records
-from hqtvae_fast.train.run_checkpoints import RunCheckpoints, damage
+from hqtvae_fast.train.run_checkpoints import RunCheckpoints
 from hqtvae_fast.train.watch import Watch
 from hqtvae_fast.train.words import HELD_OUT
 
-CHECKPOINTS, PICTURES, LOGS, MODEL = "checkpoints", "pictures", "logs", "model"
 METRICS_LIMIT = 1e6  # a loss beyond it has exploded
 PROBLEM = 300  # characters of an error; torch's of a model of other sizes lists every weight
 

@@ -14,6 +14,7 @@ from accelerate.utils import DistributedDataParallelKwargs, set_seed
 
 from hqtvae_fast.files import read_text, write_file
 from hqtvae_fast.hardware import pick_device
+from hqtvae_fast.run_folder import CHECKPOINTS, LOGS, RUN_FILE
 from hqtvae_fast.train.config import Config, RunConfig, completed
 from hqtvae_fast.train.data import (
     ClassFolder,
@@ -26,11 +27,10 @@ from hqtvae_fast.train.data import (
     survey,
 )
 from hqtvae_fast.train.estimate import training_precision
-from hqtvae_fast.train.runner import CHECKPOINTS, LOGS
 from hqtvae_fast.train.sizes import Picked, pick
 from hqtvae_fast.world import WorldError, world
 
-RUN_FILE, DATA_FILE = "run.json", "data.json"
+DATA_FILE = "data.json"
 NOTHING = ("none",)
 """``validation`` of a run that holds nothing out."""
 PARTS, MOST = 10, 500  # times that a run saves, draws and validates by default, unless that is further apart
@@ -82,14 +82,13 @@ def begun(directory: Path) -> dict[str, Any]:
 
 def known(directory: Path, accelerator: Accelerator, run: RunConfig, source: Source) -> Facts:
     """What the data says of its pictures: read once by the main process, and from then on from the run's folder."""
-    file, fingerprint = directory / DATA_FILE, source.fingerprint()
-    if accelerator.is_main_process and Facts.read(file, fingerprint) is None:
-        caption = caption_template(getattr(run, "caption", "plain"))
-        write_file(file, survey(source, caption).json(fingerprint))
+    file, caption = directory / DATA_FILE, caption_template(getattr(run, "caption", "plain"))
+    facts = Facts.read(file, source, caption)
+    if accelerator.is_main_process and facts is None:
+        facts = survey(source, caption)
+        write_file(file, facts.json().encode())
     accelerator.wait_for_everyone()
-    facts = Facts.read(file, fingerprint)
-    assert facts is not None
-    return facts
+    return facts or Facts.read(file, source, caption) or survey(source, caption)
 
 
 def parts(run: RunConfig, source: Source, facts: Facts) -> tuple[Source, Source | None]:
