@@ -268,6 +268,8 @@ def go(begun: Started[Any], task: Any, loader: DataLoader[Any], stream: PictureS
         keep=run.keep,
         stop_after=run.stop_after,
         stop_after_minutes=run.stop_after_minutes,
+        title=run.stage.replace("stage", "stage "),
+        fresh=run.init is None,
     )
     fingerprint = begun.source.fingerprint()
     runner = Runner(

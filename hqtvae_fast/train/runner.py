@@ -29,8 +29,10 @@ from hqtvae_fast.files import write_file
 from hqtvae_fast.run_folder import CHECKPOINTS, LOGS, MODEL, PICTURES, damage
 from hqtvae_fast.train.data import Batch, BrokenCount, PictureStream
 from hqtvae_fast.train.progress import TrainingProgress
-from hqtvae_fast.train.records import LOSSES, add_record, cut_records
+from hqtvae_fast.train.records import LOSSES, add_record, cut_records, read_records
 from hqtvae_fast.train.run_checkpoints import RunCheckpoints
+from hqtvae_fast.train.watch import Watch
+from hqtvae_fast.train.words import HELD_OUT
 
 METRICS_LIMIT = 1e6  # a loss beyond it has exploded
 PROBLEM = 300  # characters of an error; torch's of a model of other sizes lists every weight
@@ -60,6 +62,10 @@ class LoopSettings:
     """The same, after the first update that ends this long after the start."""
     validate_every: int = 500
     """Held-out figures; without held-out pictures there are none."""
+    title: str = "training"
+    """What is trained, to those who watch."""
+    fresh: bool = True
+    """Weights were drawn at random; see :class:`hqtvae_fast.train.watch.Watch`."""
 
 
 class Task(Protocol):
@@ -123,6 +129,7 @@ class Runner:
         self.position = Position(fingerprint=fingerprint)
         accelerator.register_for_checkpointing(self.position)
         self.console = Console(stderr=True)
+        self.watch = Watch(fresh=settings.fresh)
 
     def run(self) -> None:
         """Train to the end, or to ``stop_after``; raises :class:`TrainingError` on a loss that is no number."""
@@ -135,6 +142,7 @@ class Runner:
             self.settings.steps,
             self.position.step,
             self.stream.batch_size,
+            title=self.settings.title,
             shown=self.accelerator.is_main_process,
             console=self.console,
         ) as progress:
@@ -142,8 +150,11 @@ class Runner:
             while self.position.step < end:
                 batch = next(batches)
                 metrics = self._update(batch)
-                self._after(metrics, batch)
-                progress.update(self.position.step, metrics, str(self.position.broken))
+                held_out = self._after(metrics, batch)
+                broken = str(self.position.broken) if self.position.broken.count else ""
+                progress.update(self.position.step, {**metrics, **held_out}, broken)
+                for message in self.watch.look(self.position.step, metrics):
+                    self._warn(message, progress)
                 if self._time_is_up(began):
                     break
         self._checkpoint()
@@ -185,19 +196,21 @@ class Runner:
             )
         return values
 
-    def _after(self, metrics: dict[str, float], batch: Batch) -> None:
+    def _after(self, metrics: dict[str, float], batch: Batch) -> dict[str, float]:
+        """What is due after an update; returns the figures of held-out pictures, if they were due."""
         self.position.step += 1
         self.position.broken.add(self._of_all(list(batch.broken)))
         step, settings = self.position.step, self.settings
-        logged = dict(metrics) if _due(step, settings.log_every) else {}
+        logged, held_out = dict(metrics) if _due(step, settings.log_every) else {}, dict[str, float]()
         if _due(step, settings.validate_every):
-            logged |= {f"val_{name}": value for name, value in self.task.validate().items()}
-        if logged:
-            self._log(logged)
+            held_out = {f"{HELD_OUT}{name}": value for name, value in self.task.validate().items()}
+        if logged or held_out:
+            self._log(logged | held_out)
         if _due(step, settings.picture_every) and self.accelerator.is_main_process:
             self._write_picture()
         if _due(step, settings.save_every) and step < settings.steps:
             self._checkpoint()
+        return held_out
 
     def _of_all(self, own: list[str]) -> list[str]:
         """What each process has to say, to all of them."""
@@ -225,6 +238,12 @@ class Runner:
         if self.accelerator.is_main_process:
             with self._writing(self.directory / LOSSES):
                 add_record(self.directory / LOSSES, {"step": self.position.step, **metrics})
+
+    def _warn(self, message: str, progress: TrainingProgress) -> None:
+        progress.warn(message)
+        if self.accelerator.is_main_process:
+            with self._writing(self.directory / LOSSES):
+                add_record(self.directory / LOSSES, {"step": self.position.step, "warning": message})
 
     def _write_picture(self) -> None:
         picture = self.task.pictures(self.position.step)
@@ -272,6 +291,9 @@ class Runner:
             self.accelerator.print(f"going on from {found}, update {self.position.step}")
         if self.accelerator.is_main_process:
             self._tidy(refused)
+        for record in read_records(self.directory / LOSSES)[0]:  # so that nothing is said twice
+            if record["step"] <= self.position.step:
+                self.watch.look(record["step"], record)
 
     def _load(self, checkpoint: Path) -> str:
         """What is wrong with a checkpoint, for one process or another; empty, on all of them, if it is loaded."""
