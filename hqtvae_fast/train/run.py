@@ -287,6 +287,7 @@ def go(
             f"{len(loader.dataset):,} pictures, {stream.batches_per_epoch:,.4g} updates an epoch, {steps:,} in all"  # type: ignore[arg-type]
         )
     try:
+        runner.resume()
         runner.run()
     except BaseException:
         with suppress(Exception):  # a log that cannot be written is no news, and would hide the reason
