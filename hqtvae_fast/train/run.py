@@ -280,6 +280,7 @@ def go(begun: Started[Any], task: Any, loader: DataLoader[Any], stream: PictureS
             f"{len(begun.training):,} pictures, {stream.batches_per_epoch:,.4g} updates an epoch, {steps:,} in all"
         )
     try:
+        runner.resume()
         runner.run()
     except BaseException:
         with suppress(Exception):  # a log that cannot be written is no news, and would hide the reason

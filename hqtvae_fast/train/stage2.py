@@ -23,6 +23,8 @@ from hqtvae_fast.train.code_cache import picture_latents, split_codes
 from hqtvae_fast.train.data import Batch, Content
 from hqtvae_fast.train.losses import SoftLabels, Stage2Loss, Stage2Weights, Target, stage2_loss
 from hqtvae_fast.train.optim import stage2_optimizer
+from hqtvae_fast.train.position import OtherRunError
+from hqtvae_fast.train.prior import same_vae
 from hqtvae_fast.train.runner import mean_over_ranks
 from hqtvae_fast.train.schedule import warmup_cosine_lr
 from hqtvae_fast.train.validation import HeldOut, Sums
@@ -205,6 +207,16 @@ class Stage2:
         if self.prior is not None:
             made = checkpoints.with_refiner(self.prior, made)
         checkpoints.save(made, directory)
+
+    def load(self, directory: Path) -> None:
+        held = checkpoints.load(directory)
+        if not same_vae(self.vae, held.vae):
+            raise OtherRunError(
+                "vae: expected the stage 1 that this run was started with; this is another: give another --out"
+            )
+        trained = held.transformer if self.prior is None else held.refiner
+        assert trained is not None
+        self.transformer.load_state_dict(trained.state_dict())
 
 
 def _summary(losses: list[Stage2Loss]) -> dict[str, Tensor]:

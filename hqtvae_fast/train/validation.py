@@ -13,7 +13,8 @@ from torch.utils.data import DataLoader, Subset
 from hqtvae_fast.images import psnr
 from hqtvae_fast.model import HQVAE
 from hqtvae_fast.train.code_usage import perplexity
-from hqtvae_fast.train.data import Batch, PictureDataset, collate, leave_interrupts
+from hqtvae_fast.train.data import Batch, PictureDataset, collate
+from hqtvae_fast.train.stopping import leave_interrupts
 
 
 class HeldOut:

@@ -12,7 +12,7 @@ from typing import Any
 from rich.console import Console
 
 from hqtvae_fast.files import sync_folder
-from hqtvae_fast.run_folder import MODEL, STAGES
+from hqtvae_fast.run_folder import MODEL
 from hqtvae_fast.train.config import RunConfig, Stage1Run, Stage2Run, read_run
 from hqtvae_fast.train.run import train_stage1, train_stage2
 from hqtvae_fast.train.start import begun

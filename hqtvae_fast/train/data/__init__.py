@@ -19,7 +19,7 @@ from hqtvae_fast.train.data.dataset import (
     UnreadableError,
     all_captions,
 )
-from hqtvae_fast.train.data.loader import Batch, BrokenCount, PictureStream, collate, leave_interrupts, make_loader
+from hqtvae_fast.train.data.loader import Batch, BrokenCount, PictureStream, collate, make_loader
 from hqtvae_fast.train.data.selection import Selection, class_names, select
 from hqtvae_fast.train.data.sources import ClassFolder, Source, open_source
 from hqtvae_fast.train.data.split import hold_out
@@ -49,7 +49,6 @@ __all__ = [
     "class_names",
     "collate",
     "hold_out",
-    "leave_interrupts",
     "make_loader",
     "open_source",
     "select",
