@@ -35,6 +35,7 @@ class RunConfig:
 
     stage: ClassVar[str]
     """The folder of its presets."""
+    title: ClassVar[str]
 
     data: tuple[str, ...] = ()
     """Pictures to train on: WebDataset shards (files, patterns), or a folder; see train.data.open_source."""
@@ -113,6 +114,7 @@ class Stage1Run(RunConfig):
     """Stage 1. ``model`` holds fields of VAEConfig that differ from the paper's."""
 
     stage: ClassVar[str] = "stage1"
+    title: ClassVar[str] = "stage 1"
 
     model: dict[str, Any] = dataclasses.field(default_factory=dict)
     perceptual_weights: str | None = None
@@ -143,6 +145,7 @@ class Stage2Run(RunConfig):
     """Stage 2. ``model`` holds fields of TransformerConfig that differ from the paper's."""
 
     stage: ClassVar[str] = "stage2"
+    title: ClassVar[str] = "stage 2"
 
     vae: str = ""
     """A checkpoint directory with the trained stage 1; without it, that of ``prior`` or ``init``, or the one that made

@@ -22,6 +22,7 @@ from hqtvae_fast.train.code_cache import CodeCache
 from hqtvae_fast.train.code_cache_build import open_code_cache
 from hqtvae_fast.train.config import RunConfig, Stage1Run, Stage2Run, described
 from hqtvae_fast.train.data import (
+    Facts,
     PictureDataset,
     PictureStream,
     Source,
@@ -51,8 +52,12 @@ from hqtvae_fast.train.tokenizer import survey_captions, train_tokenizer
 from hqtvae_fast.train.validation import HeldOut
 
 
-def train_stage1(run: Stage1Run) -> Path | None:
-    """Train HQ-VAE. Returns ``out/model``, a checkpoint without stage 2; None if the run was stopped before its end."""
+def train_stage1(run: Stage1Run, again: str = "") -> Path | None:
+    """Train HQ-VAE. Returns ``out/model``, a checkpoint without stage 2; None if the run was stopped before its end.
+
+    ``again``: the command that goes on with the run, to be shown when it is stopped. Stopped on a signal, when all is
+    saved.
+    """
     begun = start(run)
     run, accelerator = begun.run, begun.accelerator
     vae = _make_vae(run)
@@ -65,7 +70,7 @@ def train_stage1(run: Stage1Run) -> Path | None:
         accelerator.print(f"perceptual loss: {name}")
     held_out = open_held_out(begun, vae.config.resolution, {})
     task = Stage1(accelerator, vae, settings, perceptual=perceptual, held_out=held_out)
-    return go(begun, task, loader, stream, settings.steps)
+    return go(begun, task, loader, stream, settings.steps, again)
 
 
 def _make_vae(run: Stage1Run) -> HQVAE:
@@ -93,9 +98,9 @@ def make_stage1_settings(run: Stage1Run, per_epoch: float) -> Stage1Settings:
     )
 
 
-def train_stage2(run: Stage2Run) -> Path | None:
+def train_stage2(run: Stage2Run, again: str = "") -> Path | None:
     """Train HQ-Transformer on a trained HQ-VAE. Returns ``out/model``, a checkpoint with both stages; None if the run
-    was stopped before its end."""
+    was stopped before its end. ``again`` as in :func:`train_stage1`."""
     begun = start(run, settle)
     run, accelerator = begun.run, begun.accelerator
     # Stage 1 may be stored in half precision; codes are chosen in fp32.
@@ -122,13 +127,13 @@ def train_stage2(run: Stage2Run) -> Path | None:
         prior=prior,
         held_out=open_held_out(begun, vae.config.resolution, data, held_out_stored),
         stored=None if stored is None else stored.content,
-        classes=begun.facts.classes if condition == "class" else (),
+        classes=_class_names(config, begun.facts),
     )
     if task.tokenizer is not None and accelerator.is_main_process:
         lost = survey_captions(begun.source, data["caption"], task.tokenizer)
         if lost:
             warnings.warn(lost.describe("captions"), stacklevel=2)
-    return go(begun, task, loader, stream, settings.steps)
+    return go(begun, task, loader, stream, settings.steps, again)
 
 
 def _transformer_config(
@@ -139,6 +144,13 @@ def _transformer_config(
     if condition == "class":
         known["num_classes"] = max(1, len(begun.facts.classes))
     return make_transformer_config({**known, **run.model}, vae)
+
+
+def _class_names(config: TransformerConfig, facts: Facts) -> tuple[str | None, ...]:
+    """By label; None for what the pictures have none of. Empty for a model that is not drawn from classes."""
+    if config.condition != "class":
+        return ()
+    return (*facts.classes, *[None] * (config.num_classes - len(facts.classes)))
 
 
 def _conditions(run: Stage2Run, config: TransformerConfig) -> dict[str, Any]:
@@ -257,7 +269,9 @@ def open_held_out(
     )
 
 
-def go(begun: Started[Any], task: Any, loader: DataLoader[Any], stream: PictureStream, steps: int) -> Path | None:
+def go(
+    begun: Started[Any], task: Any, loader: DataLoader[Any], stream: PictureStream, steps: int, again: str
+) -> Path | None:
     run, accelerator, directory = begun.run, begun.accelerator, Path(begun.run.out)
     if accelerator.is_main_process:
         write_file(directory / RUN_FILE, json.dumps(described(run), indent=2).encode() + b"\n")
@@ -268,12 +282,20 @@ def go(begun: Started[Any], task: Any, loader: DataLoader[Any], stream: PictureS
         keep=run.keep,
         stop_after=run.stop_after,
         stop_after_minutes=run.stop_after_minutes,
-        title=run.stage.replace("stage", "stage "),
+        title=run.title,
         fresh=run.init is None,
     )
     fingerprint = begun.source.fingerprint()
     runner = Runner(
-        accelerator, task, loader, stream, directory, loop, accumulate=run.accumulate, fingerprint=fingerprint
+        accelerator,
+        task,
+        loader,
+        stream,
+        directory,
+        loop,
+        accumulate=run.accumulate,
+        fingerprint=fingerprint,
+        again=again,
     )
     if accelerator.is_main_process:
         Console(stderr=True).print(
@@ -281,14 +303,13 @@ def go(begun: Started[Any], task: Any, loader: DataLoader[Any], stream: PictureS
         )
     try:
         runner.resume()
-        runner.run()
+        finished = runner.run()
     except BaseException:
         with suppress(Exception):  # a log that cannot be written is no news, and would hide the reason
             runner.close()
         raise
     runner.close()
-    model = directory / MODEL
-    return model if runner.position.step == steps else None
+    return directory / MODEL if finished else None
 
 
 def _path(name: str | None) -> Path | None:

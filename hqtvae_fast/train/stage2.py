@@ -65,13 +65,15 @@ class Stage2:
         prior: checkpoints.Checkpoint | None = None,
         held_out: HeldOut | None = None,
         stored: Content | None = None,
+        classes: Sequence[str | None] = (),
     ) -> None:
         """``prior``: the trained prior that a refiner is saved with; see :func:`hqtvae_fast.train.prior.open_prior`.
 
-        ``stored``: what batches hold of pictures, where they come from a code cache; None: pixels.
+        ``stored``: what batches hold of pictures, where they come from a code cache; None: pixels. ``classes``: the
+        name of each, None for one without pictures.
         """
         self.accelerator, self.settings, self.config = accelerator, settings, transformer.config
-        self.prior, self.held_out, self.stored = prior, held_out, stored
+        self.prior, self.held_out, self.stored, self.classes = prior, held_out, stored, tuple(classes)
         self.vae = vae.to(accelerator.device).eval().requires_grad_(False)
         self.tokenizer_file, self.tokenizer = tokenizer_file, None
         if self.config.condition == "text":
@@ -202,7 +204,7 @@ class Stage2:
         return None, 16
 
     def save(self, directory: Path) -> None:
-        config = HQTVAEConfig(vae=self.vae.config, transformer=self.config)
+        config = HQTVAEConfig(vae=self.vae.config, transformer=self.config, id2label=self.classes)
         made = checkpoints.Checkpoint(config, self.vae, self.transformer, tokenizer_file=self.tokenizer_file)
         if self.prior is not None:
             made = checkpoints.with_refiner(self.prior, made)
