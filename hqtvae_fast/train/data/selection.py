@@ -16,15 +16,10 @@ _MANY_PICTURES = 50_000  # from here on reading all fields shows a progress bar
 
 
 class Selection:
-    """The pictures of a source at ``indices``; itself a source.
-
-    Of a part of a set too the whole set is its ``source``, in which ``indices`` int64 are places.
-    """
+    """The pictures of ``source``, which may be a part of a set too, at ``indices`` int64; itself a source."""
 
     def __init__(self, source: Source, indices: Sequence[int] | np.ndarray) -> None:
         self.source, self.indices = source, np.array(indices, dtype=np.int64)
-        if isinstance(source, Selection):
-            self.source, self.indices = source.source, source.indices[self.indices]
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -62,9 +57,14 @@ def indices(source: Source, doing: str) -> Iterable[int]:
     return track(range(len(source)), doing, transient=True, disable=len(source) < _MANY_PICTURES)
 
 
+def whole_of(source: Source) -> Source:
+    """The source that a selection is of, or a selection of a selection."""
+    return whole_of(source.source) if isinstance(source, Selection) else source
+
+
 def class_names(source: Source) -> tuple[str, ...] | None:
     """The names of the classes that the source's labels number, or None where it has none (as class folders have)."""
-    whole = source.source if isinstance(source, Selection) else source
+    whole = whole_of(source)
     return whole.class_names if isinstance(whole, (ClassFolder, CodedPictures)) else None
 
 

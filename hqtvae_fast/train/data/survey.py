@@ -114,9 +114,7 @@ class _Known:
 
 
 def _known(source: Source, caption: CaptionTemplate) -> _Known:
-    folder = source.source if isinstance(source, Selection) else source
-    if isinstance(folder, ClassFolder):  # each picture has the same fields, and the labels are there
-        labels = folder.labels[source.indices] if isinstance(source, Selection) else folder.labels
+    if (labels := _folder_labels(source)) is not None:  # and each picture has the same fields
         return _Known(labels, len(source) if caption.fits(source.fields(0)) else 0)
     known = _Known(np.full(len(source), -1, dtype=np.int64))
     for index in indices(source, "reading captions and labels"):
@@ -127,6 +125,14 @@ def _known(source: Source, caption: CaptionTemplate) -> _Known:
         known.captioned += caption.fits(fields)
         known.add(index, fields)
     return known
+
+
+def _folder_labels(source: Source) -> np.ndarray | None:
+    """What class folders tell without their pictures' fields."""
+    if isinstance(source, Selection):
+        labels = _folder_labels(source.source)
+        return None if labels is None else labels[source.indices]
+    return source.labels if isinstance(source, ClassFolder) else None
 
 
 def _all_names(source: Source, found: Mapping[int, Mapping[str, None]]) -> dict[int, list[str]]:
