@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from rich.console import Console
 from rich.progress import track
 
 from hqtvae_fast.train.data.coded import CodedPictures
@@ -54,7 +55,8 @@ def select(source: Source, wanted: Mapping[str, Sequence[Any]]) -> Source:
 
 def indices(source: Source, doing: str) -> Iterable[int]:
     """Of all pictures; with a bar that says what is done to them, where they are many."""
-    return track(range(len(source)), doing, transient=True, disable=len(source) < _MANY_PICTURES)
+    console = Console(stderr=True)
+    return track(range(len(source)), doing, transient=True, console=console, disable=len(source) < _MANY_PICTURES)
 
 
 def whole_of(source: Source) -> Source:

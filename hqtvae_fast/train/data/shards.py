@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from rich.console import Console
 from rich.progress import track
 
 from hqtvae_fast.files import decode_text, parse_json
@@ -59,7 +60,9 @@ class Shards:
         shards: list[int] = []
         spans: list[list[tuple[int, int]]] = []
         others = Counter[str]()
-        for shard, file in enumerate(track(files, "listing shards", transient=True, disable=len(files) < _MANY_SHARDS)):
+        console, few = Console(stderr=True), len(files) < _MANY_SHARDS
+        listed = track(files, "listing shards", transient=True, console=console, disable=few)
+        for shard, file in enumerate(listed):
             for name, members in _samples(file, others):
                 keys.append(f"{file.name}/{name}")
                 shards.append(shard)
