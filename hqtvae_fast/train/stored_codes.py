@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import dataclasses
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -44,14 +45,18 @@ class StoredCodes:
     def read(self, index: int, mirrored: bool) -> Tensor:
         """Codes int64 [S] of all levels. UnreadableError where there are none, ValueError where they are not the
         VAE's."""
-        place = int(self.places[index])
-        if place < 0:
+        if self.places[index] < 0:
             raise UnreadableError("not readable when its codes were made")
         try:
-            levels = self.pictures.codes(place, self.config.level_sides, self.config.codebook_sizes)
+            return join_codes(self.levels([index]))[0]
         except OSError as error:
-            raise UnreadableError(f"{self.pictures.key(place)}: {error}") from error
-        return join_codes([level[None] for level in levels])[0]
+            raise UnreadableError(f"{self.pictures.key(int(self.places[index]))}: {error}") from error
+
+    def levels(self, indices: Sequence[int]) -> tuple[Tensor, ...]:
+        """Codes int64 [B, h, w] a level, top first, of pictures that have them. OSError where they cannot be read."""
+        sides, sizes = self.config.level_sides, self.config.codebook_sizes
+        found = [self.pictures.codes(int(self.places[index]), sides, sizes) for index in indices]
+        return tuple(map(torch.stack, zip(*found, strict=True)))
 
 
 class StoredPart:
@@ -198,7 +203,7 @@ def check_vae(pictures: CodedPictures, vae: HQVAE) -> None:
     """ConfigError if another VAE made the codes, as far as they tell."""
     wanted, found, made_by = vae_hash(vae), pictures.spec.get("vae"), pictures.spec.get(CHECKPOINT)
     if found is not None and found != wanted:
-        hint = f", made by {made_by} as it was then: name another --vae, or encode again" if made_by else ""
+        hint = f", made by {made_by} as it was then" if made_by else ""
         raise ConfigError(f"{pictures.name}: expected codes of this HQ-VAE, {wanted}; got another one's, {found}{hint}")
 
 
