@@ -23,6 +23,8 @@ from hqtvae_fast.train.code_cache import picture_latents, split_codes
 from hqtvae_fast.train.data import Batch, Content
 from hqtvae_fast.train.losses import SoftLabels, Stage2Loss, Stage2Weights, Target, stage2_loss
 from hqtvae_fast.train.optim import stage2_optimizer
+from hqtvae_fast.train.position import OtherRunError
+from hqtvae_fast.train.prior import same_vae
 from hqtvae_fast.train.runner import mean_over_ranks
 from hqtvae_fast.train.schedule import warmup_cosine_lr
 from hqtvae_fast.train.validation import HeldOut, Sums
@@ -63,13 +65,15 @@ class Stage2:
         prior: checkpoints.Checkpoint | None = None,
         held_out: HeldOut | None = None,
         stored: Content | None = None,
+        classes: Sequence[str | None] = (),
     ) -> None:
         """``prior``: the trained prior that a refiner is saved with; see :func:`hqtvae_fast.train.prior.open_prior`.
 
-        ``stored``: what batches hold of pictures, where they come from a code cache; None: pixels.
+        ``stored``: what batches hold of pictures, where they come from a code cache; None: pixels. ``classes``: the
+        name of each, None for one without pictures.
         """
         self.accelerator, self.settings, self.config = accelerator, settings, transformer.config
-        self.prior, self.held_out, self.stored = prior, held_out, stored
+        self.prior, self.held_out, self.stored, self.classes = prior, held_out, stored, tuple(classes)
         self.vae = vae.to(accelerator.device).eval().requires_grad_(False)
         self.tokenizer_file, self.tokenizer = tokenizer_file, None
         if self.config.condition == "text":
@@ -200,11 +204,21 @@ class Stage2:
         return None, 16
 
     def save(self, directory: Path) -> None:
-        config = HQTVAEConfig(vae=self.vae.config, transformer=self.config)
+        config = HQTVAEConfig(vae=self.vae.config, transformer=self.config, id2label=self.classes)
         made = checkpoints.Checkpoint(config, self.vae, self.transformer, tokenizer_file=self.tokenizer_file)
         if self.prior is not None:
             made = checkpoints.with_refiner(self.prior, made)
         checkpoints.save(made, directory)
+
+    def load(self, directory: Path) -> None:
+        held = checkpoints.load(directory)
+        if not same_vae(self.vae, held.vae):
+            raise OtherRunError(
+                "vae: expected the stage 1 that this run was started with; this is another: give another --out"
+            )
+        trained = held.transformer if self.prior is None else held.refiner
+        assert trained is not None
+        self.transformer.load_state_dict(trained.state_dict())
 
 
 def _summary(losses: list[Stage2Loss]) -> dict[str, Tensor]:
