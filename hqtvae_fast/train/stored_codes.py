@@ -7,6 +7,7 @@ import dataclasses
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -97,21 +98,22 @@ def whole_of(source: Source) -> Source:
 
 def settle(run: Stage2Run, source: Source) -> tuple[Stage2Run, list[str]]:
     """The run with what it leaves open decided by its data, where these, or its code cache, are shards of codes: the
-    HQ-VAE that made them, no soft labels, no mirrored pictures; and a line for each of these.
+    HQ-VAE that made them, no soft labels, no mirrored pictures; and a line for each of these. They count as given:
+    what is picked for a run to fit does not change them.
 
     ConfigError where nothing names an HQ-VAE, or what names it has gone.
     """
-    codes, data = _shards(run, source), whole_of(source)
-    changes: dict[str, object] = {}
+    changes: dict[str, Any] = {}
     if not (run.vae or run.prior or run.init):
-        changes["vae"] = _maker(data)
-    if codes and run.soft_labels is None:
-        changes["soft_labels"] = 0.0
-    if codes and run.flip:
+        changes["vae"] = _maker(whole_of(source))
+    if _shards(run, source):
         changes["flip"] = False
+        if run.soft_labels is None:
+            changes["soft_labels"] = 0.0
     told = [f"vae: {changes['vae']}, which made the codes"] if "vae" in changes else []
-    told += [f"{name}: off, as the data are codes" for name in changes if name != "vae"]
-    return dataclasses.replace(run, **changes), told  # type: ignore[arg-type]
+    off = ["flip"] * (run.flip and "flip" in changes) + ["soft_labels"] * ("soft_labels" in changes)
+    told += [f"{name}: off, as the data are codes" for name in off]
+    return dataclasses.replace(run, **changes, given=tuple(sorted({*run.given, *changes}))), told
 
 
 def _shards(run: Stage2Run, source: Source) -> bool:
