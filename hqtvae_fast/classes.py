@@ -176,6 +176,9 @@ class Classes:
         return ValueError(f"{option}: expected {wanted}; got {got!r}{there}")
 
 
+NO_CLASSES = Classes(0)
+
+
 def read_range(option: str, text: str) -> range | None:
     """``5-7`` -> 5, 6, 7, and ``5`` -> 5; None of other text. ValueError, beginning with ``option``, on a range that
     runs backwards or is endless."""
