@@ -49,6 +49,12 @@ class CheckpointError(ValueError):
     """A checkpoint that cannot be opened; the message names the file and, where there is one, the key."""
 
 
+def level_names(count: int) -> tuple[str, ...]:
+    """What people call so many levels of codes, the coarsest first: top, middle, bottom; or top, 2nd, 3rd, bottom."""
+    between = ("middle",) if count == 3 else ("2nd", "3rd", "4th")[: count - 2]
+    return ("top",) if count < 2 else ("top", *between, "bottom")
+
+
 def _require(condition: bool, message: str) -> None:
     if not condition:
         raise ConfigError(message)
