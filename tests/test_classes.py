@@ -154,6 +154,26 @@ def test_a_name_of_two_classes_needs_the_number():
     assert birds.parse("--classes", ["2"]) == [2]
 
 
+@pytest.mark.parametrize(
+    "names, labels, spelled",
+    [
+        (NAMES, (1, 0), "hot dog,cat"),
+        (NAMES, (3, 8), '"tench, Tinca tinca",t-shirt'),
+        (NAMES, (2, 5), "2,5-7"),
+        ((), (3, 1), "3,1"),
+        (("10", "2", None, "01"), (0, 1, 3), "10,2,01"),
+        (("crane", "owl", "crane"), (2, 1), "2,owl"),
+        (('the "best"', '"x"'), (0, 1), 'the "best","""x"""'),
+        (("a", "b", "a,b"), (0, 1), "0,1"),  # else it would be the third
+        ((" a ", "b\nc", "café"), (0, 1, 2), 'a,"b\nc",café'),
+    ],
+)
+def test_what_is_written_of_labels_is_read_as_these(names, labels, spelled):
+    classes = Classes(10, names)
+    assert classes.spelled(labels) == spelled
+    assert tuple(classes.parse("--classes", [spelled])) == labels
+
+
 def test_a_model_without_names_takes_numbers_alone():
     with pytest.raises(ValueError, match="--classes: expected integers and ranges such as 0,3,5-7, as the classes of"):
         UNNAMED.classes.parse("--classes", ["cat"])
