@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 from PIL import Image
@@ -248,10 +249,14 @@ class Runner:
     def _write_picture(self) -> None:
         picture = self.task.pictures(self.position.step)
         if picture is not None:
-            file, data = self.directory / PICTURES / f"{self.position.step:07d}.png", io.BytesIO()
+            step = self.position.step
+            file, data = self.directory / PICTURES / f"{step:07d}.png", io.BytesIO()
             picture.save(data, format="PNG")
             with self._writing(file):
                 write_file(file, data.getvalue())
+            with self._writing(self.directory / LOGS):
+                for tracker in self.accelerator.trackers:  # none where no logs were begun
+                    tracker.log_images({PICTURES: np.asarray(picture)[None]}, step, dataformats="NHWC")
 
     def _checkpoint(self) -> None:
         """Save everything into a folder that takes its name when it is whole; then drop the oldest."""
