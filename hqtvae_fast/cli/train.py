@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shlex
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from enum import Enum
@@ -106,7 +108,7 @@ def both(
         from hqtvae_fast.train.whole import train_whole
 
     with _named_as_options(given):
-        train_whole(given)
+        train_whole(given, _this_command())
 
 
 @train.command(epilog="Example: hqtvae train stage1 --preset imagenet --data pictures/ --out runs/vae --epochs 50")
@@ -140,7 +142,7 @@ def stage1(
 
     with _named_as_options(given):
         run = read_run(Stage1Run, config, given, preset)
-    train_stage1(run)
+    train_stage1(run, _this_command())
 
 
 @train.command(epilog="Example: hqtvae train stage2 --preset S --vae runs/vae --data pictures/ --out runs/hqt")
@@ -150,7 +152,11 @@ def stage2(
     vae: Annotated[
         str | None,
         typer.Option(
-            "--vae", metavar="CHECKPOINT", help="The trained stage 1.", show_default=False, rich_help_panel=WHAT
+            "--vae",
+            metavar="CHECKPOINT",
+            help="The trained stage 1. Shards of codes as --data know theirs.",
+            show_default=False,
+            rich_help_panel=WHAT,
         ),
     ] = None,
     prior: Annotated[
@@ -170,7 +176,8 @@ def stage2(
             "--soft-labels",
             metavar="TAU",
             min=0.0,
-            help="Temperature of the targets softmax(-squared distance / TAU); 0: the codes themselves. Default 1.",
+            help="Temperature of the targets softmax(-squared distance / TAU); 0: the codes themselves. Default 1,"
+            " or 0 with codes as data.",
             show_default=False,
             rich_help_panel=HOW,
         ),
@@ -205,7 +212,7 @@ def stage2(
 
     with _named_as_options(given):
         run = read_run(Stage2Run, config, given, preset)
-    train_stage2(run)
+    train_stage2(run, _this_command())
 
 
 train.command(epilog="Example: hqtvae train presets, then hqtvae train stage1 --preset NAME ...")(presets)
@@ -229,6 +236,13 @@ def _named_as_options(given: dict[str, Any]) -> Iterator[None]:
         if name not in given:
             raise
         raise ValueError(f"--{name.replace('_', '-')}{colon}{rest}") from error
+
+
+def _this_command() -> str:
+    """What this process was started as, to be typed again."""
+    program = Path(sys.argv[0])
+    name = "python -m hqtvae_fast.cli" if program.name == "__main__.py" else program.name
+    return f"{name} {shlex.join(sys.argv[1:])}"
 
 
 def _need(given: dict[str, Any], name: str, shown: str) -> None:

@@ -195,7 +195,7 @@ CodeCache = Annotated[
         "--code-cache",
         metavar="FILE",
         help="Code all pictures once, into this file, and train from it: no crops but the centre square. A folder that"
-        " encode --shards wrote will do where --soft-labels is 0.",
+        " encode --shards wrote will do too, without soft labels.",
         show_default=False,
         rich_help_panel=WHAT,
     ),

@@ -22,6 +22,7 @@ from hqtvae_fast.train.code_cache import CodeCache
 from hqtvae_fast.train.code_cache_build import open_code_cache
 from hqtvae_fast.train.config import RunConfig, Stage1Run, Stage2Run, described
 from hqtvae_fast.train.data import (
+    Facts,
     PictureDataset,
     PictureStream,
     Source,
@@ -39,13 +40,24 @@ from hqtvae_fast.train.runner import LoopSettings, Runner
 from hqtvae_fast.train.stage1 import Stage1, Stage1Settings
 from hqtvae_fast.train.stage2 import Stage2, Stage2Settings
 from hqtvae_fast.train.start import Started, intervals, start
-from hqtvae_fast.train.stored_codes import StoredCodes, codes_as_cache, codes_as_data
+from hqtvae_fast.train.stored_codes import (
+    StoredCodes,
+    codes_as_cache,
+    codes_as_data,
+    codes_as_held_out,
+    part_of,
+    settle,
+)
 from hqtvae_fast.train.tokenizer import survey_captions, train_tokenizer
 from hqtvae_fast.train.validation import HeldOut
 
 
-def train_stage1(run: Stage1Run) -> Path | None:
-    """Train HQ-VAE. Returns ``out/model``, a checkpoint without stage 2; None if the run was stopped before its end."""
+def train_stage1(run: Stage1Run, again: str = "") -> Path | None:
+    """Train HQ-VAE. Returns ``out/model``, a checkpoint without stage 2; None if the run was stopped before its end.
+
+    ``again``: the command that goes on with the run, to be shown when it is stopped. Stopped on a signal, when all is
+    saved.
+    """
     begun = start(run)
     run, accelerator = begun.run, begun.accelerator
     vae = _make_vae(run)
@@ -58,7 +70,7 @@ def train_stage1(run: Stage1Run) -> Path | None:
         accelerator.print(f"perceptual loss: {name}")
     held_out = open_held_out(begun, vae.config.resolution, {})
     task = Stage1(accelerator, vae, settings, perceptual=perceptual, held_out=held_out)
-    return go(begun, task, loader, stream, settings.steps)
+    return go(begun, task, loader, stream, settings.steps, again)
 
 
 def _make_vae(run: Stage1Run) -> HQVAE:
@@ -86,13 +98,13 @@ def make_stage1_settings(run: Stage1Run, per_epoch: float) -> Stage1Settings:
     )
 
 
-def train_stage2(run: Stage2Run) -> Path | None:
+def train_stage2(run: Stage2Run, again: str = "") -> Path | None:
     """Train HQ-Transformer on a trained HQ-VAE. Returns ``out/model``, a checkpoint with both stages; None if the run
-    was stopped before its end."""
+    was stopped before its end. ``again`` as in :func:`train_stage1`."""
+    begun = start(run, settle)
+    run, accelerator = begun.run, begun.accelerator
     # Stage 1 may be stored in half precision; codes are chosen in fp32.
     vae = checkpoints.load(run.vae or run.prior or run.init or "").vae.float()
-    begun = start(run)
-    run, accelerator = begun.run, begun.accelerator
     condition = run.condition or run.model.get("condition") or begun.facts.condition
     tokenizer = make_tokenizer(run, accelerator, begun.source) if condition == "text" else None
     config = _transformer_config(run, vae.config, condition, begun, tokenizer)
@@ -100,7 +112,7 @@ def train_stage2(run: Stage2Run) -> Path | None:
     if config.condition == "codes" and prior is None:
         accelerator.print("no prior was named: the result will be half a model; hqtvae convert joins the halves")
     data = _conditions(run, config)
-    stored = open_stored(begun, vae)
+    stored, held_out_stored = open_stored(begun, vae)
     loader, stream = open_data(begun, vae.config.resolution, data, stored)
     torch.manual_seed(run.seed)
     settings = make_stage2_settings(run, stream.batches_per_epoch)
@@ -113,15 +125,15 @@ def train_stage2(run: Stage2Run) -> Path | None:
         settings,
         tokenizer_file=tokenizer,
         prior=prior,
-        held_out=open_held_out(begun, vae.config.resolution, data),
+        held_out=open_held_out(begun, vae.config.resolution, data, held_out_stored),
         stored=None if stored is None else stored.content,
-        classes=begun.facts.classes if condition == "class" else (),
+        classes=_class_names(config, begun.facts),
     )
     if task.tokenizer is not None and accelerator.is_main_process:
         lost = survey_captions(begun.source, data["caption"], task.tokenizer)
         if lost:
             warnings.warn(lost.describe("captions"), stacklevel=2)
-    return go(begun, task, loader, stream, settings.steps)
+    return go(begun, task, loader, stream, settings.steps, again)
 
 
 def _transformer_config(
@@ -132,6 +144,13 @@ def _transformer_config(
     if condition == "class":
         known["num_classes"] = max(1, len(begun.facts.classes))
     return make_transformer_config({**known, **run.model}, vae)
+
+
+def _class_names(config: TransformerConfig, facts: Facts) -> tuple[str | None, ...]:
+    """By label; None for what the pictures have none of. Empty for a model that is not drawn from classes."""
+    if config.condition != "class":
+        return ()
+    return (*facts.classes, *[None] * (config.num_classes - len(facts.classes)))
 
 
 def _conditions(run: Stage2Run, config: TransformerConfig) -> dict[str, Any]:
@@ -202,10 +221,22 @@ def share_of_batch(run: RunConfig, accelerator: Accelerator) -> int:
     return share
 
 
-def open_stored(begun: Started[Stage2Run], vae: HQVAE) -> CodeCache | StoredCodes | None:
-    """What the run reads in the pictures' place: codes that are its data, or a code cache, which is made with what this
-    run needs of each picture; None for pixels."""
-    run, accelerator, source = begun.run, begun.accelerator, begun.source
+def open_stored(begun: Started[Stage2Run], vae: HQVAE) -> tuple[Stored | None, Stored | None]:
+    """What the run reads in the place of the training and of the held-out pictures; None for pixels."""
+    run, held_out = begun.run, begun.held_out
+    whole = _open_stored(run, begun.accelerator, begun.source, vae)
+    stored = None if whole is None else part_of(whole, begun.training, begun.source)
+    if held_out is None:
+        return stored, None
+    if run.validation:
+        return stored, codes_as_held_out(held_out, begun.source, vae, soft_labels=run.tau is not None)
+    return stored, None if whole is None else part_of(whole, held_out, begun.source)
+
+
+def _open_stored(
+    run: Stage2Run, accelerator: Accelerator, source: Source, vae: HQVAE
+) -> CodeCache | StoredCodes | None:
+    """Codes that are the run's data, or a code cache, which is made with what this run needs of each picture."""
     needs: dict[str, Any] = {"soft_labels": run.tau is not None, "mirrored": run.flip}
     stored = codes_as_data(source, vae, **needs)
     if run.code_cache is None:
@@ -221,13 +252,15 @@ def open_stored(begun: Started[Stage2Run], vae: HQVAE) -> CodeCache | StoredCode
     return stored
 
 
-def open_held_out(begun: Started[Any], resolution: int, condition: dict[str, Any]) -> HeldOut | None:
+def open_held_out(
+    begun: Started[Any], resolution: int, condition: dict[str, Any], stored: Stored | None = None
+) -> HeldOut | None:
     """The held-out pictures, or None without any."""
     run, accelerator = begun.run, begun.accelerator
     if begun.held_out is None:
         return None
     return HeldOut(
-        PictureDataset(begun.held_out, resolution, training=False, **condition),
+        PictureDataset(begun.held_out, resolution, training=False, stored=stored, **condition),
         limit=run.validation_pictures,
         batch_size=share_of_batch(run, accelerator),
         rank=accelerator.process_index,
@@ -236,7 +269,9 @@ def open_held_out(begun: Started[Any], resolution: int, condition: dict[str, Any
     )
 
 
-def go(begun: Started[Any], task: Any, loader: DataLoader[Any], stream: PictureStream, steps: int) -> Path | None:
+def go(
+    begun: Started[Any], task: Any, loader: DataLoader[Any], stream: PictureStream, steps: int, again: str
+) -> Path | None:
     run, accelerator, directory = begun.run, begun.accelerator, Path(begun.run.out)
     if accelerator.is_main_process:
         write_file(directory / RUN_FILE, json.dumps(described(run), indent=2).encode() + b"\n")
@@ -247,26 +282,34 @@ def go(begun: Started[Any], task: Any, loader: DataLoader[Any], stream: PictureS
         keep=run.keep,
         stop_after=run.stop_after,
         stop_after_minutes=run.stop_after_minutes,
-        title=run.stage.replace("stage", "stage "),
+        title=run.title,
         fresh=run.init is None,
     )
     fingerprint = begun.source.fingerprint()
     runner = Runner(
-        accelerator, task, loader, stream, directory, loop, accumulate=run.accumulate, fingerprint=fingerprint
+        accelerator,
+        task,
+        loader,
+        stream,
+        directory,
+        loop,
+        accumulate=run.accumulate,
+        fingerprint=fingerprint,
+        again=again,
     )
     if accelerator.is_main_process:
         Console(stderr=True).print(
             f"{len(begun.training):,} pictures, {stream.batches_per_epoch:,.4g} updates an epoch, {steps:,} in all"
         )
     try:
-        runner.run()
+        runner.resume()
+        finished = runner.run()
     except BaseException:
         with suppress(Exception):  # a log that cannot be written is no news, and would hide the reason
             runner.close()
         raise
     runner.close()
-    model = directory / MODEL
-    return model if runner.position.step == steps else None
+    return directory / MODEL if finished else None
 
 
 def _path(name: str | None) -> Path | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic
@@ -50,10 +51,11 @@ class Started(Generic[Config]):
     size: str = ""
 
 
-def start(run: Config) -> Started[Config]:
+def start(run: Config, settle: Callable[[Config, Source], tuple[Config, list[str]]] | None = None) -> Started[Config]:
     """Processes, precision, logs, pictures; the run's folder, whose ``data.json`` keeps what is known of the pictures.
 
-    What nobody has named is what the run was begun with, if it goes on, or else picked to fit.
+    What nobody has named is what the run was begun with, if it goes on, or else what ``settle`` makes of the run and
+    its data, with a line for each, or else picked to fit.
     """
     directory, device = Path(run.out), pick_device(None)
     directory.mkdir(parents=True, exist_ok=True)
@@ -64,6 +66,9 @@ def start(run: Config) -> Started[Config]:
     accelerator = join_world(precision, directory)
     accelerator.init_trackers(LOGS)
     source = select(open_source(run.data, codes=run.stage == "stage2"), run.selected)
+    run, told = (run, []) if settle is None else settle(run, source)
+    for line in told:
+        accelerator.print(line)
     facts = known(directory, accelerator, run, source)
     picked = Picked("", earlier) if earlier else pick(run, facts, device)
     run = completed(run, {**picked.fields, "precision": precision})
@@ -97,7 +102,7 @@ def parts(run: RunConfig, source: Source, facts: Facts) -> tuple[Source, Source 
         return source, None
     if not run.validation:
         return hold_out(source, facts, run.seed)
-    own = open_source(run.validation)
+    own = open_source(run.validation, codes=run.stage == "stage2")
     if isinstance(own, ClassFolder) and facts.condition == "class":
         own = open_source(run.validation, class_names=[name or "" for name in facts.classes])
     return source, select(own, run.selected)

@@ -15,7 +15,8 @@ from torch.utils.data import DataLoader, Subset
 from hqtvae_fast.images import psnr
 from hqtvae_fast.model import HQVAE
 from hqtvae_fast.train.code_usage import perplexity
-from hqtvae_fast.train.data import Batch, PictureDataset, Source, collate, leave_interrupts
+from hqtvae_fast.train.data import Batch, PictureDataset, Source, collate
+from hqtvae_fast.train.stopping import leave_interrupts
 
 
 class HeldOut:
@@ -33,15 +34,17 @@ class HeldOut:
         self.indices = spread(len(dataset), limit)[rank::world]
 
     def __iter__(self) -> Iterator[Batch]:
+        if not self.indices:
+            return iter(())
         loader = DataLoader(
             Subset(self.dataset, self.indices),
             batch_size=self.batch_size,
             collate_fn=collate,
-            num_workers=self.workers,
+            num_workers=min(self.workers, (len(self.indices) - 1) // self.batch_size),  # none for the first batch
             worker_init_fn=leave_interrupts,
             generator=torch.Generator(),  # else each pass would take a number from torch's global stream
         )
-        return iter(loader) if self.indices else iter(())
+        return iter(loader)
 
     def some(self, count: int) -> Batch:
         """At most ``count`` to look at, the same ones in every process."""

@@ -12,7 +12,7 @@ from typing import Any
 from rich.console import Console
 
 from hqtvae_fast.files import sync_folder
-from hqtvae_fast.run_folder import MODEL, STAGES
+from hqtvae_fast.run_folder import MODEL
 from hqtvae_fast.train.config import RunConfig, Stage1Run, Stage2Run, read_run
 from hqtvae_fast.train.run import train_stage1, train_stage2
 from hqtvae_fast.train.start import begun
@@ -22,25 +22,25 @@ CODES = "codes.safetensors"
 ONLY_STAGE2 = ("vae", "condition", "caption")
 
 
-def train_whole(given: Mapping[str, Any]) -> Path | None:
+def train_whole(given: Mapping[str, Any], again: str = "") -> Path | None:
     """Train both stages into ``given["out"]``. ``given``: fields that somebody has named, of :class:`RunConfig`, which
     both stages get, and of :class:`Stage2Run`, those in ``ONLY_STAGE2``. With ``vae`` stage 1 is that checkpoint's.
 
     Called again it goes on where it was stopped. Returns the finished model's folder, ``out/model``; None if the run
-    was stopped before its end.
+    was stopped before its end. ``again`` as in :func:`hqtvae_fast.train.run.train_stage1`.
     """
     out, began = Path(given["out"]), time.monotonic()
-    vae = _stage1(given, out)
+    vae = _stage1(given, out, again)
     if vae is None:
         return None
     fields = {**given, "out": str(out / "stage2"), "vae": str(vae), "code_cache": str(out / CODES)}
     if (minutes := given.get("stop_after_minutes")) is not None:
         fields["stop_after_minutes"] = max(0.01, minutes - (time.monotonic() - began) / 60)
-    found = train_stage2(read_run(Stage2Run, None, fields))
+    found = train_stage2(read_run(Stage2Run, None, fields), again)
     return None if found is None else _publish(found, out / MODEL)
 
 
-def _stage1(given: Mapping[str, Any], out: Path) -> Path | None:
+def _stage1(given: Mapping[str, Any], out: Path, again: str) -> Path | None:
     """A trained HQ-VAE: the one that is named, or the run's own, trained now unless it is there already; None if that
     was stopped."""
     if (named := given.get("vae")) is not None:
@@ -51,7 +51,7 @@ def _stage1(given: Mapping[str, Any], out: Path) -> Path | None:
     if _is_done(run):
         _say(f"stage 1 is done: {folder / MODEL}")
         return folder / MODEL
-    model = train_stage1(run)
+    model = train_stage1(run, again)
     if model is not None and world().rank == 0:
         (out / CODES).unlink(missing_ok=True)  # of an earlier model
     return model

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import signal
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import count
@@ -15,6 +14,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Sampler
 
 from hqtvae_fast.train.data.dataset import Draw, PictureDataset, Sample
+from hqtvae_fast.train.stopping import leave_interrupts
 
 _ORDER = 1  # first of the numbers that an epoch's order is made from; chances of a draw have 2 there
 
@@ -164,8 +164,3 @@ def make_loader(
         worker_init_fn=leave_interrupts,
         generator=torch.Generator(),  # else every iteration would take a number from torch's global stream
     )
-
-
-def leave_interrupts(worker: int) -> None:
-    """For a worker's start: Ctrl-C, which a terminal sends to all processes, is for the one that trains to answer."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
