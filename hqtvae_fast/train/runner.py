@@ -259,7 +259,7 @@ class Runner:
     def _warn(self, message: str, progress: TrainingProgress) -> None:
         progress.warn(message)
         if self.accelerator.is_main_process:
-            with self._writing(self.directory / LOSSES):
+            with self.state.writing(self.directory / LOSSES):
                 add_record(self.directory / LOSSES, {"step": self.position.step, "warning": message})
 
     def _write_picture(self) -> None:
@@ -270,7 +270,7 @@ class Runner:
             picture.save(data, format="PNG")
             with self.state.writing(file):
                 write_file(file, data.getvalue())
-            with self._writing(self.directory / LOGS):
+            with self.state.writing(self.directory / LOGS):
                 for tracker in self.accelerator.trackers:  # none where no logs were begun
                     tracker.log_images({PICTURES: np.asarray(picture)[None]}, step, dataformats="NHWC")
 
