@@ -233,6 +233,25 @@ def speed(
     _write(out, speed_plot([read_point(point, metric) for point in points]))
 
 
+@figure.command(epilog="Example: hqtvae figure losses runs/mine, or losses slow=runs/a fast=runs/b --out rates.png")
+def losses(
+    runs: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="[NAME=]RUN...",
+            help="Folders of training runs, laid over each other; a run of both stages gives two.",
+        ),
+    ],
+    out: Out = Path("losses.png"),
+) -> None:
+    """What runs logged: losses, PSNR, codes in use and the learning rate, of training and of held-out pictures."""
+    check_picture_file(out)
+    with waiting("Starting"):
+        from hqtvae_fast.train.curves import losses_plot, named_runs
+
+    _write(out, losses_plot(named_runs(runs)))
+
+
 def _draw(pipe: HQTVAEPipeline, drawings: list[Drawing], sampling: dict[str, Any]) -> tuple[Tensor, ...]:
     from hqtvae_fast.cli.plan import arguments
 
