@@ -8,13 +8,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from hqtvae_fast.cli.checks import check_conditions, check_drawing, config_of
+from hqtvae_fast.cli.checks import check_drawing, config_of, read_conditions
 from hqtvae_fast.cli.options import (
     Checkpoint,
     Device,
     DType,
     open_pipeline,
-    parse_classes,
 )
 from hqtvae_fast.cli.output import check_picture_file, picture_kind, progress, waiting
 from hqtvae_fast.cli.sample_options import Classes, NumImages, Prompt, Seed, Temperature, TopK, TopP, sampling_of
@@ -67,14 +66,13 @@ def levels(
 ) -> None:
     """Figure 1: drawn pictures from the top codes alone, the finer codes alone, and all of them."""
     check_picture_file(out)
-    labels, sampling = parse_classes(classes or []), sampling_of(top_k, top_p, temperature)
-    config = config_of(checkpoint)
-    check_conditions(checkpoint, config, labels, prompt or [])
+    sampling, config = sampling_of(top_k, top_p, temperature), config_of(checkpoint)
+    labels = read_conditions(checkpoint, config, classes or [], prompt or [])
     with waiting("Starting"):
         from hqtvae_fast.cli.plan import arguments, plan
         from hqtvae_fast.evaluate.figures.levels import level_rows
 
-    drawings = plan(labels, prompt or [], None, num_images, seed)
+    drawings = plan(labels, prompt or [], None, num_images, seed, config.classes)
     check_drawing(config, arguments(drawings), sampling)
     pipe = open_pipeline(checkpoint, device, dtype)
     codes = _draw(pipe, drawings, sampling)
@@ -135,23 +133,22 @@ def redraw(
 ) -> None:
     """Figure 4b: one picture's top codes, and many draws of the finer ones."""
     check_picture_file(out)
-    labels, sampling = parse_classes(classes or []), sampling_of(top_k, top_p, temperature)
+    sampling, config = sampling_of(top_k, top_p, temperature), config_of(checkpoint)
+    labels = read_conditions(checkpoint, config, classes or [], prompt or [])
     if len(labels) + len(prompt or []) > 1:
         raise ValueError(f"expected one class or prompt; got {len(labels) + len(prompt or [])}")
-    config = config_of(checkpoint)
-    check_conditions(checkpoint, config, labels, prompt or [])
     with waiting("Starting"):
         from hqtvae_fast.cli.plan import arguments, plan
         from hqtvae_fast.evaluate.figures.levels import redraw_rows
         from hqtvae_fast.images import open_image, to_tensor
 
-    drawings = plan(labels, prompt or [], None, 1, seed)
+    drawings = plan(labels, prompt or [], None, 1, seed, config.classes)
     check_drawing(config, arguments(drawings), sampling)
     kept = None if image is None else to_tensor([open_image(image)], config.vae.resolution)
     pipe = open_pipeline(checkpoint, device, dtype)
     codes = _draw(pipe, drawings, sampling) if kept is None else pipe.encode(kept)
     condition = {"class_labels": drawings[0].label, "prompt": drawings[0].prompt}
-    _write(out, redraw_rows(pipe, codes, condition, sampling, draws, seed + 1))
+    _write(out, redraw_rows(pipe, codes, condition, sampling, draws, seed + 1, drawings[0].caption()))
 
 
 @figure.command(epilog="Example: hqtvae figure usage demo --pictures val.tar")
@@ -238,6 +235,25 @@ def speed(
         from hqtvae_fast.evaluate.figures.plots import read_point, speed_plot
 
     _write(out, speed_plot([read_point(point, metric) for point in points]))
+
+
+@figure.command(epilog="Example: hqtvae figure losses runs/mine, or losses slow=runs/a fast=runs/b --out rates.png")
+def losses(
+    runs: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="[NAME=]RUN...",
+            help="Folders of training runs, laid over each other; a run of both stages gives two.",
+        ),
+    ],
+    out: Out = Path("losses.png"),
+) -> None:
+    """What runs logged: losses, PSNR, codes in use and the learning rate, of training and of held-out pictures."""
+    check_picture_file(out)
+    with waiting("Starting"):
+        from hqtvae_fast.train.curves import losses_plot, named_runs
+
+    _write(out, losses_plot(named_runs(runs)))
 
 
 def _draw(pipe: HQTVAEPipeline, drawings: list[Drawing], sampling: dict[str, Any]) -> tuple[Tensor, ...]:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 from PIL import Image
@@ -260,16 +261,20 @@ class Runner:
     def _warn(self, message: str, progress: TrainingProgress) -> None:
         progress.warn(message)
         if self.accelerator.is_main_process:
-            with self._writing(self.directory / LOSSES):
+            with self.state.writing(self.directory / LOSSES):
                 add_record(self.directory / LOSSES, {"step": self.position.step, "warning": message})
 
     def _write_picture(self) -> None:
         picture = self.task.pictures(self.position.step)
         if picture is not None:
-            file, data = self.directory / PICTURES / f"{self.position.step:07d}.png", io.BytesIO()
+            step = self.position.step
+            file, data = self.directory / PICTURES / f"{step:07d}.png", io.BytesIO()
             picture.save(data, format="PNG")
             with self.state.writing(file):
                 write_file(file, data.getvalue())
+            with self.state.writing(self.directory / LOGS):
+                for tracker in self.accelerator.trackers:  # none where no logs were begun
+                    tracker.log_images({PICTURES: np.asarray(picture)[None]}, step, dataformats="NHWC")
 
 
 def split(batch: Batch, parts: int) -> Iterator[Batch]:
