@@ -37,6 +37,8 @@ LAYERS = [  # a module may import from its own layer and those above it in this 
     {"checkpoint"},
     {
         "images",
+        "plots",
+        "sheet",
         "bare_pictures",
         "pixels",
         "text",

@@ -22,6 +22,8 @@ Interval = Annotated[int, Between(0)]
 Weight = Annotated[float, Between(0)]
 Seed = Annotated[int, Between(0, 2**32 - 2**16)]
 """numpy's largest, less room for a rank's number."""
+SOFT_LABELS = 1.0
+"""The paper's tau."""
 
 
 INTERNAL = {"internal": True}  # of a field that is no option and stands in no file
@@ -33,6 +35,7 @@ class RunConfig:
 
     stage: ClassVar[str]
     """The folder of its presets."""
+    title: ClassVar[str]
 
     data: tuple[str, ...] = ()
     """Pictures to train on: WebDataset shards (files, patterns), or a folder; see train.data.open_source."""
@@ -43,9 +46,9 @@ class RunConfig:
     select: dict[str, Any] = dataclasses.field(default_factory=dict)
     """Only pictures, held-out ones too, whose fields have one of these values: {style: [noto, fluent], group: Food}."""
     init: str | None = None
-    """A checkpoint whose architecture, weights and tokenizer the run begins with, to fine-tune; None: random weights."""
+    """A checkpoint whose architecture, weights and tokenizer the run begins with, to fine-tune; None: random ones."""
     size: Size | None = None
-    """A model and its training, see :mod:`hqtvae_fast.train.sizes`; None: picked, unless ``model`` or a preset says."""
+    """A model and its training, see :mod:`hqtvae_fast.train.sizes`; None: picked, unless ``model`` is there."""
     resolution: Annotated[int, Between(8, 8192)] | None = None
     """Side of the pictures; None: the model's."""
     out: str = ""
@@ -111,6 +114,7 @@ class Stage1Run(RunConfig):
     """Stage 1. ``model`` holds fields of VAEConfig that differ from the paper's."""
 
     stage: ClassVar[str] = "stage1"
+    title: ClassVar[str] = "stage 1"
 
     model: dict[str, Any] = dataclasses.field(default_factory=dict)
     perceptual_weights: str | None = None
@@ -141,9 +145,11 @@ class Stage2Run(RunConfig):
     """Stage 2. ``model`` holds fields of TransformerConfig that differ from the paper's."""
 
     stage: ClassVar[str] = "stage2"
+    title: ClassVar[str] = "stage 2"
 
     vae: str = ""
-    """A checkpoint directory with the trained stage 1; without it, that of ``prior`` or ``init``."""
+    """A checkpoint directory with the trained stage 1; without it, that of ``prior`` or ``init``, or the one that made
+    the codes which are the data."""
     prior: str | None = None
     """For a refiner (``condition: codes``): the checkpoint directory of the trained prior over top codes. The result
     then holds both and draws whole pictures; its stage 1 is taken where ``vae`` names none."""
@@ -160,8 +166,9 @@ class Stage2Run(RunConfig):
     clip: Annotated[float, Between(1e-9)] | None = 1.0
     activation_checkpointing: bool = False
     """Compute activations again in the backward pass: less memory, a third more arithmetic."""
-    soft_labels: Weight | None = 1.0
-    """tau of the targets softmax(-squared distance / tau), in units of squared distance; 0 or null: the codes."""
+    soft_labels: Weight | None = None
+    """tau of the targets softmax(-squared distance / tau), in units of squared distance; 0: the codes themselves.
+    Where nothing is said, 1; with codes as data, which tell no distances, 0."""
     level_weights: Annotated[tuple[Weight, ...], Between(1, MAX_LEVELS)] | None = None
     """Weights of the levels' losses, top first; None weighs a level by its codes below a top code: 1, 4, 16."""
     image_weight: Weight = 0.9
@@ -174,13 +181,10 @@ class Stage2Run(RunConfig):
 
     @property
     def tau(self) -> float | None:
-        """``soft_labels``, None where it is off."""
+        """Of the targets; None where they are the codes themselves."""
+        if self.soft_labels is None:
+            return SOFT_LABELS
         return None if self.soft_labels == 0 else self.soft_labels
-
-    def check(self) -> None:
-        super().check()
-        if not (self.vae or self.prior or self.init):
-            raise ConfigError("vae: expected the checkpoint directory of a trained stage 1, got none")
 
 
 def read_run(cls: type[Config], file: Path | None, overrides: dict[str, Any], preset: str | None = None) -> Config:

@@ -27,10 +27,12 @@ from hqtvae_fast.run_folder import LOGS, MODEL, PICTURES
 from hqtvae_fast.train.data import Batch, PictureStream
 from hqtvae_fast.train.position import Position
 from hqtvae_fast.train.progress import TrainingProgress
-from hqtvae_fast.train.records import LOSSES, Pace, add_record, cut_records
+from hqtvae_fast.train.records import LOSSES, Pace, add_record, cut_records, read_records
 from hqtvae_fast.train.run_checkpoints import DAMAGED
 from hqtvae_fast.train.run_state import RunState, TrainingError
 from hqtvae_fast.train.stopping import Signals, Stopped
+from hqtvae_fast.train.watch import Watch
+from hqtvae_fast.train.words import HELD_OUT
 
 METRICS_LIMIT = 1e6  # a loss beyond it has exploded
 
@@ -51,6 +53,10 @@ class LoopSettings:
     """The same, after the first update that ends this long after the start."""
     validate_every: int = 500
     """Held-out figures; without held-out pictures there are none."""
+    title: str = "training"
+    """What is trained, to those who watch."""
+    fresh: bool = True
+    """Weights were drawn at random; see :class:`hqtvae_fast.train.watch.Watch`."""
 
 
 class Task(Protocol):
@@ -112,6 +118,7 @@ class Runner:
         self.state = RunState(accelerator, task, directory, settings.keep, self.position)
         self.pace = Pace()
         self.console = Console(stderr=True)
+        self.watch = Watch(fresh=settings.fresh)
 
     def resume(self) -> None:
         """Go to the newest whole checkpoint, if there is one, and forget what was logged after it: those updates are
@@ -126,6 +133,8 @@ class Runner:
         if broken := cut_records(file, self.position.step):
             lines = "1 line that is no record" if broken == 1 else f"{broken} lines that are no records"
             self._say(f"left out: {lines} of {file}")
+        for record in read_records(file)[0]:  # so that nothing is said twice
+            self.watch.look(record["step"], record)
 
     def run(self) -> bool:
         """Train to the end, and return True, or to ``stop_after``. Stopped, when all is saved, after a signal;
@@ -136,7 +145,12 @@ class Runner:
         main = self.accelerator.is_main_process
         with Signals(shown=main) as signals:
             with TrainingProgress(
-                self.settings.steps, self.position.step, self.stream.batch_size, shown=main, console=self.console
+                self.settings.steps,
+                self.position.step,
+                self.stream.batch_size,
+                title=self.settings.title,
+                shown=main,
+                console=self.console,
             ) as progress:
                 self._train(end, signals, progress)
             saved = self._save()
@@ -175,8 +189,11 @@ class Runner:
             self.position.step += 1
             self.position.seconds = before + max(word.seconds for word in words)
             self.position.broken.add([key for word in words for key in word.broken])
-            self._after(metrics, rate)
-            progress.update(self.position.step, metrics, str(self.position.broken))
+            held_out = self._after(metrics, rate)
+            broken = str(self.position.broken) if self.position.broken.count else ""
+            progress.update(self.position.step, {**metrics, **held_out}, broken)
+            for message in self.watch.look(self.position.step, metrics):
+                self._warn(message, progress)
             # One decides for all: none may leave the others waiting for its gradients.
             if any(word.signal is not None for word in words):
                 break
@@ -203,17 +220,20 @@ class Runner:
             )
         return values
 
-    def _after(self, metrics: dict[str, float], rate: float) -> None:
+    def _after(self, metrics: dict[str, float], rate: float) -> dict[str, float]:
+        """What is due after an update; returns the figures of held-out pictures, if they were due."""
         step, settings = self.position.step, self.settings
-        logged = dict(metrics) if _due(step, settings.log_every) else {}
+        logged, held_out = dict(metrics) if _due(step, settings.log_every) else {}, dict[str, float]()
         if _due(step, settings.validate_every):
-            logged |= {f"val_{name}": value for name, value in self.task.validate().items()}
-        if logged:
-            self._log({"epoch": self.stream.epochs(self.position.seen), "learning_rate": rate, **logged})
+            held_out = {f"{HELD_OUT}{name}": value for name, value in self.task.validate().items()}
+        if logged or held_out:
+            epoch = self.stream.epochs(self.position.seen)
+            self._log({"epoch": epoch, "learning_rate": rate, **logged, **held_out})
         if _due(step, settings.picture_every) and self.accelerator.is_main_process:
             self._write_picture()
         if _due(step, settings.save_every) and step < settings.steps:
             self.state.save()
+        return held_out
 
     # -------------------------------------------------------------------------------------------- what a run leaves
 
@@ -234,6 +254,12 @@ class Runner:
         if self.accelerator.is_main_process:
             with self.state.writing(self.directory / LOSSES):
                 add_record(self.directory / LOSSES, {"step": self.position.step, **values})
+
+    def _warn(self, message: str, progress: TrainingProgress) -> None:
+        progress.warn(message)
+        if self.accelerator.is_main_process:
+            with self._writing(self.directory / LOSSES):
+                add_record(self.directory / LOSSES, {"step": self.position.step, "warning": message})
 
     def _write_picture(self) -> None:
         picture = self.task.pictures(self.position.step)

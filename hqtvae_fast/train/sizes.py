@@ -23,7 +23,7 @@ MANY = 50_000
 ROOM = 40 * 2**30
 """Bytes of GPU memory for it: a batch of 64 with optimizer states, estimated."""
 VECTORS_PER_CODE = 6
-"""Vectors of the training set for each code of a level: with fewer, codes stand for single places of single pictures."""
+"""Vectors of the training set for each code: with fewer, a code stands for one place of one picture."""
 LEAST_CODES = 64
 FEW = 60
 SEEN = {"stage1": (16_000, 0.3), "stage2": (24_000, 0.6)}
@@ -73,7 +73,7 @@ def pictures_seen(stage: str, size: str, pictures: int) -> float:
 
 
 def fitting_batch(largest: int, pictures: int) -> int:
-    """At most a quarter of the set, so that updates of one pass differ; a power of two, which splits among processes."""
+    """At most a quarter of the set, so that a pass has some updates; a power of two, which splits among processes."""
     return min(largest, max(8, 2 ** int(math.log2(max(pictures, 4) / 4))))
 
 

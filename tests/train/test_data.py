@@ -17,6 +17,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from small_sets import picture, write_folder, write_tar
 
 from hqtvae_fast.images import to_tensor
 from hqtvae_fast.train.data import (
@@ -35,30 +36,6 @@ from hqtvae_fast.train.data.dataset import Chance, chance
 
 BROKEN = b"\x89PNG not a picture"
 ANCHOR = {"name": "anchor", "keywords": ["ship", "tool"], "style": "noto", "group": "Travel", "subgroup": "transport"}
-
-
-def picture(index: int, size: tuple[int, int] = (12, 8)) -> bytes:
-    """A PNG of noise that differs for each index."""
-    pixels = np.random.default_rng(index).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
-    file = io.BytesIO()
-    Image.fromarray(pixels).save(file, "PNG")
-    return file.getvalue()
-
-
-def write_tar(path, members: dict[str, bytes]):
-    with tarfile.open(path, "w") as tar:
-        for name, data in members.items():
-            entry = tarfile.TarInfo(name)
-            entry.size = len(data)
-            tar.addfile(entry, io.BytesIO(data))
-    return path
-
-
-def write_folder(folder, files: dict[str, bytes]):
-    for name, data in files.items():
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_bytes(data)
-    return folder
 
 
 @pytest.fixture
@@ -279,7 +256,7 @@ def test_orders_differ_by_epoch_and_seed_and_stay_the_same_for_ever():
     # A run must go on in its order, and with its crops, under later versions of NumPy too.
     assert order(3, 1) == [5, 0, 1, 2, 6, 3, 4, 7]
     frozen = (0.7668413705802817, 0.8206877075052916, 0.3456876311594065, 0.400467876937709)
-    assert chance(3, Draw(1, 5)) == pytest.approx(frozen, abs=1e-15)
+    assert chance(3, Draw(1, 5))[:4] == pytest.approx(frozen, abs=1e-15)
 
 
 def test_stream_arguments():
@@ -325,7 +302,119 @@ def test_chances_are_spread_evenly():
     draws = np.array([chance(0, Draw(0, index)) for index in range(2000)])
     assert ((draws >= 0) & (draws < 1)).all()
     np.testing.assert_allclose(draws.mean(axis=0), 0.5, atol=0.03)
-    np.testing.assert_allclose(np.corrcoef(draws.T), np.eye(4), atol=0.08)
+    np.testing.assert_allclose(np.corrcoef(draws.T), np.eye(6), atol=0.08)
+
+
+def ramps(size):
+    """A picture whose red tells the place along x, and whose green that along y, from 0 to 1."""
+    x, y = np.meshgrid(*[(np.arange(length) + 0.5) / length * 255 for length in size])
+    return Image.fromarray(np.stack([x, y, 0 * x], axis=-1).round().astype(np.uint8))
+
+
+def window(image, size):
+    """Of a square cut out of ``ramps(size)``: left, top, width and height, in pixels of the whole picture."""
+    pixels = image.numpy() / 2 + 0.5
+    x, y = pixels[0].mean(axis=0) * size[0], pixels[1].mean(axis=1) * size[1]
+    step_x, step_y = (x[-1] - x[0]) / (len(x) - 1), (y[-1] - y[0]) / (len(y) - 1)
+    return x[0] - step_x / 2, y[0] - step_y / 2, step_x * len(x), step_y * len(y)
+
+
+@pytest.mark.parametrize("size", [(120, 80), (80, 120), (80, 80)])
+def test_crops_of_a_share_of_the_area(size, tmp_path):
+    ramps(size).save(tmp_path / "a.png")
+    dataset = PictureDataset(open_source(tmp_path), 16, crops=(0.25, 1.0))
+    found = np.array([window(dataset[Draw(epoch, 0)].image, size) for epoch in range(300)])
+    left, top, width, height = found.T
+    np.testing.assert_allclose(width, height, rtol=0.06, atol=2)  # squares still
+    areas = width * height / 80**2
+    assert 0.2 < areas.min() < 0.32
+    assert 0.9 < areas.max() < 1.08
+    assert abs(areas.mean() - 0.625) < 0.05
+    for place, side, length in ((left, width, size[0]), (top, height, size[1])):
+        assert (place > -2).all()
+        assert (place + side < length + 2).all()
+        free = length - side > 10
+        shares = (place / (length - side))[free]
+        assert (shares.min() < 0.1) & (shares.max() > 0.9) & (abs(shares.mean() - 0.5) < 0.06)
+
+
+def test_crops_of_the_whole_area_are_as_without(tmp_path):
+    for index, size in enumerate(((12, 8), (8, 12), (1, 40), (8, 8))):
+        (tmp_path / f"{index}.png").write_bytes(picture(index, size))
+    source = open_source(tmp_path)
+    draws = [Draw(epoch, index) for epoch in range(4) for index in range(4)]
+    plain, cropped = PictureDataset(source, 8), PictureDataset(source, 8, crops=(1.0, 1.0))
+    assert all(torch.equal(plain[draw].image, cropped[draw].image) for draw in draws)
+    small = PictureDataset(source, 8, crops=(0.05, 0.1))
+    assert all(torch.isfinite(small[draw].image).all() for draw in draws)
+    assert not any(torch.equal(plain[draw].image, small[draw].image) for draw in draws)
+    for options in ({"training": False}, {"stored": Codes()}):  # evaluation's squares; codes are of those too
+        still = PictureDataset(source, 8, crops=(0.05, 0.1), **options)
+        assert torch.equal(still[Draw(0, 0)].image, still[Draw(1, 0)].image)
+
+
+class Codes:
+    """Stored codes: the picture's number."""
+
+    content = "codes"
+
+    def read(self, index, mirrored):
+        return torch.tensor([index, mirrored])
+
+
+@pytest.mark.parametrize("crops", [(0.0, 1.0), (0.5, 0.4), (0.5, 1.5), (float("nan"), 1.0)])
+def test_crops_that_are_none(crops, flat):
+    with pytest.raises(ValueError, match=r"crops: expected two shares of the area, 0 < low <= high <= 1; got \("):
+        PictureDataset(open_source(flat), 8, crops=crops)
+
+
+MODES = {
+    "1": ("png", 1), "L": ("png", 128), "LA": ("png", (128, 255)), "P": ("png", 5), "P.gif": ("gif", 5),
+    "RGB": ("jpg", (128, 128, 128)), "RGBA": ("webp", (128, 128, 128, 255)), "I;16": ("png", 32896),
+    "CMYK": ("jpg", (127, 127, 127, 0)), "PA": ("png", 5),
+}  # fmt: skip
+
+
+def test_every_mode_of_a_picture_becomes_rgb(tmp_path):
+    for name, (suffix, value) in MODES.items():
+        image = Image.new(name.split(".")[0], (8, 8), value)
+        if image.mode in ("P", "PA"):
+            image.putpalette([128] * 768)
+        if image.mode == "PA":
+            image = image.convert("P")
+            image.info["transparency"] = 255
+        image.save(tmp_path / f"{name}.{suffix}", lossless=True)
+    source = open_source(tmp_path)
+    dataset, pictures = PictureDataset(source, 4), {}
+    for index in range(len(source)):
+        sample = dataset[index]
+        assert sample.broken == ()
+        assert sample.image.shape == (3, 4, 4)
+        pictures[sample.key.rsplit(".", 1)[0]] = sample.image
+    assert pictures.keys() == MODES.keys()
+    assert (pictures.pop("1") == 1).all()
+    for name, image in pictures.items():
+        assert (image - 1 / 255).abs().max() < 3 / 127.5, name
+
+
+def test_transparent_colours_become_white(tmp_path):
+    Image.new("LA", (4, 4), (0, 0)).save(tmp_path / "grey.png")
+    palette = Image.new("P", (4, 4), 3)
+    palette.putpalette([0] * 768)
+    palette.save(tmp_path / "palette.png", transparency=3)
+    palette.save(tmp_path / "palette.gif", transparency=3)
+    Image.new("L", (4, 4), 7).save(tmp_path / "colour.png", transparency=7)
+    Image.new("RGB", (4, 4), (7, 8, 9)).save(tmp_path / "rgb.png", transparency=(7, 8, 9))
+    dataset = PictureDataset(open_source(tmp_path), 4)
+    assert len(dataset) == 5
+    assert all((dataset[index].image == 1).all() for index in range(5))
+
+
+def test_a_picture_in_the_wrong_depth(tmp_path):
+    write_folder(tmp_path, {"cat/a.png": picture(0), "dog/deep/b.png": picture(1)})
+    assert len(open_source(tmp_path)) == 2  # below a class folder any depth will do
+    write_folder(tmp_path, {"c.png": picture(2)})
+    refused(tmp_path, "found pictures and class folders")
 
 
 def test_transparency_and_orientation(tmp_path):

@@ -10,10 +10,20 @@ for batch in make_loader(dataset, stream, workers=8, device="cuda"):  # without 
 
 from hqtvae_fast.train.data.captions import CAPTIONS, EMOJI, PLAIN, CaptionTemplate, caption_template
 from hqtvae_fast.train.data.coded import CodedPictures
-from hqtvae_fast.train.data.dataset import Draw, PictureDataset, Sample, Stored, UnreadableError, all_captions
+from hqtvae_fast.train.data.dataset import (
+    Content,
+    Draw,
+    PictureDataset,
+    Sample,
+    Stored,
+    UnreadableError,
+    all_captions,
+)
 from hqtvae_fast.train.data.loader import Batch, BrokenCount, PictureStream, collate, make_loader
 from hqtvae_fast.train.data.selection import Selection, class_names, select
 from hqtvae_fast.train.data.sources import ClassFolder, Source, open_source
+from hqtvae_fast.train.data.split import hold_out
+from hqtvae_fast.train.data.survey import Facts, survey
 
 __all__ = [
     "CAPTIONS",
@@ -24,7 +34,9 @@ __all__ = [
     "CaptionTemplate",
     "ClassFolder",
     "CodedPictures",
+    "Content",
     "Draw",
+    "Facts",
     "PictureDataset",
     "PictureStream",
     "Sample",
@@ -36,7 +48,9 @@ __all__ = [
     "caption_template",
     "class_names",
     "collate",
+    "hold_out",
     "make_loader",
     "open_source",
     "select",
+    "survey",
 ]
