@@ -17,9 +17,9 @@ from rich.console import Console
 from torch.utils.data import DataLoader
 
 from hqtvae_fast import checkpoint as checkpoints
-from hqtvae_fast.config import ConfigError, TransformerConfig
+from hqtvae_fast.config import ConfigError
 from hqtvae_fast.files import json_text, write_file
-from hqtvae_fast.model import HQVAE, HQTransformer
+from hqtvae_fast.model import HQVAE
 from hqtvae_fast.train.code_cache import CodeCache
 from hqtvae_fast.train.code_cache_build import open_code_cache
 from hqtvae_fast.train.config import RunConfig, Stage1Run, Stage2Run
@@ -29,23 +29,21 @@ from hqtvae_fast.train.data import (
     PictureDataset,
     Source,
     Stored,
-    all_captions,
     caption_template,
     class_names,
     make_loader,
     open_source,
     select,
 )
-from hqtvae_fast.train.initial import take_transformer, take_vae
+from hqtvae_fast.train.initial import init_transformer, init_vae, own_condition, own_vocabulary
 from hqtvae_fast.train.losses import Stage1Weights, Stage2Weights
-from hqtvae_fast.train.models import make_transformer_config, make_vae_config
 from hqtvae_fast.train.perceptual import load_perceptual
 from hqtvae_fast.train.prior import open_prior
 from hqtvae_fast.train.runner import LOGS, LoopSettings, Runner
 from hqtvae_fast.train.stage1 import Stage1, Stage1Settings
 from hqtvae_fast.train.stage2 import Stage2, Stage2Settings
 from hqtvae_fast.train.stored_codes import StoredCodes, codes_as_cache, codes_as_data
-from hqtvae_fast.train.tokenizer import survey_captions, train_tokenizer
+from hqtvae_fast.train.tokenizer import make_tokenizer, survey_captions
 from hqtvae_fast.train.validation import HeldOut
 from hqtvae_fast.world import WorldError, world
 
@@ -55,10 +53,11 @@ CLASS_NAMES = "class_names.json"
 
 def train_stage1(run: Stage1Run) -> None:
     """Train HQ-VAE; the result is ``out/model``, a checkpoint without stage 2."""
-    config, accelerator = make_vae_config(run.model), start(run)
+    accelerator = start(run)
+    torch.manual_seed(run.seed)  # the same initial weights on every rank
+    config, vae = init_vae(run.init, run.model)
     source = select(open_source(run.data), run.selected)
     loader, sampler = open_data(run, accelerator, source, config.resolution, {})
-    torch.manual_seed(run.seed)  # the same initial weights on every rank
     perceptual = load_perceptual(_path(run.perceptual_weights), _path(run.lpips_weights))
     name = "off, as no weights were named" if perceptual is None else perceptual.name
     accelerator.print(f"perceptual loss: {name}")
@@ -80,7 +79,7 @@ def train_stage1(run: Stage1Run) -> None:
         seed=run.seed,
     )
     held_out = open_held_out(run, accelerator, source, config.resolution, {})
-    task = Stage1(accelerator, take_vae(HQVAE(config), run.init), settings, perceptual=perceptual, held_out=held_out)
+    task = Stage1(accelerator, vae, settings, perceptual=perceptual, held_out=held_out)
     go(run, accelerator, task, loader, sampler, source.fingerprint(), settings.steps)
 
 
@@ -88,30 +87,30 @@ def train_stage2(run: Stage2Run) -> None:
     """Train HQ-Transformer on a trained HQ-VAE; the result is ``out/model``, a checkpoint with both stages."""
     # It may be stored in half precision; codes are chosen in fp32.
     accelerator, vae = start(run), checkpoints.load(run.vae or run.prior or run.init or "").vae.float()
-    config = make_transformer_config(run.model, vae.config)
+    source = select(open_source(run.data, codes=True), run.selected)
+    condition = run.model.get("condition") or own_condition(run.init) or "class"
+    words = make_tokenizer(run, accelerator, source, own_vocabulary(run.init)) if condition == "text" else None
+    torch.manual_seed(run.seed)  # the same initial weights on every rank
+    transformer = init_transformer(run.init, condition, (), words, run.model, vae.config, say=accelerator.print)
+    config = transformer.config
     prior = open_prior(run.prior, vae, config)
     if config.condition == "codes" and prior is None:
         accelerator.print("no prior was named: the result will be half a model; hqtvae convert joins the halves")
-    source = select(open_source(run.data, codes=True), run.selected)
     data: dict[str, Any] = {"condition": config.condition if config.condition in ("class", "text") else "none"}
-    tokenizer = None
     if config.condition == "class":
         data["num_classes"] = config.num_classes
     elif config.condition == "text":
         data["caption"] = caption_template(run.caption)
-        tokenizer = make_tokenizer(run, accelerator, config, source)
     stored = open_stored(run, accelerator, vae, source)
     loader, sampler = open_data(run, accelerator, source, vae.config.resolution, data, stored)
-    torch.manual_seed(run.seed)
     settings = make_stage2_settings(run, sampler.batches_per_epoch)
-    transformer = take_transformer(HQTransformer(config), run.init)
     transformer.set_activation_checkpointing(run.activation_checkpointing)
     task = Stage2(
         accelerator,
         vae,
         transformer,
         settings,
-        tokenizer_file=tokenizer,
+        tokenizer_file=None if words is None else words.file,
         prior=prior,
         held_out=open_held_out(run, accelerator, source, vae.config.resolution, data),
         stored=None if stored is None else stored.content,
@@ -137,25 +136,6 @@ def make_stage2_settings(run: Stage2Run, per_epoch: int) -> Stage2Settings:
         sample_temperature=run.sample_temperature,
         seed=run.seed,
     )
-
-
-# --------------------------------------------------------------------------------------------------------- tokenizer
-
-
-def make_tokenizer(run: Stage2Run, accelerator: Accelerator, config: TransformerConfig, source: Source) -> Path:
-    """That of ``run.init``, or one trained on the run's captions by the main process, once; ``out/tokenizer.json``."""
-    file = Path(run.out) / checkpoints.TOKENIZER_FILE
-    if accelerator.is_main_process and not file.is_file():
-        given = None if run.init is None else checkpoints.load(run.init).tokenizer_file
-        if given is not None:
-            write_file(file, given.read_bytes())
-        else:
-            captions = all_captions(
-                select(open_source(run.data, codes=True), run.selected), caption_template(run.caption)
-            )
-            train_tokenizer(captions, file, vocab_size=min(run.vocab_size, config.prefix_vocab_size))
-    accelerator.wait_for_everyone()
-    return file
 
 
 # --------------------------------------------------------------------------------------------------------- the rest
