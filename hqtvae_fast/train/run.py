@@ -22,7 +22,6 @@ from hqtvae_fast.train.code_cache import CodeCache
 from hqtvae_fast.train.code_cache_build import open_code_cache
 from hqtvae_fast.train.config import RunConfig, Stage1Run, Stage2Run, described
 from hqtvae_fast.train.data import (
-    Facts,
     PictureDataset,
     PictureStream,
     Source,
@@ -127,7 +126,7 @@ def train_stage2(run: Stage2Run, again: str = "") -> Path | None:
         prior=prior,
         held_out=open_held_out(begun, vae.config.resolution, data, held_out_stored),
         stored=None if stored is None else stored.content,
-        classes=_class_names(config, begun.facts),
+        classes=begun.facts.classes,
     )
     if task.tokenizer is not None and accelerator.is_main_process:
         lost = survey_captions(begun.source, data["caption"], task.tokenizer)
@@ -144,13 +143,6 @@ def _transformer_config(
     if condition == "class":
         known["num_classes"] = max(1, len(begun.facts.classes))
     return make_transformer_config({**known, **run.model}, vae)
-
-
-def _class_names(config: TransformerConfig, facts: Facts) -> tuple[str | None, ...]:
-    """By label; None for what the pictures have none of. Empty for a model that is not drawn from classes."""
-    if config.condition != "class":
-        return ()
-    return (*facts.classes, *[None] * (config.num_classes - len(facts.classes)))
 
 
 def _conditions(run: Stage2Run, config: TransformerConfig) -> dict[str, Any]:
