@@ -39,7 +39,12 @@ Training = Annotated[
     list[str], typer.Option("--training", metavar="PATH", help="The training pictures: a folder, shards, an .npz.")
 ]
 PicturesOption = Annotated[
-    list[str], typer.Option("--pictures", metavar="PATH", help="Pictures to encode: a folder, shards, an .npz.")
+    list[str],
+    typer.Option(
+        "--pictures",
+        metavar="PATH",
+        help="Pictures to encode: a folder, shards, an .npz. Or the codes of a set, shards that encode --shards wrote.",
+    ),
 ]
 
 figure = typer.Typer(no_args_is_help=True, help="Draw the paper's figures, and others, of any checkpoint.")
@@ -159,22 +164,21 @@ def usage(
     check_picture_file(out)
     config = config_of(checkpoint).vae
     with waiting("Starting"):
-        import torch
-
-        from hqtvae_fast.evaluate import open_pictures
+        from hqtvae_fast.evaluate.code_use import open_either, use_of_pictures, use_of_stored
         from hqtvae_fast.evaluate.figures.plots import usage_plot
-        from hqtvae_fast.evaluate.reconstruction import code_counts
+        from hqtvae_fast.train.data import CodedPictures
+        from hqtvae_fast.train.stored_codes import check_vae
 
-    sizes = config.codebook_sizes
-    counts = [torch.zeros(size, dtype=torch.int64, device="cpu") for size in sizes]
-    source = open_pictures(pictures, config.resolution)
+    source = open_either(pictures, config.resolution)
     pipe = open_pipeline(checkpoint, device, None)
-    with progress("Encoding", len(source)) as advance:
-        for images, _ in source.batches(batch_size, workers=workers):
-            own = code_counts(pipe.encode(images.float() / 127.5 - 1), sizes)
-            counts = [before + more for before, more in zip(counts, own, strict=True)]
-            advance(len(images))
-    _write(out, usage_plot(counts))
+    if isinstance(source, CodedPictures):
+        check_vae(source, pipe.vae)
+        with progress("Counting", len(source)) as advance:
+            use = use_of_stored(source, config, advance=advance)
+    else:
+        with progress("Encoding", len(source)) as advance:
+            use = use_of_pictures(pipe, source, batch=batch_size, workers=workers, advance=advance)
+    _write(out, usage_plot(use.counts))
 
 
 @figure.command(epilog="Example: hqtvae figure neighbours samples/ --training train.tar --count 8")
