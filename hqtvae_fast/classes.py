@@ -37,10 +37,7 @@ def check_names(names: Names, classes: int | None) -> None:
 
 
 def fit_names(names: Names, classes: int) -> Names:
-    """The names of a set's classes as those of a model of so many: the set has no pictures of the others. ConfigError
-    where the set has more."""
-    if len(names) > classes:
-        raise ConfigError(f"model.num_classes: expected at least {len(names)}, as the pictures have; got {classes}")
+    """The names of a set's classes as those of a model of so many or more: the set has no pictures of the others."""
     return (*names, *[None] * (classes - len(names))) if any(names) else ()
 
 

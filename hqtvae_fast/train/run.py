@@ -22,6 +22,7 @@ from hqtvae_fast.train.code_cache import CodeCache
 from hqtvae_fast.train.code_cache_build import open_code_cache
 from hqtvae_fast.train.config import RunConfig, Stage1Run, Stage2Run, described
 from hqtvae_fast.train.data import (
+    Facts,
     PictureDataset,
     PictureStream,
     Source,
@@ -123,7 +124,7 @@ def train_stage2(run: Stage2Run, again: str = "") -> Path | None:
         prior=prior,
         held_out=open_held_out(begun, vae.config.resolution, data, held_out_stored),
         stored=None if stored is None else stored.content,
-        classes=begun.facts.classes,
+        classes=classes,
     )
     if task.tokenizer is not None and accelerator.is_main_process:
         lost = survey_captions(begun.source, data["caption"], task.tokenizer)

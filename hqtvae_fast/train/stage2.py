@@ -78,6 +78,7 @@ class Stage2:
         self.prior, self.held_out, self.stored = prior, held_out, stored
         names = fit_names(classes, self.config.num_classes) if self.config.condition == "class" else ()
         self.made = HQTVAEConfig(vae=vae.config, transformer=self.config, id2label=names)
+        self.classes = self.made.classes
         self.captions: tuple[str, ...] = ()  # of the first update, to draw from where nothing else was named
         self.vae = vae.to(accelerator.device).eval().requires_grad_(False)
         self.tokenizer_file, self.tokenizer = tokenizer_file, None
@@ -208,10 +209,10 @@ class Stage2:
             captions = list(self.settings.sample_prompts) or self._captions() or [""]
             return captions, self.tokenizer.read(captions)[0].to(device)
         if self.config.condition == "class":
-            classes = self.made.classes
-            shown = [classes.trained[place] for place in spread(len(classes.trained), PLACES)]
+            trained = self.classes.trained
+            shown = [trained[place] for place in spread(len(trained), PLACES)]
             labels = torch.tensor(shown, dtype=torch.int64, device=device)
-            return [classes.caption(label) for label in shown], labels
+            return [self.classes.caption(label) for label in shown], labels
         return [""], None
 
     def _captions(self) -> list[str]:

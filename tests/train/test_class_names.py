@@ -47,7 +47,7 @@ def test_classes_that_a_run_leaves_out_have_no_name(vae, tmp_path):
 
 
 def test_a_model_of_fewer_classes_than_the_pictures_have_is_refused_before_it_is_trained(vae, tmp_path):
-    with pytest.raises(ConfigError, match=r"model.num_classes: expected at least 3, as the pictures have; got 2"):
+    with pytest.raises(ConfigError, match=r"model.num_classes: expected 3 or more, for the data; got 2"):
         train_stage2(stage2(*vae, tmp_path / "hqt", **QUIET))
     assert not (tmp_path / "hqt" / "losses.jsonl").exists()
 
