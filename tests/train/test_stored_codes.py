@@ -85,6 +85,33 @@ def test_codes_alone_are_enough(pictures, codes, vae, tmp_path, capsys):
     assert len(set(figures(tmp_path / "short", "loss"))) == 3
 
 
+@pytest.mark.parametrize("captions", [False, True])
+def test_condition_and_names_are_the_codes(pictures, codes, vae, tmp_path, captions):
+    if captions:
+        folder = tmp_path / "captioned"
+        shutil.copytree(pictures / "dark", folder)
+        words = {f"1{index}.png": f"number {index} in the dark" for index in range(10)}
+        (folder / "captions.json").write_text(json.dumps(words))
+        codes = encode(folder, vae, tmp_path / "codes")
+    blocks = {"dim": 32, "body": STILL, "head": STILL}
+    train_stage2(on_codes(codes, tmp_path / "run", model=blocks, picture_every=3))
+    made = checkpoint.load(tmp_path / "run" / "model")
+    assert made.transformer.config.condition == ("text" if captions else "class")
+    assert made.config.id2label == (() if captions else ("bright", "dark"))
+    assert (made.tokenizer_file is not None) == captions
+    assert list((tmp_path / "run" / "pictures").iterdir())
+
+
+def test_the_whole_run_takes_codes_too(codes, vae, tmp_path, capsys):
+    """Stage 1 is what made them."""
+    from hqtvae_fast.train.whole import train_whole
+
+    found = train_whole({"data": str(codes), "out": str(tmp_path / "run"), "steps": 1, "workers": 0})
+    assert found == tmp_path / "run" / "model"
+    assert f"vae: {vae}, which made the codes" in capsys.readouterr().out
+    assert not (tmp_path / "run" / "stage1").exists()
+
+
 def test_a_tau_that_was_named_is_refused(codes, tmp_path):
     with pytest.raises(ConfigError, match=r"^soft_labels: expected 0 with codes as data, .* got codes in "):
         train_stage2(on_codes(codes, tmp_path, soft_labels=1.0))
