@@ -14,7 +14,7 @@ pytest.importorskip("accelerate", reason="training needs the train extra")
 
 from accelerate import Accelerator
 from conftest import GOLDEN
-from small_runs import BLOCKS, COMMON, losses, write_pictures
+from small_runs import BLOCKS, COMMON, losses, same, weights, write_pictures
 
 from hqtvae_fast import checkpoint
 from hqtvae_fast.cli import main
@@ -100,6 +100,15 @@ def test_condition_and_names_are_the_codes(pictures, codes, vae, tmp_path, capti
     assert made.config.id2label == (() if captions else ("bright", "dark"))
     assert (made.tokenizer_file is not None) == captions
     assert list((tmp_path / "run" / "pictures").iterdir())
+
+
+def test_a_run_on_codes_goes_on_where_it_was_stopped(codes, tmp_path):
+    model = {**MODEL, "body": STILL, "head": STILL}
+    train_stage2(on_codes(codes, tmp_path / "whole", model=model))
+    for _ in range(3):
+        train_stage2(on_codes(codes, tmp_path / "parts", model=model, stop_after=1))
+    assert figures(tmp_path / "parts", "loss") == figures(tmp_path / "whole", "loss")
+    assert same(weights(tmp_path / "parts"), weights(tmp_path / "whole"))
 
 
 def test_the_whole_run_takes_codes_too(codes, vae, tmp_path, capsys):
