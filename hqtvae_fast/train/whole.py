@@ -14,6 +14,7 @@ from rich.console import Console
 from hqtvae_fast.files import sync_folder
 from hqtvae_fast.run_folder import MODEL
 from hqtvae_fast.train.config import RunConfig, Stage1Run, Stage2Run, read_run
+from hqtvae_fast.train.data import are_codes
 from hqtvae_fast.train.run import train_stage1, train_stage2
 from hqtvae_fast.train.start import begun
 from hqtvae_fast.world import world
@@ -24,16 +25,19 @@ ONLY_STAGE2 = ("vae", "condition", "caption")
 
 def train_whole(given: Mapping[str, Any], again: str = "") -> Path | None:
     """Train both stages into ``given["out"]``. ``given``: fields that somebody has named, of :class:`RunConfig`, which
-    both stages get, and of :class:`Stage2Run`, those in ``ONLY_STAGE2``. With ``vae`` stage 1 is that checkpoint's.
+    both stages get, and of :class:`Stage2Run`, those in ``ONLY_STAGE2``. With ``vae`` stage 1 is that checkpoint's,
+    and with shards of codes as data the one that made them.
 
     Called again it goes on where it was stopped. Returns the finished model's folder, ``out/model``; None if the run
     was stopped before its end. ``again`` as in :func:`hqtvae_fast.train.run.train_stage1`.
     """
     out, began = Path(given["out"]), time.monotonic()
-    vae = _stage1(given, out, again)
-    if vae is None:
-        return None
-    fields = {**given, "out": str(out / "stage2"), "vae": str(vae), "code_cache": str(out / CODES)}
+    fields = {**given, "out": str(out / "stage2")}
+    if not are_codes(given["data"]):
+        vae = _stage1(given, out, again)
+        if vae is None:
+            return None
+        fields |= {"vae": str(vae), "code_cache": str(out / CODES)}
     if (minutes := given.get("stop_after_minutes")) is not None:
         fields["stop_after_minutes"] = max(0.01, minutes - (time.monotonic() - began) / 60)
     found = train_stage2(read_run(Stage2Run, None, fields), again)
