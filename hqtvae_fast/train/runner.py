@@ -258,7 +258,7 @@ class Runner:
     def _warn(self, message: str, progress: TrainingProgress) -> None:
         progress.warn(message)
         if self.accelerator.is_main_process:
-            with self._writing(self.directory / LOSSES):
+            with self.state.writing(self.directory / LOSSES):
                 add_record(self.directory / LOSSES, {"step": self.position.step, "warning": message})
 
     def _write_picture(self) -> None:
