@@ -14,9 +14,9 @@ from rich.console import Console
 from torch.utils.data import DataLoader
 
 from hqtvae_fast import checkpoint as checkpoints
-from hqtvae_fast.config import ConfigError, TransformerConfig, VAEConfig
+from hqtvae_fast.config import Condition, ConfigError, TransformerConfig
 from hqtvae_fast.files import write_file
-from hqtvae_fast.model import HQVAE, HQTransformer
+from hqtvae_fast.model import HQVAE
 from hqtvae_fast.run_folder import MODEL, RUN_FILE
 from hqtvae_fast.train.code_cache import CodeCache
 from hqtvae_fast.train.code_cache_build import open_code_cache
@@ -27,13 +27,11 @@ from hqtvae_fast.train.data import (
     PictureStream,
     Source,
     Stored,
-    all_captions,
     caption_template,
     make_loader,
 )
-from hqtvae_fast.train.initial import take_transformer, take_vae
+from hqtvae_fast.train.initial import init_transformer, init_vae, own_vocabulary
 from hqtvae_fast.train.losses import Stage1Weights, Stage2Weights
-from hqtvae_fast.train.models import make_transformer_config, make_vae_config
 from hqtvae_fast.train.perceptual import load_perceptual
 from hqtvae_fast.train.prior import open_prior
 from hqtvae_fast.train.runner import LoopSettings, Runner
@@ -48,7 +46,7 @@ from hqtvae_fast.train.stored_codes import (
     part_of,
     settle,
 )
-from hqtvae_fast.train.tokenizer import survey_captions, train_tokenizer
+from hqtvae_fast.train.tokenizer import make_tokenizer, survey_captions
 from hqtvae_fast.train.validation import HeldOut
 
 
@@ -60,10 +58,11 @@ def train_stage1(run: Stage1Run, again: str = "") -> Path | None:
     """
     begun = start(run)
     run, accelerator = begun.run, begun.accelerator
-    vae = _make_vae(run)
-    loader, stream = open_data(begun, vae.config.resolution, {})
-    settings = make_stage1_settings(run, stream.batches_per_epoch)
     torch.manual_seed(run.seed)  # the same initial weights on every rank
+    fields = run.model if run.resolution is None else {**run.model, "resolution": run.resolution}
+    config, vae = init_vae(run.init, fields)
+    loader, stream = open_data(begun, config.resolution, {})
+    settings = make_stage1_settings(run, stream.batches_per_epoch)
     perceptual = load_perceptual(_path(run.perceptual_weights), _path(run.lpips_weights))
     if run.perceptual:
         name = "off, as no weights were named" if perceptual is None else perceptual.name
@@ -71,11 +70,6 @@ def train_stage1(run: Stage1Run, again: str = "") -> Path | None:
     held_out = open_held_out(begun, vae.config.resolution, {})
     task = Stage1(accelerator, vae, settings, perceptual=perceptual, held_out=held_out)
     return go(begun, task, loader, stream, settings.steps, again)
-
-
-def _make_vae(run: Stage1Run) -> HQVAE:
-    fields = run.model if run.resolution is None else {**run.model, "resolution": run.resolution}
-    return take_vae(HQVAE(make_vae_config(fields)), run.init)
 
 
 def make_stage1_settings(run: Stage1Run, per_epoch: float) -> Stage1Settings:
@@ -105,25 +99,28 @@ def train_stage2(run: Stage2Run, again: str = "") -> Path | None:
     run, accelerator = begun.run, begun.accelerator
     # Stage 1 may be stored in half precision; codes are chosen in fp32.
     vae = checkpoints.load(run.vae or run.prior or run.init or "").vae.float()
-    condition = run.condition or run.model.get("condition") or begun.facts.condition
-    tokenizer = make_tokenizer(run, accelerator, begun.source) if condition == "text" else None
-    config = _transformer_config(run, vae.config, condition, begun, tokenizer)
+    condition = _condition(run, begun.facts)
+    classes = begun.facts.classes if condition == "class" else ()
+    words = None
+    if condition == "text":
+        words = make_tokenizer(run, accelerator, begun.source, own_vocabulary(run.init))
+    torch.manual_seed(run.seed)  # the same initial weights on every rank
+    transformer = init_transformer(run.init, condition, classes, words, run.model, vae.config, say=accelerator.print)
+    config = transformer.config
     prior = open_prior(run.prior, vae, config)
     if config.condition == "codes" and prior is None:
         accelerator.print("no prior was named: the result will be half a model; hqtvae convert joins the halves")
     data = _conditions(run, config)
     stored, held_out_stored = open_stored(begun, vae)
     loader, stream = open_data(begun, vae.config.resolution, data, stored)
-    torch.manual_seed(run.seed)
     settings = make_stage2_settings(run, stream.batches_per_epoch)
-    transformer = take_transformer(HQTransformer(config), run.init)
     transformer.set_activation_checkpointing(run.activation_checkpointing)
     task = Stage2(
         accelerator,
         vae,
         transformer,
         settings,
-        tokenizer_file=tokenizer,
+        tokenizer_file=None if words is None else words.file,
         prior=prior,
         held_out=open_held_out(begun, vae.config.resolution, data, held_out_stored),
         stored=None if stored is None else stored.content,
@@ -136,14 +133,10 @@ def train_stage2(run: Stage2Run, again: str = "") -> Path | None:
     return go(begun, task, loader, stream, settings.steps, again)
 
 
-def _transformer_config(
-    run: Stage2Run, vae: VAEConfig, condition: str, begun: Started[Stage2Run], tokenizer: Path | None
-) -> TransformerConfig:
-    """What the run says of its model, over what the data says."""
-    known: dict[str, Any] = {"condition": condition}
-    if condition == "class":
-        known["num_classes"] = max(1, len(begun.facts.classes))
-    return make_transformer_config({**known, **run.model}, vae)
+def _condition(run: Stage2Run, facts: Facts) -> Condition:
+    """What pictures are drawn from: as the run says, or its model, or what the data have."""
+    named: Condition | None = run.condition or run.model.get("condition")
+    return named or facts.condition
 
 
 def _class_names(config: TransformerConfig, facts: Facts) -> tuple[str | None, ...]:
@@ -176,20 +169,6 @@ def make_stage2_settings(run: Stage2Run, per_epoch: float) -> Stage2Settings:
         sample_temperature=run.sample_temperature,
         seed=run.seed,
     )
-
-
-def make_tokenizer(run: Stage2Run, accelerator: Accelerator, source: Source) -> Path:
-    """That of ``run.init``, or one trained on the run's captions by the main process, once; ``out/tokenizer.json``."""
-    file = Path(run.out) / checkpoints.TOKENIZER_FILE
-    if accelerator.is_main_process and not file.is_file():
-        given = None if run.init is None else checkpoints.load(run.init).tokenizer_file
-        if given is not None:
-            write_file(file, given.read_bytes())
-        else:
-            captions = all_captions(source, caption_template(run.caption))
-            train_tokenizer(captions, file, vocab_size=run.vocab_size)
-    accelerator.wait_for_everyone()
-    return file
 
 
 # ---------------------------------------------------------------------------------------------------- what both share

@@ -25,6 +25,7 @@ from torch.utils.data import DataLoader
 
 from hqtvae_fast.files import write_file
 from hqtvae_fast.run_folder import LOGS, MODEL, PICTURES
+from hqtvae_fast.train.cores import Cores
 from hqtvae_fast.train.data import Batch, PictureStream
 from hqtvae_fast.train.position import Position
 from hqtvae_fast.train.progress import TrainingProgress
@@ -117,7 +118,7 @@ class Runner:
         self.directory, self.settings, self.accumulate, self.again = directory, settings, accumulate, again
         self.position = Position(fingerprint=fingerprint)
         self.state = RunState(accelerator, task, directory, settings.keep, self.position)
-        self.pace = Pace()
+        self.pace, self.cores = Pace(), Cores(accelerator.device)
         self.console = Console(stderr=True)
         self.watch = Watch(fresh=settings.fresh)
 
@@ -210,8 +211,9 @@ class Runner:
 
     def _update(self, batch: Batch) -> dict[str, float]:
         moved = batch.to(self.accelerator.device, non_blocking=True)
-        metrics = self.task.update(list(split(moved, self.accumulate)), self.position.step)
-        values = {name: float(value) for name, value in metrics.items()}
+        with self.cores.update():
+            metrics = self.task.update(list(split(moved, self.accumulate)), self.position.step)
+            values = {name: float(value) for name, value in metrics.items()}
         wrong = [name for name, value in values.items() if not math.isfinite(value) or abs(value) > METRICS_LIMIT]
         if wrong:
             keys = ", ".join(batch.keys[:8]) + (", ..." if len(batch) > 8 else "")
