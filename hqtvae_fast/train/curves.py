@@ -29,7 +29,7 @@ PANELS = {
     "text": "text, nats a token",
     "learning_rate": "learning rate",
 }
-Record = Mapping[str, Any]
+Record = dict[str, Any]
 
 
 @dataclass(frozen=True)
