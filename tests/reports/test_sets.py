@@ -11,7 +11,6 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-import torch
 from PIL import Image
 
 from hqtvae_fast import checkpoint
@@ -19,11 +18,10 @@ from hqtvae_fast.cli.pictures import find_pictures
 from hqtvae_fast.evaluate import open_pictures
 from hqtvae_fast.picture_files import PICTURE_SUFFIXES, walk
 from hqtvae_fast.train.code_shards import CodeShards
-from hqtvae_fast.train.config import Stage1Run, read_run
 from hqtvae_fast.train.data import class_names, open_source, select
 from hqtvae_fast.train.data.captions_file import read_captions
 from hqtvae_fast.train.data.sources import Source
-from hqtvae_fast.train.run import CLASS_NAMES, open_data
+from hqtvae_fast.train.start import DATA_FILE, known
 
 CHECKPOINT = Path(__file__).parents[1] / "golden" / "class_parallel"
 pytestmark = pytest.mark.filterwarnings("ignore:.*left out")  # where it is tested, they are caught
@@ -257,14 +255,10 @@ def test_G10_a_run_keeps_the_names_of_its_classes(tmp_path: Path) -> None:
     write(tmp_path / "set", "zebra/0.png", "ant/1.png", "ant/2.png")
     source = select(open_source(tmp_path / "set"), {"class_name": ["zebra"]})
     assert class_names(source) == ("ant", "zebra")
-    run = read_run(
-        Stage1Run,
-        None,
-        {"data": str(tmp_path / "set"), "out": str(tmp_path), "batch_size": 1, "workers": 0, "steps": 1},
-    )
-    main_process = SimpleNamespace(is_main_process=True, num_processes=1, process_index=0, device=torch.device("cpu"))
-    open_data(run, main_process, source, 8, {})
-    assert json.loads((tmp_path / CLASS_NAMES).read_text()) == ["ant", "zebra"]
+    process = SimpleNamespace(is_main_process=True, wait_for_everyone=lambda: None, print=print)
+    run = SimpleNamespace(caption="plain")
+    assert known(tmp_path, process, run, source).classes == (None, "zebra")
+    assert json.loads((tmp_path / DATA_FILE).read_text())["classes"] == {"1": "zebra"}
 
 
 def test_G10_code_shards_keep_the_names_of_classes(tmp_path: Path) -> None:
