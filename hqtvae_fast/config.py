@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from functools import cache
 from typing import Annotated, Any, Literal
 
-from hqtvae_fast.classes import Names, check_names, names_from_mapping, names_to_mapping
+from hqtvae_fast.classes import Classes, Names, check_names, names_from_mapping, names_to_mapping
 from hqtvae_fast.fields import Between, check_fields, parse
 from hqtvae_fast.fields import ConfigError as ConfigError
 
@@ -47,6 +47,12 @@ Share = Annotated[float, Between(0, 1)]
 
 class CheckpointError(ValueError):
     """A checkpoint that cannot be opened; the message names the file and, where there is one, the key."""
+
+
+def level_names(count: int) -> tuple[str, ...]:
+    """What people call so many levels of codes, the coarsest first: top, middle, bottom; or top, 2nd, 3rd, bottom."""
+    between = ("middle",) if count == 3 else ("2nd", "3rd", "4th")[: count - 2]
+    return ("top",) if count < 2 else ("top", *between, "bottom")
 
 
 def _require(condition: bool, message: str) -> None:
@@ -281,9 +287,7 @@ class HQTVAEConfig:
 
     def __post_init__(self) -> None:
         check_fields(self)
-        stage2 = self.transformer
-        classes = None if stage2 is None or stage2.condition != "class" else stage2.num_classes
-        check_names(self.id2label, classes)
+        check_names(self.id2label, self.classes.count or None)
         if self.transformer is not None:
             self._check_fits("transformer", self.transformer)
         if self.refiner is not None:
@@ -293,6 +297,13 @@ class HQTVAEConfig:
                 "refiner: expected a transformer with decoding='global' before it",
             )
             self._check_fits("refiner", self.refiner)
+
+    @property
+    def classes(self) -> Classes:
+        """The classes that the model is drawn from, none where it is not."""
+        stage2 = self.transformer
+        count = stage2.num_classes if stage2 is not None and stage2.condition == "class" else 0
+        return Classes(count, self.id2label)
 
     def _check_fits(self, name: str, stage2: TransformerConfig) -> None:
         first = first_level(stage2)

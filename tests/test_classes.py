@@ -7,36 +7,17 @@ import shutil
 from dataclasses import replace
 
 import pytest
+from conftest import GOLDEN
 
 from hqtvae_fast import checkpoint
 from hqtvae_fast.checkpoint_config import read_config
-from hqtvae_fast.config import (
-    BlocksConfig,
-    CheckpointError,
-    ConfigError,
-    HQTVAEConfig,
-    TransformerConfig,
-    VAEConfig,
-    from_dict,
-    to_dict,
-)
+from hqtvae_fast.classes import Classes, UntrainedClassWarning
+from hqtvae_fast.config import CheckpointError, ConfigError, HQTVAEConfig, from_dict, to_dict
 
-BLOCK = BlocksConfig(num_layers=1, num_heads=2)
-VAE = VAEConfig(
-    resolution=16,
-    channels=32,
-    channel_multipliers=(1, 1),
-    num_res_blocks=1,
-    attention_resolutions=(),
-    latent_channels=8,
-    embed_dim=8,
-    codebook_sizes=(16, 16),
-)
-CLASSES = TransformerConfig(
-    codebook_sizes=(16, 16), side=2, dim=16, body=BLOCK, head=BLOCK, num_classes=4, max_positions=4
-)
-NAMES = ("cat", "hot dog", None, "tench, Tinca tinca")
-NAMED = HQTVAEConfig(VAE, CLASSES, id2label=NAMES)
+UNNAMED = read_config(GOLDEN / "class_parallel")  # of ten classes
+NAMES = ("cat", "hot dog", None, "tench, Tinca tinca", "Kai\u0308ser", "5-7", None, None, "t-shirt", None)
+NAMED = replace(UNNAMED, id2label=NAMES)
+CLASSES = NAMED.classes
 
 
 def as_given(**changes):
@@ -47,12 +28,14 @@ def as_given(**changes):
 
 
 def test_names_are_a_mapping_by_label_without_the_classes_that_had_no_pictures():
-    assert to_dict(NAMED)["id2label"] == {"0": "cat", "1": "hot dog", "3": "tench, Tinca tinca"}
+    mapping = to_dict(NAMED)["id2label"]
+    assert list(mapping) == ["0", "1", "3", "4", "5", "8"]
+    assert mapping["3"] == "tench, Tinca tinca"
     assert from_dict(to_dict(NAMED)) == NAMED
 
 
 def test_a_model_whose_classes_have_no_names_is_written_as_before():
-    unnamed = HQTVAEConfig(VAE, CLASSES)
+    unnamed = replace(NAMED, id2label=())
     assert unnamed.id2label == ()
     assert "id2label" not in to_dict(unnamed)
     assert from_dict(to_dict(unnamed)) == unnamed
@@ -60,16 +43,16 @@ def test_a_model_whose_classes_have_no_names_is_written_as_before():
 
 
 def test_names_do_not_tell_weights_apart():
-    assert repr(NAMED) == repr(HQTVAEConfig(VAE, CLASSES))
+    assert repr(NAMED) == repr(replace(NAMED, id2label=()))
 
 
 @pytest.mark.parametrize(
     "names, message",
     [
-        ({"4": "owl"}, "id2label: expected labels from 0 to 3; got '4'"),
-        ({"-1": "owl"}, "id2label: expected labels from 0 to 3; got '-1'"),
-        ({"٣": "owl"}, "id2label: expected labels from 0 to 3; got '٣'"),
-        ({"cat": "0"}, "id2label: expected labels from 0 to 3; got 'cat'"),
+        ({"10": "owl"}, "id2label: expected labels from 0 to 9; got '10'"),
+        ({"-1": "owl"}, "id2label: expected labels from 0 to 9; got '-1'"),
+        ({"٣": "owl"}, "id2label: expected labels from 0 to 9; got '٣'"),
+        ({"cat": "0"}, "id2label: expected labels from 0 to 9; got 'cat'"),
         ({"0": 1}, "id2label.0: expected text; got 1"),
         ({"0": None}, "id2label.0: expected text; got None"),
         ({"0": " "}, "id2label.0: expected a name; got ' '"),
@@ -83,21 +66,21 @@ def test_names_that_cannot_be_are_refused_by_field(names, message):
 
 
 def test_there_are_as_many_names_as_classes_and_none_without_classes():
-    with pytest.raises(ConfigError, match=r"id2label: expected 4 names, one a class; got 1"):
-        HQTVAEConfig(VAE, CLASSES, id2label=("cat",))
-    with pytest.raises(ConfigError, match=r"id2label: expected none, as this model is not drawn from classes; got 4"):
-        HQTVAEConfig(VAE, replace(CLASSES, condition="none"), id2label=NAMES)
-    with pytest.raises(ConfigError, match=r"id2label: expected none, as this model is not drawn from classes; got 4"):
-        HQTVAEConfig(VAE, None, id2label=NAMES)
+    with pytest.raises(ConfigError, match=r"id2label: expected 10 names, one a class; got 1"):
+        replace(NAMED, id2label=("cat",))
+    with pytest.raises(ConfigError, match=r"id2label: expected none, as this model is not drawn from classes; got 10"):
+        replace(NAMED, transformer=replace(NAMED.transformer, condition="none"))
+    with pytest.raises(ConfigError, match=r"id2label: expected none, as this model is not drawn from classes; got 10"):
+        HQTVAEConfig(NAMED.vae, None, id2label=NAMES)
     with pytest.raises(ConfigError, match=r"id2label: expected a name of some class; got none"):
-        HQTVAEConfig(VAE, CLASSES, id2label=(None,) * 4)
+        replace(NAMED, id2label=(None,) * 10)
 
 
 def test_a_checkpoint_keeps_its_names_readable_by_people(tmp_path):
-    named = replace(NAMED, id2label=("Füchse", "hot dog", None, "caf\udce9"))
+    named = replace(NAMED, id2label=("Füchse", "caf\udce9", *(None,) * 8))
     checkpoint.save(checkpoint.build(named), tmp_path)
     assert '"0": "Füchse"' in (tmp_path / "config.json").read_text(encoding="utf-8")
-    assert read_config(tmp_path).id2label == ("Füchse", "hot dog", None, "caf\\xe9")
+    assert read_config(tmp_path).id2label[:3] == ("Füchse", "caf\\xe9", None)
     assert checkpoint.load(tmp_path).config == read_config(tmp_path)
 
 
@@ -107,3 +90,83 @@ def test_a_checkpoint_with_names_for_other_classes_is_refused_by_file_and_field(
     (tmp_path / "config.json").write_text(json.dumps({**data, "id2label": {"0": "cat"}}))
     with pytest.raises(CheckpointError, match=r"config\.json: id2label: expected none, as this model"):
         read_config(tmp_path)
+
+
+# ------------------------------------------------------------------------------------------------------- what is asked
+
+
+@pytest.mark.parametrize(
+    "values, labels",
+    [
+        (["0,3,5-7"], [0, 3, 5]),  # the last is a name
+        (["1 2", "4-6"], [1, 2, 4, 5, 6]),
+        (["cat, 8-9"], [0, 8, 9]),
+        (["hot dog"], [1]),
+        (["hot dog,cat"], [1, 0]),
+        (["cat t-shirt 2"], [0, 8, 2]),
+        (["tench, Tinca tinca"], [3]),
+        (['"tench, Tinca tinca", hot dog ,"cat"'], [3, 1, 0]),
+        (["Ka\u00efser", "Kai\u0308ser"], [4, 4]),  # one letter, written in two ways
+        ([], []),
+    ],
+)
+def test_classes_are_asked_for_by_name_and_by_number(values, labels):
+    assert CLASSES.parse("--classes", values) == labels
+
+
+def test_where_a_name_is_a_number_numbers_are_names():
+    digits = Classes(4, ("10", "2", None, "01"))
+    assert digits.parse("--classes", ["10,1-2"]) == [0, 3, 1]
+    with pytest.raises(ValueError, match=r"--classes: expected names of classes, or .*; got '3'"):
+        digits.parse("--classes", ["3"])
+    with pytest.raises(ValueError, match="got '1-3'"):
+        digits.parse("--classes", ["1-3"])
+
+
+@pytest.mark.parametrize(
+    "value, message",
+    [
+        ("hot dgo", "--classes: expected names of classes, or integers and ranges such as 0,3,5-7; got 'hot dgo'; close"
+         " to it: 'hot dog'"),
+        ("CAT", "got 'CAT'; close to it: 'cat'"),
+        ("zzz", "got 'zzz'; there are cat, hot dog, tench, Tinca tinca, Kai\u0308ser, 5-7, ..."),
+        ("cat,,hot dog", "got ''"),
+        ("", "got ''"),
+        ('"hot dog', "--classes: expected names, each in quotes or none; got '\"hot dog'"),
+        ("9-8", "--classes: expected a range from a smaller to a larger number; got '9-8'"),
+        ("-1", "got '-1'"),
+        ("cat\ndog", "got 'cat\\ndog'"),
+    ],
+)  # fmt: skip
+def test_what_is_no_class_is_told_with_what_is_close_to_it(value, message):
+    with pytest.raises(ValueError) as error:
+        CLASSES.parse("--classes", [value])
+    assert message in str(error.value)
+
+
+def test_a_name_of_two_classes_needs_the_number():
+    birds = Classes(3, ("crane", "owl", "crane"))
+    with pytest.raises(ValueError, match="--classes: expected one class; got 'crane', the name of 0, 2"):
+        birds.parse("--classes", ["owl,crane"])
+    assert birds.parse("--classes", ["2"]) == [2]
+
+
+def test_a_model_without_names_takes_numbers_alone():
+    with pytest.raises(ValueError, match="--classes: expected integers and ranges such as 0,3,5-7, as the classes of"):
+        UNNAMED.classes.parse("--classes", ["cat"])
+    assert UNNAMED.classes.parse("--classes", ["3-4"]) == [3, 4]
+
+
+def test_what_a_picture_shows_in_words():
+    assert [CLASSES.caption(label) for label in (1, 2)] == ["hot dog", "class 2"]
+    assert (UNNAMED.classes.caption(1), Classes(0).trained) == ("class 1", range(0))
+    assert (list(CLASSES.trained), UNNAMED.classes.trained) == ([0, 1, 3, 4, 5, 8], range(10))
+
+
+def test_classes_without_training_pictures_are_named_in_a_warning():
+    with pytest.warns(UntrainedClassWarning, match="^class 2: without training pictures") as caught:
+        CLASSES.warn_untrained([0, 2, 2, 99])
+    assert caught[0].filename == __file__
+    with pytest.warns(UntrainedClassWarning, match="^classes 2, 6, 7, 9: without"):
+        CLASSES.warn_untrained(range(10))
+    UNNAMED.classes.warn_untrained(range(10))

@@ -32,10 +32,13 @@ LAYERS = [  # a module may import from its own layer and those above it in this 
     {"ops"},
     {"model"},
     {"engine", "released"},
+    {"run_folder"},
     {"checkpoint_config"},
     {"checkpoint"},
     {
         "images",
+        "plots",
+        "sheet",
         "bare_pictures",
         "pixels",
         "text",

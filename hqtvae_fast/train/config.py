@@ -16,11 +16,17 @@ Config = TypeVar("Config", bound="RunConfig")
 TopOnly = Literal["none", "pixels", "all"]
 Schedule = Literal["cosine", "constant"]
 Autocast = Literal["no", "bf16", "fp16"]
+Size = Literal["tiny", "small", "paper"]
 Counted = Annotated[int, Between(1)]
 Interval = Annotated[int, Between(0)]
 Weight = Annotated[float, Between(0)]
 Seed = Annotated[int, Between(0, 2**32 - 2**16)]
 """numpy's largest, less room for a rank's number."""
+SOFT_LABELS = 1.0
+"""The paper's tau."""
+
+
+INTERNAL = {"internal": True}  # of a field that is no option and stands in no file
 
 
 @dataclass(frozen=True)
@@ -29,20 +35,27 @@ class RunConfig:
 
     stage: ClassVar[str]
     """The folder of its presets."""
+    title: ClassVar[str]
 
     data: tuple[str, ...] = ()
     """Pictures to train on: WebDataset shards (files, patterns), or a folder; see train.data.open_source."""
     validation: tuple[str, ...] = ()
-    """Held-out pictures, likewise; without them there is no validation."""
+    """Held-out pictures, likewise. Without them a tenth of the data is held out; ``none``: nothing is."""
     validation_pictures: Counted = 2048
     """At most so many of them are used, spread evenly over the set."""
     select: dict[str, Any] = dataclasses.field(default_factory=dict)
     """Only pictures, held-out ones too, whose fields have one of these values: {style: [noto, fluent], group: Food}."""
     init: str | None = None
-    """A checkpoint directory whose weights, and tokenizer, the run begins with, to fine-tune; None: random weights."""
+    """A checkpoint whose architecture, weights and tokenizer the run begins with, to fine-tune; None: random ones."""
+    size: Size | None = None
+    """A model and its training, see :mod:`hqtvae_fast.train.sizes`; None: picked, unless ``model`` is there."""
+    resolution: Annotated[int, Between(8, 8192)] | None = None
+    """Side of the pictures; None: the model's."""
     out: str = ""
     """The run's directory; a run that is there goes on."""
     flip: bool = False
+    crops: Annotated[float, Between(0.05, 1)] = 1.0
+    """Least share of a picture's square that a random crop shows; 1: squares along the long side alone."""
     batch_size: Counted = 128
     """Pictures an update, over all processes."""
     accumulate: Counted = 1
@@ -63,6 +76,8 @@ class RunConfig:
     """Updates between two validations; 0: none."""
     keep: Counted = 2
     """Checkpoints, the newest ones."""
+    given: tuple[str, ...] = dataclasses.field(default=(), metadata=INTERNAL)
+    """The fields that somebody has named; what nobody has is picked to fit the data and the machine."""
     stop_after: Counted | None = None
     """Save and end after this many updates of this process."""
     stop_after_minutes: Weight | None = None
@@ -73,22 +88,23 @@ class RunConfig:
         for name in ("data", "out"):
             if not getattr(self, name):
                 raise ConfigError(f"{name}: expected a path, got none")
-        if (self.steps is None) == (self.epochs is None):
+        if self.steps is not None and self.epochs is not None:
             raise ConfigError("steps, epochs: expected one of them")
+        if self.size is not None and "model" in self.given:
+            raise ConfigError("size: expected none beside a model that a preset or a file describes")
 
     @property
     def selected(self) -> dict[str, list[Any]]:
         """``select`` with a list for every field."""
         return {name: value if isinstance(value, list) else [value] for name, value in self.select.items()}
 
-    def total_steps(self, per_epoch: int) -> int:
-        return (
-            self.steps
-            if self.steps is not None
-            else max(1, round((0 if self.epochs is None else self.epochs) * per_epoch))
-        )
+    def total_steps(self, per_epoch: float) -> int:
+        """``per_epoch``: updates, not rounded."""
+        if self.steps is not None:
+            return self.steps
+        return max(1, round((0 if self.epochs is None else self.epochs) * per_epoch))
 
-    def warmup_steps(self, per_epoch: int) -> int:
+    def warmup_steps(self, per_epoch: float) -> int:
         """At most a tenth of the run, so that a short run is not all warm-up."""
         return min(round(self.warmup_epochs * per_epoch), self.total_steps(per_epoch) // 10)
 
@@ -98,6 +114,7 @@ class Stage1Run(RunConfig):
     """Stage 1. ``model`` holds fields of VAEConfig that differ from the paper's."""
 
     stage: ClassVar[str] = "stage1"
+    title: ClassVar[str] = "stage 1"
 
     model: dict[str, Any] = dataclasses.field(default_factory=dict)
     perceptual_weights: str | None = None
@@ -128,9 +145,11 @@ class Stage2Run(RunConfig):
     """Stage 2. ``model`` holds fields of TransformerConfig that differ from the paper's."""
 
     stage: ClassVar[str] = "stage2"
+    title: ClassVar[str] = "stage 2"
 
     vae: str = ""
-    """A checkpoint directory with the trained stage 1; without it, that of ``prior`` or ``init``."""
+    """A checkpoint directory with the trained stage 1; without it, that of ``prior`` or ``init``, or the one that made
+    the codes which are the data."""
     prior: str | None = None
     """For a refiner (``condition: codes``): the checkpoint directory of the trained prior over top codes. The result
     then holds both and draws whole pictures; its stage 1 is taken where ``vae`` names none."""
@@ -138,6 +157,8 @@ class Stage2Run(RunConfig):
     code_cache: str | None = None
     """A file with the codes of all pictures' centre squares, made if it is not there; None codes pictures as they come,
     with random crops. Much larger with ``soft_labels``."""
+    condition: Literal["class", "text", "none"] | None = None
+    """What pictures are drawn from; None: what the data has, captions rather than classes."""
     caption: str = "plain"
     """How captions are made from what is known of a picture: plain, emoji, or a template such as "{name}, {style}"."""
     vocab_size: Annotated[int, Between(3)] = 4096
@@ -145,8 +166,9 @@ class Stage2Run(RunConfig):
     clip: Annotated[float, Between(1e-9)] | None = 1.0
     activation_checkpointing: bool = False
     """Compute activations again in the backward pass: less memory, a third more arithmetic."""
-    soft_labels: Weight | None = 1.0
-    """tau of the targets softmax(-squared distance / tau), in units of squared distance; 0 or null: the codes."""
+    soft_labels: Weight | None = None
+    """tau of the targets softmax(-squared distance / tau), in units of squared distance; 0: the codes themselves.
+    Where nothing is said, 1; with codes as data, which tell no distances, 0."""
     level_weights: Annotated[tuple[Weight, ...], Between(1, MAX_LEVELS)] | None = None
     """Weights of the levels' losses, top first; None weighs a level by its codes below a top code: 1, 4, 16."""
     image_weight: Weight = 0.9
@@ -159,13 +181,10 @@ class Stage2Run(RunConfig):
 
     @property
     def tau(self) -> float | None:
-        """``soft_labels``, None where it is off."""
+        """Of the targets; None where they are the codes themselves."""
+        if self.soft_labels is None:
+            return SOFT_LABELS
         return None if self.soft_labels == 0 else self.soft_labels
-
-    def check(self) -> None:
-        super().check()
-        if not (self.vae or self.prior or self.init):
-            raise ConfigError("vae: expected the checkpoint directory of a trained stage 1, got none")
 
 
 def read_run(cls: type[Config], file: Path | None, overrides: dict[str, Any], preset: str | None = None) -> Config:
@@ -176,14 +195,28 @@ def read_run(cls: type[Config], file: Path | None, overrides: dict[str, Any], pr
     if file is not None:
         data = layered(data, _read(cls, read_fields(file), f"{file}: "))
     data = layered(data, _read(cls, {name: value for name, value in overrides.items() if value is not None}))
-    run = cls(**data)
+    run = cls(**data, given=tuple(sorted(data)))
     run.check()
     return run
 
 
+def completed(run: Config, fields: dict[str, Any]) -> Config:
+    """The run with ``fields`` for what nobody has named; fields of ``model`` are filled in one by one."""
+    above = {name: getattr(run, name) for name in run.given}
+    if "steps" in above or "epochs" in above:
+        fields = {name: value for name, value in fields.items() if name not in ("steps", "epochs")}
+    return dataclasses.replace(run, **layered(_read(type(run), fields), above))
+
+
+def described(run: RunConfig) -> dict[str, Any]:
+    """The run as its file ``run.json`` has it."""
+    internal = {f.name for f in dataclasses.fields(run) if f.metadata.get("internal")}
+    return {name: value for name, value in dataclasses.asdict(run).items() if name not in internal}
+
+
 def _read(cls: type[Config], fields: dict[str, Any], where: str = "") -> dict[str, Any]:
     """Fields in their types and within their bounds; ConfigError names ``where`` they stand, and the field."""
-    known = {f.name for f in dataclasses.fields(cls)}
+    known = {f.name for f in dataclasses.fields(cls) if not f.metadata.get("internal")}
     unknown = sorted(str(name) for name in set(fields) - known)
     if unknown:
         raise ConfigError(f"{where}unknown field {', '.join(unknown)}; expected some of {', '.join(sorted(known))}")

@@ -1,8 +1,7 @@
-"""From a run's configuration to the run."""
+"""From a run's configuration to the run, for each stage."""
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import warnings
 from contextlib import suppress
@@ -11,59 +10,71 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.state import AcceleratorState
-from accelerate.utils import DistributedDataParallelKwargs, set_seed
 from rich.console import Console
 from torch.utils.data import DataLoader
 
 from hqtvae_fast import checkpoint as checkpoints
-from hqtvae_fast.config import ConfigError
-from hqtvae_fast.files import json_text, write_file
+from hqtvae_fast.config import ConfigError, TransformerConfig
+from hqtvae_fast.files import write_file
 from hqtvae_fast.model import HQVAE
+from hqtvae_fast.run_folder import MODEL, RUN_FILE
 from hqtvae_fast.train.code_cache import CodeCache
 from hqtvae_fast.train.code_cache_build import open_code_cache
-from hqtvae_fast.train.config import RunConfig, Stage1Run, Stage2Run
+from hqtvae_fast.train.config import RunConfig, Stage1Run, Stage2Run, described
 from hqtvae_fast.train.data import (
-    ClassFolder,
-    EpochSampler,
+    Facts,
     PictureDataset,
+    PictureStream,
     Source,
     Stored,
     caption_template,
-    class_names,
     make_loader,
-    open_source,
-    select,
 )
-from hqtvae_fast.train.initial import init_transformer, init_vae, own_condition, own_vocabulary
+from hqtvae_fast.train.initial import init_transformer, init_vae, own_vocabulary
 from hqtvae_fast.train.losses import Stage1Weights, Stage2Weights
 from hqtvae_fast.train.perceptual import load_perceptual
 from hqtvae_fast.train.prior import open_prior
-from hqtvae_fast.train.runner import LOGS, LoopSettings, Runner
+from hqtvae_fast.train.runner import LoopSettings, Runner
 from hqtvae_fast.train.stage1 import Stage1, Stage1Settings
 from hqtvae_fast.train.stage2 import Stage2, Stage2Settings
-from hqtvae_fast.train.stored_codes import StoredCodes, codes_as_cache, codes_as_data
+from hqtvae_fast.train.start import Started, intervals, start
+from hqtvae_fast.train.stored_codes import (
+    StoredCodes,
+    codes_as_cache,
+    codes_as_data,
+    codes_as_held_out,
+    part_of,
+    settle,
+)
 from hqtvae_fast.train.tokenizer import make_tokenizer, survey_captions
 from hqtvae_fast.train.validation import HeldOut
-from hqtvae_fast.world import WorldError, world
-
-CLASS_NAMES = "class_names.json"
-"""In a run's folder: the names of the classes that labels 0, 1, ... stand for, where the set has them."""
 
 
-def train_stage1(run: Stage1Run) -> None:
-    """Train HQ-VAE; the result is ``out/model``, a checkpoint without stage 2."""
-    accelerator = start(run)
+def train_stage1(run: Stage1Run, again: str = "") -> Path | None:
+    """Train HQ-VAE. Returns ``out/model``, a checkpoint without stage 2; None if the run was stopped before its end.
+
+    ``again``: the command that goes on with the run, to be shown when it is stopped. Stopped on a signal, when all is
+    saved.
+    """
+    begun = start(run)
+    run, accelerator = begun.run, begun.accelerator
     torch.manual_seed(run.seed)  # the same initial weights on every rank
-    config, vae = init_vae(run.init, run.model)
-    source = select(open_source(run.data), run.selected)
-    loader, sampler = open_data(run, accelerator, source, config.resolution, {})
+    vae = init_vae(run.init, run.model if run.resolution is None else {**run.model, "resolution": run.resolution})
+    loader, stream = open_data(begun, vae.config.resolution, {})
+    settings = make_stage1_settings(run, stream.batches_per_epoch)
     perceptual = load_perceptual(_path(run.perceptual_weights), _path(run.lpips_weights))
-    name = "off, as no weights were named" if perceptual is None else perceptual.name
-    accelerator.print(f"perceptual loss: {name}")
-    settings = Stage1Settings(
-        steps=run.total_steps(sampler.batches_per_epoch),
-        warmup_steps=run.warmup_steps(sampler.batches_per_epoch),
+    if run.perceptual:
+        name = "off, as no weights were named" if perceptual is None else perceptual.name
+        accelerator.print(f"perceptual loss: {name}")
+    held_out = open_held_out(begun, vae.config.resolution, {})
+    task = Stage1(accelerator, vae, settings, perceptual=perceptual, held_out=held_out)
+    return go(begun, task, loader, stream, settings.steps, again)
+
+
+def make_stage1_settings(run: Stage1Run, per_epoch: float) -> Stage1Settings:
+    return Stage1Settings(
+        steps=run.total_steps(per_epoch),
+        warmup_steps=run.warmup_steps(per_epoch),
         learning_rate=Stage1Settings.learning_rate if run.learning_rate is None else run.learning_rate,
         schedule=run.schedule,
         weights=Stage1Weights(
@@ -78,33 +89,30 @@ def train_stage1(run: Stage1Run) -> None:
         restart_unused=run.restart_unused,
         seed=run.seed,
     )
-    held_out = open_held_out(run, accelerator, source, config.resolution, {})
-    task = Stage1(accelerator, vae, settings, perceptual=perceptual, held_out=held_out)
-    go(run, accelerator, task, loader, sampler, source.fingerprint(), settings.steps)
 
 
-def train_stage2(run: Stage2Run) -> None:
-    """Train HQ-Transformer on a trained HQ-VAE; the result is ``out/model``, a checkpoint with both stages."""
-    # It may be stored in half precision; codes are chosen in fp32.
-    accelerator, vae = start(run), checkpoints.load(run.vae or run.prior or run.init or "").vae.float()
-    source = select(open_source(run.data, codes=True), run.selected)
-    condition = run.model.get("condition") or own_condition(run.init) or "class"
-    words = make_tokenizer(run, accelerator, source, own_vocabulary(run.init)) if condition == "text" else None
-    torch.manual_seed(run.seed)  # the same initial weights on every rank
-    transformer = init_transformer(run.init, condition, (), words, run.model, vae.config, say=accelerator.print)
+def train_stage2(run: Stage2Run, again: str = "") -> Path | None:
+    """Train HQ-Transformer on a trained HQ-VAE. Returns ``out/model``, a checkpoint with both stages; None if the run
+    was stopped before its end. ``again`` as in :func:`train_stage1`."""
+    begun = start(run, settle)
+    run, accelerator = begun.run, begun.accelerator
+    # Stage 1 may be stored in half precision; codes are chosen in fp32.
+    vae = checkpoints.load(run.vae or run.prior or run.init or "").vae.float()
+    condition = run.condition or run.model.get("condition") or begun.facts.condition
+    words = make_tokenizer(run, accelerator, begun.source, own_vocabulary(run.init)) if condition == "text" else None
+    classes = begun.facts.classes if condition == "class" else ()
+    torch.manual_seed(run.seed)
+    transformer = init_transformer(
+        run.init, condition, classes, words, run.model, vae.config, say=accelerator.print
+    ).set_activation_checkpointing(run.activation_checkpointing)
     config = transformer.config
     prior = open_prior(run.prior, vae, config)
     if config.condition == "codes" and prior is None:
         accelerator.print("no prior was named: the result will be half a model; hqtvae convert joins the halves")
-    data: dict[str, Any] = {"condition": config.condition if config.condition in ("class", "text") else "none"}
-    if config.condition == "class":
-        data["num_classes"] = config.num_classes
-    elif config.condition == "text":
-        data["caption"] = caption_template(run.caption)
-    stored = open_stored(run, accelerator, vae, source)
-    loader, sampler = open_data(run, accelerator, source, vae.config.resolution, data, stored)
-    settings = make_stage2_settings(run, sampler.batches_per_epoch)
-    transformer.set_activation_checkpointing(run.activation_checkpointing)
+    data = _conditions(run, config)
+    stored, held_out_stored = open_stored(begun, vae)
+    loader, stream = open_data(begun, vae.config.resolution, data, stored)
+    settings = make_stage2_settings(run, stream.batches_per_epoch)
     task = Stage2(
         accelerator,
         vae,
@@ -112,17 +120,34 @@ def train_stage2(run: Stage2Run) -> None:
         settings,
         tokenizer_file=None if words is None else words.file,
         prior=prior,
-        held_out=open_held_out(run, accelerator, source, vae.config.resolution, data),
+        held_out=open_held_out(begun, vae.config.resolution, data, held_out_stored),
         stored=None if stored is None else stored.content,
+        classes=_class_names(config, begun.facts),
     )
     if task.tokenizer is not None and accelerator.is_main_process:
-        lost = survey_captions(source, data["caption"], task.tokenizer)
+        lost = survey_captions(begun.source, data["caption"], task.tokenizer)
         if lost:
             warnings.warn(lost.describe("captions"), stacklevel=2)
-    go(run, accelerator, task, loader, sampler, source.fingerprint(), settings.steps)
+    return go(begun, task, loader, stream, settings.steps, again)
 
 
-def make_stage2_settings(run: Stage2Run, per_epoch: int) -> Stage2Settings:
+def _class_names(config: TransformerConfig, facts: Facts) -> tuple[str | None, ...]:
+    """By label; None for what the pictures have none of. Empty for a model that is not drawn from classes."""
+    if config.condition != "class":
+        return ()
+    return (*facts.classes, *[None] * (config.num_classes - len(facts.classes)))
+
+
+def _conditions(run: Stage2Run, config: TransformerConfig) -> dict[str, Any]:
+    """What a set's samples have beside their pictures, as the data sets take it."""
+    if config.condition == "class":
+        return {"condition": "class", "num_classes": config.num_classes}
+    if config.condition == "text":
+        return {"condition": "text", "caption": caption_template(run.caption)}
+    return {"condition": "none"}
+
+
+def make_stage2_settings(run: Stage2Run, per_epoch: float) -> Stage2Settings:
     return Stage2Settings(
         steps=run.total_steps(per_epoch),
         warmup_steps=run.warmup_steps(per_epoch),
@@ -138,80 +163,51 @@ def make_stage2_settings(run: Stage2Run, per_epoch: int) -> Stage2Settings:
     )
 
 
-# --------------------------------------------------------------------------------------------------------- the rest
-
-
-def start(run: RunConfig) -> Accelerator:
-    """Processes, precision, logs; the run's configuration is written beside what it makes."""
-    directory = Path(run.out)
-    directory.mkdir(parents=True, exist_ok=True)
-    accelerator = join_world(run.precision, directory)
-    accelerator.init_trackers(LOGS)
-    set_seed(run.seed, device_specific=True)
-    if accelerator.is_main_process:
-        write_file(directory / "run.json", json.dumps(dataclasses.asdict(run), indent=2).encode() + b"\n")
-    return accelerator
-
-
-def join_world(precision: str, directory: Path) -> Accelerator:
-    """This process among those that train together, which are the ones that :func:`hqtvae_fast.world.world` tells of.
-
-    WorldError where accelerate sees others: each process would be the only one, and all would write one run.
-    """
-    here = world()
-    # Codebooks are the same on every rank by construction: nothing to send before each pass.
-    plain = DistributedDataParallelKwargs(broadcast_buffers=False)
-    # accelerate keeps the precision of a process's first run, and refuses another one for the next.
-    AcceleratorState._reset_state(reset_partial_state=False)
-    accelerator = Accelerator(
-        # Without a GPU it takes several processes for a job only if it is told that they use the CPU.
-        cpu=here.size > 1 and not torch.accelerator.is_available(),
-        mixed_precision=precision,
-        log_with="tensorboard",
-        project_dir=str(directory),
-        kwargs_handlers=[plain],
-    )
-    found = (accelerator.process_index, accelerator.num_processes)
-    if found != (here.rank, here.size):
-        raise WorldError(
-            f"WORLD_SIZE: expected process {here.rank} of {here.size}, as the launcher says; accelerate found"
-            f" {found[0]} of {found[1]} (on {accelerator.device}): start one process, or set ACCELERATE_USE_CPU=true"
-        )
-    return accelerator
+# ---------------------------------------------------------------------------------------------------- what both share
 
 
 def open_data(
-    run: RunConfig,
-    accelerator: Accelerator,
-    source: Source,
-    resolution: int,
-    condition: dict[str, Any],
-    stored: Stored | None = None,
-) -> tuple[DataLoader[Any], EpochSampler]:
+    begun: Started[Any], resolution: int, condition: dict[str, Any], stored: Stored | None = None
+) -> tuple[DataLoader[Any], PictureStream]:
     """The training set. ``stored``: what its samples have in place of pixels."""
-    dataset = PictureDataset(source, resolution, flip=run.flip, seed=run.seed, stored=stored, **condition)
-    if accelerator.is_main_process and (names := class_names(source)):
-        write_file(Path(run.out) / CLASS_NAMES, json_text(names, indent=1).encode() + b"\n")
+    run, accelerator = begun.run, begun.accelerator
+    crops = (run.crops, 1.0)
+    dataset = PictureDataset(
+        begun.training, resolution, flip=run.flip, crops=crops, seed=run.seed, stored=stored, **condition
+    )
+    share_of_batch(run, accelerator)
+    ranks = {"rank": accelerator.process_index, "world": accelerator.num_processes}
+    stream = PictureStream(len(dataset), run.batch_size, seed=run.seed, **ranks)
+    return make_loader(dataset, stream, workers=run.workers, device=accelerator.device), stream
+
+
+def share_of_batch(run: RunConfig, accelerator: Accelerator) -> int:
+    """Pictures of a process's micro-batch."""
     share = run.batch_size // (accelerator.num_processes * run.accumulate)
     if share * accelerator.num_processes * run.accumulate != run.batch_size:
         raise ConfigError(
             f"batch_size: expected a multiple of {accelerator.num_processes} processes x {run.accumulate}"
             f" micro-batches; got {run.batch_size}"
         )
-    sampler = EpochSampler(
-        len(dataset),
-        run.batch_size,
-        seed=run.seed,
-        rank=accelerator.process_index,
-        world=accelerator.num_processes,
-    )
-    loader = make_loader(dataset, sampler, workers=run.workers, device=accelerator.device)
-    return loader, sampler
+    return share
 
 
-def open_stored(run: Stage2Run, accelerator: Accelerator, vae: HQVAE, source: Source) -> CodeCache | StoredCodes | None:
-    """What the run reads in the pictures' place: codes that are its data, or a code cache, which is made with what this
-    run needs of each picture; None for pixels."""
+def open_stored(begun: Started[Stage2Run], vae: HQVAE) -> tuple[Stored | None, Stored | None]:
+    """What the run reads in the place of the training and of the held-out pictures; None for pixels."""
+    run, held_out = begun.run, begun.held_out
+    whole = _open_stored(run, begun.accelerator, begun.source, vae)
+    stored = None if whole is None else part_of(whole, begun.training, begun.source)
+    if held_out is None:
+        return stored, None
+    if run.validation:
+        return stored, codes_as_held_out(held_out, begun.source, vae, soft_labels=run.tau is not None)
+    return stored, None if whole is None else part_of(whole, held_out, begun.source)
+
+
+def _open_stored(
+    run: Stage2Run, accelerator: Accelerator, source: Source, vae: HQVAE
+) -> CodeCache | StoredCodes | None:
+    """Codes that are the run's data, or a code cache, which is made with what this run needs of each picture."""
     needs: dict[str, Any] = {"soft_labels": run.tau is not None, "mirrored": run.flip}
     stored = codes_as_data(source, vae, **needs)
     if run.code_cache is None:
@@ -228,18 +224,16 @@ def open_stored(run: Stage2Run, accelerator: Accelerator, vae: HQVAE, source: So
 
 
 def open_held_out(
-    run: RunConfig, accelerator: Accelerator, training: Source, resolution: int, condition: dict[str, Any]
+    begun: Started[Any], resolution: int, condition: dict[str, Any], stored: Stored | None = None
 ) -> HeldOut | None:
-    """The validation set, or None without one. Its class folders may be some of the training set's."""
-    if not run.validation:
+    """The held-out pictures, or None without any."""
+    run, accelerator = begun.run, begun.accelerator
+    if begun.held_out is None:
         return None
-    source = open_source(run.validation)
-    if isinstance(source, ClassFolder) and (names := class_names(training)):
-        source = open_source(run.validation, class_names=names)
     return HeldOut(
-        PictureDataset(select(source, run.selected), resolution, training=False, **condition),
+        PictureDataset(begun.held_out, resolution, training=False, stored=stored, **condition),
         limit=run.validation_pictures,
-        batch_size=run.batch_size // (accelerator.num_processes * run.accumulate),
+        batch_size=share_of_batch(run, accelerator),
         rank=accelerator.process_index,
         world=accelerator.num_processes,
         workers=run.workers,
@@ -247,31 +241,46 @@ def open_held_out(
 
 
 def go(
-    run: RunConfig,
-    accelerator: Accelerator,
-    task: Any,
-    loader: DataLoader[Any],
-    sampler: EpochSampler,
-    fingerprint: str,
-    steps: int,
-) -> None:
-    intervals = (run.log_every, run.save_every, run.picture_every)
-    stops = (run.stop_after, run.stop_after_minutes)
-    loop = LoopSettings(steps, *intervals, run.keep, *stops, validate_every=run.validate_every)
+    begun: Started[Any], task: Any, loader: DataLoader[Any], stream: PictureStream, steps: int, again: str
+) -> Path | None:
+    run, accelerator, directory = begun.run, begun.accelerator, Path(begun.run.out)
+    if accelerator.is_main_process:
+        write_file(directory / RUN_FILE, json.dumps(described(run), indent=2).encode() + b"\n")
+    loop = LoopSettings(
+        steps,
+        log_every=run.log_every,
+        **intervals(run, steps),
+        keep=run.keep,
+        stop_after=run.stop_after,
+        stop_after_minutes=run.stop_after_minutes,
+        title=run.title,
+        fresh=run.init is None,
+    )
+    fingerprint = begun.source.fingerprint()
     runner = Runner(
-        accelerator, task, loader, sampler, Path(run.out), loop, accumulate=run.accumulate, fingerprint=fingerprint
+        accelerator,
+        task,
+        loader,
+        stream,
+        directory,
+        loop,
+        accumulate=run.accumulate,
+        fingerprint=fingerprint,
+        again=again,
     )
     if accelerator.is_main_process:
         Console(stderr=True).print(
-            f"{len(loader.dataset):,} pictures, {sampler.batches_per_epoch} updates an epoch, {steps:,} in all"  # type: ignore[arg-type]
+            f"{len(begun.training):,} pictures, {stream.batches_per_epoch:,.4g} updates an epoch, {steps:,} in all"
         )
     try:
-        runner.run()
+        runner.resume()
+        finished = runner.run()
     except BaseException:
         with suppress(Exception):  # a log that cannot be written is no news, and would hide the reason
             runner.close()
         raise
     runner.close()
+    return directory / MODEL if finished else None
 
 
 def _path(name: str | None) -> Path | None:

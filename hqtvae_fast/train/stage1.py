@@ -72,6 +72,8 @@ class Stage1:
                 PatchDiscriminator(settings.discriminator_channels), first_step=settings.weights.adversarial_start
             )
             self.discriminator, self.discriminator_optimizer, self.discriminator_schedule = prepared
+            # Not part of the model that is saved.
+            accelerator.register_for_checkpointing(accelerator.unwrap_model(self.discriminator))
 
     def _prepare(
         self, module: torch.nn.Module, first_step: int
@@ -230,6 +232,9 @@ class Stage1:
     def save(self, directory: Path) -> None:
         config = HQTVAEConfig(vae=self.vae.config, transformer=None)
         checkpoints.save(checkpoints.Checkpoint(config, self.vae, None), directory)
+
+    def load(self, directory: Path) -> None:
+        self.vae.load_state_dict(checkpoints.load(directory).vae.state_dict())
 
 
 def _rows(z_BCHW: Tensor) -> Tensor:

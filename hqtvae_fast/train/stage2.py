@@ -19,10 +19,12 @@ from hqtvae_fast.images import grid, to_pil
 from hqtvae_fast.model import HQVAE, HQTransformer
 from hqtvae_fast.modes import no_autocast
 from hqtvae_fast.text import PromptTokenizer
-from hqtvae_fast.train.code_cache import Content, picture_latents, split_codes
-from hqtvae_fast.train.data import Batch
+from hqtvae_fast.train.code_cache import picture_latents, split_codes
+from hqtvae_fast.train.data import Batch, Content
 from hqtvae_fast.train.losses import SoftLabels, Stage2Loss, Stage2Weights, Target, stage2_loss
 from hqtvae_fast.train.optim import stage2_optimizer
+from hqtvae_fast.train.position import OtherRunError
+from hqtvae_fast.train.prior import same_vae
 from hqtvae_fast.train.runner import mean_over_ranks
 from hqtvae_fast.train.schedule import warmup_cosine_lr
 from hqtvae_fast.train.validation import HeldOut, Sums
@@ -63,13 +65,15 @@ class Stage2:
         prior: checkpoints.Checkpoint | None = None,
         held_out: HeldOut | None = None,
         stored: Content | None = None,
+        classes: Sequence[str | None] = (),
     ) -> None:
         """``prior``: the trained prior that a refiner is saved with; see :func:`hqtvae_fast.train.prior.open_prior`.
 
-        ``stored``: what batches hold of pictures, where they come from a code cache; None: pixels.
+        ``stored``: what batches hold of pictures, where they come from a code cache; None: pixels. ``classes``: the
+        name of each, None for one without pictures.
         """
         self.accelerator, self.settings, self.config = accelerator, settings, transformer.config
-        self.prior, self.held_out, self.stored = prior, held_out, stored
+        self.prior, self.held_out, self.stored, self.classes = prior, held_out, stored, tuple(classes)
         self.vae = vae.to(accelerator.device).eval().requires_grad_(False)
         self.tokenizer_file, self.tokenizer = tokenizer_file, None
         if self.config.condition == "text":
@@ -89,7 +93,7 @@ class Stage2:
     def update(self, micro_batches: list[Batch], step: int) -> dict[str, Tensor]:
         losses, count = [], len(micro_batches)
         for index, batch in enumerate(micro_batches):
-            codes, targets = self._code(batch.images)
+            codes, targets = self._code(batch.images, self.stored)
             with ExitStack() as stack:
                 if index < count - 1:  # ranks exchange gradients in the last micro-batch only
                     stack.enter_context(self.accelerator.no_sync(self.model))
@@ -114,12 +118,13 @@ class Stage2:
         limit = self.settings.clip if self.settings.clip is not None else float("inf")
         return torch.as_tensor(self.accelerator.clip_grad_norm_(self.model.parameters(), limit)).detach()
 
-    def _code(self, stored: Tensor) -> tuple[list[Tensor], list[Target]]:
-        """Codes of all levels, and the targets of those that are predicted, of what a training batch holds."""
-        if self.stored == "codes":
-            codes = split_codes(stored, self.vae.config.level_sides)
+    def _code(self, held: Tensor, content: Content | None) -> tuple[list[Tensor], list[Target]]:
+        """Codes of all levels, and the targets of those that are predicted, of what a batch holds: what is stored of
+        its pictures, or pixels where ``content`` is None."""
+        if content == "codes":
+            codes = split_codes(held, self.vae.config.level_sides)
             return codes, list(self._own_levels(codes))
-        return self._quantize(stored if self.stored == "latents" else picture_latents(self.vae, stored))
+        return self._quantize(held if content == "latents" else picture_latents(self.vae, held))
 
     @torch.no_grad()
     def _quantize(self, z: Tensor) -> tuple[list[Tensor], list[Target]]:
@@ -153,13 +158,13 @@ class Stage2:
         """The losses of training, without dropout, as means over the held-out pictures; empty if there are none."""
         if self.held_out is None:
             return {}
-        sums = Sums()
+        sums, stored = Sums(), self.held_out.dataset.stored
+        content = None if stored is None else stored.content
         self.transformer.eval()
         try:
             for batch in self.held_out:
                 moved = batch.to(self.accelerator.device)
-                targets = self._quantize(picture_latents(self.vae, moved.images))
-                loss = self._loss(self.transformer, moved, *targets)
+                loss = self._loss(self.transformer, moved, *self._code(moved.images, content))
                 weighted = {name: value.double() * len(batch) for name, value in _summary([loss]).items()}
                 sums.add({**weighted, "pictures": torch.tensor(len(batch), dtype=torch.int64, device="cpu")})
         finally:
@@ -199,11 +204,21 @@ class Stage2:
         return None, 16
 
     def save(self, directory: Path) -> None:
-        config = HQTVAEConfig(vae=self.vae.config, transformer=self.config)
+        config = HQTVAEConfig(vae=self.vae.config, transformer=self.config, id2label=self.classes)
         made = checkpoints.Checkpoint(config, self.vae, self.transformer, tokenizer_file=self.tokenizer_file)
         if self.prior is not None:
             made = checkpoints.with_refiner(self.prior, made)
         checkpoints.save(made, directory)
+
+    def load(self, directory: Path) -> None:
+        held = checkpoints.load(directory)
+        if not same_vae(self.vae, held.vae):
+            raise OtherRunError(
+                "vae: expected the stage 1 that this run was started with; this is another: give another --out"
+            )
+        trained = held.transformer if self.prior is None else held.refiner
+        assert trained is not None
+        self.transformer.load_state_dict(trained.state_dict())
 
 
 def _summary(losses: list[Stage2Loss]) -> dict[str, Tensor]:

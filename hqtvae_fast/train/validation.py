@@ -14,6 +14,7 @@ from hqtvae_fast.images import psnr
 from hqtvae_fast.model import HQVAE
 from hqtvae_fast.train.code_usage import perplexity
 from hqtvae_fast.train.data import Batch, PictureDataset, collate
+from hqtvae_fast.train.stopping import leave_interrupts
 
 
 class HeldOut:
@@ -31,14 +32,17 @@ class HeldOut:
         self.indices = _spread(len(dataset), limit)[rank::world]
 
     def __iter__(self) -> Iterator[Batch]:
+        if not self.indices:
+            return iter(())
         loader = DataLoader(
             Subset(self.dataset, self.indices),
             batch_size=self.batch_size,
             collate_fn=collate,
-            num_workers=self.workers,
+            num_workers=min(self.workers, (len(self.indices) - 1) // self.batch_size),  # none for the first batch
+            worker_init_fn=leave_interrupts,
             generator=torch.Generator(),  # else each pass would take a number from torch's global stream
         )
-        return iter(loader) if self.indices else iter(())
+        return iter(loader)
 
     def some(self, count: int) -> Tensor:
         """A few pictures to look at, the same in every process: [at most count, 3, R, R] in [-1, 1]."""

@@ -16,11 +16,12 @@ pytest.importorskip("accelerate", reason="training needs the train extra")
 
 from hqtvae_fast.cli import main
 from hqtvae_fast.fields import ConfigError
+from hqtvae_fast.run_folder import CONTENTS, damage
 from hqtvae_fast.train import run as runs
 from hqtvae_fast.train.config import Stage1Run, Stage2Run, read_run
 from hqtvae_fast.train.records import cut_records, read_records
 from hqtvae_fast.train.run import train_stage1
-from hqtvae_fast.train.run_checkpoints import CONTENTS, RunCheckpoints, damage
+from hqtvae_fast.train.run_checkpoints import RunCheckpoints
 from hqtvae_fast.train.runner import TrainingError
 from tests.train.small_runs import losses, same, stage1, weights, write_pictures
 

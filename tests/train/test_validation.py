@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import subprocess
 import sys
@@ -62,6 +63,15 @@ def test_held_out_pictures_are_spread_and_shared_out(pictures):
     assert sorted(key for part in parts for batch in part for key in batch.keys) == sorted(whole)
     assert list(parts[7]) == []
     assert len(HeldOut(dataset, limit=2048, batch_size=3).indices) == 20
+
+
+@pytest.mark.parametrize("batch_size, started", [(7, 0), (4, 1), (1, 2)])
+def test_no_worker_is_started_for_nothing(pictures, batch_size, started):
+    """One of a batch or two takes longer to start than to read them, at each validation."""
+    dataset = PictureDataset(open_source(pictures), 16, training=False)
+    batches = iter(HeldOut(dataset, limit=7, batch_size=batch_size, workers=2))
+    next(batches)
+    assert len(multiprocessing.active_children()) == started
 
 
 @torch.no_grad()

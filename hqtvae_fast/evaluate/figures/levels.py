@@ -8,16 +8,18 @@ from typing import Any
 from PIL import Image
 from torch import Tensor
 
-from hqtvae_fast.evaluate.figures.sheet import GREEN, RED, Cell, Row, Sheet
+from hqtvae_fast.config import level_names
 from hqtvae_fast.evaluate.reconstruction import rounded
 from hqtvae_fast.images import psnr, to_pil, to_tensor
 from hqtvae_fast.pipeline import HQTVAEPipeline
+from hqtvae_fast.sheet import GREEN, RED, Cell, Row, Sheet
 
 
 def level_rows(pipe: HQTVAEPipeline, codes: Sequence[Tensor], captions: Sequence[str] = ()) -> Image.Image:
     """Figure 1: pictures of codes [N, h, w] a level, each level decoded alone, top first, then all of them."""
     count = len(codes)
-    rows = [Row(_level_name(level, count), _cells(pipe.decode(alone(codes, level)))) for level in range(count)]
+    named = enumerate(level_names(count))
+    rows = [Row(f"{name}\nonly", _cells(pipe.decode(alone(codes, level)))) for level, name in named]
     both = "both" if count == 2 else "all"
     return Sheet([*rows, Row(f"{both}\nlevels", _cells(pipe.decode(codes)))], captions).draw()
 
@@ -70,12 +72,6 @@ def redraw_rows(
 def alone(codes: Sequence[Tensor], level: int) -> list[Tensor | None]:
     """All levels but one left out."""
     return [own if index == level else None for index, own in enumerate(codes)]
-
-
-def _level_name(level: int, count: int) -> str:
-    if level == 0:
-        return "top\nonly"
-    return "bottom\nonly" if level == count - 1 else f"level {level}\nonly"
 
 
 def _cells(images: Sequence[Image.Image]) -> list[Cell]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,10 +16,15 @@ _MANY_PICTURES = 50_000  # from here on reading all fields shows a progress bar
 
 
 class Selection:
-    """The pictures of ``source`` at ``indices``, in its order; itself a source."""
+    """The pictures of a source at ``indices``; itself a source.
 
-    def __init__(self, source: Source, indices: Sequence[int]) -> None:
+    Of a part of a set too the whole set is its ``source``, in which ``indices`` int64 are places.
+    """
+
+    def __init__(self, source: Source, indices: Sequence[int] | np.ndarray) -> None:
         self.source, self.indices = source, np.array(indices, dtype=np.int64)
+        if isinstance(source, Selection):
+            self.source, self.indices = source.source, source.indices[self.indices]
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -45,12 +50,16 @@ def select(source: Source, wanted: Mapping[str, Sequence[Any]]) -> Source:
     """
     if not wanted:
         return source
-    numbers = track(range(len(source)), "selecting pictures", transient=True, disable=len(source) < _MANY_PICTURES)
-    found = [index for index in numbers if _fits(source, index, wanted)]
+    found = [index for index in indices(source, "selecting pictures") if _fits(source, index, wanted)]
     if not found:
         got = _present(source, wanted)
         raise ValueError(f"select: expected pictures with {_spelled(wanted)}; got none, with {got}")
     return Selection(source, found)
+
+
+def indices(source: Source, doing: str) -> Iterable[int]:
+    """Of all pictures; with a bar that says what is done to them, where they are many."""
+    return track(range(len(source)), doing, transient=True, disable=len(source) < _MANY_PICTURES)
 
 
 def class_names(source: Source) -> tuple[str, ...] | None:
