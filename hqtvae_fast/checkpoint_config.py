@@ -141,13 +141,25 @@ def missing_tokenizer(config: HQTVAEConfig) -> str:
     )
 
 
+def condition_words(config: HQTVAEConfig) -> str:
+    """What a model draws pictures from."""
+    classes = config.classes
+    if classes.names:
+        return f"{len(classes.trained):,} class{'es' * (len(classes.trained) > 1)} ({classes.listed()})"
+    return (
+        "nothing: it codes and decodes only"
+        if config.transformer is None
+        else _CONDITIONS[config.transformer.condition]
+    )
+
+
 def describe(config: HQTVAEConfig, sizes: Mapping[str, int]) -> str:
     """What a model makes, how large it is and of what codes, in one line; ``sizes``: parameters of each part."""
     vae, stage2 = config.vae, config.transformer
     pictures = f"{vae.resolution}x{vae.resolution} pictures"
     made = f"codes {pictures} and back, and does not draw"
     if stage2 is not None:
-        made = f"draws {pictures} from {_CONDITIONS[stage2.condition]}"
+        made = f"draws {pictures} from {condition_words(config)}"
     levels = zip(vae.level_sides, vae.codebook_sizes, strict=True)
     maps = " + ".join(f"{side}x{side} of {size:,}" for side, size in levels)
     parts = ", ".join(f"{name} {size / 1e6:,.1f} M" for name, size in sizes.items())

@@ -119,6 +119,22 @@ class Classes:
             labels += self._split(option, value) if whole is None else [whole]
         return labels
 
+    def spelled(self, labels: Sequence[int]) -> str:
+        """What :meth:`parse` reads as these labels: their names where those are clear, else their numbers."""
+        text = ",".join(self._spelled(label) for label in labels)
+        return text if self._reads(text, labels) else ",".join(map(str, labels))
+
+    def _spelled(self, label: int) -> str:
+        name = _plain(self.name(label) or str(label))
+        quoted = '"{}"'.format(name.replace('"', '""'))
+        return next((text for text in (name, quoted) if self._reads(f"{text},{text}", (label, label))), str(label))
+
+    def _reads(self, text: str, labels: Sequence[int]) -> bool:
+        try:
+            return self.parse("", [text]) == list(labels)
+        except ValueError:
+            return False
+
     def _split(self, option: str, value: str) -> list[int]:
         try:
             parts = next(csv.reader([value], skipinitialspace=True, strict=True), []) or [""]
@@ -174,6 +190,9 @@ class Classes:
         close = [repr(folded[match]) for match in get_close_matches(got.casefold(), folded, SHOWN)]
         there = f"; close to it: {', '.join(close)}" if close else f"; there are {self.listed()}"
         return ValueError(f"{option}: expected {wanted}; got {got!r}{there}")
+
+
+NO_CLASSES = Classes(0)
 
 
 def read_range(option: str, text: str) -> range | None:

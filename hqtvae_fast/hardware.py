@@ -182,15 +182,15 @@ def cpu_name() -> str:
     return names[0] if names else platform.processor() or platform.machine()
 
 
-def measure_this_machine(device: str | torch.device | None = None) -> Device:
+def measure_this_machine(device: str | torch.device | None = None, dtype: torch.dtype | None = None) -> Device:
     """Peaks of the GPU if there is one, else of the CPU, as plain torch reaches them: about 2 seconds, 0.6 to 2 GB.
 
-    ``flops`` is the best square GEMM's in :func:`default_dtype`, ``bandwidth`` that of summing a large tensor: reading,
-    which is what streaming weights is. On a CPU both depend on ``torch.get_num_threads()`` and on whatever else is
-    running.
+    ``flops`` is the best square GEMM's in ``dtype`` (None: :func:`default_dtype`), ``bandwidth`` that of summing a
+    large tensor: reading, which is what streaming weights is. On a CPU both depend on ``torch.get_num_threads()`` and
+    on whatever else is running.
     """
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    dtype = default_dtype(device)
+    dtype = dtype or default_dtype(device)
     if device.type == "cuda":
         properties = torch.cuda.get_device_properties(device)
         return Device(

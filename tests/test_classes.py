@@ -6,13 +6,16 @@ import json
 import shutil
 from dataclasses import replace
 
+import numpy as np
 import pytest
+import torch
 from conftest import GOLDEN
 
-from hqtvae_fast import checkpoint
+from hqtvae_fast import HQTVAEPipeline, checkpoint
 from hqtvae_fast.checkpoint_config import read_config
 from hqtvae_fast.classes import Classes, UntrainedClassWarning
 from hqtvae_fast.config import CheckpointError, ConfigError, HQTVAEConfig, from_dict, to_dict
+from hqtvae_fast.hub import model_card
 
 UNNAMED = read_config(GOLDEN / "class_parallel")  # of ten classes
 NAMES = ("cat", "hot dog", None, "tench, Tinca tinca", "Kai\u0308ser", "5-7", None, None, "t-shirt", None)
@@ -151,6 +154,26 @@ def test_a_name_of_two_classes_needs_the_number():
     assert birds.parse("--classes", ["2"]) == [2]
 
 
+@pytest.mark.parametrize(
+    "names, labels, spelled",
+    [
+        (NAMES, (1, 0), "hot dog,cat"),
+        (NAMES, (3, 8), '"tench, Tinca tinca",t-shirt'),
+        (NAMES, (2, 5), "2,5-7"),
+        ((), (3, 1), "3,1"),
+        (("10", "2", None, "01"), (0, 1, 3), "10,2,01"),
+        (("crane", "owl", "crane"), (2, 1), "2,owl"),
+        (('the "best"', '"x"'), (0, 1), 'the "best","""x"""'),
+        (("a", "b", "a,b"), (0, 1), "0,1"),  # else it would be the third
+        ((" a ", "b\nc", "café"), (0, 1, 2), 'a,"b\nc",café'),
+    ],
+)
+def test_what_is_written_of_labels_is_read_as_these(names, labels, spelled):
+    classes = Classes(10, names)
+    assert classes.spelled(labels) == spelled
+    assert tuple(classes.parse("--classes", [spelled])) == labels
+
+
 def test_a_model_without_names_takes_numbers_alone():
     with pytest.raises(ValueError, match="--classes: expected integers and ranges such as 0,3,5-7, as the classes of"):
         UNNAMED.classes.parse("--classes", ["cat"])
@@ -170,3 +193,59 @@ def test_classes_without_training_pictures_are_named_in_a_warning():
     with pytest.warns(UntrainedClassWarning, match="^classes 2, 6, 7, 9: without"):
         CLASSES.warn_untrained(range(10))
     UNNAMED.classes.warn_untrained(range(10))
+
+
+# ---------------------------------------------------------------------------------------------------------- in Python
+
+
+@pytest.fixture(scope="module")
+def pipe():
+    opened = checkpoint.load(GOLDEN / "class_parallel")
+    return HQTVAEPipeline(replace(opened, config=NAMED), device="cpu", dtype=torch.float32)
+
+
+def test_a_pipeline_takes_names_among_labels(pipe):
+    wanted = pipe([0, 3, 1], output_type="codes", progress=False).codes
+    for given in (["cat", 3, "hot dog"], ("cat", torch.tensor(3), np.str_("hot dog"))):
+        got = pipe(class_labels=given, output_type="codes", progress=False).codes
+        assert all(torch.equal(left, right) for left, right in zip(wanted, got, strict=True))
+    alone = pipe("tench, Tinca tinca", seed=[7], output_type="codes", progress=False).codes
+    streamed = next(pipe.stream(np.array(["tench, Tinca tinca"]), seed=[7], output_type="codes")).codes
+    assert all(torch.equal(left[0], right) for left, right in zip(alone, streamed, strict=True))
+
+
+def test_a_pipeline_refuses_other_names(pipe, class_pipeline):
+    with pytest.raises(
+        ValueError, match=r"class_labels: expected the name of a class; got 'hot dgo'; close .*'hot dog'"
+    ):
+        pipe(["cat", "hot dgo"])
+    with pytest.raises(ValueError, match=r"class_labels: expected the name of a class; got '3'; there are cat, "):
+        pipe("3")
+    with pytest.raises(ValueError, match=r"class_labels: expected an integer or a list of them; got 'cat'"):
+        class_pipeline("cat")
+    with pytest.raises(ValueError, match=r"class_labels: expected an integer or a list of them; got "):
+        pipe([b"cat"])
+
+
+def test_a_pipeline_warns_of_what_it_was_not_trained_on(pipe):
+    with pytest.warns(UntrainedClassWarning, match="class 2") as caught:
+        pipe([0, 2], output_type="codes", progress=False)
+    assert caught[0].filename == __file__
+    with pytest.warns(UntrainedClassWarning, match="class 2") as caught:
+        pipe.stream(2, output_type="codes").close()
+    assert caught[0].filename == __file__
+
+
+def test_a_pipeline_and_its_card_say_what_it_draws(pipe):
+    assert "draws 64x64 pictures from 6 classes (cat, hot dog, tench, Tinca tinca, Kai\u0308ser, 5-7, ...)" in repr(
+        pipe
+    )
+    card = model_card(pipe._checkpoint, "me/tiny")
+    assert "drawn from 6 classes (cat, " in card
+    assert "pipe(class_labels=['cat', 'hot dog'], num_images=4)" in card
+    assert "| classes | `cat`, `hot dog`, `tench, Tinca tinca`, " in card
+
+
+def test_a_kept_pipeline_keeps_its_names(pipe, tmp_path):
+    pipe.save_pretrained(tmp_path)
+    assert HQTVAEPipeline.from_pretrained(tmp_path, device="cpu").config.id2label == NAMES

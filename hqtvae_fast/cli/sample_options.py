@@ -34,7 +34,8 @@ Classes = Annotated[
     typer.Option(
         "--classes",
         metavar="LIST",
-        help="Classes, for a class-conditional model: integers from 0 and ranges, such as 0,3,5-7. May be repeated.",
+        help="Classes, for a class-conditional model: by name where they have names (`hqtvae info` lists them), and"
+        " integers from 0 and ranges: cat,hot dog,5-7. A name with commas in quotes. May be repeated.",
         show_default=False,
         rich_help_panel=WHAT,
     ),

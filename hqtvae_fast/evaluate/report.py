@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from hqtvae_fast.evaluate.code_use import CodeUse
 from hqtvae_fast.evaluate.extractors import Extractor
 from hqtvae_fast.evaluate.frechet import frechet_distance
 from hqtvae_fast.evaluate.kernel_distance import kernel_distance
@@ -95,8 +96,14 @@ def judge(state: ReconstructionState, extractor: Extractor) -> list[Metric]:
         Metric("psnr", "PSNR, dB", state.psnr / state.count, "higher", of),
         Metric("ssim", "SSIM", state.ssim / state.count, "higher", of),
     ]
-    for level, (share, perplexity) in enumerate(state.usage()):
-        size = f"{len(state.codes[level]):,} codes"
+    return metrics + judge_use(state.use)
+
+
+def judge_use(use: CodeUse) -> list[Metric]:
+    """Of codes."""
+    metrics = []
+    for level, (share, perplexity) in enumerate(use.usage()):
+        size = f"{len(use.counts[level]):,} codes"
         metrics.append(Metric(f"usage_{level}", f"level {level}: share of codes used", share, "higher", size))
         metrics.append(Metric(f"perplexity_{level}", f"level {level}: perplexity", perplexity, "higher", size))
     return metrics

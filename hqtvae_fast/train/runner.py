@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 from PIL import Image
@@ -24,6 +25,7 @@ from torch.utils.data import DataLoader
 
 from hqtvae_fast.files import write_file
 from hqtvae_fast.run_folder import LOGS, MODEL, PICTURES
+from hqtvae_fast.train.cores import Cores
 from hqtvae_fast.train.data import Batch, PictureStream
 from hqtvae_fast.train.position import Position
 from hqtvae_fast.train.progress import TrainingProgress
@@ -116,7 +118,7 @@ class Runner:
         self.directory, self.settings, self.accumulate, self.again = directory, settings, accumulate, again
         self.position = Position(fingerprint=fingerprint)
         self.state = RunState(accelerator, task, directory, settings.keep, self.position)
-        self.pace = Pace()
+        self.pace, self.cores = Pace(), Cores(accelerator.device)
         self.console = Console(stderr=True)
         self.watch = Watch(fresh=settings.fresh)
 
@@ -209,8 +211,9 @@ class Runner:
 
     def _update(self, batch: Batch) -> dict[str, float]:
         moved = batch.to(self.accelerator.device, non_blocking=True)
-        metrics = self.task.update(list(split(moved, self.accumulate)), self.position.step)
-        values = {name: float(value) for name, value in metrics.items()}
+        with self.cores.update():
+            metrics = self.task.update(list(split(moved, self.accumulate)), self.position.step)
+            values = {name: float(value) for name, value in metrics.items()}
         wrong = [name for name, value in values.items() if not math.isfinite(value) or abs(value) > METRICS_LIMIT]
         if wrong:
             keys = ", ".join(batch.keys[:8]) + (", ..." if len(batch) > 8 else "")
@@ -258,16 +261,20 @@ class Runner:
     def _warn(self, message: str, progress: TrainingProgress) -> None:
         progress.warn(message)
         if self.accelerator.is_main_process:
-            with self._writing(self.directory / LOSSES):
+            with self.state.writing(self.directory / LOSSES):
                 add_record(self.directory / LOSSES, {"step": self.position.step, "warning": message})
 
     def _write_picture(self) -> None:
         picture = self.task.pictures(self.position.step)
         if picture is not None:
-            file, data = self.directory / PICTURES / f"{self.position.step:07d}.png", io.BytesIO()
+            step = self.position.step
+            file, data = self.directory / PICTURES / f"{step:07d}.png", io.BytesIO()
             picture.save(data, format="PNG")
             with self.state.writing(file):
                 write_file(file, data.getvalue())
+            with self.state.writing(self.directory / LOGS):
+                for tracker in self.accelerator.trackers:  # none where no logs were begun
+                    tracker.log_images({PICTURES: np.asarray(picture)[None]}, step, dataformats="NHWC")
 
 
 def split(batch: Batch, parts: int) -> Iterator[Batch]:

@@ -73,8 +73,8 @@ def pictures_seen(stage: str, size: str, pictures: int) -> float:
 
 
 def fitting_batch(largest: int, pictures: int) -> int:
-    """At most a quarter of the set, so that a pass has some updates; a power of two, which splits among processes."""
-    return min(largest, max(8, 2 ** int(math.log2(max(pictures, 4) / 4))))
+    """At most a third of the set, so that a pass has some updates; a power of two, which splits among processes."""
+    return min(largest, max(8, 2 ** int(math.log2(max(pictures, 3) / 3))))
 
 
 def _fields(size: str, stage: str, facts: Facts) -> dict[str, Any]:

@@ -13,9 +13,10 @@ from PIL import Image
 from torch import Tensor, nn
 
 from hqtvae_fast import checkpoint as checkpoints
+from hqtvae_fast.classes import Names
 from hqtvae_fast.config import HQTVAEConfig, first_level
 from hqtvae_fast.engine import SamplingParams, decode_codes, draw_codes, image_seeds
-from hqtvae_fast.images import grid, to_pil
+from hqtvae_fast.images import to_pil
 from hqtvae_fast.model import HQVAE, HQTransformer
 from hqtvae_fast.modes import no_autocast
 from hqtvae_fast.text import PromptTokenizer
@@ -27,7 +28,8 @@ from hqtvae_fast.train.position import OtherRunError
 from hqtvae_fast.train.prior import same_vae
 from hqtvae_fast.train.runner import mean_over_ranks
 from hqtvae_fast.train.schedule import warmup_cosine_lr
-from hqtvae_fast.train.validation import HeldOut, Sums
+from hqtvae_fast.train.sheets import PLACES, drawn_sheet, pictures_of_each
+from hqtvae_fast.train.validation import HeldOut, Sums, spread
 
 
 @dataclass(frozen=True)
@@ -47,7 +49,7 @@ class Stage2Settings:
     sample_top_k: int | None = None
     sample_temperature: float = 1.0
     sample_prompts: tuple[str, ...] = ()
-    """What the pictures at intervals are drawn from: prompts, or as many classes."""
+    """What the pictures at intervals are drawn from; without any of held-out captions, or of classes."""
     seed: int = 0
 
 
@@ -70,10 +72,13 @@ class Stage2:
         """``prior``: the trained prior that a refiner is saved with; see :func:`hqtvae_fast.train.prior.open_prior`.
 
         ``stored``: what batches hold of pictures, where they come from a code cache; None: pixels. ``classes``: the
-        name of each, None for one without pictures.
+        name of each, None for one without pictures; classes that are left out at the end have none.
         """
         self.accelerator, self.settings, self.config = accelerator, settings, transformer.config
-        self.prior, self.held_out, self.stored, self.classes = prior, held_out, stored, tuple(classes)
+        self.prior, self.held_out, self.stored = prior, held_out, stored
+        unnamed = self.config.num_classes - len(classes)
+        self.classes: Names = (*classes, *[None] * unnamed) if classes else ()
+        self.captions: tuple[str, ...] = ()  # of the first update, to draw from where nothing else was named
         self.vae = vae.to(accelerator.device).eval().requires_grad_(False)
         self.tokenizer_file, self.tokenizer = tokenizer_file, None
         if self.config.condition == "text":
@@ -92,6 +97,7 @@ class Stage2:
 
     def update(self, micro_batches: list[Batch], step: int) -> dict[str, Tensor]:
         losses, count = [], len(micro_batches)
+        self.captions = self.captions or (micro_batches[0].captions or ())[:PLACES]
         for index, batch in enumerate(micro_batches):
             codes, targets = self._code(batch.images, self.stored)
             with ExitStack() as stack:
@@ -174,10 +180,13 @@ class Stage2:
         return {name: float(value / pictures) for name, value in total.items()}
 
     def pictures(self, step: int) -> Image.Image | None:
-        """A grid drawn with the model as it stands, from the same seeds each time."""
+        """Pictures drawn with the model as it stands, from the same seeds each time: of ``sample_prompts``, or of the
+        held-out captions, or of trained classes."""
         if self.config.decoding == "global":
             return None
-        condition, count = self._sample_conditions()
+        subjects, condition = self._subjects()
+        each = pictures_of_each(len(subjects))
+        condition = None if condition is None else condition.repeat_interleave(each, dim=0)
         levels = self.config.num_levels
         params = SamplingParams(
             (self.settings.sample_temperature,) * levels, (self.settings.sample_top_k,) * levels, (None,) * levels
@@ -186,22 +195,30 @@ class Stage2:
         device = self.accelerator.device
         try:
             with self.accelerator.autocast():
-                seeds = image_seeds(self.settings.seed, count).to(device)
+                seeds = image_seeds(self.settings.seed, each * len(subjects)).to(device)
                 codes = draw_codes(self.transformer, condition, seeds, params)
-            return grid(to_pil(decode_codes(self.vae, codes)))
+            return drawn_sheet(subjects, to_pil(decode_codes(self.vae, codes)))
         finally:
             self.transformer.train()
 
-    def _sample_conditions(self) -> tuple[Tensor | None, int]:
-        device, prompts = self.accelerator.device, self.settings.sample_prompts
-        if self.tokenizer is not None and prompts:
-            return self.tokenizer(prompts).to(device), len(prompts)
+    def _subjects(self) -> tuple[list[str], Tensor | None]:
+        """What is drawn, in words and as the model's condition."""
+        device = self.accelerator.device
         if self.tokenizer is not None:
-            return self.tokenizer([""]).to(device), 1
+            captions = list(self.settings.sample_prompts) or self._captions() or [""]
+            return captions, self.tokenizer.read(captions)[0].to(device)
         if self.config.condition == "class":
-            labels = torch.arange(min(16, self.config.num_classes), dtype=torch.int64, device=device)
-            return labels, len(labels)
-        return None, 16
+            names = self.classes or [f"class {label}" for label in range(self.config.num_classes)]
+            trained = [(label, name) for label, name in enumerate(names) if name is not None]
+            shown = [trained[place] for place in spread(len(trained), PLACES)]
+            labels = torch.tensor([label for label, _ in shown], dtype=torch.int64, device=device)
+            return [name for _, name in shown], labels
+        return [""], None
+
+    def _captions(self) -> list[str]:
+        """Held-out ones; without any, of the first update."""
+        found = self.captions if self.held_out is None else self.held_out.some(PLACES).captions or ()
+        return list(dict.fromkeys(found))
 
     def save(self, directory: Path) -> None:
         config = HQTVAEConfig(vae=self.vae.config, transformer=self.config, id2label=self.classes)

@@ -57,6 +57,8 @@ def start(run: Config, settle: Callable[[Config, Source], tuple[Config, list[str
     What nobody has named is what the run was begun with, if it goes on, or else what ``settle`` makes of the run and
     its data, with a line for each, or else picked to fit.
     """
+    source = select(open_source(run.data, codes=run.stage == "stage2"), run.selected)
+    run, told = (run, []) if settle is None else settle(run, source)
     directory, device = Path(run.out), pick_device(None)
     directory.mkdir(parents=True, exist_ok=True)
     earlier = begun(directory)
@@ -65,8 +67,6 @@ def start(run: Config, settle: Callable[[Config, Source], tuple[Config, list[str
         precision = earlier.get("precision") or training_precision(device)
     accelerator = join_world(precision, directory)
     accelerator.init_trackers(LOGS)
-    source = select(open_source(run.data, codes=run.stage == "stage2"), run.selected)
-    run, told = (run, []) if settle is None else settle(run, source)
     for line in told:
         accelerator.print(line)
     facts = known(directory, accelerator, run, source)

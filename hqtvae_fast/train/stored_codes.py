@@ -5,7 +5,9 @@ from __future__ import annotations
 
 import dataclasses
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -44,14 +46,18 @@ class StoredCodes:
     def read(self, index: int, mirrored: bool) -> Tensor:
         """Codes int64 [S] of all levels. UnreadableError where there are none, ValueError where they are not the
         VAE's."""
-        place = int(self.places[index])
-        if place < 0:
+        if self.places[index] < 0:
             raise UnreadableError("not readable when its codes were made")
         try:
-            levels = self.pictures.codes(place, self.config.level_sides, self.config.codebook_sizes)
+            return join_codes(self.levels([index]))[0]
         except OSError as error:
-            raise UnreadableError(f"{self.pictures.key(place)}: {error}") from error
-        return join_codes([level[None] for level in levels])[0]
+            raise UnreadableError(f"{self.pictures.key(int(self.places[index]))}: {error}") from error
+
+    def levels(self, indices: Sequence[int]) -> tuple[Tensor, ...]:
+        """Codes int64 [B, h, w] a level, top first, of pictures that have them. OSError where they cannot be read."""
+        sides, sizes = self.config.level_sides, self.config.codebook_sizes
+        found = [self.pictures.codes(int(self.places[index]), sides, sizes) for index in indices]
+        return tuple(map(torch.stack, zip(*found, strict=True)))
 
 
 class StoredPart:
@@ -92,21 +98,22 @@ def whole_of(source: Source) -> Source:
 
 def settle(run: Stage2Run, source: Source) -> tuple[Stage2Run, list[str]]:
     """The run with what it leaves open decided by its data, where these, or its code cache, are shards of codes: the
-    HQ-VAE that made them, no soft labels, no mirrored pictures; and a line for each of these.
+    HQ-VAE that made them, no soft labels, no mirrored pictures; and a line for each of these. They count as given:
+    what is picked for a run to fit does not change them.
 
     ConfigError where nothing names an HQ-VAE, or what names it has gone.
     """
-    codes, data = _shards(run, source), whole_of(source)
-    changes: dict[str, object] = {}
+    changes: dict[str, Any] = {}
     if not (run.vae or run.prior or run.init):
-        changes["vae"] = _maker(data)
-    if codes and run.soft_labels is None:
-        changes["soft_labels"] = 0.0
-    if codes and run.flip:
+        changes["vae"] = _maker(whole_of(source))
+    if _shards(run, source):
         changes["flip"] = False
+        if run.soft_labels is None:
+            changes["soft_labels"] = 0.0
     told = [f"vae: {changes['vae']}, which made the codes"] if "vae" in changes else []
-    told += [f"{name}: off, as the data are codes" for name in changes if name != "vae"]
-    return dataclasses.replace(run, **changes), told  # type: ignore[arg-type]
+    off = ["flip"] * (run.flip and "flip" in changes) + ["soft_labels"] * ("soft_labels" in changes)
+    told += [f"{name}: off, as the data are codes" for name in off]
+    return dataclasses.replace(run, **changes, given=tuple(sorted({*run.given, *changes}))), told
 
 
 def _shards(run: Stage2Run, source: Source) -> bool:
@@ -198,7 +205,7 @@ def check_vae(pictures: CodedPictures, vae: HQVAE) -> None:
     """ConfigError if another VAE made the codes, as far as they tell."""
     wanted, found, made_by = vae_hash(vae), pictures.spec.get("vae"), pictures.spec.get(CHECKPOINT)
     if found is not None and found != wanted:
-        hint = f", made by {made_by} as it was then: name another --vae, or encode again" if made_by else ""
+        hint = f", made by {made_by} as it was then" if made_by else ""
         raise ConfigError(f"{pictures.name}: expected codes of this HQ-VAE, {wanted}; got another one's, {found}{hint}")
 
 

@@ -22,10 +22,11 @@ from hqtvae_fast.config import ConfigError
 from hqtvae_fast.train.code_cache import join_codes
 from hqtvae_fast.train.code_cache_build import open_code_cache
 from hqtvae_fast.train.code_shards import CodeShards
-from hqtvae_fast.train.config import Stage2Run, read_run
+from hqtvae_fast.train.config import Stage2Run, completed, read_run
 from hqtvae_fast.train.data import PictureDataset, Selection, open_source, select
+from hqtvae_fast.train.presets import load_size
 from hqtvae_fast.train.run import train_stage2
-from hqtvae_fast.train.stored_codes import codes_as_data, part_of
+from hqtvae_fast.train.stored_codes import codes_as_data, part_of, settle
 
 MODEL = {"dim": 32, "num_classes": 2, "body": BLOCKS, "head": BLOCKS}
 STILL = {**BLOCKS, "residual_dropout": 0.0}
@@ -117,7 +118,7 @@ def test_the_checkpoint_that_made_the_codes_may_have_gone_or_changed(pictures, v
     changed = checkpoint.load(own)
     changed.vae.codebooks[0].embedding += 1
     checkpoint.save(changed, own)
-    with pytest.raises(ConfigError, match=rf"got another one's, \w{{16}}, made by {own} as it was then: name"):
+    with pytest.raises(ConfigError, match=rf"got another one's, \w{{16}}, made by {own} as it was then$"):
         train_stage2(on_codes(codes, tmp_path / "run"))
     shutil.rmtree(own)
     with pytest.raises(ConfigError, match=rf"^vae: .*{own}, which made the codes in {codes}.*; got no such directory"):
@@ -185,6 +186,28 @@ def test_held_out_codes_give_the_losses_of_their_pictures(pictures, codes, vae, 
     found = figures(tmp_path / "codes", "val_loss")
     assert len(found) == 3
     assert found == pytest.approx(figures(tmp_path / "pictures", "val_loss"), rel=1e-6)
+
+
+@pytest.mark.parametrize("cached", [False, True])
+def test_a_tenth_is_held_out_of_codes_and_of_caches(pictures, codes, vae, tmp_path, cached):
+    """The same pictures, from codes as from pixels."""
+    model = {**MODEL, "body": STILL, "head": STILL}
+    common = {"validate_every": 1, "vae": str(vae), "soft_labels": 0.0, "model": model}
+    cache = {"code_cache": str(tmp_path / "cache")} if cached else {}
+    train_stage2(on_codes(pictures if cached else codes, tmp_path / "codes", **cache, **common))
+    train_stage2(on_codes(pictures, tmp_path / "pictures", **common))
+    found = figures(tmp_path / "codes", "val_loss")
+    assert len(found) == 3
+    assert found == pytest.approx(figures(tmp_path / "pictures", "val_loss"), rel=1e-6)
+
+
+def test_what_is_picked_to_fit_does_not_undo_what_codes_decide(codes):
+    source = open_source(codes, codes=True)
+    run, _ = settle(read_run(Stage2Run, None, {"data": str(codes), "out": "out"}), source)
+    for size in ("tiny", "small"):
+        fields = {**load_size(size, "stage2"), "flip": True}
+        picked = completed(run, fields)
+        assert (picked.flip, picked.tau, picked.batch_size) == (False, None, fields["batch_size"])
 
 
 @pytest.mark.parametrize("soft_labels", [0.0, 1.0])

@@ -50,12 +50,13 @@ def redraw_rows(
     sampling: Mapping[str, Any],
     draws: int,
     seed: int,
+    caption: str = "",
 ) -> Image.Image:
     """Figure 4b: one picture's top codes kept, the others drawn ``draws`` times.
 
     ``codes``: the picture's, [1, h, w] a level. ``condition``: class_labels or prompt, as the pipeline takes them. On
     the left the top codes alone (red) and the picture itself (green); then for each draw the finer codes alone, and the
-    picture that they make with the same top codes.
+    picture that they make with the same top codes. ``caption``: what the picture shows, in words.
     """
     settings = {**condition, **sampling, "num_images": draws, "seed": seed}
     drawn = pipe(**settings, given_top_codes=codes[0], output_type="codes", progress=False).codes
@@ -64,7 +65,7 @@ def redraw_rows(
     headings = ["kept", *(f"draw {number + 1}" for number in range(draws))]
     rows = [
         Row("top (kept),\nfiner codes\n(drawn) alone", [Cell(top, frame=RED), *_cells(finer)]),
-        Row("all codes", [Cell(own, frame=GREEN), *_cells(pipe.decode(drawn))]),
+        Row("all codes", [Cell(own, caption, GREEN), *_cells(pipe.decode(drawn))]),
     ]
     return Sheet(rows, headings, frozenset({1})).draw()
 
