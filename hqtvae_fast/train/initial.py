@@ -44,15 +44,17 @@ NONE: Rows = ([], [])
 # ------------------------------------------------------------------------------------------------------- stage 1
 
 
-def init_vae(path: str | None, changes: Mapping[str, Any]) -> HQVAE:
-    """The HQ-VAE that a run begins with, in fp32: of the checkpoint at ``path``, with a run's ``model`` fields on top
-    as :func:`with_changes` allows; without one, the run's own and random weights."""
+def init_vae(path: str | None, changes: Mapping[str, Any]) -> tuple[VAEConfig, HQVAE]:
+    """The HQ-VAE that a run begins with, in fp32, and its configuration: of the checkpoint at ``path``, with a run's
+    ``model`` fields on top as :func:`with_changes` allows; without one, the run's own and random weights."""
     if path is None:
-        return HQVAE(make_vae_config(dict(changes)))
+        config = make_vae_config(dict(changes))
+        return config, HQVAE(config)
     held = checkpoints.load(path).vae
-    vae = HQVAE(with_changes(held.config, changes, path))
+    config = with_changes(held.config, changes, path)
+    vae = HQVAE(config)
     vae.load_state_dict(held.state_dict())  # converts half precision
-    return vae
+    return config, vae
 
 
 def keeps_vae(accelerator: Accelerator, vae: HQVAE, source: Source) -> bool:

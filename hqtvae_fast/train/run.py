@@ -14,7 +14,7 @@ from rich.console import Console
 from torch.utils.data import DataLoader
 
 from hqtvae_fast import checkpoint as checkpoints
-from hqtvae_fast.config import ConfigError, TransformerConfig
+from hqtvae_fast.config import Condition, ConfigError, TransformerConfig
 from hqtvae_fast.files import write_file
 from hqtvae_fast.model import HQVAE
 from hqtvae_fast.run_folder import MODEL, RUN_FILE
@@ -59,8 +59,9 @@ def train_stage1(run: Stage1Run, again: str = "") -> Path | None:
     begun = start(run)
     run, accelerator = begun.run, begun.accelerator
     torch.manual_seed(run.seed)  # the same initial weights on every rank
-    vae = init_vae(run.init, run.model if run.resolution is None else {**run.model, "resolution": run.resolution})
-    loader, stream = open_data(begun, vae.config.resolution, {})
+    fields = run.model if run.resolution is None else {**run.model, "resolution": run.resolution}
+    config, vae = init_vae(run.init, fields)
+    loader, stream = open_data(begun, config.resolution, {})
     settings = make_stage1_settings(run, stream.batches_per_epoch)
     perceptual = load_perceptual(_path(run.perceptual_weights), _path(run.lpips_weights))
     if run.perceptual:
@@ -98,13 +99,13 @@ def train_stage2(run: Stage2Run, again: str = "") -> Path | None:
     run, accelerator = begun.run, begun.accelerator
     # Stage 1 may be stored in half precision; codes are chosen in fp32.
     vae = checkpoints.load(run.vae or run.prior or run.init or "").vae.float()
-    condition = run.condition or run.model.get("condition") or begun.facts.condition
-    words = make_tokenizer(run, accelerator, begun.source, own_vocabulary(run.init)) if condition == "text" else None
+    condition = _condition(run, begun.facts)
     classes = begun.facts.classes if condition == "class" else ()
-    torch.manual_seed(run.seed)
-    transformer = init_transformer(
-        run.init, condition, classes, words, run.model, vae.config, say=accelerator.print
-    ).set_activation_checkpointing(run.activation_checkpointing)
+    words = None
+    if condition == "text":
+        words = make_tokenizer(run, accelerator, begun.source, own_vocabulary(run.init))
+    torch.manual_seed(run.seed)  # the same initial weights on every rank
+    transformer = init_transformer(run.init, condition, classes, words, run.model, vae.config, say=accelerator.print)
     config = transformer.config
     prior = open_prior(run.prior, vae, config)
     if config.condition == "codes" and prior is None:
@@ -113,6 +114,7 @@ def train_stage2(run: Stage2Run, again: str = "") -> Path | None:
     stored, held_out_stored = open_stored(begun, vae)
     loader, stream = open_data(begun, vae.config.resolution, data, stored)
     settings = make_stage2_settings(run, stream.batches_per_epoch)
+    transformer.set_activation_checkpointing(run.activation_checkpointing)
     task = Stage2(
         accelerator,
         vae,
@@ -129,6 +131,12 @@ def train_stage2(run: Stage2Run, again: str = "") -> Path | None:
         if lost:
             warnings.warn(lost.describe("captions"), stacklevel=2)
     return go(begun, task, loader, stream, settings.steps, again)
+
+
+def _condition(run: Stage2Run, facts: Facts) -> Condition:
+    """What pictures are drawn from: as the run says, or its model, or what the data have."""
+    named: Condition | None = run.condition or run.model.get("condition")
+    return named or facts.condition
 
 
 def _class_names(config: TransformerConfig, facts: Facts) -> tuple[str | None, ...]:

@@ -93,17 +93,17 @@ def by_text(tmp_path_factory, captioned) -> Path:
 
 def test_the_architecture_of_stage_1_is_taken_over():
     """The demo's is none that a run has by default."""
-    vae, held = init_vae("demo", {}), checkpoint.load("demo").vae
-    assert vae.config == held.config
-    assert vae.config.resolution == 64
+    config, vae = init_vae("demo", {})
+    held = checkpoint.load("demo").vae
+    assert config == vae.config == held.config
+    assert config.resolution == 64
     state = vae.state_dict()
     assert {value.dtype for value in state.values()} == {torch.float32}
     assert all(torch.equal(value.float(), state[name]) for name, value in held.state_dict().items())
 
 
 def test_what_no_weight_depends_on_may_be_changed():
-    vae = init_vae("demo", {"dropout": 0.2, "ema_decay": 0.9, "commitment_weight": 0.5, "channels": 32})
-    config = vae.config
+    config, vae = init_vae("demo", {"dropout": 0.2, "ema_decay": 0.9, "commitment_weight": 0.5, "channels": 32})
     assert (config.dropout, config.ema_decay, config.commitment_weight) == (0.2, 0.9, 0.5)
     assert vae.codebooks[0].decay == 0.9
 
@@ -298,7 +298,7 @@ def test_a_run_takes_over_the_architecture_in_both_stages(by_text, captioned, tm
 
 
 def test_stage_1_is_kept_where_it_reconstructs_the_pictures(captioned, tmp_path, capsys):
-    accelerator, vae = Accelerator(cpu=True), init_vae("demo", {})
+    accelerator, (_, vae) = Accelerator(cpu=True), init_vae("demo", {})
     assert keeps_vae(accelerator, vae, open_source(captioned))
     assert vae.training
     noise = np.random.default_rng(0).integers(0, 256, (3, 64, 64, 3)).astype(np.uint8)
