@@ -140,7 +140,7 @@ def test_a_converted_model_keeps_its_names(run: Run, model: Path) -> None:
 def test_info_lists_the_classes(run: Run, model: Path) -> None:
     result = run("info", model, "--no-measure")
     assert result.code == 0
-    assert ": draws 64x64 pictures from 4 classes (cat, hot dog, tench, Tinca tinca, owl); " in result.out
+    assert ': draws 64x64 pictures from 4 classes (cat, hot dog, "tench, Tinca tinca", owl); ' in result.out
     rows = result.out.partition("Classes ")[2].splitlines()[2:7]
     listed = [[cell.strip() for cell in row.strip().split("  ", 1)] for row in rows]
     assert listed == [
