@@ -22,6 +22,7 @@ from hqtvae_fast.train.data import (
     Facts,
     Source,
     caption_template,
+    class_names,
     hold_out,
     open_source,
     select,
@@ -40,7 +41,7 @@ PARTS, MOST = 10, 500  # times that a run saves, draws and validates by default,
 @dataclass(frozen=True)
 class Started(Generic[Config]):
     """``run``: with every field. ``source``: all pictures; ``training`` and ``held_out``: parts of them, or of another
-    set. ``size``: what the model was picked as, empty where it was given."""
+    set. ``size``: what the model was picked as, empty where it was given. ``goes_on``: from a checkpoint of its own."""
 
     run: Config
     accelerator: Accelerator
@@ -49,6 +50,7 @@ class Started(Generic[Config]):
     held_out: Source | None
     facts: Facts
     size: str = ""
+    goes_on: bool = False
 
 
 def start(run: Config, settle: Callable[[Config, Source], tuple[Config, list[str]]] | None = None) -> Started[Config]:
@@ -73,7 +75,7 @@ def start(run: Config, settle: Callable[[Config, Source], tuple[Config, list[str
     picked = Picked("", earlier) if earlier else pick(run, facts, device)
     run = completed(run, {**picked.fields, "precision": precision})
     set_seed(run.seed, device_specific=True)
-    return Started(run, accelerator, source, *parts(run, source, facts), facts, picked.size)
+    return Started(run, accelerator, source, *parts(run, source, facts), facts, picked.size, bool(earlier))
 
 
 def begun(directory: Path) -> dict[str, Any]:
@@ -92,6 +94,8 @@ def known(directory: Path, accelerator: Accelerator, run: RunConfig, source: Sou
     if accelerator.is_main_process and facts is None:
         facts = survey(source, caption)
         write_file(file, facts.json().encode())
+        if facts.note:
+            accelerator.print(facts.note)
     accelerator.wait_for_everyone()
     return facts or Facts.read(file, source, caption) or survey(source, caption)
 
@@ -104,7 +108,8 @@ def parts(run: RunConfig, source: Source, facts: Facts) -> tuple[Source, Source 
         return hold_out(source, facts, run.seed)
     own = open_source(run.validation, codes=run.stage == "stage2")
     if isinstance(own, ClassFolder) and facts.condition == "class":
-        own = open_source(run.validation, class_names=[name or "" for name in facts.classes])
+        names = class_names(source) or [name or "" for name in facts.classes]
+        own = open_source(run.validation, class_names=names)
     return source, select(own, run.selected)
 
 
