@@ -13,9 +13,9 @@ from rich.console import Console
 
 from hqtvae_fast.files import sync_folder
 from hqtvae_fast.run_folder import MODEL
+from hqtvae_fast.train.changes import earlier_run
 from hqtvae_fast.train.config import RunConfig, Stage1Run, Stage2Run, read_run
 from hqtvae_fast.train.run import train_stage1, train_stage2
-from hqtvae_fast.train.start import begun
 from hqtvae_fast.world import world
 
 CODES = "codes.safetensors"
@@ -60,7 +60,7 @@ def _stage1(given: Mapping[str, Any], out: Path, again: str) -> Path | None:
 def _is_done(run: RunConfig) -> bool:
     """Whether the run has come to its end, and nobody asks for a longer one."""
     folder = Path(run.out)
-    fields = begun(folder)
+    fields = earlier_run(folder)
     longer = any(name in run.given and fields.get(name) != getattr(run, name) for name in ("steps", "epochs"))
     return (folder / MODEL).is_dir() and bool(fields) and not longer
 
