@@ -23,6 +23,7 @@ from hqtvae_fast.train.data import (
     Facts,
     Source,
     caption_template,
+    class_names,
     hold_out,
     open_source,
     select,
@@ -104,6 +105,8 @@ def known(directory: Path, accelerator: Accelerator, run: RunConfig, source: Sou
     if accelerator.is_main_process and facts is None:
         facts = survey(source, caption)
         write_file(file, facts.json().encode())
+        if facts.note:
+            accelerator.print(facts.note)
     accelerator.wait_for_everyone()
     return facts or Facts.read(file, source, caption) or survey(source, caption)
 
@@ -116,7 +119,8 @@ def parts(run: RunConfig, source: Source, facts: Facts) -> tuple[Source, Source 
         return hold_out(source, facts, run.seed)
     own = open_source(run.validation, codes=run.stage == "stage2")
     if isinstance(own, ClassFolder) and facts.condition == "class":
-        own = open_source(run.validation, class_names=[name or "" for name in facts.classes])
+        names = class_names(source) or [name or "" for name in facts.classes]
+        own = open_source(run.validation, class_names=names)
     return source, select(own, run.selected)
 
 
