@@ -17,7 +17,7 @@ from hqtvae_fast import checkpoint as checkpoints
 from hqtvae_fast.config import Condition, ConfigError, TransformerConfig
 from hqtvae_fast.files import write_file
 from hqtvae_fast.model import HQVAE
-from hqtvae_fast.run_folder import MODEL, RUN_FILE
+from hqtvae_fast.run_folder import MODEL, RUN_FILE, stage_runs
 from hqtvae_fast.train.code_cache import CodeCache
 from hqtvae_fast.train.code_cache_build import open_code_cache
 from hqtvae_fast.train.config import RunConfig, Stage1Run, Stage2Run, described
@@ -30,10 +30,12 @@ from hqtvae_fast.train.data import (
     caption_template,
     make_loader,
 )
+from hqtvae_fast.train.ending import say_end
 from hqtvae_fast.train.initial import init_transformer, init_vae, own_vocabulary
 from hqtvae_fast.train.losses import Stage1Weights, Stage2Weights
 from hqtvae_fast.train.perceptual import load_perceptual
 from hqtvae_fast.train.prior import open_prior
+from hqtvae_fast.train.report import data_in_words, write_report
 from hqtvae_fast.train.runner import LoopSettings, Runner
 from hqtvae_fast.train.stage1 import Stage1, Stage1Settings
 from hqtvae_fast.train.stage2 import Stage2, Stage2Settings
@@ -50,11 +52,12 @@ from hqtvae_fast.train.tokenizer import make_tokenizer, survey_captions
 from hqtvae_fast.train.validation import HeldOut
 
 
-def train_stage1(run: Stage1Run, again: str = "") -> Path | None:
+def train_stage1(run: Stage1Run, again: str = "", whole: Path | None = None) -> Path | None:
     """Train HQ-VAE. Returns ``out/model``, a checkpoint without stage 2; None if the run was stopped before its end.
 
-    ``again``: the command that goes on with the run, to be shown when it is stopped. Stopped on a signal, when all is
-    saved.
+    ``again``: the command that goes on with the run, to be shown when it is stopped. ``whole``: the folder of the run
+    of both stages that this is a part of; it has the report then, and the run does not say its end. Stopped on a
+    signal, when all is saved.
     """
     begun = start(run)
     run, accelerator = begun.run, begun.accelerator
@@ -69,7 +72,7 @@ def train_stage1(run: Stage1Run, again: str = "") -> Path | None:
         accelerator.print(f"perceptual loss: {name}")
     held_out = open_held_out(begun, vae.config.resolution, {})
     task = Stage1(accelerator, vae, settings, perceptual=perceptual, held_out=held_out)
-    return go(begun, task, loader, stream, settings.steps, again)
+    return go(begun, task, loader, stream, settings.steps, again, whole)
 
 
 def make_stage1_settings(run: Stage1Run, per_epoch: float) -> Stage1Settings:
@@ -92,9 +95,9 @@ def make_stage1_settings(run: Stage1Run, per_epoch: float) -> Stage1Settings:
     )
 
 
-def train_stage2(run: Stage2Run, again: str = "") -> Path | None:
+def train_stage2(run: Stage2Run, again: str = "", whole: Path | None = None) -> Path | None:
     """Train HQ-Transformer on a trained HQ-VAE. Returns ``out/model``, a checkpoint with both stages; None if the run
-    was stopped before its end. ``again`` as in :func:`train_stage1`."""
+    was stopped before its end. The rest as in :func:`train_stage1`."""
     begun = start(run, settle)
     run, accelerator = begun.run, begun.accelerator
     # Stage 1 may be stored in half precision; codes are chosen in fp32.
@@ -130,7 +133,7 @@ def train_stage2(run: Stage2Run, again: str = "") -> Path | None:
         lost = survey_captions(begun.source, data["caption"], task.tokenizer)
         if lost:
             warnings.warn(lost.describe("captions"), stacklevel=2)
-    return go(begun, task, loader, stream, settings.steps, again)
+    return go(begun, task, loader, stream, settings.steps, again, whole)
 
 
 def _condition(run: Stage2Run, facts: Facts) -> Condition:
@@ -249,7 +252,13 @@ def open_held_out(
 
 
 def go(
-    begun: Started[Any], task: Any, loader: DataLoader[Any], stream: PictureStream, steps: int, again: str
+    begun: Started[Any],
+    task: Any,
+    loader: DataLoader[Any],
+    stream: PictureStream,
+    steps: int,
+    again: str,
+    whole: Path | None,
 ) -> Path | None:
     run, accelerator, directory = begun.run, begun.accelerator, Path(begun.run.out)
     if accelerator.is_main_process:
@@ -275,6 +284,7 @@ def go(
         accumulate=run.accumulate,
         fingerprint=fingerprint,
         again=again,
+        report=lambda: _report(begun, whole, loader.dataset.resolution),  # type: ignore[attr-defined]
     )
     if accelerator.is_main_process:
         Console(stderr=True).print(
@@ -288,7 +298,19 @@ def go(
             runner.close()
         raise
     runner.close()
+    if finished and whole is None and accelerator.is_main_process:
+        say_end(directory, {run.title: directory}, example=begun.facts.example, data=run.data)
     return directory / MODEL if finished else None
+
+
+def _report(begun: Started[Any], whole: Path | None, resolution: int) -> None:
+    """The page of this run, or of the whole one that it is a part of."""
+    run = begun.run
+    held_out = 0 if begun.held_out is None else len(begun.held_out)
+    model = ", ".join(filter(None, (begun.size, f"{resolution}x{resolution} pixels")))
+    directory = whole or Path(run.out)
+    runs = {run.title: directory} if whole is None else stage_runs(whole)
+    write_report(directory, runs, {**data_in_words(begun.facts, held_out), "model": model})
 
 
 def _path(name: str | None) -> Path | None:

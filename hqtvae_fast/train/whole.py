@@ -11,11 +11,12 @@ from typing import Any
 
 from rich.console import Console
 
-from hqtvae_fast.files import sync_folder
-from hqtvae_fast.run_folder import MODEL
+from hqtvae_fast.files import parse_json, read_text, sync_folder
+from hqtvae_fast.run_folder import MODEL, stage_runs
 from hqtvae_fast.train.config import RunConfig, Stage1Run, Stage2Run, read_run
+from hqtvae_fast.train.ending import say_end
 from hqtvae_fast.train.run import train_stage1, train_stage2
-from hqtvae_fast.train.start import begun
+from hqtvae_fast.train.start import DATA_FILE, begun
 from hqtvae_fast.world import world
 
 CODES = "codes.safetensors"
@@ -36,8 +37,14 @@ def train_whole(given: Mapping[str, Any], again: str = "") -> Path | None:
     fields = {**given, "out": str(out / "stage2"), "vae": str(vae), "code_cache": str(out / CODES)}
     if (minutes := given.get("stop_after_minutes")) is not None:
         fields["stop_after_minutes"] = max(0.01, minutes - (time.monotonic() - began) / 60)
-    found = train_stage2(read_run(Stage2Run, None, fields), again)
-    return None if found is None else _publish(found, out / MODEL)
+    found = train_stage2(read_run(Stage2Run, None, fields), again, out)
+    if found is None:
+        return None
+    model = _publish(found, out / MODEL)
+    if world().rank == 0:
+        facts = parse_json(read_text(out / "stage2" / DATA_FILE), DATA_FILE)
+        say_end(out, stage_runs(out), example=facts["example"])
+    return model
 
 
 def _stage1(given: Mapping[str, Any], out: Path, again: str) -> Path | None:
@@ -51,7 +58,7 @@ def _stage1(given: Mapping[str, Any], out: Path, again: str) -> Path | None:
     if _is_done(run):
         _say(f"stage 1 is done: {folder / MODEL}")
         return folder / MODEL
-    model = train_stage1(run, again)
+    model = train_stage1(run, again, out)
     if model is not None and world().rank == 0:
         (out / CODES).unlink(missing_ok=True)  # of an earlier model
     return model
