@@ -164,18 +164,19 @@ def usage(
     check_picture_file(out)
     config = config_of(checkpoint).vae
     with waiting("Starting"):
-        from hqtvae_fast.evaluate.code_use import open_either, use_of_pictures, use_of_stored
+        from hqtvae_fast.evaluate import open_pictures
+        from hqtvae_fast.evaluate.code_use import open_codes, use_of_pictures, use_of_stored
         from hqtvae_fast.evaluate.figures.plots import usage_plot
-        from hqtvae_fast.train.data import CodedPictures
-        from hqtvae_fast.train.stored_codes import check_vae
+        from hqtvae_fast.train.data import are_codes
 
-    source = open_either(pictures, config.resolution)
-    pipe = open_pipeline(checkpoint, device, None)
-    if isinstance(source, CodedPictures):
-        check_vae(source, pipe.vae)
-        with progress("Counting", len(source)) as advance:
-            use = use_of_stored(source, config, advance=advance)
+    if are_codes(pictures):
+        pipe = open_pipeline(checkpoint, device, None)
+        codes = open_codes(pictures, pipe.vae)
+        with progress("Counting", len(codes)) as advance:
+            use = use_of_stored(codes, config, advance=advance)
     else:
+        source = open_pictures(pictures, config.resolution)
+        pipe = open_pipeline(checkpoint, device, None)
         with progress("Encoding", len(source)) as advance:
             use = use_of_pictures(pipe, source, batch=batch_size, workers=workers, advance=advance)
     _write(out, usage_plot(use.counts))

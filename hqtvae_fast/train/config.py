@@ -92,6 +92,8 @@ class RunConfig:
             raise ConfigError("steps, epochs: expected one of them")
         if self.size is not None and "model" in self.given:
             raise ConfigError("size: expected none beside a model that a preset or a file describes")
+        if self.size is not None and self.init is not None:
+            raise ConfigError(f"size: expected none with init, whose model the run has; got {self.size}")
 
     @property
     def selected(self) -> dict[str, list[Any]]:

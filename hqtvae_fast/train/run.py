@@ -127,7 +127,7 @@ def train_stage2(run: Stage2Run, again: str = "", whole: Path | None = None) -> 
         prior=prior,
         held_out=open_held_out(begun, vae.config.resolution, data, held_out_stored),
         stored=None if stored is None else stored.content,
-        classes=_class_names(config, begun.facts),
+        classes=classes,
     )
     if task.tokenizer is not None and accelerator.is_main_process:
         lost = survey_captions(begun.source, data["caption"], task.tokenizer)
@@ -140,13 +140,6 @@ def _condition(run: Stage2Run, facts: Facts) -> Condition:
     """What pictures are drawn from: as the run says, or its model, or what the data have."""
     named: Condition | None = run.condition or run.model.get("condition")
     return named or facts.condition
-
-
-def _class_names(config: TransformerConfig, facts: Facts) -> tuple[str | None, ...]:
-    """By label; None for what the pictures have none of. Empty for a model that is not drawn from classes."""
-    if config.condition != "class":
-        return ()
-    return (*facts.classes, *[None] * (config.num_classes - len(facts.classes)))
 
 
 def _conditions(run: Stage2Run, config: TransformerConfig) -> dict[str, Any]:

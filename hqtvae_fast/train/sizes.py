@@ -1,7 +1,7 @@
 """What a run does that nobody has told how: a model and a training that fit the data and the machine.
 
-``tiny`` and ``small`` are files beside the presets; ``paper`` is the paper's ImageNet model with, by what the pictures
-come with, its transformer S, S-text or FFHQ.
+``tiny`` and ``small`` are files beside the presets, and so is how a checkpoint is fine-tuned; ``paper`` is the paper's
+ImageNet model with, by what the pictures come with, its transformer S, S-text or FFHQ.
 """
 
 from __future__ import annotations
@@ -29,8 +29,9 @@ FEW = 60
 SEEN = {"stage1": (16_000, 0.3), "stage2": (24_000, 0.6)}
 """Pictures that training passes over before its losses level off: so many of a set of FEW, and their number to the
 power of the second of a larger one. Stage 1 learns strokes and colours, which pictures share; stage 2 each picture."""
-MORE = {"small": 4.0}
-"""A larger model has more to learn."""
+FINE_TUNING = "fine-tuning"
+MORE = {"small": 4.0, FINE_TUNING: 0.125}
+"""A larger model has more to learn, and one that is trained on less."""
 
 
 @dataclass(frozen=True)
@@ -54,22 +55,23 @@ def pick(run: RunConfig, facts: Facts, device: torch.device) -> Picked:
     by the number of pictures."""
     own_model = run.init is not None or "model" in run.given
     size = run.size or ("" if own_model else default_size(facts, device))
+    kind = size or (FINE_TUNING if run.init is not None else "")
     fields: dict[str, Any] = {}
-    if size:
-        fields = _fields(size, run.stage, facts)
+    if kind:
+        fields = _fields(kind, run.stage, facts)
         fields["batch_size"] = fitting_batch(fields["batch_size"], facts.pictures)
-        if run.stage == "stage1":
-            fields["model"] = _fitted(fields["model"], facts, run.resolution)
+    if size and run.stage == "stage1":
+        fields["model"] = _fitted(fields["model"], facts, run.resolution)
     batch = fields.get("batch_size", run.batch_size) if "batch_size" not in run.given else run.batch_size
     epochs = fields.pop("epochs", 0)
-    seen = max(epochs * facts.pictures, pictures_seen(run.stage, size, facts.pictures))
+    seen = max(epochs * facts.pictures, pictures_seen(run.stage, kind, facts.pictures))
     return Picked(size, {**fields, "steps": max(1, math.ceil(seen / batch))})
 
 
-def pictures_seen(stage: str, size: str, pictures: int) -> float:
+def pictures_seen(stage: str, kind: str, pictures: int) -> float:
     """Pictures to train on, one counted as often as it is seen."""
     base, power = SEEN[stage]
-    return base * (max(pictures, FEW) / FEW) ** power * MORE.get(size, 1.0)
+    return base * (max(pictures, FEW) / FEW) ** power * MORE.get(kind, 1.0)
 
 
 def fitting_batch(largest: int, pictures: int) -> int:
@@ -77,9 +79,9 @@ def fitting_batch(largest: int, pictures: int) -> int:
     return min(largest, max(8, 2 ** int(math.log2(max(pictures, 3) / 3))))
 
 
-def _fields(size: str, stage: str, facts: Facts) -> dict[str, Any]:
-    if size != "paper":
-        return load_size(size, stage)
+def _fields(kind: str, stage: str, facts: Facts) -> dict[str, Any]:
+    if kind != "paper":
+        return load_size(kind, stage)
     return dict(load_preset(stage, "imagenet" if stage == "stage1" else PAPER[facts.condition]).fields)
 
 

@@ -14,9 +14,11 @@ from rich.console import Console
 from hqtvae_fast.files import parse_json, read_text, sync_folder
 from hqtvae_fast.run_folder import MODEL, stage_runs
 from hqtvae_fast.train.config import RunConfig, Stage1Run, Stage2Run, read_run
+from hqtvae_fast.train.data import are_codes, open_source, select
 from hqtvae_fast.train.ending import say_end
+from hqtvae_fast.train.initial import init_vae, keeps_vae, own_condition
 from hqtvae_fast.train.run import train_stage1, train_stage2
-from hqtvae_fast.train.start import DATA_FILE, begun
+from hqtvae_fast.train.start import DATA_FILE, begun, join_world
 from hqtvae_fast.world import world
 
 CODES = "codes.safetensors"
@@ -25,16 +27,21 @@ ONLY_STAGE2 = ("vae", "condition", "caption")
 
 def train_whole(given: Mapping[str, Any], again: str = "") -> Path | None:
     """Train both stages into ``given["out"]``. ``given``: fields that somebody has named, of :class:`RunConfig`, which
-    both stages get, and of :class:`Stage2Run`, those in ``ONLY_STAGE2``. With ``vae`` stage 1 is that checkpoint's.
+    both stages get, and of :class:`Stage2Run`, those in ``ONLY_STAGE2``. With ``vae`` stage 1 is that checkpoint's, with
+    ``init`` too, where it reconstructs the pictures well, and with shards of codes as data the one that made them.
 
     Called again it goes on where it was stopped. Returns the finished model's folder, ``out/model``; None if the run
     was stopped before its end. ``again`` as in :func:`hqtvae_fast.train.run.train_stage1`.
     """
     out, began = Path(given["out"]), time.monotonic()
-    vae = _stage1(given, out, again)
-    if vae is None:
-        return None
-    fields = {**given, "out": str(out / "stage2"), "vae": str(vae), "code_cache": str(out / CODES)}
+    fields = {**given, "out": str(out / "stage2")}
+    if not are_codes(given["data"]):
+        vae = _stage1(given, out, again)
+        if vae is None:
+            return None
+        fields |= {"vae": str(vae), "code_cache": str(out / CODES)}
+    if own_condition(given.get("init")) is None:  # stage 1 alone, or nothing
+        fields.pop("init", None)
     if (minutes := given.get("stop_after_minutes")) is not None:
         fields["stop_after_minutes"] = max(0.01, minutes - (time.monotonic() - began) / 60)
     found = train_stage2(read_run(Stage2Run, None, fields), again, out)
@@ -48,13 +55,15 @@ def train_whole(given: Mapping[str, Any], again: str = "") -> Path | None:
 
 
 def _stage1(given: Mapping[str, Any], out: Path, again: str) -> Path | None:
-    """A trained HQ-VAE: the one that is named, or the run's own, trained now unless it is there already; None if that
-    was stopped."""
+    """A trained HQ-VAE: the one that is named, that of ``init`` if it does as it is, or the run's own, trained now
+    unless it is there already; None if that was stopped."""
     if (named := given.get("vae")) is not None:
         return Path(named)
     folder = out / "stage1"
     fields = {name: value for name, value in given.items() if name not in ONLY_STAGE2}
     run = read_run(Stage1Run, None, {**fields, "out": str(folder)})
+    if run.init is not None and _keeps_init(run.init, run, out):
+        return Path(run.init)
     if _is_done(run):
         _say(f"stage 1 is done: {folder / MODEL}")
         return folder / MODEL
@@ -62,6 +71,16 @@ def _stage1(given: Mapping[str, Any], out: Path, again: str) -> Path | None:
     if model is not None and world().rank == 0:
         (out / CODES).unlink(missing_ok=True)  # of an earlier model
     return model
+
+
+def _keeps_init(init: str, run: Stage1Run, out: Path) -> bool:
+    """Whether the stage 1 of a checkpoint with both stages does as it is. A run that goes on shows what was found."""
+    if own_condition(init) is None or begun(out / "stage1"):
+        return False
+    if begun(out / "stage2"):
+        return True
+    source = select(open_source(run.data, codes=True), run.selected)
+    return keeps_vae(join_world("no", out), init_vae(init, {})[1], source)
 
 
 def _is_done(run: RunConfig) -> bool:

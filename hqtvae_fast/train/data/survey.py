@@ -100,7 +100,8 @@ def survey(source: Source, caption: CaptionTemplate) -> Facts:
 class _Known:
     """``labels`` int64 [N], -1 for none; pictures that are ``captioned``, and an ``example``; the ``names`` that their
     fields give a label, in the order found, and how often they give one ``without`` a label; the first label that is a
-    ``strange`` number, with its picture; pictures whose fields are ``unreadable``, and what is ``wrong`` with the first of them."""
+    ``strange`` number, with its picture; pictures whose fields are ``unreadable``, and what is
+    ``wrong`` with the first of them."""
 
     labels: np.ndarray
     captioned: int = 0
