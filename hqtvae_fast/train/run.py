@@ -265,6 +265,7 @@ def go(
         stop_after_minutes=run.stop_after_minutes,
         title=run.title,
         fresh=run.init is None,
+        restarts=getattr(run, "restart_unused", False),
     )
     fingerprint = begun.source.fingerprint()
     runner = Runner(

@@ -58,7 +58,8 @@ class LoopSettings:
     title: str = "training"
     """What is trained, to those who watch."""
     fresh: bool = True
-    """Weights were drawn at random; see :class:`hqtvae_fast.train.watch.Watch`."""
+    restarts: bool = False
+    """Weights were drawn at random, unused codes start anew: see :class:`hqtvae_fast.train.watch.Watch`."""
 
 
 class Task(Protocol):
@@ -122,7 +123,7 @@ class Runner:
         self.state = RunState(accelerator, task, directory, settings.keep, self.position)
         self.pace, self.cores = Pace(), Cores(accelerator.device)
         self.report, self.console = report, Console(stderr=True)
-        self.watch = Watch(fresh=settings.fresh)
+        self.watch = Watch(fresh=settings.fresh, restarts=settings.restarts)
 
     def resume(self) -> None:
         """Go to the newest whole checkpoint, if there is one, and forget what was logged after it: those updates are
