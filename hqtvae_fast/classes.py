@@ -36,6 +36,11 @@ def check_names(names: Names, classes: int | None) -> None:
         raise ConfigError("id2label: expected a name of some class; got none")
 
 
+def fit_names(names: Names, classes: int) -> Names:
+    """The names of a set's classes as those of a model of so many or more: the set has no pictures of the others."""
+    return (*names, *[None] * (classes - len(names))) if any(names) else ()
+
+
 def names_to_mapping(names: Names) -> dict[str, str]:
     """As JSON has them: from labels as text, without the classes that had no training pictures."""
     return {str(label): name for label, name in enumerate(names) if name is not None}
@@ -80,8 +85,8 @@ class Classes:
         return self.name(label) or f"class {label}"
 
     def listed(self, shown: int = SHOWN) -> str:
-        """The names of trained classes, the first of them."""
-        names = [name for name in self.names if name is not None]
+        """The names of trained classes, the first of them; in quotes those with a comma."""
+        names = [f'"{name}"' if "," in name else name for name in self.names if name is not None]
         return ", ".join(names[:shown]) + (", ..." if len(names) > shown else "")
 
     def warn_untrained(self, labels: Iterable[int], stacklevel: int = 1) -> None:

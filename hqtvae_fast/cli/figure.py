@@ -164,18 +164,19 @@ def usage(
     check_picture_file(out)
     config = config_of(checkpoint).vae
     with waiting("Starting"):
-        from hqtvae_fast.evaluate.code_use import open_either, use_of_pictures, use_of_stored
+        from hqtvae_fast.evaluate import open_pictures
+        from hqtvae_fast.evaluate.code_use import open_codes, use_of_pictures, use_of_stored
         from hqtvae_fast.evaluate.figures.plots import usage_plot
-        from hqtvae_fast.train.data import CodedPictures
-        from hqtvae_fast.train.stored_codes import check_vae
+        from hqtvae_fast.train.data import are_codes
 
-    source = open_either(pictures, config.resolution)
-    pipe = open_pipeline(checkpoint, device, None)
-    if isinstance(source, CodedPictures):
-        check_vae(source, pipe.vae)
-        with progress("Counting", len(source)) as advance:
-            use = use_of_stored(source, config, advance=advance)
+    if are_codes(pictures):
+        pipe = open_pipeline(checkpoint, device, None)
+        codes = open_codes(pictures, pipe.vae)
+        with progress("Counting", len(codes)) as advance:
+            use = use_of_stored(codes, config, advance=advance)
     else:
+        source = open_pictures(pictures, config.resolution)
+        pipe = open_pipeline(checkpoint, device, None)
         with progress("Encoding", len(source)) as advance:
             use = use_of_pictures(pipe, source, batch=batch_size, workers=workers, advance=advance)
     _write(out, usage_plot(use.counts))
@@ -263,15 +264,14 @@ def _draw(pipe: HQTVAEPipeline, drawings: list[Drawing], sampling: dict[str, Any
 
 
 def _some(paths: list[str], resolution: int | None, count: int) -> tuple[list[Image.Image], list[str]]:
-    """At most ``count`` pictures of a set, evenly spread, and their captions, empty where they have none."""
+    """At most ``count`` pictures of a set, evenly spread, and what each shows, in words."""
     from hqtvae_fast.evaluate import open_pictures
     from hqtvae_fast.evaluate.figures.neighbours import picture_at
-    from hqtvae_fast.evaluate.pack import caption_or_none
 
     source = open_pictures(paths, resolution)
     count = min(count, len(source))
     chosen = [place * len(source) // count for place in range(count)]
-    return [picture_at(source, index) for index in chosen], [caption_or_none(source, index) or "" for index in chosen]
+    return [picture_at(source, index) for index in chosen], [source.shows(index) for index in chosen]
 
 
 def _distance(name: str, side: int, device: str | None) -> Distance:

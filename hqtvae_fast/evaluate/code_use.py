@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from hqtvae_fast.config import VAEConfig
-from hqtvae_fast.evaluate.pictures import Pictures, SourcePictures, open_pictures
+from hqtvae_fast.evaluate.pictures import Pictures, SourcePictures
 from hqtvae_fast.model import HQVAE
 from hqtvae_fast.pipeline import HQTVAEPipeline
 from hqtvae_fast.train.code_usage import perplexity
@@ -79,19 +79,11 @@ def use_of_stored(
     return use
 
 
-def open_either(paths: Sequence[str], resolution: int) -> Pictures | CodedPictures:
-    """Shards of codes, or pictures as :func:`open_pictures` has them."""
-    if paths[0].endswith(".npz"):
-        return open_pictures(paths, resolution)
-    source = open_source(paths, codes=True)
-    return source if isinstance(source, CodedPictures) else SourcePictures(source, paths[0], resolution)
-
-
-def open_codes(path: str, vae: HQVAE) -> CodedPictures:
+def open_codes(paths: str | Sequence[str], vae: HQVAE) -> CodedPictures:
     """Shards of codes that this VAE made. ValueError if there are none, or if another one made them."""
-    pictures = open_source(path, codes=True)
+    pictures = open_source(paths, codes=True)
     if not isinstance(pictures, CodedPictures):
-        raise ValueError(f"{path}: expected shards of codes; got pictures")
+        raise ValueError(f"{paths}: expected shards of codes; got pictures")
     check_vae(pictures, vae)
     return pictures
 

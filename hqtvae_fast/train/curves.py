@@ -29,7 +29,7 @@ PANELS = {
     "text": "text, nats a token",
     "learning_rate": "learning rate",
 }
-Record = Mapping[str, Any]
+Record = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -180,7 +180,7 @@ def _scale(axes: Any, panel: Panel) -> None:
         axes.yaxis.set_major_formatter(lambda share, _: f"{share:.0%}")
     elif panel.title == PANELS["learning_rate"]:
         axes.set_ylim(bottom=0)
-    elif min(values) > 0 and max(values) > LOGARITHMIC * min(values):
+    elif panel.title in (PANELS["loss"], PANELS["mse"]) and min(values) > 0 and max(values) > LOGARITHMIC * min(values):
         axes.set_yscale("log")
         axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
 

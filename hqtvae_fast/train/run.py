@@ -2,36 +2,36 @@
 
 from __future__ import annotations
 
-import json
 import warnings
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
-from rich.console import Console
 from torch.utils.data import DataLoader
 
 from hqtvae_fast import checkpoint as checkpoints
-from hqtvae_fast.config import Condition, ConfigError, TransformerConfig
-from hqtvae_fast.files import write_file
+from hqtvae_fast.config import Condition, ConfigError, HQTVAEConfig, TransformerConfig
 from hqtvae_fast.model import HQVAE
-from hqtvae_fast.run_folder import MODEL, RUN_FILE
+from hqtvae_fast.run_folder import MODEL
 from hqtvae_fast.train.code_cache import CodeCache
 from hqtvae_fast.train.code_cache_build import open_code_cache
-from hqtvae_fast.train.config import RunConfig, Stage1Run, Stage2Run, described
+from hqtvae_fast.train.config import RunConfig, Stage1Run, Stage2Run
 from hqtvae_fast.train.data import (
     Facts,
     PictureDataset,
     PictureStream,
     Source,
     Stored,
+    all_captions,
     caption_template,
     make_loader,
 )
 from hqtvae_fast.train.initial import init_transformer, init_vae, own_vocabulary
 from hqtvae_fast.train.losses import Stage1Weights, Stage2Weights
+from hqtvae_fast.train.memory import in_memory
 from hqtvae_fast.train.perceptual import load_perceptual
 from hqtvae_fast.train.prior import open_prior
 from hqtvae_fast.train.runner import LoopSettings, Runner
@@ -46,36 +46,38 @@ from hqtvae_fast.train.stored_codes import (
     part_of,
     settle,
 )
+from hqtvae_fast.train.telling import Telling
 from hqtvae_fast.train.tokenizer import make_tokenizer, survey_captions
 from hqtvae_fast.train.validation import HeldOut
 
 
-def train_stage1(run: Stage1Run, again: str = "") -> Path | None:
+def train_stage1(run: Stage1Run, telling: Telling | None = None) -> Path | None:
     """Train HQ-VAE. Returns ``out/model``, a checkpoint without stage 2; None if the run was stopped before its end.
 
-    ``again``: the command that goes on with the run, to be shown when it is stopped. Stopped on a signal, when all is
-    saved.
+    ``telling``: who hears of it. Stopped on a signal, when all is saved.
     """
     begun = start(run)
     run, accelerator = begun.run, begun.accelerator
     torch.manual_seed(run.seed)  # the same initial weights on every rank
     fields = run.model if run.resolution is None else {**run.model, "resolution": run.resolution}
     config, vae = init_vae(run.init, fields)
+    whole = HQTVAEConfig(vae=config, transformer=None)
+    begun = in_memory(begun, whole)
     loader, stream = open_data(begun, config.resolution, {})
-    settings = make_stage1_settings(run, stream.batches_per_epoch)
+    settings = make_stage1_settings(run, stream.batches_per_epoch, begun.more)
     perceptual = load_perceptual(_path(run.perceptual_weights), _path(run.lpips_weights))
     if run.perceptual:
         name = "off, as no weights were named" if perceptual is None else perceptual.name
         accelerator.print(f"perceptual loss: {name}")
     held_out = open_held_out(begun, vae.config.resolution, {})
     task = Stage1(accelerator, vae, settings, perceptual=perceptual, held_out=held_out)
-    return go(begun, task, loader, stream, settings.steps, again)
+    return go(begun, whole, task, loader, stream, settings.steps, telling or Telling())
 
 
-def make_stage1_settings(run: Stage1Run, per_epoch: float) -> Stage1Settings:
+def make_stage1_settings(run: Stage1Run, per_epoch: float, more: float = 0.0) -> Stage1Settings:
     return Stage1Settings(
-        steps=run.total_steps(per_epoch),
-        warmup_steps=run.warmup_steps(per_epoch),
+        steps=run.total_steps(per_epoch, more),
+        warmup_steps=run.warmup_steps(per_epoch, more),
         learning_rate=Stage1Settings.learning_rate if run.learning_rate is None else run.learning_rate,
         schedule=run.schedule,
         weights=Stage1Weights(
@@ -92,9 +94,9 @@ def make_stage1_settings(run: Stage1Run, per_epoch: float) -> Stage1Settings:
     )
 
 
-def train_stage2(run: Stage2Run, again: str = "") -> Path | None:
+def train_stage2(run: Stage2Run, telling: Telling | None = None) -> Path | None:
     """Train HQ-Transformer on a trained HQ-VAE. Returns ``out/model``, a checkpoint with both stages; None if the run
-    was stopped before its end. ``again`` as in :func:`train_stage1`."""
+    was stopped before its end. ``telling`` as in :func:`train_stage1`."""
     begun = start(run, settle)
     run, accelerator = begun.run, begun.accelerator
     # Stage 1 may be stored in half precision; codes are chosen in fp32.
@@ -110,10 +112,12 @@ def train_stage2(run: Stage2Run, again: str = "") -> Path | None:
     prior = open_prior(run.prior, vae, config)
     if config.condition == "codes" and prior is None:
         accelerator.print("no prior was named: the result will be half a model; hqtvae convert joins the halves")
+    whole = HQTVAEConfig(vae=vae.config, transformer=config)
+    begun = in_memory(begun, whole)
     data = _conditions(run, config)
     stored, held_out_stored = open_stored(begun, vae)
     loader, stream = open_data(begun, vae.config.resolution, data, stored)
-    settings = make_stage2_settings(run, stream.batches_per_epoch)
+    settings = make_stage2_settings(run, stream.batches_per_epoch, begun.more)
     transformer.set_activation_checkpointing(run.activation_checkpointing)
     task = Stage2(
         accelerator,
@@ -124,26 +128,22 @@ def train_stage2(run: Stage2Run, again: str = "") -> Path | None:
         prior=prior,
         held_out=open_held_out(begun, vae.config.resolution, data, held_out_stored),
         stored=None if stored is None else stored.content,
-        classes=_class_names(config, begun.facts),
+        classes=classes,
     )
     if task.tokenizer is not None and accelerator.is_main_process:
         lost = survey_captions(begun.source, data["caption"], task.tokenizer)
         if lost:
             warnings.warn(lost.describe("captions"), stacklevel=2)
-    return go(begun, task, loader, stream, settings.steps, again)
+    telling = telling or Telling()
+    if words is not None:
+        telling.example = next(all_captions(begun.training, data["caption"]), "")
+    return go(begun, whole, task, loader, stream, settings.steps, telling)
 
 
 def _condition(run: Stage2Run, facts: Facts) -> Condition:
     """What pictures are drawn from: as the run says, or its model, or what the data have."""
     named: Condition | None = run.condition or run.model.get("condition")
     return named or facts.condition
-
-
-def _class_names(config: TransformerConfig, facts: Facts) -> tuple[str | None, ...]:
-    """By label; None for what the pictures have none of. Empty for a model that is not drawn from classes."""
-    if config.condition != "class":
-        return ()
-    return (*facts.classes, *[None] * (config.num_classes - len(facts.classes)))
 
 
 def _conditions(run: Stage2Run, config: TransformerConfig) -> dict[str, Any]:
@@ -155,10 +155,10 @@ def _conditions(run: Stage2Run, config: TransformerConfig) -> dict[str, Any]:
     return {"condition": "none"}
 
 
-def make_stage2_settings(run: Stage2Run, per_epoch: float) -> Stage2Settings:
+def make_stage2_settings(run: Stage2Run, per_epoch: float, more: float = 0.0) -> Stage2Settings:
     return Stage2Settings(
-        steps=run.total_steps(per_epoch),
-        warmup_steps=run.warmup_steps(per_epoch),
+        steps=run.total_steps(per_epoch, more),
+        warmup_steps=run.warmup_steps(per_epoch, more),
         learning_rate=run.learning_rate,
         weight_decay=run.weight_decay,
         clip=run.clip,
@@ -249,11 +249,16 @@ def open_held_out(
 
 
 def go(
-    begun: Started[Any], task: Any, loader: DataLoader[Any], stream: PictureStream, steps: int, again: str
+    begun: Started[Any],
+    config: HQTVAEConfig,
+    task: Any,
+    loader: DataLoader[Any],
+    stream: PictureStream,
+    steps: int,
+    telling: Telling,
 ) -> Path | None:
+    """The loop, from the last checkpoint on. Returns the finished model's folder; None if it was stopped before."""
     run, accelerator, directory = begun.run, begun.accelerator, Path(begun.run.out)
-    if accelerator.is_main_process:
-        write_file(directory / RUN_FILE, json.dumps(described(run), indent=2).encode() + b"\n")
     loop = LoopSettings(
         steps,
         log_every=run.log_every,
@@ -264,7 +269,7 @@ def go(
         title=run.title,
         fresh=run.init is None,
     )
-    fingerprint = begun.source.fingerprint()
+    fingerprint = begun.training.fingerprint()
     runner = Runner(
         accelerator,
         task,
@@ -274,20 +279,23 @@ def go(
         loop,
         accumulate=run.accumulate,
         fingerprint=fingerprint,
-        again=again,
+        again=telling.again,
+        shown=partial(telling.page, run),
     )
     if accelerator.is_main_process:
-        Console(stderr=True).print(
-            f"{len(begun.training):,} pictures, {stream.batches_per_epoch:,.4g} updates an epoch, {steps:,} in all"
-        )
+        telling.begin(begun, config, steps, stream.epochs(steps * run.batch_size))
     try:
         runner.resume()
+        if accelerator.is_main_process:
+            begun.take_changes()
         finished = runner.run()
     except BaseException:
         with suppress(Exception):  # a log that cannot be written is no news, and would hide the reason
             runner.close()
         raise
     runner.close()
+    if finished and accelerator.is_main_process:
+        telling.end(run)
     return directory / MODEL if finished else None
 
 

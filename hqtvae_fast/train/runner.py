@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -113,9 +113,13 @@ class Runner:
         accumulate: int = 1,
         fingerprint: str = "",
         again: str = "",
+        shown: Callable[[], None] = lambda: None,
     ) -> None:
+        """``again``: the command that goes on with this run. ``shown``: called by the main process when there is a new
+        sheet, and when the run ends."""
         self.accelerator, self.task, self.loader, self.stream = accelerator, task, loader, stream
-        self.directory, self.settings, self.accumulate, self.again = directory, settings, accumulate, again
+        self.directory, self.settings, self.accumulate = directory, settings, accumulate
+        self.again, self.shown = again, shown
         self.position = Position(fingerprint=fingerprint)
         self.state = RunState(accelerator, task, directory, settings.keep, self.position)
         self.pace, self.cores = Pace(), Cores(accelerator.device)
@@ -234,6 +238,7 @@ class Runner:
             self._log({"epoch": epoch, "learning_rate": rate, **logged, **held_out})
         if _due(step, settings.picture_every) and self.accelerator.is_main_process:
             self._write_picture()
+            self.shown()
         if _due(step, settings.save_every) and step < settings.steps:
             self.state.save()
         return held_out

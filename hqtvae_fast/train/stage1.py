@@ -19,7 +19,7 @@ from hqtvae_fast.config import HQTVAEConfig
 from hqtvae_fast.images import psnr
 from hqtvae_fast.model import HQVAE, HQVAEOutput
 from hqtvae_fast.ops.ema_update import code_statistics
-from hqtvae_fast.train.code_usage import perplexity, running_usage
+from hqtvae_fast.train.code_usage import RecentCodes, perplexity
 from hqtvae_fast.train.config import Schedule
 from hqtvae_fast.train.data import Batch
 from hqtvae_fast.train.discriminator import PatchDiscriminator
@@ -69,6 +69,8 @@ class Stage1:
         self.perceptual = None if perceptual is None else perceptual.to(accelerator.device)
         self.model, self.optimizer, self.schedule = self._prepare(vae, first_step=0)
         self.vae: HQVAE = accelerator.unwrap_model(self.model)
+        self.recent = RecentCodes(vae.config.codebook_sizes, accelerator.device)
+        accelerator.register_for_checkpointing(self.recent)
         self.discriminator: torch.nn.Module | None = None
         if settings.weights.adversarial:
             prepared = self._prepare(
@@ -186,7 +188,7 @@ class Stage1:
             pictures = sum(len(output.reconstruction) for output in outputs)
             restart = self._candidates(residual_NC, pictures, step) if self.settings.restart_unused else None
             codebook.apply_statistics(packed[:, 0], packed[:, 1:], restart)
-            usage[f"usage_{index}"] = running_usage(codebook.cluster_size)
+            usage[f"usage_{index}"] = self.recent.add(index, packed[:, 0])
             usage[f"perplexity_{index}"] = perplexity(codebook.cluster_size)
         return usage
 

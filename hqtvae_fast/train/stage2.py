@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from hqtvae_fast import checkpoint as checkpoints
-from hqtvae_fast.classes import Names
+from hqtvae_fast.classes import Names, fit_names
 from hqtvae_fast.config import HQTVAEConfig, first_level
 from hqtvae_fast.engine import SamplingParams, decode_codes, draw_codes, image_seeds
 from hqtvae_fast.images import to_pil
@@ -67,17 +67,18 @@ class Stage2:
         prior: checkpoints.Checkpoint | None = None,
         held_out: HeldOut | None = None,
         stored: Content | None = None,
-        classes: Sequence[str | None] = (),
+        classes: Names = (),
     ) -> None:
         """``prior``: the trained prior that a refiner is saved with; see :func:`hqtvae_fast.train.prior.open_prior`.
 
-        ``stored``: what batches hold of pictures, where they come from a code cache; None: pixels. ``classes``: the
-        name of each, None for one without pictures; classes that are left out at the end have none.
+        ``stored``: what batches hold of pictures, where they come from a code cache; None: pixels. ``classes``: their
+        names, as far as the training pictures have some.
         """
         self.accelerator, self.settings, self.config = accelerator, settings, transformer.config
         self.prior, self.held_out, self.stored = prior, held_out, stored
-        unnamed = self.config.num_classes - len(classes)
-        self.classes: Names = (*classes, *[None] * unnamed) if classes else ()
+        names = fit_names(classes, self.config.num_classes) if self.config.condition == "class" else ()
+        self.made = HQTVAEConfig(vae=vae.config, transformer=self.config, id2label=names)
+        self.classes = self.made.classes
         self.captions: tuple[str, ...] = ()  # of the first update, to draw from where nothing else was named
         self.vae = vae.to(accelerator.device).eval().requires_grad_(False)
         self.tokenizer_file, self.tokenizer = tokenizer_file, None
@@ -208,11 +209,10 @@ class Stage2:
             captions = list(self.settings.sample_prompts) or self._captions() or [""]
             return captions, self.tokenizer.read(captions)[0].to(device)
         if self.config.condition == "class":
-            names = self.classes or [f"class {label}" for label in range(self.config.num_classes)]
-            trained = [(label, name) for label, name in enumerate(names) if name is not None]
+            trained = self.classes.trained
             shown = [trained[place] for place in spread(len(trained), PLACES)]
-            labels = torch.tensor([label for label, _ in shown], dtype=torch.int64, device=device)
-            return [name for _, name in shown], labels
+            labels = torch.tensor(shown, dtype=torch.int64, device=device)
+            return [self.classes.caption(label) for label in shown], labels
         return [""], None
 
     def _captions(self) -> list[str]:
@@ -221,8 +221,7 @@ class Stage2:
         return list(dict.fromkeys(found))
 
     def save(self, directory: Path) -> None:
-        config = HQTVAEConfig(vae=self.vae.config, transformer=self.config, id2label=self.classes)
-        made = checkpoints.Checkpoint(config, self.vae, self.transformer, tokenizer_file=self.tokenizer_file)
+        made = checkpoints.Checkpoint(self.made, self.vae, self.transformer, tokenizer_file=self.tokenizer_file)
         if self.prior is not None:
             made = checkpoints.with_refiner(self.prior, made)
         checkpoints.save(made, directory)

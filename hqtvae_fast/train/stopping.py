@@ -17,6 +17,8 @@ STDERR = 2
 class Stopped(SystemExit):
     """A signal ended a run, which has saved all and said how to go on; ``code`` is what shells expect: 130, 143."""
 
+    code: int
+
     def __init__(self, number: int) -> None:
         super().__init__(128 + number)
 

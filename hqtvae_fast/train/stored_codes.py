@@ -25,6 +25,7 @@ from hqtvae_fast.train.data import (
     UnreadableError,
     class_names,
     open_source,
+    whole_of,
 )
 from hqtvae_fast.train.data.coded import CHECKPOINT
 
@@ -86,11 +87,6 @@ def indices_in(part: Source, whole: Source) -> Tensor:
     if not isinstance(part, Selection):
         raise ValueError(f"expected a part of the pictures that are stored; got another source, {type(part).__name__}")
     return indices_in(part.source, whole)[torch.from_numpy(part.indices)]
-
-
-def whole_of(source: Source) -> Source:
-    """The source that a selection is of, or a selection of a selection."""
-    return whole_of(source.source) if isinstance(source, Selection) else source
 
 
 # ------------------------------------------------------------------------------------------------- what codes decide

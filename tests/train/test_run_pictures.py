@@ -12,6 +12,7 @@ pytest.importorskip("accelerate", reason="training needs the train extra")
 
 from small_runs import TRANSFORMER, stage1, stage2, write_pictures
 
+from hqtvae_fast.classes import Classes
 from hqtvae_fast.sheet import Sheet
 from hqtvae_fast.train.run import train_stage1, train_stage2
 from hqtvae_fast.train.stage2 import Stage2
@@ -92,7 +93,7 @@ def test_captions_are_drawn(pictures, trained_vae, tmp_path, sheets, changes, wa
 
 def test_many_classes_are_spread(trained_vae):
     task = object.__new__(Stage2)
-    task.classes = tuple(None if label % 2 else f"name {label}" for label in range(200))
+    task.classes = Classes(200, tuple(None if label % 2 else f"name {label}" for label in range(200)))
     task.tokenizer, task.config = None, type("Config", (), {"condition": "class", "num_classes": 200})
     task.accelerator = type("Accelerator", (), {"device": "cpu"})
     names, labels = task._subjects()

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from small_sets import picture, write_folder
 
-from hqtvae_fast.train.data import PLAIN, Facts, PictureDataset, Selection, hold_out, open_source, survey
+from hqtvae_fast.train.data import PLAIN, Facts, PictureDataset, Selection, hold_out, open_source, survey, whole_of
 from hqtvae_fast.train.data.split import MOST
 from hqtvae_fast.train.validation import HeldOut
 
@@ -106,7 +106,7 @@ def test_of_a_selection_and_through_a_dataset(tmp_path):
     source = Selection(whole, range(12, 36))
     facts = survey(source, PLAIN)
     training, held_out = hold_out(source, facts, 0)
-    assert (training.source, held_out.source) == (whole, whole)
+    assert whole_of(training) is whole_of(held_out) is whole
     assert (len(training), len(held_out)) == (22, 2)
     assert survey(training, PLAIN).classes == facts.classes == (None, "cat", "dog")
     dataset = PictureDataset(held_out, 8, training=False, condition="class", num_classes=3)

@@ -14,7 +14,7 @@ pytest.importorskip("accelerate", reason="training needs the train extra")
 
 from accelerate import Accelerator
 from conftest import GOLDEN
-from small_runs import BLOCKS, COMMON, losses, write_pictures
+from small_runs import BLOCKS, COMMON, losses, same, weights, write_pictures
 
 from hqtvae_fast import checkpoint
 from hqtvae_fast.cli import main
@@ -83,6 +83,42 @@ def test_codes_alone_are_enough(pictures, codes, vae, tmp_path, capsys):
     for other in ("long", "cached"):
         assert figures(tmp_path / other, "loss") == figures(tmp_path / "short", "loss")
     assert len(set(figures(tmp_path / "short", "loss"))) == 3
+
+
+@pytest.mark.parametrize("captions", [False, True])
+def test_condition_and_names_are_the_codes(pictures, codes, vae, tmp_path, captions):
+    if captions:
+        folder = tmp_path / "captioned"
+        shutil.copytree(pictures / "dark", folder)
+        words = {f"1{index}.png": f"number {index} in the dark" for index in range(10)}
+        (folder / "captions.json").write_text(json.dumps(words))
+        codes = encode(folder, vae, tmp_path / "codes")
+    blocks = {"dim": 32, "body": STILL, "head": STILL}
+    train_stage2(on_codes(codes, tmp_path / "run", model=blocks, picture_every=3))
+    made = checkpoint.load(tmp_path / "run" / "model")
+    assert made.transformer.config.condition == ("text" if captions else "class")
+    assert made.config.id2label == (() if captions else ("bright", "dark"))
+    assert (made.tokenizer_file is not None) == captions
+    assert list((tmp_path / "run" / "pictures").iterdir())
+
+
+def test_a_run_on_codes_goes_on_where_it_was_stopped(codes, tmp_path):
+    model = {**MODEL, "body": STILL, "head": STILL}
+    train_stage2(on_codes(codes, tmp_path / "whole", model=model))
+    for _ in range(3):
+        train_stage2(on_codes(codes, tmp_path / "parts", model=model, stop_after=1))
+    assert figures(tmp_path / "parts", "loss") == figures(tmp_path / "whole", "loss")
+    assert same(weights(tmp_path / "parts"), weights(tmp_path / "whole"))
+
+
+def test_the_whole_run_takes_codes_too(codes, vae, tmp_path, capsys):
+    """Stage 1 is what made them."""
+    from hqtvae_fast.train.whole import train_whole
+
+    found = train_whole({"data": str(codes), "out": str(tmp_path / "run"), "steps": 1, "workers": 0})
+    assert found == tmp_path / "run" / "model"
+    assert f"vae: {vae}, which made the codes" in capsys.readouterr().out
+    assert not (tmp_path / "run" / "stage1").exists()
 
 
 def test_a_tau_that_was_named_is_refused(codes, tmp_path):

@@ -116,6 +116,21 @@ def test_fields_that_cannot_be_read_count_as_none(tmp_path):
                                          "c.cls": b"1"})  # fmt: skip
     facts = survey(open_source(tar), PLAIN)
     assert (facts.condition, facts.labels.tolist()) == ("class", [-1, 0, 1])
+    assert facts.note.startswith(
+        "1 of 3 pictures without a label, left out; what is known of 1 cannot be read: s.tar/a.j"
+    )
+
+
+def test_names_without_numbers(tmp_path):
+    """As text in .cls, which WebDataset means for a number."""
+    facts = facts_of(tmp_path, "cat", "dog", {"class": "cat"}, None)
+    assert (facts.condition, facts.classes) == ("none", ())
+    assert facts.note == (
+        "3 of 4 pictures name a class (cat, dog) without a number in the field label: to train on classes, number them,"
+        " or put pictures into folders by class"
+    )
+    both = {"0.png": PNG, "0.cls": b"red car", "0.json": b'{"label": 0}'}
+    assert survey(open_source(write_tar(tmp_path / "b.tar", both)), PLAIN).classes == ("red car",)
 
 
 @pytest.mark.parametrize("label, got", [(-1, "-1"), (10**9, "1000000000"), (2**70, str(2**70))])

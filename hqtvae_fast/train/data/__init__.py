@@ -20,8 +20,8 @@ from hqtvae_fast.train.data.dataset import (
     all_captions,
 )
 from hqtvae_fast.train.data.loader import Batch, BrokenCount, PictureStream, collate, make_loader
-from hqtvae_fast.train.data.selection import Selection, class_names, select
-from hqtvae_fast.train.data.sources import ClassFolder, Source, open_source
+from hqtvae_fast.train.data.selection import Selection, class_names, select, whole_of
+from hqtvae_fast.train.data.sources import ClassFolder, Source, are_codes, open_source
 from hqtvae_fast.train.data.split import hold_out
 from hqtvae_fast.train.data.survey import Facts, survey
 
@@ -45,6 +45,7 @@ __all__ = [
     "Stored",
     "UnreadableError",
     "all_captions",
+    "are_codes",
     "caption_template",
     "class_names",
     "collate",
@@ -53,4 +54,5 @@ __all__ = [
     "open_source",
     "select",
     "survey",
+    "whole_of",
 ]

@@ -95,8 +95,8 @@ class PictureDataset(Dataset[Sample]):
         second.
 
     A picture that cannot be read, or whose label or caption cannot, is replaced by the next one that can, and named in
-    the sample's ``broken``. ValueError if the first ten pictures all lack the condition, if a label is out of range, or
-    if a hundred in a row cannot be read.
+    the sample's ``broken``. ValueError if ten pictures, spread over the set, all lack the condition, if a label is out
+    of range, or if a hundred in a row cannot be read.
     """
 
     def __init__(
@@ -189,9 +189,9 @@ class PictureDataset(Dataset[Sample]):
         """A set without the condition wanted is refused here, rather than as a hundred broken pictures."""
         if len(self) == 0:
             raise ValueError("expected a source with pictures; got an empty one")
-        for index in range(min(len(self), _PROBED)):
+        for place in range(_PROBED):  # spread over the set, which may be sorted
             try:
-                self._condition(index, EVALUATION)
+                self._condition(place * len(self) // _PROBED, EVALUATION)
                 return
             except UnreadableError as error:
                 reason = error

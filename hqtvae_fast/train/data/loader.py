@@ -65,9 +65,13 @@ class PictureStream(Sampler[list[Draw]]):
 
     def _batch(self, first: int) -> list[Draw]:
         """This rank's share of the global batch that begins at picture ``first`` of the stream."""
-        places = range(first + self.rank, first + self.batch_size, self.world)
-        found = [divmod(place, self.length) for place in places]
-        return [Draw(epoch, int(self._epoch_order(epoch)[row])) for epoch, row in found]
+        places = np.arange(first + self.rank, first + self.batch_size, self.world)
+        epochs, rows = np.divmod(places, self.length)
+        return [
+            Draw(epoch, picture)
+            for epoch in range(int(epochs[0]), int(epochs[-1]) + 1)
+            for picture in self._epoch_order(epoch)[rows[epochs == epoch]].tolist()
+        ]
 
     def _epoch_order(self, epoch: int) -> np.ndarray:
         """The epoch's permutation, int64 [length]; the last one asked for is kept."""

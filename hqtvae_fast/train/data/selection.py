@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from rich.console import Console
 from rich.progress import track
 
 from hqtvae_fast.train.data.coded import CodedPictures
@@ -16,15 +17,10 @@ _MANY_PICTURES = 50_000  # from here on reading all fields shows a progress bar
 
 
 class Selection:
-    """The pictures of a source at ``indices``; itself a source.
-
-    Of a part of a set too the whole set is its ``source``, in which ``indices`` int64 are places.
-    """
+    """The pictures of ``source``, which may be a part of a set too, at ``indices`` int64; itself a source."""
 
     def __init__(self, source: Source, indices: Sequence[int] | np.ndarray) -> None:
         self.source, self.indices = source, np.array(indices, dtype=np.int64)
-        if isinstance(source, Selection):
-            self.source, self.indices = source.source, source.indices[self.indices]
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -59,12 +55,18 @@ def select(source: Source, wanted: Mapping[str, Sequence[Any]]) -> Source:
 
 def indices(source: Source, doing: str) -> Iterable[int]:
     """Of all pictures; with a bar that says what is done to them, where they are many."""
-    return track(range(len(source)), doing, transient=True, disable=len(source) < _MANY_PICTURES)
+    console = Console(stderr=True)
+    return track(range(len(source)), doing, transient=True, console=console, disable=len(source) < _MANY_PICTURES)
+
+
+def whole_of(source: Source) -> Source:
+    """The source that a selection is of, or a selection of a selection."""
+    return whole_of(source.source) if isinstance(source, Selection) else source
 
 
 def class_names(source: Source) -> tuple[str, ...] | None:
     """The names of the classes that the source's labels number, or None where it has none (as class folders have)."""
-    whole = source.source if isinstance(source, Selection) else source
+    whole = whole_of(source)
     return whole.class_names if isinstance(whole, (ClassFolder, CodedPictures)) else None
 
 

@@ -160,6 +160,14 @@ def open_source(
     return source
 
 
+def are_codes(paths: PathLike | Sequence[PathLike]) -> bool:
+    """Whether shards of codes lie at a path, or at the first of several: looked at without reading what else may."""
+    path = Path(paths if isinstance(paths, (str, os.PathLike)) else paths[0])
+    if path.is_dir():
+        return hold_codes(sorted(file for file in path.glob("*.tar") if not is_hidden(file.name)))
+    return path.suffix == ".tar" and hold_codes(_expand(str(path)))
+
+
 def _open_shards(files: Sequence[Path], codes: bool) -> Source:
     if not hold_codes(files):
         return Shards(files)

@@ -10,7 +10,7 @@ from typing import Any, get_args
 
 import numpy as np
 
-from hqtvae_fast.files import json_text, parse_json, read_text
+from hqtvae_fast.files import first_line, json_text, parse_json, read_text
 from hqtvae_fast.train.data.captions import CaptionTemplate
 from hqtvae_fast.train.data.dataset import Conditioning
 from hqtvae_fast.train.data.selection import Selection, class_names, indices
@@ -80,6 +80,7 @@ def survey(source: Source, caption: CaptionTemplate) -> Facts:
         raise ValueError(f"{source.key(index)}: expected a label from 0 to {MAX_CLASSES - 1}; got {label}")
     condition: Conditioning = "text" if captions else "class" if labels else "none"
     notes = [_told(condition, pictures, known.captioned, labelled, both=captions and labels)]
+    notes += known.doubts(condition)
     found: dict[str, Any] = {}
     if labels:
         counts = np.bincount(known.labels[known.labels >= 0], minlength=len(class_names(source) or ()))
@@ -93,40 +94,64 @@ def survey(source: Source, caption: CaptionTemplate) -> Facts:
 @dataclass
 class _Known:
     """``labels`` int64 [N], -1 for none; pictures that are ``captioned``; the ``names`` that their fields give a label,
-    in the order found; the first label that is a ``strange`` number, with its picture."""
+    in the order found, and how often they give one ``without`` a label; the first label that is a ``strange`` number,
+    with its picture; pictures whose fields are ``unreadable``, and what is ``wrong`` with the first of them."""
 
     labels: np.ndarray
     captioned: int = 0
     names: dict[int, dict[str, None]] = field(default_factory=dict)
+    without: Counter[str] = field(default_factory=Counter)
     strange: tuple[int, int] | None = None
+    unreadable: int = 0
+    wrong: str = ""
 
     def add(self, index: int, fields: Mapping[str, Any]) -> None:
         label = fields.get("label")
-        if isinstance(label, bool) or not isinstance(label, int):
-            return
-        if not 0 <= label < MAX_CLASSES:
-            self.strange = self.strange or (index, label)
-            return
-        self.labels[index] = label
         name = next((fields[name] for name in _NAMES if isinstance(fields.get(name), str)), "").strip()
-        if name:
-            self.names.setdefault(label, {})[name] = None
+        if isinstance(label, bool) or not isinstance(label, int):
+            self.without[name] += bool(name)
+        elif not 0 <= label < MAX_CLASSES:
+            self.strange = self.strange or (index, label)
+        else:
+            self.labels[index] = label
+            if name:
+                self.names.setdefault(label, {})[name] = None
+
+    def doubts(self, condition: Conditioning) -> list[str]:
+        """What pictures have that nothing can be made of."""
+        told, named = [], sum(self.without.values())
+        if self.unreadable:
+            told.append(f"what is known of {self.unreadable:,} cannot be read: {self.wrong}")
+        if named and condition == "none":
+            some = ", ".join(list(+self.without)[:5])
+            told.append(
+                f"{named:,} of {_counted(len(self.labels))} name a class ({some}) without a number in the field label:"
+                " to train on classes, number them, or put pictures into folders by class"
+            )
+        return told
 
 
 def _known(source: Source, caption: CaptionTemplate) -> _Known:
-    folder = source.source if isinstance(source, Selection) else source
-    if isinstance(folder, ClassFolder):  # each picture has the same fields, and the labels are there
-        labels = folder.labels[source.indices] if isinstance(source, Selection) else folder.labels
+    if (labels := _folder_labels(source)) is not None:  # and each picture has the same fields
         return _Known(labels, len(source) if caption.fits(source.fields(0)) else 0)
     known = _Known(np.full(len(source), -1, dtype=np.int64))
     for index in indices(source, "reading captions and labels"):
         try:
             fields = source.fields(index)
-        except (ValueError, OSError):
+        except (ValueError, OSError) as error:
+            known.unreadable, known.wrong = known.unreadable + 1, known.wrong or first_line(error)
             continue
         known.captioned += caption.fits(fields)
         known.add(index, fields)
     return known
+
+
+def _folder_labels(source: Source) -> np.ndarray | None:
+    """What class folders tell without their pictures' fields."""
+    if isinstance(source, Selection):
+        labels = _folder_labels(source.source)
+        return None if labels is None else labels[source.indices]
+    return source.labels if isinstance(source, ClassFolder) else None
 
 
 def _all_names(source: Source, found: Mapping[int, Mapping[str, None]]) -> dict[int, list[str]]:
