@@ -85,9 +85,8 @@ class Classes:
         return self.name(label) or f"class {label}"
 
     def listed(self, shown: int = SHOWN) -> str:
-        """The names of trained classes, the first of them; in quotes those with a comma."""
-        names = [f'"{name}"' if "," in name else name for name in self.names if name is not None]
-        return ", ".join(names[:shown]) + (", ..." if len(names) > shown else "")
+        """The names of trained classes."""
+        return listed((name for name in self.names if name is not None), shown)
 
     def warn_untrained(self, labels: Iterable[int], stacklevel: int = 1) -> None:
         """Name the classes among ``labels`` that had no training pictures: they are drawn nevertheless."""
@@ -198,6 +197,12 @@ class Classes:
 
 
 NO_CLASSES = Classes(0)
+
+
+def listed(names: Iterable[str], shown: int = SHOWN) -> str:
+    """The first of them and how many more there are; in quotes those with a comma."""
+    quoted = [f'"{name}"' if "," in name else name for name in names]
+    return ", ".join(quoted[:shown]) + (f" and {len(quoted) - shown:,} more" if len(quoted) > shown else "")
 
 
 def read_range(option: str, text: str) -> range | None:

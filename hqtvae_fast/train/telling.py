@@ -10,6 +10,7 @@ from typing import Any
 
 from rich.console import Console
 
+from hqtvae_fast.classes import Classes
 from hqtvae_fast.config import HQTVAEConfig
 from hqtvae_fast.hardware import device_name
 from hqtvae_fast.model import cost
@@ -20,8 +21,6 @@ from hqtvae_fast.train.estimate import in_words, training_seconds
 from hqtvae_fast.train.memory import extras, share
 from hqtvae_fast.train.report import write_report
 from hqtvae_fast.train.start import Started
-
-SHOWN = 5  # names of classes
 
 
 @dataclass
@@ -83,9 +82,8 @@ def _of(facts: Facts) -> str:
         return ""
     if facts.condition == "text":
         return ", with captions"
-    names = [name for name in facts.classes if name is not None]
-    more = f" and {len(names) - SHOWN:,} more" if len(names) > SHOWN else ""
-    return f", of {len(names):,} classes: {', '.join(names[:SHOWN])}{more}"
+    classes = Classes(len(facts.classes), facts.classes)
+    return f", of {len(classes.trained):,} classes: {classes.listed()}"
 
 
 def _named(size: str) -> str:
