@@ -13,11 +13,12 @@ from rich.console import Console
 
 from hqtvae_fast.files import sync_folder
 from hqtvae_fast.run_folder import MODEL
+from hqtvae_fast.train.changes import earlier_run
 from hqtvae_fast.train.config import RunConfig, Stage1Run, Stage2Run, read_run
 from hqtvae_fast.train.data import are_codes, open_source, select
 from hqtvae_fast.train.initial import init_vae, keeps_vae, own_condition
 from hqtvae_fast.train.run import train_stage1, train_stage2
-from hqtvae_fast.train.start import begun, join_world
+from hqtvae_fast.train.start import join_world
 from hqtvae_fast.train.telling import Telling
 from hqtvae_fast.world import world
 
@@ -34,7 +35,7 @@ def train_whole(given: Mapping[str, Any], again: str = "") -> Path | None:
     was stopped before its end. ``again``: the command that goes on with it.
     """
     out, began = Path(given["out"]), time.monotonic()
-    telling = Telling(again, (out, {"stage 1": out / "stage1", "stage 2": out / "stage2"}))
+    telling = Telling(again, out)
     fields = {**given, "out": str(out / "stage2")}
     if not are_codes(given["data"]):
         vae = _stage1(given, out, telling)
@@ -76,9 +77,9 @@ def _stage1(given: Mapping[str, Any], out: Path, telling: Telling) -> Path | Non
 
 def _keeps_init(init: str, run: Stage1Run, out: Path) -> bool:
     """Whether the stage 1 of a checkpoint with both stages does as it is. A run that goes on shows what was found."""
-    if own_condition(init) is None or begun(out / "stage1"):
+    if own_condition(init) is None or earlier_run(out / "stage1"):
         return False
-    if begun(out / "stage2"):
+    if earlier_run(out / "stage2"):
         return True
     source = select(open_source(run.data, codes=True), run.selected)
     return keeps_vae(join_world("no", out), init_vae(init, {})[1], source)
@@ -87,7 +88,7 @@ def _keeps_init(init: str, run: Stage1Run, out: Path) -> bool:
 def _is_done(run: RunConfig) -> bool:
     """Whether the run has come to its end, and nobody asks for a longer one."""
     folder = Path(run.out)
-    fields = begun(folder)
+    fields = earlier_run(folder)
     longer = any(name in run.given and fields.get(name) != getattr(run, name) for name in ("steps", "epochs"))
     return (folder / MODEL).is_dir() and bool(fields) and not longer
 
