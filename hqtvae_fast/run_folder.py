@@ -14,7 +14,7 @@ from pathlib import Path
 from hqtvae_fast.config import CheckpointError
 from hqtvae_fast.files import read_text
 
-CHECKPOINTS, MODEL, LOGS, PICTURES = "checkpoints", "model", "logs", "pictures"
+CHECKPOINTS, MODEL, LOGS, PICTURES, REPORT = "checkpoints", "model", "logs", "pictures", "report.html"
 RUN_FILE = "run.json"
 STAGES = ("stage1", "stage2")
 CONTENTS = "files.json"
@@ -25,6 +25,11 @@ _CONFIG_FILE = "config.json"  # what makes a folder a model; it is written last
 def is_run(folder: Path) -> bool:
     """Whether a training run is, or was, at home here."""
     return any((folder / name).exists() for name in (RUN_FILE, CHECKPOINTS, f"{MODEL}/{_CONFIG_FILE}", *_stage_runs()))
+
+
+def stage_runs(run: Path) -> dict[str, Path]:
+    """The folders of a run of both stages by name, as far as they are there."""
+    return {stage.replace("stage", "stage "): run / stage for stage in STAGES if (run / stage).is_dir()}
 
 
 def _stage_runs() -> list[str]:

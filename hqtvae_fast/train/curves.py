@@ -10,7 +10,7 @@ from typing import Any
 
 from hqtvae_fast.config import level_names
 from hqtvae_fast.plots import COLOURS, draw
-from hqtvae_fast.run_folder import STAGES
+from hqtvae_fast.run_folder import stage_runs
 from hqtvae_fast.train.records import LOSSES, read_records
 from hqtvae_fast.train.words import HELD_OUT, by_level
 
@@ -77,14 +77,10 @@ def named_runs(given: Sequence[str]) -> dict[str, Path]:
 def _folders(run: Path) -> dict[str, Path]:
     if (run / LOSSES).is_file():
         return {"": run}
-    stages = {f", {_spoken(stage)}": run / stage for stage in STAGES if (run / stage / LOSSES).is_file()}
+    stages = {f", {name}": stage for name, stage in stage_runs(run).items() if (stage / LOSSES).is_file()}
     if not stages:
         raise ValueError(f"{run}: expected the folder of a run, with {LOSSES}; found none")
-    return dict(sorted(stages.items()))
-
-
-def _spoken(stage: str) -> str:
-    return stage.replace("stage", "stage ")
+    return stages
 
 
 def read_curves(runs: Mapping[str, Path]) -> list[Group]:

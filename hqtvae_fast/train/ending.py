@@ -12,9 +12,9 @@ from rich.console import Console
 
 from hqtvae_fast.checkpoint_config import read_config
 from hqtvae_fast.classes import Names
-from hqtvae_fast.run_folder import MODEL, PICTURES
+from hqtvae_fast.run_folder import MODEL, PICTURES, REPORT
 from hqtvae_fast.train.records import LOSSES, read_records
-from hqtvae_fast.train.report import REPORT, figures
+from hqtvae_fast.train.report import figures
 
 SHOWN = 3  # classes in a command
 ANY_PROMPT = "what to draw"

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import warnings
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
-from rich.console import Console
 from torch.utils.data import DataLoader
 
 from hqtvae_fast import checkpoint as checkpoints
-from hqtvae_fast.config import Condition, ConfigError, TransformerConfig
+from hqtvae_fast.config import Condition, ConfigError, HQTVAEConfig, TransformerConfig
 from hqtvae_fast.model import HQVAE
 from hqtvae_fast.run_folder import MODEL
 from hqtvae_fast.train.code_cache import CodeCache
@@ -30,6 +30,7 @@ from hqtvae_fast.train.data import (
 )
 from hqtvae_fast.train.initial import init_transformer, init_vae, own_vocabulary
 from hqtvae_fast.train.losses import Stage1Weights, Stage2Weights
+from hqtvae_fast.train.memory import in_memory
 from hqtvae_fast.train.perceptual import load_perceptual
 from hqtvae_fast.train.prior import open_prior
 from hqtvae_fast.train.runner import LoopSettings, Runner
@@ -44,21 +45,23 @@ from hqtvae_fast.train.stored_codes import (
     part_of,
     settle,
 )
+from hqtvae_fast.train.telling import Telling
 from hqtvae_fast.train.tokenizer import make_tokenizer, survey_captions
 from hqtvae_fast.train.validation import HeldOut
 
 
-def train_stage1(run: Stage1Run, again: str = "") -> Path | None:
+def train_stage1(run: Stage1Run, telling: Telling | None = None) -> Path | None:
     """Train HQ-VAE. Returns ``out/model``, a checkpoint without stage 2; None if the run was stopped before its end.
 
-    ``again``: the command that goes on with the run, to be shown when it is stopped. Stopped on a signal, when all is
-    saved.
+    ``telling``: who hears of it. Stopped on a signal, when all is saved.
     """
     begun = start(run)
     run, accelerator = begun.run, begun.accelerator
     torch.manual_seed(run.seed)  # the same initial weights on every rank
     fields = run.model if run.resolution is None else {**run.model, "resolution": run.resolution}
     config, vae = init_vae(run.init, fields)
+    whole = HQTVAEConfig(vae=config, transformer=None)
+    begun = in_memory(begun, whole)
     loader, stream = open_data(begun, config.resolution, {})
     settings = make_stage1_settings(run, stream.batches_per_epoch, begun.more)
     perceptual = load_perceptual(_path(run.perceptual_weights), _path(run.lpips_weights))
@@ -67,7 +70,7 @@ def train_stage1(run: Stage1Run, again: str = "") -> Path | None:
         accelerator.print(f"perceptual loss: {name}")
     held_out = open_held_out(begun, vae.config.resolution, {})
     task = Stage1(accelerator, vae, settings, perceptual=perceptual, held_out=held_out)
-    return go(begun, task, loader, stream, settings.steps, again)
+    return go(begun, whole, task, loader, stream, settings.steps, telling or Telling())
 
 
 def make_stage1_settings(run: Stage1Run, per_epoch: float, more: float = 0.0) -> Stage1Settings:
@@ -90,9 +93,9 @@ def make_stage1_settings(run: Stage1Run, per_epoch: float, more: float = 0.0) ->
     )
 
 
-def train_stage2(run: Stage2Run, again: str = "") -> Path | None:
+def train_stage2(run: Stage2Run, telling: Telling | None = None) -> Path | None:
     """Train HQ-Transformer on a trained HQ-VAE. Returns ``out/model``, a checkpoint with both stages; None if the run
-    was stopped before its end. ``again`` as in :func:`train_stage1`."""
+    was stopped before its end. ``telling`` as in :func:`train_stage1`."""
     begun = start(run, settle)
     run, accelerator = begun.run, begun.accelerator
     # Stage 1 may be stored in half precision; codes are chosen in fp32.
@@ -108,6 +111,8 @@ def train_stage2(run: Stage2Run, again: str = "") -> Path | None:
     prior = open_prior(run.prior, vae, config)
     if config.condition == "codes" and prior is None:
         accelerator.print("no prior was named: the result will be half a model; hqtvae convert joins the halves")
+    whole = HQTVAEConfig(vae=vae.config, transformer=config)
+    begun = in_memory(begun, whole)
     data = _conditions(run, config)
     stored, held_out_stored = open_stored(begun, vae)
     loader, stream = open_data(begun, vae.config.resolution, data, stored)
@@ -128,7 +133,7 @@ def train_stage2(run: Stage2Run, again: str = "") -> Path | None:
         lost = survey_captions(begun.source, data["caption"], task.tokenizer)
         if lost:
             warnings.warn(lost.describe("captions"), stacklevel=2)
-    return go(begun, task, loader, stream, settings.steps, again)
+    return go(begun, whole, task, loader, stream, settings.steps, telling or Telling())
 
 
 def _condition(run: Stage2Run, facts: Facts) -> Condition:
@@ -240,8 +245,15 @@ def open_held_out(
 
 
 def go(
-    begun: Started[Any], task: Any, loader: DataLoader[Any], stream: PictureStream, steps: int, again: str
+    begun: Started[Any],
+    config: HQTVAEConfig,
+    task: Any,
+    loader: DataLoader[Any],
+    stream: PictureStream,
+    steps: int,
+    telling: Telling,
 ) -> Path | None:
+    """The loop, from the last checkpoint on. Returns the finished model's folder; None if it was stopped before."""
     run, accelerator, directory = begun.run, begun.accelerator, Path(begun.run.out)
     loop = LoopSettings(
         steps,
@@ -252,6 +264,7 @@ def go(
         stop_after_minutes=run.stop_after_minutes,
         title=run.title,
         fresh=run.init is None,
+        restarts=getattr(run, "restart_unused", False),
     )
     fingerprint = begun.training.fingerprint()
     runner = Runner(
@@ -263,12 +276,11 @@ def go(
         loop,
         accumulate=run.accumulate,
         fingerprint=fingerprint,
-        again=again,
+        again=telling.again,
+        report=partial(telling.page, run),
     )
     if accelerator.is_main_process:
-        Console(stderr=True).print(
-            f"{len(begun.training):,} pictures, {stream.batches_per_epoch:,.4g} updates an epoch, {steps:,} in all"
-        )
+        telling.begin(begun, config, steps, stream.epochs(steps * run.batch_size))
     try:
         runner.resume()
         if accelerator.is_main_process:
@@ -279,6 +291,8 @@ def go(
             runner.close()
         raise
     runner.close()
+    if finished and accelerator.is_main_process:
+        telling.end(run)
     return directory / MODEL if finished else None
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -24,7 +24,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.data import DataLoader
 
 from hqtvae_fast.files import write_file
-from hqtvae_fast.run_folder import LOGS, MODEL, PICTURES
+from hqtvae_fast.run_folder import LOGS, MODEL, PICTURES, REPORT
 from hqtvae_fast.train.cores import Cores
 from hqtvae_fast.train.data import Batch, PictureStream
 from hqtvae_fast.train.position import Position
@@ -58,7 +58,8 @@ class LoopSettings:
     title: str = "training"
     """What is trained, to those who watch."""
     fresh: bool = True
-    """Weights were drawn at random; see :class:`hqtvae_fast.train.watch.Watch`."""
+    restarts: bool = False
+    """Weights were drawn at random, unused codes start anew: see :class:`hqtvae_fast.train.watch.Watch`."""
 
 
 class Task(Protocol):
@@ -98,7 +99,8 @@ class Word:
 class Runner:
     """Runs a task over a loader's batches, from its last checkpoint on if the directory has one.
 
-    ``again``: the command that goes on with the run, to be shown when it ends early.
+    ``again``: the command that goes on with the run, to be shown when it ends early. ``report``: called on the main
+    process when there is a new picture, and at the end.
     """
 
     def __init__(
@@ -113,14 +115,18 @@ class Runner:
         accumulate: int = 1,
         fingerprint: str = "",
         again: str = "",
+        report: Callable[[], Any] = lambda: None,
     ) -> None:
+        """``again``: the command that goes on with this run. ``report``: called by the main process when there is more
+        to be seen."""
         self.accelerator, self.task, self.loader, self.stream = accelerator, task, loader, stream
-        self.directory, self.settings, self.accumulate, self.again = directory, settings, accumulate, again
+        self.directory, self.settings, self.accumulate = directory, settings, accumulate
+        self.again = again
         self.position = Position(fingerprint=fingerprint)
         self.state = RunState(accelerator, task, directory, settings.keep, self.position)
         self.pace, self.cores = Pace(), Cores(accelerator.device)
-        self.console = Console(stderr=True)
-        self.watch = Watch(fresh=settings.fresh)
+        self.report, self.console = report, Console(stderr=True)
+        self.watch = Watch(fresh=settings.fresh, restarts=settings.restarts)
 
     def resume(self) -> None:
         """Go to the newest whole checkpoint, if there is one, and forget what was logged after it: those updates are
@@ -172,6 +178,10 @@ class Runner:
     @property
     def _finished(self) -> bool:
         return self.position.step >= self.settings.steps
+
+    def _ends_with(self, every: int) -> bool:
+        """What is done at intervals is done at the end of the run too: it tells what became of it."""
+        return every > 0 and self._finished
 
     def _say(self, line: str) -> None:
         self.console.print(line, soft_wrap=True, highlight=False, markup=False)
@@ -227,12 +237,13 @@ class Runner:
         """What is due after an update; returns the figures of held-out pictures, if they were due."""
         step, settings = self.position.step, self.settings
         logged, held_out = dict(metrics) if _due(step, settings.log_every) else {}, dict[str, float]()
-        if _due(step, settings.validate_every):
+        if _due(step, settings.validate_every) or self._ends_with(settings.validate_every):
             held_out = {f"{HELD_OUT}{name}": value for name, value in self.task.validate().items()}
         if logged or held_out:
             epoch = self.stream.epochs(self.position.seen)
             self._log({"epoch": epoch, "learning_rate": rate, **logged, **held_out})
-        if _due(step, settings.picture_every) and self.accelerator.is_main_process:
+        pictured = _due(step, settings.picture_every) or self._ends_with(settings.picture_every)
+        if pictured and self.accelerator.is_main_process:
             self._write_picture()
         if _due(step, settings.save_every) and step < settings.steps:
             self.state.save()
@@ -248,6 +259,7 @@ class Runner:
             if self.accelerator.is_main_process:
                 with self.state.writing(saved):
                     self.task.save(saved)
+                self._report()
         return saved
 
     def _log(self, metrics: dict[str, float]) -> None:
@@ -275,6 +287,12 @@ class Runner:
             with self.state.writing(self.directory / LOGS):
                 for tracker in self.accelerator.trackers:  # none where no logs were begun
                     tracker.log_images({PICTURES: np.asarray(picture)[None]}, step, dataformats="NHWC")
+            self._report()
+
+    def _report(self) -> None:
+        if self.settings.picture_every:
+            with self.state.writing(self.directory / REPORT):
+                self.report()
 
 
 def split(batch: Batch, parts: int) -> Iterator[Batch]:

@@ -43,7 +43,7 @@ PARTS, MOST = 10, 500  # times that a run saves, draws and validates by default,
 @dataclass(frozen=True)
 class Started(Generic[Config]):
     """``run``: with every field. ``source``: all pictures; ``training`` and ``held_out``: parts of them, or of another
-    set. ``size``: what the model was picked as, empty where it was given."""
+    set. ``size``: what the model was picked as, empty where it was given. ``goes_on``: from a checkpoint of its own."""
 
     run: Config
     accelerator: Accelerator
@@ -52,6 +52,7 @@ class Started(Generic[Config]):
     held_out: Source | None
     facts: Facts
     size: str = ""
+    goes_on: bool = False
     changed: tuple[str, ...] = ()
     """Fields of a run that goes on, in words, which are others than before."""
     more: float = 0.0
@@ -89,8 +90,9 @@ def start(run: Config, settle: Callable[[Config, Source], tuple[Config, list[str
     size = {"size": picked.size} if picked.size else {}
     run = completed(run, {**picked.fields, **size, "precision": precision})
     set_seed(run.seed, device_specific=True)
+    split = parts(run, source, facts)
     changed, more = tuple(changes(run, earlier)), more_updates(directory, run.batch_size)
-    return Started(run, accelerator, source, *parts(run, source, facts), facts, picked.size, changed, more)
+    return Started(run, accelerator, source, *split, facts, picked.size, bool(earlier), changed, more)
 
 
 def _remembered(run: RunConfig, earlier: Mapping[str, Any]) -> dict[str, Any]:

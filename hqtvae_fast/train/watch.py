@@ -8,7 +8,7 @@ from statistics import fmean, stdev
 from hqtvae_fast.config import level_names
 from hqtvae_fast.train.words import by_level, percent
 
-PATIENCE = 200  # updates that codes may be out of use: at first they are, and counts that decay by 1% forget in as many
+PATIENCE = 200  # updates that codes may be out of use, as they are at first
 LEAST_USAGE, LEAST_PERPLEXITY = 0.1, 2.0
 WINDOW = 50  # updates whose mean loss is compared
 FLAT_WINDOWS, FLAT = 6, 0.02  # so long no lower than at the start, by a share of it
@@ -20,12 +20,12 @@ FIRST, ERRORS = 5, 4.0  # figures that make the start; standard errors that a di
 class Watch:
     """Takes the metrics of updates, of all or of those that were logged, in their order.
 
-    fresh: weights were drawn at random, so that the loss has to fall. Of stage 1 it is the squared error of pictures
-    that is watched: a discriminator changes the whole loss when it sets in.
+    fresh: weights were drawn at random, so that the loss has to fall. restarts: unused codes are given new vectors. Of
+    stage 1 it is the squared error of pictures that is watched: a discriminator changes the whole loss when it sets in.
     """
 
-    def __init__(self, *, fresh: bool = True) -> None:
-        self.fresh = fresh
+    def __init__(self, *, fresh: bool = True, restarts: bool = False) -> None:
+        self.fresh, self.restarts = fresh, restarts
         self._given: set[str] = set()
         self._idle_since: dict[int, int] = {}
         self._start: list[float] = []
@@ -52,7 +52,7 @@ class Watch:
             if not (few or same):
                 self._idle_since.pop(level, None)
             elif step - self._idle_since.setdefault(level, step) >= PATIENCE:
-                yield f"codes {level}", _collapse(name, share, few)
+                yield f"codes {level}", _collapse(name, share, few, self.restarts)
 
     # --------------------------------------------------------------------------------------------------------- loss
 
@@ -91,16 +91,16 @@ class Watch:
             )
 
 
-def _collapse(name: str, share: float, few: bool) -> str:
+def _collapse(name: str, share: float, few: bool, restarts: bool) -> str:
     what = (
         f"only {percent(share)} of the {name} codes have been in use"
         if few
         else f"nearly always the same one of the {name} codes has been chosen"
     )
-    return (
-        f"{what} for {PATIENCE} updates, so this level says little of a picture. What helps: restart_unused: true;"
-        " smaller codebooks (model: codebook_sizes); a lower learning_rate"
-    )
+    helps = ["smaller codebooks (model: codebook_sizes)", "a lower learning_rate"]
+    if not restarts:
+        helps = ["restart_unused: true", *helps]
+    return f"{what} for {PATIENCE} updates, so this level says little of a picture. What helps: {'; '.join(helps)}"
 
 
 def _standard_error(values: list[float]) -> float:

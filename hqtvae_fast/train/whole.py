@@ -19,6 +19,7 @@ from hqtvae_fast.train.data import are_codes, open_source, select
 from hqtvae_fast.train.initial import init_vae, keeps_vae, own_condition
 from hqtvae_fast.train.run import train_stage1, train_stage2
 from hqtvae_fast.train.start import join_world
+from hqtvae_fast.train.telling import Telling
 from hqtvae_fast.world import world
 
 CODES = "codes.safetensors"
@@ -27,16 +28,17 @@ ONLY_STAGE2 = ("vae", "condition", "caption")
 
 def train_whole(given: Mapping[str, Any], again: str = "") -> Path | None:
     """Train both stages into ``given["out"]``. ``given``: fields that somebody has named, of :class:`RunConfig`, which
-    both stages get, and of :class:`Stage2Run`, those in ``ONLY_STAGE2``. With ``vae`` stage 1 is that checkpoint's, with
-    ``init`` too, where it reconstructs the pictures well, and with shards of codes as data the one that made them.
+    both stages get, and of :class:`Stage2Run`, those in ``ONLY_STAGE2``. With ``vae`` stage 1 is that checkpoint's,
+    with ``init`` too, where it reconstructs the pictures well, and with shards of codes as data the one that made them.
 
     Called again it goes on where it was stopped. Returns the finished model's folder, ``out/model``; None if the run
-    was stopped before its end. ``again`` as in :func:`hqtvae_fast.train.run.train_stage1`.
+    was stopped before its end. ``again``: the command that goes on with it.
     """
     out, began = Path(given["out"]), time.monotonic()
+    telling = Telling(again, out)
     fields = {**given, "out": str(out / "stage2")}
     if not are_codes(given["data"]):
-        vae = _stage1(given, out, again)
+        vae = _stage1(given, out, telling)
         if vae is None:
             return None
         fields |= {"vae": str(vae), "code_cache": str(out / CODES)}
@@ -44,11 +46,17 @@ def train_whole(given: Mapping[str, Any], again: str = "") -> Path | None:
         fields.pop("init", None)
     if (minutes := given.get("stop_after_minutes")) is not None:
         fields["stop_after_minutes"] = max(0.01, minutes - (time.monotonic() - began) / 60)
-    found = train_stage2(read_run(Stage2Run, None, fields), again)
-    return None if found is None else _publish(found, out / MODEL)
+    run = read_run(Stage2Run, None, fields)
+    found = train_stage2(run, telling)
+    if found is None:
+        return None
+    if world().rank == 0:
+        _publish(found, out / MODEL)
+        telling.say_end(run)
+    return out / MODEL
 
 
-def _stage1(given: Mapping[str, Any], out: Path, again: str) -> Path | None:
+def _stage1(given: Mapping[str, Any], out: Path, telling: Telling) -> Path | None:
     """A trained HQ-VAE: the one that is named, that of ``init`` if it does as it is, or the run's own, trained now
     unless it is there already; None if that was stopped."""
     if (named := given.get("vae")) is not None:
@@ -61,7 +69,7 @@ def _stage1(given: Mapping[str, Any], out: Path, again: str) -> Path | None:
     if _is_done(run):
         _say(f"stage 1 is done: {folder / MODEL}")
         return folder / MODEL
-    model = train_stage1(run, again)
+    model = train_stage1(run, telling)
     if model is not None and world().rank == 0:
         (out / CODES).unlink(missing_ok=True)  # of an earlier model
     return model
@@ -85,16 +93,14 @@ def _is_done(run: RunConfig) -> bool:
     return (folder / MODEL).is_dir() and bool(fields) and not longer
 
 
-def _publish(model: Path, place: Path) -> Path:
+def _publish(model: Path, place: Path) -> None:
     """The finished model where the whole run's folder has it: links to the same files, or copies."""
-    if world().rank == 0:
-        partial = place.with_name(f".partial-{place.name}")
-        shutil.rmtree(partial, ignore_errors=True)
-        shutil.copytree(model, partial, copy_function=_link)
-        shutil.rmtree(place, ignore_errors=True)
-        os.replace(partial, place)
-        sync_folder(place.parent)
-    return place
+    partial = place.with_name(f".partial-{place.name}")
+    shutil.rmtree(partial, ignore_errors=True)
+    shutil.copytree(model, partial, copy_function=_link)
+    shutil.rmtree(place, ignore_errors=True)
+    os.replace(partial, place)
+    sync_folder(place.parent)
 
 
 def _link(source: str, target: str) -> None:

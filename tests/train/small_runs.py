@@ -24,8 +24,16 @@ VAE = {
 }
 BLOCKS = {"num_layers": 1, "num_heads": 2, "residual_dropout": 0.1}
 TRANSFORMER = {"dim": 32, "num_classes": 2, "body": BLOCKS, "head": BLOCKS}
-COMMON = {"batch_size": 4, "workers": 0, "log_every": 1, "picture_every": 0, "seed": 3, "save_every": 2}
-COMMON |= {"precision": "no", "validation": "none"}  # neither the machine's choice nor a tenth of few pictures
+COMMON = {
+    "batch_size": 4,
+    "workers": 0,
+    "log_every": 1,
+    "picture_every": 0,
+    "seed": 3,
+    "save_every": 2,
+    "precision": "no",
+    "validation": "none",
+}
 
 
 def write_pictures(root: Path, size: tuple[int, int] = (20, 18)) -> Path:

@@ -100,3 +100,28 @@ def test_many_classes_are_spread(trained_vae):
     assert len(names) == len(labels) == 16
     assert names == [f"name {label}" for label in labels.tolist()]
     assert np.ptp(np.diff(labels.numpy())) <= 2
+
+
+def test_a_run_leaves_its_page_and_says_its_end(pictures, trained_vae, tmp_path, capsys):
+    run = stage2(pictures, trained_vae, tmp_path / "run", validation=str(pictures), steps=3, picture_every=2)
+    train_stage2(run)
+    page = (tmp_path / "run" / "report.html").read_text()
+    for told in ("20, and 20 held out", "bright (10), dark (10)", "finished after update 3", "held out"):
+        assert told in page
+    assert 'http-equiv="refresh"' not in page
+    assert {file.name for file in (tmp_path / "run" / "pictures").iterdir()} == {"0000002.png", "0000003.png"}
+    said = capsys.readouterr().err.splitlines()
+    assert said[-1] == f"next: hqtvae sample {tmp_path / 'run'} --classes bright,dark"
+    assert said[-2].startswith(f"to look at: {tmp_path / 'run' / 'report.html'}")
+    assert said[-3].startswith("stage 2, held out: loss ")
+    assert said[-4] == f"finished: {tmp_path / 'run' / 'model'}"
+
+
+def test_a_run_without_pictures_has_no_page(pictures, tmp_path):
+    train_stage1(stage1(pictures, tmp_path, steps=1))
+    assert not (tmp_path / "report.html").exists()
+
+
+def test_captions_give_the_command_an_example(pictures, trained_vae, tmp_path, capsys):
+    train_stage2(stage2(pictures, trained_vae, tmp_path, model=TEXT, caption="{class_name} picture", steps=1))
+    assert capsys.readouterr().err.splitlines()[-1] == f"next: hqtvae sample {tmp_path} --prompt 'bright picture'"

@@ -45,6 +45,34 @@ def test_a_level_that_collapses_is_said_once(figures, every):
     assert "restart_unused" in message
 
 
+def test_what_is_done_already_is_no_advice():
+    watch = Watch(restarts=True)
+    (message,) = [told for step in range(300) for told in watch.look(step, {"usage_0": 0.01, "loss": 1 / (step + 1)})]
+    assert "restart_unused" not in message
+    assert "smaller codebooks" in message
+
+
+@pytest.mark.slow
+def test_a_real_collapse_is_told(tmp_path, capsys):
+    """Pictures of four colours: a code each is all there is to say."""
+    pytest.importorskip("accelerate", reason="training needs the train extra")
+    from PIL import Image
+    from small_runs import VAE, losses, stage1
+
+    from hqtvae_fast.train.run import train_stage1
+
+    (tmp_path / "pictures").mkdir()
+    for index, colour in enumerate(((200, 30, 30), (30, 200, 30), (30, 30, 200), (90, 90, 90))):
+        Image.new("RGB", (16, 16), colour).save(tmp_path / "pictures" / f"{index}.png")
+    model = {**VAE, "codebook_sizes": [256, 256]}
+    changes = {"model": model, "steps": 320, "validation": "none", "adversarial": 0.0, "save_every": 0}
+    train_stage1(stage1(tmp_path / "pictures", tmp_path / "out", **changes))
+    told = [record["warning"] for record in losses(tmp_path / "out") if "warning" in record]
+    assert told
+    assert all("codes have been in use" in message or "nearly always the same" in message for message in told)
+    assert f"warning: {told[0]}" in capsys.readouterr().err
+
+
 def test_each_level_is_told_of():
     dead = {"usage_0": 0.01, "usage_1": 0.01, "usage_2": 0.01}
     told = [message for _, message in said(lambda step, noise: {**healthy(step, noise), **dead})]
