@@ -132,7 +132,6 @@ def commands(pictures, tmp_path_factory):
     """The arguments of a run of each stage into a folder."""
     folder = tmp_path_factory.mktemp("runs of two stages")
     fields = {**COMMON, "data": str(pictures), "steps": STEPS, "save_every": 3, "workers": 2, "learning_rate": 1e-3}
-    fields |= {"validation": "none", "precision": "no"}
     train_stage1(stage1(pictures, folder / "vae", steps=2))
     own = {
         "stage1": {"model": VAE, "discriminator_channels": 32},
