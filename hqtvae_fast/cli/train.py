@@ -102,7 +102,8 @@ def both(
     """
     given = _given({**locals(), "data": [*(pictures or []), *(data or [])] or None})
     del given["pictures"]
-    _need(given, "data", "PICTURES"), _need(given, "out", "--out")
+    _need(given, "data", "PICTURES")
+    _need(given, "out", "--out")
     with waiting("Starting"):
         _need_extra()
         from hqtvae_fast.train.whole import train_whole
@@ -139,10 +140,11 @@ def stage1(
         _need_extra()
         from hqtvae_fast.train.config import Stage1Run, read_run
         from hqtvae_fast.train.run import train_stage1
+        from hqtvae_fast.train.telling import Telling
 
     with _named_as_options(given):
         run = read_run(Stage1Run, config, given, preset)
-    train_stage1(run, _this_command())
+    train_stage1(run, Telling(_this_command()))
 
 
 @train.command(epilog="Example: hqtvae train stage2 --preset S --vae runs/vae --data pictures/ --out runs/hqt")
@@ -209,10 +211,11 @@ def stage2(
         _need_extra()
         from hqtvae_fast.train.config import Stage2Run, read_run
         from hqtvae_fast.train.run import train_stage2
+        from hqtvae_fast.train.telling import Telling
 
     with _named_as_options(given):
         run = read_run(Stage2Run, config, given, preset)
-    train_stage2(run, _this_command())
+    train_stage2(run, Telling(_this_command()))
 
 
 train.command(epilog="Example: hqtvae train presets, then hqtvae train stage1 --preset NAME ...")(presets)

@@ -5,19 +5,19 @@ from __future__ import annotations
 import json
 import warnings
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
-from rich.console import Console
 from torch.utils.data import DataLoader
 
 from hqtvae_fast import checkpoint as checkpoints
-from hqtvae_fast.config import Condition, ConfigError, TransformerConfig
+from hqtvae_fast.config import Condition, ConfigError, HQTVAEConfig, TransformerConfig
 from hqtvae_fast.files import write_file
 from hqtvae_fast.model import HQVAE
-from hqtvae_fast.run_folder import MODEL, RUN_FILE, stage_runs
+from hqtvae_fast.run_folder import MODEL, RUN_FILE
 from hqtvae_fast.train.code_cache import CodeCache
 from hqtvae_fast.train.code_cache_build import open_code_cache
 from hqtvae_fast.train.config import RunConfig, Stage1Run, Stage2Run, described
@@ -27,15 +27,15 @@ from hqtvae_fast.train.data import (
     PictureStream,
     Source,
     Stored,
+    all_captions,
     caption_template,
     make_loader,
 )
-from hqtvae_fast.train.ending import say_end
 from hqtvae_fast.train.initial import init_transformer, init_vae, own_vocabulary
 from hqtvae_fast.train.losses import Stage1Weights, Stage2Weights
+from hqtvae_fast.train.memory import in_memory
 from hqtvae_fast.train.perceptual import load_perceptual
 from hqtvae_fast.train.prior import open_prior
-from hqtvae_fast.train.report import data_in_words, write_report
 from hqtvae_fast.train.runner import LoopSettings, Runner
 from hqtvae_fast.train.stage1 import Stage1, Stage1Settings
 from hqtvae_fast.train.stage2 import Stage2, Stage2Settings
@@ -48,22 +48,23 @@ from hqtvae_fast.train.stored_codes import (
     part_of,
     settle,
 )
+from hqtvae_fast.train.telling import Telling
 from hqtvae_fast.train.tokenizer import make_tokenizer, survey_captions
 from hqtvae_fast.train.validation import HeldOut
 
 
-def train_stage1(run: Stage1Run, again: str = "", whole: Path | None = None) -> Path | None:
+def train_stage1(run: Stage1Run, telling: Telling | None = None) -> Path | None:
     """Train HQ-VAE. Returns ``out/model``, a checkpoint without stage 2; None if the run was stopped before its end.
 
-    ``again``: the command that goes on with the run, to be shown when it is stopped. ``whole``: the folder of the run
-    of both stages that this is a part of; it has the report then, and the run does not say its end. Stopped on a
-    signal, when all is saved.
+    ``telling``: who hears of it. Stopped on a signal, when all is saved.
     """
     begun = start(run)
     run, accelerator = begun.run, begun.accelerator
     torch.manual_seed(run.seed)  # the same initial weights on every rank
     fields = run.model if run.resolution is None else {**run.model, "resolution": run.resolution}
     config, vae = init_vae(run.init, fields)
+    whole = HQTVAEConfig(vae=config, transformer=None)
+    begun = in_memory(begun, whole)
     loader, stream = open_data(begun, config.resolution, {})
     settings = make_stage1_settings(run, stream.batches_per_epoch)
     perceptual = load_perceptual(_path(run.perceptual_weights), _path(run.lpips_weights))
@@ -72,7 +73,7 @@ def train_stage1(run: Stage1Run, again: str = "", whole: Path | None = None) -> 
         accelerator.print(f"perceptual loss: {name}")
     held_out = open_held_out(begun, vae.config.resolution, {})
     task = Stage1(accelerator, vae, settings, perceptual=perceptual, held_out=held_out)
-    return go(begun, task, loader, stream, settings.steps, again, whole)
+    return go(begun, whole, task, loader, stream, settings.steps, telling or Telling())
 
 
 def make_stage1_settings(run: Stage1Run, per_epoch: float) -> Stage1Settings:
@@ -95,9 +96,9 @@ def make_stage1_settings(run: Stage1Run, per_epoch: float) -> Stage1Settings:
     )
 
 
-def train_stage2(run: Stage2Run, again: str = "", whole: Path | None = None) -> Path | None:
+def train_stage2(run: Stage2Run, telling: Telling | None = None) -> Path | None:
     """Train HQ-Transformer on a trained HQ-VAE. Returns ``out/model``, a checkpoint with both stages; None if the run
-    was stopped before its end. The rest as in :func:`train_stage1`."""
+    was stopped before its end. ``telling`` as in :func:`train_stage1`."""
     begun = start(run, settle)
     run, accelerator = begun.run, begun.accelerator
     # Stage 1 may be stored in half precision; codes are chosen in fp32.
@@ -113,6 +114,8 @@ def train_stage2(run: Stage2Run, again: str = "", whole: Path | None = None) -> 
     prior = open_prior(run.prior, vae, config)
     if config.condition == "codes" and prior is None:
         accelerator.print("no prior was named: the result will be half a model; hqtvae convert joins the halves")
+    whole = HQTVAEConfig(vae=vae.config, transformer=config)
+    begun = in_memory(begun, whole)
     data = _conditions(run, config)
     stored, held_out_stored = open_stored(begun, vae)
     loader, stream = open_data(begun, vae.config.resolution, data, stored)
@@ -133,7 +136,10 @@ def train_stage2(run: Stage2Run, again: str = "", whole: Path | None = None) -> 
         lost = survey_captions(begun.source, data["caption"], task.tokenizer)
         if lost:
             warnings.warn(lost.describe("captions"), stacklevel=2)
-    return go(begun, task, loader, stream, settings.steps, again, whole)
+    telling = telling or Telling()
+    if words is not None:
+        telling.example = next(all_captions(begun.training, data["caption"]), "")
+    return go(begun, whole, task, loader, stream, settings.steps, telling)
 
 
 def _condition(run: Stage2Run, facts: Facts) -> Condition:
@@ -246,13 +252,14 @@ def open_held_out(
 
 def go(
     begun: Started[Any],
+    config: HQTVAEConfig,
     task: Any,
     loader: DataLoader[Any],
     stream: PictureStream,
     steps: int,
-    again: str,
-    whole: Path | None,
+    telling: Telling,
 ) -> Path | None:
+    """The loop, from the last checkpoint on. Returns the finished model's folder; None if it was stopped before."""
     run, accelerator, directory = begun.run, begun.accelerator, Path(begun.run.out)
     if accelerator.is_main_process:
         write_file(directory / RUN_FILE, json.dumps(described(run), indent=2).encode() + b"\n")
@@ -277,13 +284,11 @@ def go(
         loop,
         accumulate=run.accumulate,
         fingerprint=fingerprint,
-        again=again,
-        report=lambda: _report(begun, whole, loader.dataset.resolution),  # type: ignore[attr-defined]
+        again=telling.again,
+        shown=partial(telling.page, run),
     )
     if accelerator.is_main_process:
-        Console(stderr=True).print(
-            f"{len(begun.training):,} pictures, {stream.batches_per_epoch:,.4g} updates an epoch, {steps:,} in all"
-        )
+        telling.begin(begun, config, steps, stream.epochs(steps * run.batch_size))
     try:
         runner.resume()
         finished = runner.run()
@@ -292,19 +297,9 @@ def go(
             runner.close()
         raise
     runner.close()
-    if finished and whole is None and accelerator.is_main_process:
-        say_end(directory, {run.title: directory}, example=begun.facts.example, data=run.data)
+    if finished and accelerator.is_main_process:
+        telling.end(run)
     return directory / MODEL if finished else None
-
-
-def _report(begun: Started[Any], whole: Path | None, resolution: int) -> None:
-    """The page of this run, or of the whole one that it is a part of."""
-    run = begun.run
-    held_out = 0 if begun.held_out is None else len(begun.held_out)
-    model = ", ".join(filter(None, (begun.size, f"{resolution}x{resolution} pixels")))
-    directory = whole or Path(run.out)
-    runs = {run.title: directory} if whole is None else stage_runs(whole)
-    write_report(directory, runs, {**data_in_words(begun.facts, held_out), "model": model})
 
 
 def _path(name: str | None) -> Path | None:

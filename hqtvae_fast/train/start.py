@@ -41,7 +41,7 @@ PARTS, MOST = 10, 500  # times that a run saves, draws and validates by default,
 @dataclass(frozen=True)
 class Started(Generic[Config]):
     """``run``: with every field. ``source``: all pictures; ``training`` and ``held_out``: parts of them, or of another
-    set. ``size``: what the model was picked as, empty where it was given."""
+    set. ``size``: what the model was picked as, empty where it was given. ``goes_on``: from a checkpoint of its own."""
 
     run: Config
     accelerator: Accelerator
@@ -50,6 +50,7 @@ class Started(Generic[Config]):
     held_out: Source | None
     facts: Facts
     size: str = ""
+    goes_on: bool = False
 
 
 def start(run: Config, settle: Callable[[Config, Source], tuple[Config, list[str]]] | None = None) -> Started[Config]:
@@ -74,7 +75,7 @@ def start(run: Config, settle: Callable[[Config, Source], tuple[Config, list[str
     picked = Picked("", earlier) if earlier else pick(run, facts, device)
     run = completed(run, {**picked.fields, "precision": precision})
     set_seed(run.seed, device_specific=True)
-    return Started(run, accelerator, source, *parts(run, source, facts), facts, picked.size)
+    return Started(run, accelerator, source, *parts(run, source, facts), facts, picked.size, bool(earlier))
 
 
 def begun(directory: Path) -> dict[str, Any]:

@@ -11,14 +11,14 @@ from typing import Any
 
 from rich.console import Console
 
-from hqtvae_fast.files import parse_json, read_text, sync_folder
-from hqtvae_fast.run_folder import MODEL, stage_runs
+from hqtvae_fast.files import sync_folder
+from hqtvae_fast.run_folder import MODEL
 from hqtvae_fast.train.config import RunConfig, Stage1Run, Stage2Run, read_run
 from hqtvae_fast.train.data import are_codes, open_source, select
-from hqtvae_fast.train.ending import say_end
 from hqtvae_fast.train.initial import init_vae, keeps_vae, own_condition
 from hqtvae_fast.train.run import train_stage1, train_stage2
-from hqtvae_fast.train.start import DATA_FILE, begun, join_world
+from hqtvae_fast.train.start import begun, join_world
+from hqtvae_fast.train.telling import Telling
 from hqtvae_fast.world import world
 
 CODES = "codes.safetensors"
@@ -27,16 +27,17 @@ ONLY_STAGE2 = ("vae", "condition", "caption")
 
 def train_whole(given: Mapping[str, Any], again: str = "") -> Path | None:
     """Train both stages into ``given["out"]``. ``given``: fields that somebody has named, of :class:`RunConfig`, which
-    both stages get, and of :class:`Stage2Run`, those in ``ONLY_STAGE2``. With ``vae`` stage 1 is that checkpoint's, with
-    ``init`` too, where it reconstructs the pictures well, and with shards of codes as data the one that made them.
+    both stages get, and of :class:`Stage2Run`, those in ``ONLY_STAGE2``. With ``vae`` stage 1 is that checkpoint's,
+    with ``init`` too, where it reconstructs the pictures well, and with shards of codes as data the one that made them.
 
     Called again it goes on where it was stopped. Returns the finished model's folder, ``out/model``; None if the run
-    was stopped before its end. ``again`` as in :func:`hqtvae_fast.train.run.train_stage1`.
+    was stopped before its end. ``again``: the command that goes on with it.
     """
     out, began = Path(given["out"]), time.monotonic()
+    telling = Telling(again, (out, {"stage 1": out / "stage1", "stage 2": out / "stage2"}))
     fields = {**given, "out": str(out / "stage2")}
     if not are_codes(given["data"]):
-        vae = _stage1(given, out, again)
+        vae = _stage1(given, out, telling)
         if vae is None:
             return None
         fields |= {"vae": str(vae), "code_cache": str(out / CODES)}
@@ -44,17 +45,17 @@ def train_whole(given: Mapping[str, Any], again: str = "") -> Path | None:
         fields.pop("init", None)
     if (minutes := given.get("stop_after_minutes")) is not None:
         fields["stop_after_minutes"] = max(0.01, minutes - (time.monotonic() - began) / 60)
-    found = train_stage2(read_run(Stage2Run, None, fields), again, out)
+    run = read_run(Stage2Run, None, fields)
+    found = train_stage2(run, telling)
     if found is None:
         return None
-    model = _publish(found, out / MODEL)
     if world().rank == 0:
-        facts = parse_json(read_text(out / "stage2" / DATA_FILE), DATA_FILE)
-        say_end(out, stage_runs(out), example=facts["example"])
-    return model
+        _publish(found, out / MODEL)
+        telling.say_end(run)
+    return out / MODEL
 
 
-def _stage1(given: Mapping[str, Any], out: Path, again: str) -> Path | None:
+def _stage1(given: Mapping[str, Any], out: Path, telling: Telling) -> Path | None:
     """A trained HQ-VAE: the one that is named, that of ``init`` if it does as it is, or the run's own, trained now
     unless it is there already; None if that was stopped."""
     if (named := given.get("vae")) is not None:
@@ -67,7 +68,7 @@ def _stage1(given: Mapping[str, Any], out: Path, again: str) -> Path | None:
     if _is_done(run):
         _say(f"stage 1 is done: {folder / MODEL}")
         return folder / MODEL
-    model = train_stage1(run, again, out)
+    model = train_stage1(run, telling)
     if model is not None and world().rank == 0:
         (out / CODES).unlink(missing_ok=True)  # of an earlier model
     return model
@@ -91,16 +92,14 @@ def _is_done(run: RunConfig) -> bool:
     return (folder / MODEL).is_dir() and bool(fields) and not longer
 
 
-def _publish(model: Path, place: Path) -> Path:
+def _publish(model: Path, place: Path) -> None:
     """The finished model where the whole run's folder has it: links to the same files, or copies."""
-    if world().rank == 0:
-        partial = place.with_name(f".partial-{place.name}")
-        shutil.rmtree(partial, ignore_errors=True)
-        shutil.copytree(model, partial, copy_function=_link)
-        shutil.rmtree(place, ignore_errors=True)
-        os.replace(partial, place)
-        sync_folder(place.parent)
-    return place
+    partial = place.with_name(f".partial-{place.name}")
+    shutil.rmtree(partial, ignore_errors=True)
+    shutil.copytree(model, partial, copy_function=_link)
+    shutil.rmtree(place, ignore_errors=True)
+    os.replace(partial, place)
+    sync_folder(place.parent)
 
 
 def _link(source: str, target: str) -> None:

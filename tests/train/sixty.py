@@ -1,4 +1,4 @@
-"""Sixty pictures of animals, food and vehicles, twenty each, 64x64, as people have them: in folders or with captions."""
+"""Sixty pictures, 64x64, of animals, food and vehicles, as people have them: in folders or with captions."""
 
 from __future__ import annotations
 
