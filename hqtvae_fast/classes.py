@@ -85,8 +85,8 @@ class Classes:
         return self.name(label) or f"class {label}"
 
     def listed(self, shown: int = SHOWN) -> str:
-        """The names of trained classes, the first of them."""
-        names = [name for name in self.names if name is not None]
+        """The names of trained classes, the first of them; in quotes those with a comma."""
+        names = [f'"{name}"' if "," in name else name for name in self.names if name is not None]
         return ", ".join(names[:shown]) + (", ..." if len(names) > shown else "")
 
     def warn_untrained(self, labels: Iterable[int], stacklevel: int = 1) -> None:

@@ -37,6 +37,9 @@ def read_conditions(
     from hqtvae_fast.classes import UntrainedClassWarning
     from hqtvae_fast.config import check_condition
 
+    if config.classes.names and required and not (classes or prompts):
+        example = config.classes.spelled(config.classes.trained[:2])
+        raise ValueError(f"this model is class-conditional: expected --classes, such as {example!r}; got none")
     if required or classes or prompts:
         with named_as_options():
             check_condition(config, ["class_labels"] * bool(classes) + ["prompt"] * bool(prompts))

@@ -264,15 +264,14 @@ def _draw(pipe: HQTVAEPipeline, drawings: list[Drawing], sampling: dict[str, Any
 
 
 def _some(paths: list[str], resolution: int | None, count: int) -> tuple[list[Image.Image], list[str]]:
-    """At most ``count`` pictures of a set, evenly spread, and their captions, empty where they have none."""
+    """At most ``count`` pictures of a set, evenly spread, and what each shows, in words."""
     from hqtvae_fast.evaluate import open_pictures
     from hqtvae_fast.evaluate.figures.neighbours import picture_at
-    from hqtvae_fast.evaluate.pack import caption_or_none
 
     source = open_pictures(paths, resolution)
     count = min(count, len(source))
     chosen = [place * len(source) // count for place in range(count)]
-    return [picture_at(source, index) for index in chosen], [caption_or_none(source, index) or "" for index in chosen]
+    return [picture_at(source, index) for index in chosen], [source.shows(index) for index in chosen]
 
 
 def _distance(name: str, side: int, device: str | None) -> Distance:

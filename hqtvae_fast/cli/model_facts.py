@@ -72,11 +72,22 @@ def show_stored(opened: checkpoints.Checkpoint) -> None:
     show(facts("Weights are stored in", {name: ", ".join(sorted(found)) for name, found in dtypes.items()}))
 
 
+def show_classes(classes: Classes) -> None:
+    """Their names, the first of them if they are many; nothing of classes without names."""
+    if not classes.names:
+        return
+    rows = {str(label): classes.caption(label) for label in classes.trained[:LISTED]}
+    if len(classes.trained) > LISTED:
+        rows[f"{len(classes.trained) - LISTED:,} more"] = "id2label of config.json"
+    if untrained := classes.count - len(classes.trained):
+        rows[f"{untrained:,} others"] = "without training pictures"
+    show(facts("Classes", rows))
+
+
 def show_costs(config: HQTVAEConfig, batches: list[int], dtype: str, measure: bool) -> None:
     """Configuration, parameters, work, memory and the least times of a model."""
     held_in = PRECISIONS[dtype].dtype
     _show_config(config)
-    _show_classes(config.classes)
     _show_parameters(config)
     _show_cost(config)
     _show_memory(config, batches, held_in)
@@ -86,17 +97,6 @@ def show_costs(config: HQTVAEConfig, batches: list[int], dtype: str, measure: bo
 def _show_config(config: HQTVAEConfig) -> None:
     parts = to_dict(dataclasses.replace(config, id2label=())).items()
     show(facts("Configuration", {name: str(value) for part, values in parts for name, value in _flat(part, values)}))
-
-
-def _show_classes(classes: Classes) -> None:
-    if not classes.names:
-        return
-    rows = {str(label): classes.caption(label) for label in classes.trained[:LISTED]}
-    if len(classes.trained) > LISTED:
-        rows[f"{len(classes.trained) - LISTED:,} more"] = "id2label of config.json"
-    if untrained := classes.count - len(classes.trained):
-        rows[f"{untrained:,} others"] = "without training pictures"
-    show(facts("Classes", rows))
 
 
 def _flat(name: str, value: Any) -> list[tuple[str, Any]]:

@@ -182,7 +182,7 @@ Shards = Annotated[
         help="Write WebDataset shards of pictures into this folder, with checksums. Stopped anywhere, the same command"
         " goes on with the shards that are missing. torchrun --nproc-per-node N -m hqtvae_fast.cli sample ... shares"
         " them out (--out means --shards then): the files are the same for any number of processes. Of a"
-        " class-conditional model without --classes: --num-images in all, of all classes in turn.",
+        " class-conditional model without --classes: --num-images in all, of all its classes in turn.",
         show_default=False,
         rich_help_panel=OUTPUT,
     ),

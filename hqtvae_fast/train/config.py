@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
@@ -27,6 +27,10 @@ SOFT_LABELS = 1.0
 
 
 INTERNAL = {"internal": True}  # of a field that is no option and stands in no file
+FREE = {"when going on": "free"}
+"""Of a field that may be another when a run goes on, and takes effect from there. All others may not."""
+PASSING = {"when going on": "passing"}
+"""Of a field that is for one process, and is forgotten with it."""
 
 
 @dataclass(frozen=True)
@@ -37,13 +41,13 @@ class RunConfig:
     """The folder of its presets."""
     title: ClassVar[str]
 
-    data: tuple[str, ...] = ()
+    data: tuple[str, ...] = field(default=(), metadata=FREE)
     """Pictures to train on: WebDataset shards (files, patterns), or a folder; see train.data.open_source."""
-    validation: tuple[str, ...] = ()
+    validation: tuple[str, ...] = field(default=(), metadata=FREE)
     """Held-out pictures, likewise. Without them a tenth of the data is held out; ``none``: nothing is."""
-    validation_pictures: Counted = 2048
+    validation_pictures: Counted = field(default=2048, metadata=FREE)
     """At most so many of them are used, spread evenly over the set."""
-    select: dict[str, Any] = dataclasses.field(default_factory=dict)
+    select: dict[str, Any] = field(default_factory=dict)
     """Only pictures, held-out ones too, whose fields have one of these values: {style: [noto, fluent], group: Food}."""
     init: str | None = None
     """A checkpoint whose architecture, weights and tokenizer the run begins with, to fine-tune; None: random ones."""
@@ -51,36 +55,36 @@ class RunConfig:
     """A model and its training, see :mod:`hqtvae_fast.train.sizes`; None: picked, unless ``model`` is there."""
     resolution: Annotated[int, Between(8, 8192)] | None = None
     """Side of the pictures; None: the model's."""
-    out: str = ""
+    out: str = field(default="", metadata=PASSING)
     """The run's directory; a run that is there goes on."""
-    flip: bool = False
-    crops: Annotated[float, Between(0.05, 1)] = 1.0
+    flip: bool = field(default=False, metadata=FREE)
+    crops: Annotated[float, Between(0.05, 1)] = field(default=1.0, metadata=FREE)
     """Least share of a picture's square that a random crop shows; 1: squares along the long side alone."""
-    batch_size: Counted = 128
+    batch_size: Counted = field(default=128, metadata=FREE)
     """Pictures an update, over all processes."""
-    accumulate: Counted = 1
+    accumulate: Counted = field(default=1, metadata=FREE)
     """Micro-batches that a process cuts its share into, to need less memory."""
-    steps: Counted | None = None
-    epochs: Annotated[float, Between(0.001)] | None = None
+    steps: Counted | None = field(default=None, metadata=FREE)
+    epochs: Annotated[float, Between(0.001)] | None = field(default=None, metadata=FREE)
     """Either, not both."""
-    warmup_epochs: Weight = 0.5
-    learning_rate: Weight | None = None
-    precision: Autocast = "no"
+    warmup_epochs: Weight = field(default=0.5, metadata=FREE)
+    learning_rate: Weight | None = field(default=None, metadata=FREE)
+    precision: Autocast = field(default="no", metadata=FREE)
     """What forward and backward passes compute in."""
-    workers: Interval = 2
+    workers: Interval = field(default=2, metadata=FREE)
     seed: Seed = 0
-    log_every: Interval = 10
-    save_every: Interval = 500
-    picture_every: Interval = 500
-    validate_every: Interval = 500
+    log_every: Interval = field(default=10, metadata=FREE)
+    save_every: Interval = field(default=500, metadata=FREE)
+    picture_every: Interval = field(default=500, metadata=FREE)
+    validate_every: Interval = field(default=500, metadata=FREE)
     """Updates between two validations; 0: none."""
-    keep: Counted = 2
+    keep: Counted = field(default=2, metadata=FREE)
     """Checkpoints, the newest ones."""
-    given: tuple[str, ...] = dataclasses.field(default=(), metadata=INTERNAL)
+    given: tuple[str, ...] = field(default=(), metadata=INTERNAL)
     """The fields that somebody has named; what nobody has is picked to fit the data and the machine."""
-    stop_after: Counted | None = None
+    stop_after: Counted | None = field(default=None, metadata=PASSING)
     """Save and end after this many updates of this process."""
-    stop_after_minutes: Weight | None = None
+    stop_after_minutes: Weight | None = field(default=None, metadata=PASSING)
     """Save and end after this long."""
 
     def check(self) -> None:
@@ -100,15 +104,16 @@ class RunConfig:
         """``select`` with a list for every field."""
         return {name: value if isinstance(value, list) else [value] for name, value in self.select.items()}
 
-    def total_steps(self, per_epoch: float) -> int:
-        """``per_epoch``: updates, not rounded."""
+    def total_steps(self, per_epoch: float, more: float = 0.0) -> int:
+        """``per_epoch``: updates, not rounded. ``more``: so many updates more than their pictures would make now, as
+        their batches had another size."""
         if self.steps is not None:
             return self.steps
-        return max(1, round((0 if self.epochs is None else self.epochs) * per_epoch))
+        return max(1, round((0 if self.epochs is None else self.epochs) * per_epoch + more))
 
-    def warmup_steps(self, per_epoch: float) -> int:
+    def warmup_steps(self, per_epoch: float, more: float = 0.0) -> int:
         """At most a tenth of the run, so that a short run is not all warm-up."""
-        return min(round(self.warmup_epochs * per_epoch), self.total_steps(per_epoch) // 10)
+        return min(round(self.warmup_epochs * per_epoch), self.total_steps(per_epoch, more) // 10)
 
 
 @dataclass(frozen=True)
@@ -118,22 +123,22 @@ class Stage1Run(RunConfig):
     stage: ClassVar[str] = "stage1"
     title: ClassVar[str] = "stage 1"
 
-    model: dict[str, Any] = dataclasses.field(default_factory=dict)
-    perceptual_weights: str | None = None
+    model: dict[str, Any] = field(default_factory=dict)
+    perceptual_weights: str | None = field(default=None, metadata=FREE)
     """VGG16's convolutions, a local file; None trains without a perceptual loss."""
-    lpips_weights: str | None = None
-    perceptual: Weight = 1.0
+    lpips_weights: str | None = field(default=None, metadata=FREE)
+    perceptual: Weight = field(default=1.0, metadata=FREE)
     adversarial: Weight = 0.75
     adversarial_start: Interval = 0
     discriminator_channels: Counted = 64
-    restart_unused: bool = False
-    commitment: Weight = 1.0
+    restart_unused: bool = field(default=False, metadata=FREE)
+    commitment: Weight = field(default=1.0, metadata=FREE)
     """On top of beta, which is ``model.commitment_weight``."""
-    top_only: TopOnly = "none"
+    top_only: TopOnly = field(default="none", metadata=FREE)
     """Which losses the picture decoded from top codes alone takes part in: none, pixels, or all."""
-    residual: Weight = 0.0
+    residual: Weight = field(default=0.0, metadata=FREE)
     """Weight of the mean |residual| below the top level, which keeps the top codes in use."""
-    schedule: Schedule = "cosine"
+    schedule: Schedule = field(default="cosine", metadata=FREE)
     """Of the learning rate after its warm-up: cosine (to 0) or constant."""
 
     def check(self) -> None:
@@ -149,14 +154,14 @@ class Stage2Run(RunConfig):
     stage: ClassVar[str] = "stage2"
     title: ClassVar[str] = "stage 2"
 
-    vae: str = ""
+    vae: str = field(default="", metadata=FREE)
     """A checkpoint directory with the trained stage 1; without it, that of ``prior`` or ``init``, or the one that made
     the codes which are the data."""
     prior: str | None = None
     """For a refiner (``condition: codes``): the checkpoint directory of the trained prior over top codes. The result
     then holds both and draws whole pictures; its stage 1 is taken where ``vae`` names none."""
-    model: dict[str, Any] = dataclasses.field(default_factory=dict)
-    code_cache: str | None = None
+    model: dict[str, Any] = field(default_factory=dict)
+    code_cache: str | None = field(default=None, metadata=FREE)
     """A file with the codes of all pictures' centre squares, made if it is not there; None codes pictures as they come,
     with random crops. Much larger with ``soft_labels``."""
     condition: Literal["class", "text", "none"] | None = None
@@ -164,22 +169,22 @@ class Stage2Run(RunConfig):
     caption: str = "plain"
     """How captions are made from what is known of a picture: plain, emoji, or a template such as "{name}, {style}"."""
     vocab_size: Annotated[int, Between(3)] = 4096
-    weight_decay: Weight = 1e-4
-    clip: Annotated[float, Between(1e-9)] | None = 1.0
-    activation_checkpointing: bool = False
+    weight_decay: Weight = field(default=1e-4, metadata=FREE)
+    clip: Annotated[float, Between(1e-9)] | None = field(default=1.0, metadata=FREE)
+    activation_checkpointing: bool = field(default=False, metadata=FREE)
     """Compute activations again in the backward pass: less memory, a third more arithmetic."""
-    soft_labels: Weight | None = None
+    soft_labels: Weight | None = field(default=None, metadata=FREE)
     """tau of the targets softmax(-squared distance / tau), in units of squared distance; 0: the codes themselves.
     Where nothing is said, 1; with codes as data, which tell no distances, 0."""
-    level_weights: Annotated[tuple[Weight, ...], Between(1, MAX_LEVELS)] | None = None
+    level_weights: Annotated[tuple[Weight, ...], Between(1, MAX_LEVELS)] | None = field(default=None, metadata=FREE)
     """Weights of the levels' losses, top first; None weighs a level by its codes below a top code: 1, 4, 16."""
-    image_weight: Weight = 0.9
-    text_weight: Weight = 0.1
+    image_weight: Weight = field(default=0.9, metadata=FREE)
+    text_weight: Weight = field(default=0.1, metadata=FREE)
     """These two of a text model; see :class:`hqtvae_fast.train.losses.Stage2Weights`."""
-    sample_prompts: tuple[str, ...] = ()
-    sample_top_k: Counted | None = None
-    sample_temperature: Annotated[float, Between(1e-9)] = 1.0
-    warmup_epochs: Weight = 1.0
+    sample_prompts: tuple[str, ...] = field(default=(), metadata=FREE)
+    sample_top_k: Counted | None = field(default=None, metadata=FREE)
+    sample_temperature: Annotated[float, Between(1e-9)] = field(default=1.0, metadata=FREE)
+    warmup_epochs: Weight = field(default=1.0, metadata=FREE)
 
     @property
     def tau(self) -> float | None:
@@ -208,6 +213,16 @@ def completed(run: Config, fields: dict[str, Any]) -> Config:
     if "steps" in above or "epochs" in above:
         fields = {name: value for name, value in fields.items() if name not in ("steps", "epochs")}
     return dataclasses.replace(run, **layered(_read(type(run), fields), above))
+
+
+def may_change(cls: type[RunConfig], name: str) -> bool:
+    """Whether a run may go on with another value of this field."""
+    return any(f.name == name and f.metadata == FREE for f in dataclasses.fields(cls))
+
+
+def passes(name: str) -> bool:
+    """Whether the field is for one process."""
+    return any(f.name == name and f.metadata == PASSING for f in dataclasses.fields(RunConfig))
 
 
 def described(run: RunConfig) -> dict[str, Any]:

@@ -61,9 +61,11 @@ def read_position(checkpoint: Path) -> Saved:
     return parse(Saved, parse_json(read_text(file), file), str(file))
 
 
-def last_position(run: Path) -> Saved | None:
-    """Of the newest whole checkpoint in a run's folder; None where there is none."""
+def more_updates(run: Path, batch_size: int) -> float:
+    """How many more updates a run has made than its pictures would be in batches of this size; 0 for one whose batches
+    always had it, or that is not begun."""
     for checkpoint in newest_first(run / CHECKPOINTS):
         if (checkpoint / POSITION_FILE).is_file() and not damage(checkpoint):
-            return read_position(checkpoint)
-    return None
+            saved = read_position(checkpoint)
+            return saved.step - saved.seen / batch_size
+    return 0.0

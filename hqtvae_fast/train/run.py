@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import warnings
 from contextlib import suppress
 from functools import partial
@@ -15,12 +14,11 @@ from torch.utils.data import DataLoader
 
 from hqtvae_fast import checkpoint as checkpoints
 from hqtvae_fast.config import Condition, ConfigError, HQTVAEConfig, TransformerConfig
-from hqtvae_fast.files import write_file
 from hqtvae_fast.model import HQVAE
-from hqtvae_fast.run_folder import MODEL, RUN_FILE
+from hqtvae_fast.run_folder import MODEL
 from hqtvae_fast.train.code_cache import CodeCache
 from hqtvae_fast.train.code_cache_build import open_code_cache
-from hqtvae_fast.train.config import RunConfig, Stage1Run, Stage2Run, described
+from hqtvae_fast.train.config import RunConfig, Stage1Run, Stage2Run
 from hqtvae_fast.train.data import (
     Facts,
     PictureDataset,
@@ -66,7 +64,7 @@ def train_stage1(run: Stage1Run, telling: Telling | None = None) -> Path | None:
     whole = HQTVAEConfig(vae=config, transformer=None)
     begun = in_memory(begun, whole)
     loader, stream = open_data(begun, config.resolution, {})
-    settings = make_stage1_settings(run, stream.batches_per_epoch)
+    settings = make_stage1_settings(run, stream.batches_per_epoch, begun.more)
     perceptual = load_perceptual(_path(run.perceptual_weights), _path(run.lpips_weights))
     if run.perceptual:
         name = "off, as no weights were named" if perceptual is None else perceptual.name
@@ -76,10 +74,10 @@ def train_stage1(run: Stage1Run, telling: Telling | None = None) -> Path | None:
     return go(begun, whole, task, loader, stream, settings.steps, telling or Telling())
 
 
-def make_stage1_settings(run: Stage1Run, per_epoch: float) -> Stage1Settings:
+def make_stage1_settings(run: Stage1Run, per_epoch: float, more: float = 0.0) -> Stage1Settings:
     return Stage1Settings(
-        steps=run.total_steps(per_epoch),
-        warmup_steps=run.warmup_steps(per_epoch),
+        steps=run.total_steps(per_epoch, more),
+        warmup_steps=run.warmup_steps(per_epoch, more),
         learning_rate=Stage1Settings.learning_rate if run.learning_rate is None else run.learning_rate,
         schedule=run.schedule,
         weights=Stage1Weights(
@@ -119,7 +117,7 @@ def train_stage2(run: Stage2Run, telling: Telling | None = None) -> Path | None:
     data = _conditions(run, config)
     stored, held_out_stored = open_stored(begun, vae)
     loader, stream = open_data(begun, vae.config.resolution, data, stored)
-    settings = make_stage2_settings(run, stream.batches_per_epoch)
+    settings = make_stage2_settings(run, stream.batches_per_epoch, begun.more)
     transformer.set_activation_checkpointing(run.activation_checkpointing)
     task = Stage2(
         accelerator,
@@ -157,10 +155,10 @@ def _conditions(run: Stage2Run, config: TransformerConfig) -> dict[str, Any]:
     return {"condition": "none"}
 
 
-def make_stage2_settings(run: Stage2Run, per_epoch: float) -> Stage2Settings:
+def make_stage2_settings(run: Stage2Run, per_epoch: float, more: float = 0.0) -> Stage2Settings:
     return Stage2Settings(
-        steps=run.total_steps(per_epoch),
-        warmup_steps=run.warmup_steps(per_epoch),
+        steps=run.total_steps(per_epoch, more),
+        warmup_steps=run.warmup_steps(per_epoch, more),
         learning_rate=run.learning_rate,
         weight_decay=run.weight_decay,
         clip=run.clip,
@@ -261,8 +259,6 @@ def go(
 ) -> Path | None:
     """The loop, from the last checkpoint on. Returns the finished model's folder; None if it was stopped before."""
     run, accelerator, directory = begun.run, begun.accelerator, Path(begun.run.out)
-    if accelerator.is_main_process:
-        write_file(directory / RUN_FILE, json.dumps(described(run), indent=2).encode() + b"\n")
     loop = LoopSettings(
         steps,
         log_every=run.log_every,
@@ -274,7 +270,7 @@ def go(
         fresh=run.init is None,
         restarts=getattr(run, "restart_unused", False),
     )
-    fingerprint = begun.source.fingerprint()
+    fingerprint = begun.training.fingerprint()
     runner = Runner(
         accelerator,
         task,
@@ -291,6 +287,8 @@ def go(
         telling.begin(begun, config, steps, stream.epochs(steps * run.batch_size))
     try:
         runner.resume()
+        if accelerator.is_main_process:
+            begun.take_changes()
         finished = runner.run()
     except BaseException:
         with suppress(Exception):  # a log that cannot be written is no news, and would hide the reason

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Generic
 
@@ -12,10 +11,12 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedDataParallelKwargs, set_seed
+from rich.console import Console
 
-from hqtvae_fast.files import read_text, write_file
+from hqtvae_fast.files import write_file
 from hqtvae_fast.hardware import pick_device
-from hqtvae_fast.run_folder import CHECKPOINTS, LOGS, RUN_FILE
+from hqtvae_fast.run_folder import LOGS
+from hqtvae_fast.train.changes import changes, earlier_run, write_run
 from hqtvae_fast.train.config import Config, RunConfig, completed
 from hqtvae_fast.train.data import (
     ClassFolder,
@@ -29,6 +30,7 @@ from hqtvae_fast.train.data import (
     survey,
 )
 from hqtvae_fast.train.estimate import training_precision
+from hqtvae_fast.train.position import more_updates
 from hqtvae_fast.train.sizes import Picked, pick
 from hqtvae_fast.world import WorldError, world
 
@@ -51,6 +53,18 @@ class Started(Generic[Config]):
     facts: Facts
     size: str = ""
     goes_on: bool = False
+    changed: tuple[str, ...] = ()
+    """Fields of a run that goes on, in words, which are others than before."""
+    more: float = 0.0
+    """See :func:`hqtvae_fast.train.position.more_updates`."""
+
+    def take_changes(self) -> None:
+        """For the main process, when the run stands where it goes on from: it does so with the fields it has now."""
+        if self.changed:
+            Console(stderr=True).print(
+                f"changed: {'; '.join(self.changed)}", soft_wrap=True, highlight=False, markup=False
+            )
+        write_run(Path(self.run.out), self.run)
 
 
 def start(run: Config, settle: Callable[[Config, Source], tuple[Config, list[str]]] | None = None) -> Started[Config]:
@@ -63,7 +77,7 @@ def start(run: Config, settle: Callable[[Config, Source], tuple[Config, list[str
     run, told = (run, []) if settle is None else settle(run, source)
     directory, device = Path(run.out), pick_device(None)
     directory.mkdir(parents=True, exist_ok=True)
-    earlier = begun(directory)
+    earlier = earlier_run(directory)
     precision = run.precision
     if "precision" not in run.given:
         precision = earlier.get("precision") or training_precision(device)
@@ -72,19 +86,18 @@ def start(run: Config, settle: Callable[[Config, Source], tuple[Config, list[str
     for line in told:
         accelerator.print(line)
     facts = known(directory, accelerator, run, source)
-    picked = Picked("", earlier) if earlier else pick(run, facts, device)
-    run = completed(run, {**picked.fields, "precision": precision})
+    picked = Picked("", _remembered(run, earlier)) if earlier else pick(run, facts, device)
+    size = {"size": picked.size} if picked.size else {}
+    run = completed(run, {**picked.fields, **size, "precision": precision})
     set_seed(run.seed, device_specific=True)
-    return Started(run, accelerator, source, *parts(run, source, facts), facts, picked.size, bool(earlier))
+    split = parts(run, source, facts)
+    changed, more = tuple(changes(run, earlier)), more_updates(directory, run.batch_size)
+    return Started(run, accelerator, source, *split, facts, picked.size, bool(earlier), changed, more)
 
 
-def begun(directory: Path) -> dict[str, Any]:
-    """The fields of the run that has left checkpoints in this folder; none where there is none to go on from."""
-    file = directory / RUN_FILE
-    if not file.is_file() or not any((directory / CHECKPOINTS).glob("step-*")):
-        return {}
-    fields = json.loads(read_text(file))
-    return {name: value for name, value in fields.items() if value is not None}
+def _remembered(run: RunConfig, earlier: Mapping[str, Any]) -> dict[str, Any]:
+    known = {f.name for f in fields(run)}
+    return {name: value for name, value in earlier.items() if value is not None and name in known}
 
 
 def known(directory: Path, accelerator: Accelerator, run: RunConfig, source: Source) -> Facts:

@@ -50,8 +50,6 @@ class Telling:
             {"pictures": pictures, f"{run.title}": f"{model}; {how}", "device": device_name(begun.accelerator.device)}
         )
         say(f"{run.title}: {model}; {pictures}; {how}; {in_words(seconds)} here (estimated)")
-        if facts.note and run.stage == "stage2":
-            say(f"data: {facts.note}")
 
     def page(self, run: RunConfig) -> None:
         """Write the run's page. One that cannot be written is said, and costs nothing else."""

@@ -13,11 +13,12 @@ from rich.console import Console
 
 from hqtvae_fast.files import sync_folder
 from hqtvae_fast.run_folder import MODEL
+from hqtvae_fast.train.changes import earlier_run
 from hqtvae_fast.train.config import RunConfig, Stage1Run, Stage2Run, read_run
 from hqtvae_fast.train.data import are_codes, open_source, select
 from hqtvae_fast.train.initial import init_vae, keeps_vae, own_condition
 from hqtvae_fast.train.run import train_stage1, train_stage2
-from hqtvae_fast.train.start import begun, join_world
+from hqtvae_fast.train.start import join_world
 from hqtvae_fast.train.telling import Telling
 from hqtvae_fast.world import world
 
@@ -87,7 +88,7 @@ def _keeps_init(init: str, run: Stage1Run, out: Path) -> bool:
 def _is_done(run: RunConfig) -> bool:
     """Whether the run has come to its end, and nobody asks for a longer one."""
     folder = Path(run.out)
-    fields = begun(folder)
+    fields = earlier_run(folder)
     longer = any(name in run.given and fields.get(name) != getattr(run, name) for name in ("steps", "epochs"))
     return (folder / MODEL).is_dir() and bool(fields) and not longer
 

@@ -14,8 +14,10 @@ import pytest
 from PIL import Image
 
 from hqtvae_fast import checkpoint as checkpoints
+from hqtvae_fast.checkpoint_config import read_config
 from hqtvae_fast.classes import Classes
 from hqtvae_fast.cli.plan import plan
+from hqtvae_fast.evaluate import open_pictures
 from hqtvae_fast.train.data import open_source
 
 from .conftest import GOLDEN, Run, assert_one_line_error
@@ -113,10 +115,33 @@ def test_figures_take_and_show_names(run: Run, model: Path, monkeypatch: pytest.
     assert shown == ["cat", "hot dog", "kept", "draw 1", "hot dog"]
 
 
-def test_info_lists_the_classes(run: Run, model: Path) -> None:
-    result = run("info", model, "--no-measure")
+def test_pictures_tell_what_they_show(run: Run, model: Path) -> None:
+    assert run("sample", model, "--classes", "hot dog,owl", "--out-dir", "files").code == 0
+    assert run("sample", model, "--classes", "hot dog,owl", "--shards", "set").code == 0
+    for folder in ("files", "set"):
+        assert [open_pictures([folder]).shows(index) for index in range(2)] == ["hot dog", "owl"]
+    for file in Path("files").iterdir():
+        Path("plain").mkdir(exist_ok=True)
+        Image.open(file).copy().save(Path("plain") / f"{len(file.name)}.png")
+    assert open_pictures(["plain"]).shows(0) == ""
+
+
+def test_a_class_that_is_not_named_is_asked_for_with_examples(run: Run, model: Path) -> None:
+    assert_one_line_error(
+        run("sample", model), "class-conditional: expected --classes, such as 'cat,hot dog'; got none"
+    )
+
+
+def test_a_converted_model_keeps_its_names(run: Run, model: Path) -> None:
+    assert run("convert", model, "converted", "--dtype", "bf16").code == 0
+    assert read_config("converted").id2label == NAMES
+
+
+def test_info_lists_the_classes(run: Run, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("hqtvae_fast.cli.model_facts.show_costs", lambda *_: None)  # seconds of counting
+    result = run("info", model)
     assert result.code == 0
-    assert ": draws 64x64 pictures from 4 classes (cat, hot dog, tench, Tinca tinca, owl); " in result.out
+    assert ': draws 64x64 pictures from 4 classes (cat, hot dog, "tench, Tinca tinca", owl); ' in result.out
     rows = result.out.partition("Classes ")[2].splitlines()[2:7]
     listed = [[cell.strip() for cell in row.strip().split("  ", 1)] for row in rows]
     assert listed == [

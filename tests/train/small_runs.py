@@ -24,7 +24,15 @@ VAE = {
 }
 BLOCKS = {"num_layers": 1, "num_heads": 2, "residual_dropout": 0.1}
 TRANSFORMER = {"dim": 32, "num_classes": 2, "body": BLOCKS, "head": BLOCKS}
-COMMON = {"batch_size": 4, "workers": 0, "log_every": 1, "picture_every": 0, "seed": 3, "save_every": 2}
+COMMON = {
+    "batch_size": 4,
+    "workers": 0,
+    "log_every": 1,
+    "picture_every": 0,
+    "seed": 3,
+    "save_every": 2,
+    "precision": "no",
+}
 
 
 def write_pictures(root: Path, size: tuple[int, int] = (20, 18)) -> Path:
