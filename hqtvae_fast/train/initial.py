@@ -32,7 +32,9 @@ TABLES = ("prefix.embedding.weight", "prefix.head.weight")
 ALL = "all weights of stage 2"
 SHOWN_NAMES = 5
 KEPT_FROM = 20.0
-"""dB"""
+"""dB, of a stage 1 that is kept. The demo gives 23.9 on emoji that it never saw, where 640 pictures of training cost 0.9
+on held-out ones; and 15.7 on drawn shapes and 13.6 on photographs, which are hardly to be recognised: there the same
+training gains 4.2 dB on the shapes."""
 LOOKED_AT = 64  # pictures
 
 Say = Callable[[str], None]

@@ -15,10 +15,12 @@ from hqtvae_fast.files import write_file
 from hqtvae_fast.plots import on_a_page
 from hqtvae_fast.run_folder import MODEL, PICTURES, REPORT, STAGES
 from hqtvae_fast.train.curves import losses_plot
+from hqtvae_fast.train.data import Facts
 from hqtvae_fast.train.records import LOSSES, read_records
 from hqtvae_fast.train.words import duration, held_out, in_words, speed
 
 EARLIER = 3  # sheets before the last one, evenly spread
+CLASSES = 30  # named
 RELOAD = 60  # seconds, while a run goes on
 STYLE = """
 :root { color-scheme: light dark; --ink: #24292f; --soft: #57606a; --page: #fff; --faint: #d0d7de; --warn: #fff8c5 }
@@ -59,6 +61,18 @@ def write_report(directory: Path, runs: Mapping[str, Path], facts: Mapping[str, 
     file = directory / REPORT
     write_file(file, "\n".join(parts).encode("utf-8", "replace"))
     return file
+
+
+def data_in_words(facts: Facts, held_out: int) -> dict[str, str]:
+    """What a set of pictures is, for a page; ``held_out``: how many of them are, or are beside them."""
+    told = {"pictures": f"{facts.pictures:,}, and {held_out:,} held out" if held_out else f"{facts.pictures:,}"}
+    named = [(name, count) for name, count in zip(facts.classes, facts.counts, strict=True) if name is not None]
+    if facts.condition == "class":
+        more = f" and {len(named) - CLASSES:,} more" if len(named) > CLASSES else ""
+        told["classes"] = ", ".join(f"{name} ({count:,})" for name, count in named[:CLASSES]) + more
+    if facts.condition == "text":
+        told["captions"] = f"such as \u201c{facts.example}\u201d"
+    return {**told, "note": facts.note} if facts.note else told
 
 
 def _is_done(run: Path) -> bool:

@@ -25,7 +25,6 @@ from hqtvae_fast.train.data import (
     PictureStream,
     Source,
     Stored,
-    all_captions,
     caption_template,
     make_loader,
 )
@@ -134,10 +133,7 @@ def train_stage2(run: Stage2Run, telling: Telling | None = None) -> Path | None:
         lost = survey_captions(begun.source, data["caption"], task.tokenizer)
         if lost:
             warnings.warn(lost.describe("captions"), stacklevel=2)
-    telling = telling or Telling()
-    if words is not None:
-        telling.example = next(all_captions(begun.training, data["caption"]), "")
-    return go(begun, whole, task, loader, stream, settings.steps, telling)
+    return go(begun, whole, task, loader, stream, settings.steps, telling or Telling())
 
 
 def _condition(run: Stage2Run, facts: Facts) -> Condition:
@@ -281,7 +277,7 @@ def go(
         accumulate=run.accumulate,
         fingerprint=fingerprint,
         again=telling.again,
-        shown=partial(telling.page, run),
+        report=partial(telling.page, run),
     )
     if accelerator.is_main_process:
         telling.begin(begun, config, steps, stream.epochs(steps * run.batch_size))

@@ -24,7 +24,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.data import DataLoader
 
 from hqtvae_fast.files import write_file
-from hqtvae_fast.run_folder import LOGS, MODEL, PICTURES
+from hqtvae_fast.run_folder import LOGS, MODEL, PICTURES, REPORT
 from hqtvae_fast.train.cores import Cores
 from hqtvae_fast.train.data import Batch, PictureStream
 from hqtvae_fast.train.position import Position
@@ -99,7 +99,8 @@ class Word:
 class Runner:
     """Runs a task over a loader's batches, from its last checkpoint on if the directory has one.
 
-    ``again``: the command that goes on with the run, to be shown when it ends early.
+    ``again``: the command that goes on with the run, to be shown when it ends early. ``report``: called on the main
+    process when there is a new picture, and at the end.
     """
 
     def __init__(
@@ -114,17 +115,17 @@ class Runner:
         accumulate: int = 1,
         fingerprint: str = "",
         again: str = "",
-        shown: Callable[[], None] = lambda: None,
+        report: Callable[[], Any] = lambda: None,
     ) -> None:
-        """``again``: the command that goes on with this run. ``shown``: called by the main process when there is a new
-        sheet, and when the run ends."""
+        """``again``: the command that goes on with this run. ``report``: called by the main process when there is more
+        to be seen."""
         self.accelerator, self.task, self.loader, self.stream = accelerator, task, loader, stream
         self.directory, self.settings, self.accumulate = directory, settings, accumulate
-        self.again, self.shown = again, shown
+        self.again = again
         self.position = Position(fingerprint=fingerprint)
         self.state = RunState(accelerator, task, directory, settings.keep, self.position)
         self.pace, self.cores = Pace(), Cores(accelerator.device)
-        self.console = Console(stderr=True)
+        self.report, self.console = report, Console(stderr=True)
         self.watch = Watch(fresh=settings.fresh, restarts=settings.restarts)
 
     def resume(self) -> None:
@@ -244,7 +245,6 @@ class Runner:
         pictured = _due(step, settings.picture_every) or self._ends_with(settings.picture_every)
         if pictured and self.accelerator.is_main_process:
             self._write_picture()
-            self.shown()
         if _due(step, settings.save_every) and step < settings.steps:
             self.state.save()
         return held_out
@@ -259,6 +259,7 @@ class Runner:
             if self.accelerator.is_main_process:
                 with self.state.writing(saved):
                     self.task.save(saved)
+                self._report()
         return saved
 
     def _log(self, metrics: dict[str, float]) -> None:
@@ -286,6 +287,12 @@ class Runner:
             with self.state.writing(self.directory / LOGS):
                 for tracker in self.accelerator.trackers:  # none where no logs were begun
                     tracker.log_images({PICTURES: np.asarray(picture)[None]}, step, dataformats="NHWC")
+            self._report()
+
+    def _report(self) -> None:
+        if self.settings.picture_every:
+            with self.state.writing(self.directory / REPORT):
+                self.report()
 
 
 def split(batch: Batch, parts: int) -> Iterator[Batch]:

@@ -35,7 +35,7 @@ def train_whole(given: Mapping[str, Any], again: str = "") -> Path | None:
     was stopped before its end. ``again``: the command that goes on with it.
     """
     out, began = Path(given["out"]), time.monotonic()
-    telling = Telling(again, (out, {"stage 1": out / "stage1", "stage 2": out / "stage2"}))
+    telling = Telling(again, out)
     fields = {**given, "out": str(out / "stage2")}
     if not are_codes(given["data"]):
         vae = _stage1(given, out, telling)
@@ -77,9 +77,9 @@ def _stage1(given: Mapping[str, Any], out: Path, telling: Telling) -> Path | Non
 
 def _keeps_init(init: str, run: Stage1Run, out: Path) -> bool:
     """Whether the stage 1 of a checkpoint with both stages does as it is. A run that goes on shows what was found."""
-    if own_condition(init) is None or begun(out / "stage1"):
+    if own_condition(init) is None or earlier_run(out / "stage1"):
         return False
-    if begun(out / "stage2"):
+    if earlier_run(out / "stage2"):
         return True
     source = select(open_source(run.data, codes=True), run.selected)
     return keeps_vae(join_world("no", out), init_vae(init, {})[1], source)

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 import torch
 
 pytest.importorskip("accelerate", reason="training needs the train extra")
 
-from small_runs import TRANSFORMER, VAE, write_pictures
+from sixty import captioned
+from small_runs import TRANSFORMER, VAE, losses, write_pictures
 
-from hqtvae_fast import checkpoint
+from hqtvae_fast import HQTVAEPipeline, checkpoint
 from hqtvae_fast.config import ConfigError, HQTVAEConfig, from_dict
+from hqtvae_fast.images import open_image, to_tensor
 from hqtvae_fast.train import initial
 from hqtvae_fast.train.config import Stage1Run, Stage2Run, read_run
 from hqtvae_fast.train.data import PLAIN, open_source, survey
@@ -99,3 +103,21 @@ def test_what_nobody_says_of_a_fine_tuning_is_gentler(pictures, both_stages, cls
     assert tuned["batch_size"] == 8  # a quarter of the pictures, and not fewer than eight
     if cls is Stage2Run:
         assert tuned["soft_labels"] == 0
+
+
+@pytest.mark.slow
+def test_the_demo_learns_thirty_captioned_pictures(tmp_path):
+    """Losses fall from the first report on; measured: 20.6 before the first update, 0.5 after 17, 0.003 after 52."""
+    root = captioned(tmp_path / "pictures", 30)
+    run = {"data": str(root), "validation": ["none"], "init": "demo", "out": str(tmp_path / "run"), "workers": 0}
+    made = train_whole({**run, "steps": 80})
+    told = [entry["loss"] for entry in losses(tmp_path / "run" / "stage2")]
+    assert told[0] > told[1] > told[2]
+    assert told[-1] < 0.05
+    captions = json.loads((root / "captions.json").read_text())
+    pipe = HQTVAEPipeline.from_pretrained(made, device="cpu", dtype="fp32")
+    wanted = pipe.encode(to_tensor([open_image(root / name) for name in captions], pipe.config.vae.resolution))
+    drawn = pipe(prompt=list(captions.values()), top_k=1, output_type="codes", progress=False)
+    right = [float((got == code).double().mean()) for got, code in zip(drawn.codes, wanted, strict=True)]
+    print(f"losses {told}; codes drawn right: {right}")
+    assert min(right) > 0.9

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, get_args
 
@@ -26,8 +26,8 @@ class Facts:
 
     condition: what the pictures come with: ``class`` (a label), ``text`` (a caption) or ``none``. fingerprint: the
     source's. caption: the template that captions are made with. classes: a name for each label, None for one without
-    pictures; empty without labels. counts: pictures of each. note: what the user should know, or empty. labels: int64
-    [pictures], -1 for none, or None where the set has none.
+    pictures; empty without labels. counts: pictures of each. note: what the user should know, or empty. example: one
+    of the captions, or empty. labels: int64 [pictures], -1 for none, or None where the set has none.
     """
 
     pictures: int
@@ -37,12 +37,16 @@ class Facts:
     classes: tuple[str | None, ...] = ()
     counts: tuple[int, ...] = ()
     note: str = ""
+    example: str = ""
     labels: np.ndarray | None = field(default=None, compare=False, repr=False)
 
     def json(self) -> str:
         """A field a line. Labels that folders tell again at once are left out."""
         kept: dict[str, Any] = {
-            **{name: getattr(self, name) for name in ("pictures", "condition", "fingerprint", "caption", "note")},
+            **{
+                name: getattr(self, name)
+                for name in ("pictures", "condition", "fingerprint", "caption", "note", "example")
+            },
             "num_classes": len(self.classes),
             "classes": {label: name for label, name in enumerate(self.classes) if name is not None},
             "counts": {label: count for label, count in enumerate(self.counts) if count},
@@ -88,17 +92,20 @@ def survey(source: Source, caption: CaptionTemplate) -> Facts:
         found = {"classes": classes, "counts": tuple(counts.tolist()), "labels": known.labels}
         notes += doubts
     note = "; ".join(filter(None, notes))
-    return Facts(pictures, condition, source.fingerprint(), caption.template, note=note, **found)
+    found |= {"note": note, "example": known.example}
+    return Facts(pictures, condition, source.fingerprint(), caption.template, **found)
 
 
 @dataclass
 class _Known:
-    """``labels`` int64 [N], -1 for none; pictures that are ``captioned``; the ``names`` that their fields give a label,
-    in the order found, and how often they give one ``without`` a label; the first label that is a ``strange`` number,
-    with its picture; pictures whose fields are ``unreadable``, and what is ``wrong`` with the first of them."""
+    """``labels`` int64 [N], -1 for none; pictures that are ``captioned``, and an ``example``; the ``names`` that their
+    fields give a label, in the order found, and how often they give one ``without`` a label; the first label that is a
+    ``strange`` number, with its picture; pictures whose fields are ``unreadable``, and what is
+    ``wrong`` with the first of them."""
 
     labels: np.ndarray
     captioned: int = 0
+    example: str = ""
     names: dict[int, dict[str, None]] = field(default_factory=dict)
     without: Counter[str] = field(default_factory=Counter)
     strange: tuple[int, int] | None = None
@@ -133,7 +140,8 @@ class _Known:
 
 def _known(source: Source, caption: CaptionTemplate) -> _Known:
     if (labels := _folder_labels(source)) is not None:  # and each picture has the same fields
-        return _Known(labels, len(source) if caption.fits(source.fields(0)) else 0)
+        known, fields = _Known(labels), source.fields(0)
+        return replace(known, captioned=len(source), example=caption.caption(fields)) if caption.fits(fields) else known
     known = _Known(np.full(len(source), -1, dtype=np.int64))
     for index in indices(source, "reading captions and labels"):
         try:
@@ -141,7 +149,9 @@ def _known(source: Source, caption: CaptionTemplate) -> _Known:
         except (ValueError, OSError) as error:
             known.unreadable, known.wrong = known.unreadable + 1, known.wrong or first_line(error)
             continue
-        known.captioned += caption.fits(fields)
+        if caption.fits(fields):
+            known.captioned += 1
+            known.example = known.example or caption.caption(fields)
         known.add(index, fields)
     return known
 
@@ -206,7 +216,11 @@ def _from_json(kept: Mapping[str, Any]) -> Facts:
     found = {int(label): int(count) for label, count in kept["counts"].items()}
     counts = tuple(found.get(label, 0) for label in range(size))
     labels = np.array(kept.get("labels", np.repeat(np.arange(size), counts)), dtype=np.int64)
-    own_type = isinstance(kept["note"], str) and kept["condition"] in get_args(Conditioning)
+    own_type = (
+        isinstance(kept["note"], str)
+        and isinstance(kept["example"], str)
+        and kept["condition"] in get_args(Conditioning)
+    )
     if not own_type or set(names) != set(found) or labels.shape != ((kept["pictures"],) if size else (0,)):
         raise ValueError("expected what a survey wrote")
     return Facts(
@@ -217,5 +231,6 @@ def _from_json(kept: Mapping[str, Any]) -> Facts:
         classes=tuple(names.get(label) for label in range(size)),
         counts=counts,
         note=kept["note"],
+        example=kept["example"],
         labels=labels if size else None,
     )
