@@ -56,8 +56,9 @@ class Telling:
             self.say_end(run)
 
     def say_end(self, run: RunConfig) -> None:
-        """The page as it stays, and the last lines."""
-        self.page(run)
+        """The page as it stays, unless no pictures are drawn, and the last lines."""
+        if run.picture_every:
+            self.page(run)
         say_end(*self._place(run), example=self.example, data=run.data)
 
     def _place(self, run: RunConfig) -> tuple[Path, dict[str, Path]]:

@@ -14,6 +14,7 @@ from small_runs import TRANSFORMER, stage1, stage2, write_pictures
 
 from hqtvae_fast.classes import Classes
 from hqtvae_fast.sheet import Sheet
+from hqtvae_fast.train import telling
 from hqtvae_fast.train.run import train_stage1, train_stage2
 from hqtvae_fast.train.stage2 import Stage2
 
@@ -31,6 +32,13 @@ def trained_vae(pictures, tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp("vae")
     train_stage1(stage1(pictures, out, steps=1))
     return out / "model"
+
+
+@pytest.fixture(autouse=True)
+def no_page(request, monkeypatch):
+    """Pages take longer than these runs."""
+    if "page" not in request.node.name:
+        monkeypatch.setattr(telling, "write_report", lambda *_: None)
 
 
 @pytest.fixture
