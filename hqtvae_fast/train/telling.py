@@ -42,7 +42,7 @@ class Telling:
         precision = "fp32" if run.precision == "no" else run.precision
         how = f"batches of {run.batch_size}, {steps:,} updates ({passes:,.3g} passes), {precision}"
         seconds = training_seconds(config, run.stage, share(begun), steps, device, run.precision, extras(run))
-        self.facts |= {**data_in_words(begun.facts, held_out), run.title: f"{model}; {how}"}
+        self.facts |= {**data_in_words(begun.facts, len(begun.training), held_out), run.title: f"{model}; {how}"}
         self.facts["device"], self.example = device_name(device), begun.facts.example
         say(f"{run.title}: {model}; {pictures}; {how}; {in_words(seconds)} here (estimated)")
 

@@ -114,7 +114,7 @@ def test_a_run_leaves_its_page_and_says_its_end(pictures, trained_vae, tmp_path,
     run = stage2(pictures, trained_vae, tmp_path / "run", validation=str(pictures), steps=3, picture_every=2)
     train_stage2(run)
     page = (tmp_path / "run" / "report.html").read_text()
-    for told in ("20, and 20 held out", "bright (10), dark (10)", "finished after update 3", "held out"):
+    for told in ("20 to train on, 20 held out", "bright (10), dark (10)", "finished after update 3", "held out"):
         assert told in page
     assert 'http-equiv="refresh"' not in page
     assert {file.name for file in (tmp_path / "run" / "pictures").iterdir()} == {"0000002.png", "0000003.png"}
