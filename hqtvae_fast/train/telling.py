@@ -41,7 +41,7 @@ class Telling:
         precision = "fp32" if run.precision == "no" else run.precision
         how = f"batches of {run.batch_size}, {steps:,} updates ({passes:,.3g} passes), {precision}"
         seconds = training_seconds(config, run.stage, share(begun), steps, device, run.precision, extras(run))
-        self.facts |= {**data_in_words(begun.facts, held_out), run.title: f"{model}; {how}"}
+        self.facts |= {**data_in_words(begun.facts, len(begun.training), held_out), run.title: f"{model}; {how}"}
         self.facts["device"], self.example = device_name(device), begun.facts.example
         say(f"{run.title}: {model}; {pictures}; {how}; {in_words(seconds)} here (estimated)")
 
@@ -55,8 +55,9 @@ class Telling:
             self.say_end(run)
 
     def say_end(self, run: RunConfig) -> None:
-        """The page as it stays, and the last lines."""
-        self.page(run)
+        """The page as it stays, unless no pictures are drawn, and the last lines."""
+        if run.picture_every:
+            self.page(run)
         say_end(*self._place(run), example=self.example, data=run.data)
 
     def _place(self, run: RunConfig) -> tuple[Path, dict[str, Path]]:
