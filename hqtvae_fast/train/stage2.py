@@ -22,7 +22,7 @@ from hqtvae_fast.text import PromptTokenizer
 from hqtvae_fast.train.code_cache import Content, picture_latents, split_codes
 from hqtvae_fast.train.data import Batch
 from hqtvae_fast.train.losses import SoftLabels, Stage2Loss, Stage2Weights, Target, stage2_loss
-from hqtvae_fast.train.optim import stage2_optimizer
+from hqtvae_fast.train.optim import fused, stage2_optimizer
 from hqtvae_fast.train.runner import mean_over_ranks
 from hqtvae_fast.train.schedule import warmup_cosine_lr
 from hqtvae_fast.train.validation import HeldOut, Sums
@@ -78,7 +78,12 @@ class Stage2:
             self.tokenizer = PromptTokenizer(tokenizer_file, self.config.prefix_length, self.config.prefix_vocab_size)
         if self.config.condition == "codes":  # its predictions of the prefix are not trained
             transformer.prefix.head.requires_grad_(False)
-        optimizer = stage2_optimizer(transformer.train(), settings.learning_rate, weight_decay=settings.weight_decay)
+        optimizer = stage2_optimizer(
+            transformer.train(),
+            settings.learning_rate,
+            weight_decay=settings.weight_decay,
+            fused=fused(accelerator.device),
+        )
         self.schedule = warmup_cosine_lr(optimizer, warmup_steps=settings.warmup_steps, total_steps=settings.steps)
         self.model, self.optimizer = accelerator.prepare(transformer, optimizer)
         accelerator.register_for_checkpointing(self.schedule)
