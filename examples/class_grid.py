@@ -15,7 +15,7 @@ PROMPTS = ["tiger face, 3d", "red apple, flat", "rocket, shaded"]
 
 options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 options.add_argument("--checkpoint", default="demo", help="default: the model that comes with the package, 64x64 emoji")
-options.add_argument("--classes", type=int, nargs="+", default=[0, 3, 7], help="of a class-conditional checkpoint")
+options.add_argument("--classes", nargs="+", default=["0", "3", "7"], help="names or numbers, if it draws from classes")
 options.add_argument("--prompts", nargs="+", default=PROMPTS, help="of a text-conditional one, as the default is")
 options.add_argument("--columns", type=int, default=4)
 options.add_argument("--top-k", type=int, default=None)
@@ -26,7 +26,8 @@ given = options.parse_args()
 # %% Image i is drawn with (seed, i): the grid is the same whatever the batch size
 pipe = HQTVAEPipeline.from_pretrained(given.checkpoint)
 text = pipe.transformer.config.condition == "text"
-name, subjects = ("prompt", given.prompts) if text else ("class_labels", given.classes)
+classes = [] if text else pipe.config.classes.parse("--classes", given.classes)
+name, subjects = ("prompt", given.prompts) if text else ("class_labels", classes)
 sampling = {"top_k": given.top_k, "temperature": given.temperature, "progress": False}
 output = pipe(**{name: subjects}, num_images=given.columns, seed=0, **sampling)
 

@@ -36,7 +36,7 @@ if given.pictures is None:
             shape = draw.ellipse if name == "disc" else draw.rectangle
             shape((4, 4, 20 + index, 20 + index), fill=(32 * index, 80, 255 - 32 * index))
             image.save(pictures / name / f"{index}.png")
-classes = len([folder for folder in pictures.iterdir() if folder.is_dir()])
+classes = sorted(folder.name for folder in pictures.iterdir() if folder.is_dir())
 
 # %% Stage 1: pictures to codes and back. A YAML file or --preset holds the same fields
 common = {"data": str(pictures), "batch_size": 8, "steps": given.steps, "workers": 0, "picture_every": 0}
@@ -69,13 +69,13 @@ train_stage2(
             "out": str(given.work / "hqt"),
             "learning_rate": 1e-3,
             "soft_labels": 0.0,
-            "model": {"dim": 64, "num_classes": classes, "body": blocks, "head": blocks},
+            "model": {"dim": 64, "body": blocks, "head": blocks},
         },
     )
 )
 
 # %% And pictures
 pipe = HQTVAEPipeline.from_pretrained(given.work / "hqt" / "model")
-output = pipe(list(range(classes)), num_images=4, temperature=0.25, seed=0, progress=False)
+output = pipe(classes, num_images=4, temperature=0.25, seed=0, progress=False)
 grid(output.images, columns=4).save(given.out)
-print(f"wrote {given.out}: {classes} classes, after {given.steps} updates of each stage")
+print(f"wrote {given.out}: {', '.join(classes)}, after {given.steps} updates of each stage")

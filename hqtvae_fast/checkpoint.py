@@ -6,7 +6,6 @@ for text models. Released: ``config.yaml`` and ``ckpt/last.ckpt`` or ``ckpt/stat
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 from collections.abc import Iterator
@@ -36,7 +35,7 @@ from hqtvae_fast.checkpoint_config import (
 )
 from hqtvae_fast.config import CheckpointError, HQTVAEConfig, TransformerConfig, to_dict
 from hqtvae_fast.engine.work import picture_flops
-from hqtvae_fast.files import first_line, sync_files, sync_folder
+from hqtvae_fast.files import first_line, json_text, sync_files, sync_folder
 from hqtvae_fast.model import HQVAE, HQTransformer
 from hqtvae_fast.model.empty import without_values
 from hqtvae_fast.released.keys import Source, sources
@@ -219,7 +218,7 @@ def save(checkpoint: Checkpoint, directory: str | os.PathLike[str]) -> Path:
         )  # as any new file; safetensors makes it the owner's only
         if checkpoint.tokenizer_file is not None:
             shutil.copyfile(checkpoint.tokenizer_file, stage / TOKENIZER_FILE)
-        (stage / CONFIG_FILE).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+        (stage / CONFIG_FILE).write_text(json_text(config, indent=2) + "\n", encoding="utf-8")
     return target
 
 

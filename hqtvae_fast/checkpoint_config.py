@@ -17,6 +17,7 @@ from hqtvae_fast.fields import shown
 from hqtvae_fast.file_kinds import refuse_others
 from hqtvae_fast.files import first_line, read_text
 from hqtvae_fast.released.config import parse_config
+from hqtvae_fast.run_folder import is_run, model_of
 
 CONFIG_FILE = "config.json"
 MODEL_FILE = "model.safetensors"
@@ -57,10 +58,14 @@ def find_config(directory: Path) -> tuple[HQTVAEConfig, bool]:
     raise CheckpointError(f"{directory}: {expected}{_checkpoint_above(directory)}")
 
 
+def _has_config(directory: Path) -> bool:
+    return any((directory / name).is_file() for name in (CONFIG_FILE, RELEASED_CONFIG_FILE))
+
+
 def _checkpoint_above(path: Path) -> str:
-    """For a path inside of a checkpoint's directory: that directory, as a hint."""
+    """For a path inside of a checkpoint's directory, or of a run's: that directory, as a hint."""
     for folder in (path.parent, path.parent.parent):
-        if any((folder / name).is_file() for name in (CONFIG_FILE, RELEASED_CONFIG_FILE)):
+        if _has_config(folder) or is_run(folder):
             return f": give {folder}"
     return ""
 
@@ -76,12 +81,13 @@ def pair(prior: HQTVAEConfig, refiner: HQTVAEConfig) -> HQTVAEConfig:
 def resolve(path: str | os.PathLike[str], files: Sequence[str] = ALL_FILES, **hub: Any) -> Path:
     """The local directory of a checkpoint: a path, ``demo``, or a Hub name ``owner/name``; a local path goes first.
 
+    A training run's folder stands for its model, or for its newest checkpoint while there is none; a warning says so.
     ``files``: what is fetched of a repository. ``hub``: revision, token, cache_dir and local_files_only, as
     ``huggingface_hub.snapshot_download`` takes them.
     """
     directory = Path(path)
     if directory.is_dir():
-        return directory
+        return directory if _has_config(directory) or not is_run(directory) else model_of(directory)
     if str(path) == DEMO:
         return DEMO_DIRECTORY
     if directory.exists():
@@ -135,13 +141,25 @@ def missing_tokenizer(config: HQTVAEConfig) -> str:
     )
 
 
+def condition_words(config: HQTVAEConfig) -> str:
+    """What a model draws pictures from."""
+    classes = config.classes
+    if classes.names:
+        return f"{len(classes.trained):,} class{'es' * (len(classes.trained) > 1)} ({classes.listed()})"
+    return (
+        "nothing: it codes and decodes only"
+        if config.transformer is None
+        else _CONDITIONS[config.transformer.condition]
+    )
+
+
 def describe(config: HQTVAEConfig, sizes: Mapping[str, int]) -> str:
     """What a model makes, how large it is and of what codes, in one line; ``sizes``: parameters of each part."""
     vae, stage2 = config.vae, config.transformer
     pictures = f"{vae.resolution}x{vae.resolution} pictures"
     made = f"codes {pictures} and back, and does not draw"
     if stage2 is not None:
-        made = f"draws {pictures} from {_CONDITIONS[stage2.condition]}"
+        made = f"draws {pictures} from {condition_words(config)}"
     levels = zip(vae.level_sides, vae.codebook_sizes, strict=True)
     maps = " + ".join(f"{side}x{side} of {size:,}" for side, size in levels)
     parts = ", ".join(f"{name} {size / 1e6:,.1f} M" for name, size in sizes.items())

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from functools import cache
 from typing import Annotated, Any, Literal
 
+from hqtvae_fast.classes import Classes, Names, check_names, names_from_mapping, names_to_mapping
 from hqtvae_fast.fields import Between, check_fields, parse
 from hqtvae_fast.fields import ConfigError as ConfigError
 
@@ -46,6 +47,12 @@ Share = Annotated[float, Between(0, 1)]
 
 class CheckpointError(ValueError):
     """A checkpoint that cannot be opened; the message names the file and, where there is one, the key."""
+
+
+def level_names(count: int) -> tuple[str, ...]:
+    """What people call so many levels of codes, the coarsest first: top, middle, bottom; or top, 2nd, 3rd, bottom."""
+    between = ("middle",) if count == 3 else ("2nd", "3rd", "4th")[: count - 2]
+    return ("top",) if count < 2 else ("top", *between, "bottom")
 
 
 def _require(condition: bool, message: str) -> None:
@@ -275,9 +282,12 @@ class HQTVAEConfig:
     vae: VAEConfig = field(default_factory=VAEConfig)
     transformer: TransformerConfig | None = field(default_factory=TransformerConfig)
     refiner: TransformerConfig | None = None
+    id2label: Names = field(default=(), repr=False)
+    """No part of the repr, which tells what weights are for."""
 
     def __post_init__(self) -> None:
         check_fields(self)
+        check_names(self.id2label, self.classes.count or None)
         if self.transformer is not None:
             self._check_fits("transformer", self.transformer)
         if self.refiner is not None:
@@ -287,6 +297,13 @@ class HQTVAEConfig:
                 "refiner: expected a transformer with decoding='global' before it",
             )
             self._check_fits("refiner", self.refiner)
+
+    @property
+    def classes(self) -> Classes:
+        """The classes that the model is drawn from, none where it is not."""
+        stage2 = self.transformer
+        count = stage2.num_classes if stage2 is not None and stage2.condition == "class" else 0
+        return Classes(count, self.id2label)
 
     def _check_fits(self, name: str, stage2: TransformerConfig) -> None:
         first = first_level(stage2)
@@ -364,12 +381,17 @@ def check_condition(config: HQTVAEConfig, given: Sequence[str]) -> str | None:
 
 
 def to_dict(config: HQTVAEConfig) -> dict[str, Any]:
-    """Plain dictionaries and lists, as written to ``config.json``."""
-    return dataclasses.asdict(config)
+    """Plain dictionaries and lists, as written to ``config.json``: names of classes as a mapping from labels, if there
+    are any."""
+    data = dataclasses.asdict(config)
+    names = names_to_mapping(data.pop("id2label"))
+    return {**data, "id2label": names} if names else data
 
 
 def from_dict(data: dict[str, Any]) -> HQTVAEConfig:
     """The inverse of :func:`to_dict`. Unknown or missing sections raise :class:`ConfigError` naming the field."""
     _require(isinstance(data, dict), f"config: expected a mapping; got {type(data).__name__}")
     _require("vae" in data, "config: expected a field 'vae', found none")
-    return parse(HQTVAEConfig, {"transformer": None, **data})
+    config = parse(HQTVAEConfig, {"transformer": None, **data, "id2label": ()})
+    classes = 1 if config.transformer is None else config.transformer.num_classes
+    return dataclasses.replace(config, id2label=names_from_mapping(data.get("id2label", {}), classes))

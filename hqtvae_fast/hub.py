@@ -11,15 +11,17 @@ from torch import nn
 
 from hqtvae_fast import checkpoint as checkpoints
 from hqtvae_fast.checkpoint import Checkpoint
+from hqtvae_fast.checkpoint_config import condition_words
+from hqtvae_fast.classes import Classes
 from hqtvae_fast.config import HQTVAEConfig
 
 CARD_FILE = "README.md"
 TEMPLATE = Path(__file__).parent / "assets" / "model_card.md"
+LISTED = 100  # names of classes
 NOT_SAID = "Not said by whoever uploaded this model."
 
-_CONDITIONS = {"class": "class labels", "text": "descriptions", "none": "nothing in particular", "codes": "top codes"}
 _CALLS = {
-    "class": "pipe(class_labels=[0, 1], num_images=4).images[0].save('picture.png')",
+    "class": "pipe(class_labels=CLASSES, num_images=4).images[0].save('picture.png')",
     "text": "pipe(prompt='a red vase on a table', num_images=4).images[0].save('picture.png')",
     "none": "pipe(num_images=4).images[0].save('picture.png')",
     "codes": "pipe(given_top_codes=top_codes, num_images=4).images[0].save('picture.png')",
@@ -52,14 +54,31 @@ def model_card(checkpoint: Checkpoint, repo_id: str, facts: CardFacts | None = N
     text = TEMPLATE.read_text(encoding="utf-8").format(
         name=repo_id.rpartition("/")[2],
         repo_id=repo_id,
-        condition="nothing: it codes and decodes only" if condition is None else _CONDITIONS[condition],
-        call=_VAE_CALL if condition is None else _CALLS[condition],
+        condition=condition_words(config),
+        classes=_class_list(config.classes),
+        call=_call(config),
         **_figures(checkpoint),
         trained_on=facts.trained_on,
         evaluation=facts.evaluation,
         limits=facts.limits,
     )
     return f"---\n{data.to_yaml()}\n---\n\n{text}"
+
+
+def _call(config: HQTVAEConfig) -> str:
+    """What draws, or codes, a picture."""
+    if config.transformer is None:
+        return _VAE_CALL
+    two = [config.classes.name(label) or label for label in config.classes.trained[:2]]
+    return _CALLS[config.transformer.condition].replace("CLASSES", repr(two))
+
+
+def _class_list(classes: Classes) -> str:
+    if not classes.names:
+        return f"{classes.count:,}, without names" if classes.count else "none"
+    names = [f"`{name}`".replace("|", "\\|") for name in classes.names if name is not None]
+    more = f" and {len(names) - LISTED:,} more, in `config.json`" if len(names) > LISTED else ""
+    return ", ".join(names[:LISTED]) + more
 
 
 def _task(condition: str | None) -> str:

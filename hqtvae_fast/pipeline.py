@@ -236,7 +236,7 @@ class HQTVAEPipeline:
 
     def __call__(
         self,
-        class_labels: int | Sequence[int] | Tensor | None = None,
+        class_labels: int | str | Sequence[int | str] | Tensor | None = None,
         prompt: str | Sequence[str] | None = None,
         *,
         num_images: int = 1,
@@ -253,16 +253,15 @@ class HQTVAEPipeline:
     ) -> HQTVAEOutput:
         """Draw pictures.
 
-        ``class_labels`` or ``prompt``, as the model is conditioned (neither for an unconditional one); ``num_images``
-        for each, in condition-major order. ``top_k``, ``top_p`` and ``temperature``: a number, or one a level, top
-        first. ``seed``: an integer (image i is drawn with (seed, i)), or one an image; an image depends on its own
-        seed and condition alone. A ``torch.Generator`` gives an integer and moves on; None takes a fresh one; the
-        output's ``seeds`` say which. ``given_top_codes``: integers [h, w], or [N, h, w]: only finer codes are drawn.
-        ``batch_size``: images drawn at once. ``deterministic="batch"``: always compute that many rows, so that an image
-        has the same codes, bit for bit, alone and in any company, also in dtypes where products of another shape round
-        otherwise. ``on_step(step, total)`` is called after each step of each batch; what it raises ends the drawing and
-        comes out here. A captured batch is replayed as a whole: all its steps are told after the replay. Raises
-        ValueError saying what was expected and what came.
+        ``class_labels`` (integers, or names of ``config.id2label``) or ``prompt``, as the model is conditioned
+        (unconditional: neither); ``num_images`` for each, in condition-major order. ``top_k``, ``top_p`` and
+        ``temperature``: a number, or one a level, top first. ``seed``: an integer (image i is drawn with (seed, i)), or
+        one an image; an image depends on its own seed and condition alone. A ``torch.Generator`` gives an integer and
+        moves on; None takes a fresh one; the output's ``seeds`` say which. ``given_top_codes``: integers [h, w], or
+        [N, h, w]: only finer codes are drawn. ``batch_size``: images drawn at once. ``deterministic="batch"``: always
+        compute that many rows, so that an image has the same codes, bit for bit, alone and in any company, in any
+        dtype. ``on_step(step, total)`` is called after each step of each batch; what it raises ends the drawing and
+        comes out here. Of a captured batch all steps are told after its replay. Bad arguments raise ValueError.
         """
         request = self._request(
             class_labels, prompt, num_images, (temperature, top_k, top_p), seed, given_top_codes, output_type
@@ -275,7 +274,7 @@ class HQTVAEPipeline:
 
     def stream(
         self,
-        class_labels: int | Sequence[int] | Tensor | None = None,
+        class_labels: int | str | Sequence[int | str] | Tensor | None = None,
         prompt: str | Sequence[str] | None = None,
         *,
         num_images: int = 1,
@@ -359,6 +358,8 @@ class HQTVAEPipeline:
         condition, given, params = read_drawing(
             self.config, class_labels, prompt, given_top_codes, sampling, self._tokens
         )
+        if class_labels is not None and condition is not None:
+            self.config.classes.warn_untrained(condition.tolist(), stacklevel=3)
         return make_request(condition, given, positive("num_images", num_images), seed, params)
 
     def _generate(

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from hqtvae_fast.arguments import entries, integer, integers, is_sequence, real, short
+from hqtvae_fast.classes import Classes
 from hqtvae_fast.codes import read_level
 from hqtvae_fast.config import HQTVAEConfig, TransformerConfig, VAEConfig, check_condition, first_level
 from hqtvae_fast.engine import Batch, SamplingParams, image_seeds
@@ -89,7 +90,7 @@ def read_drawing(
     condition = None
     if wanted is not None:
         labels = wanted == "class_labels"
-        condition = _read_labels(class_labels, stage2.num_classes) if labels else tokenize(_read_prompts(prompt))
+        condition = _read_labels(class_labels, config.classes) if labels else tokenize(_read_prompts(prompt))
     given = None if given_top_codes is None else read_given_codes(config.vae, given_top_codes)
     if given is None and stage2.condition == "codes":
         raise ValueError("given_top_codes: this checkpoint draws bottom codes only; expected top codes, got none")
@@ -97,14 +98,18 @@ def read_drawing(
     return condition, given, read_params(models, config.vae.num_levels, *sampling)
 
 
-def _read_labels(class_labels: Any, num_classes: int) -> Tensor:
+def _read_labels(class_labels: Any, classes: Classes) -> Tensor:
+    """Labels and names of classes, one or several, as int64 [C] on the CPU."""
     wanted = "an integer or a list of them"
+    given = entries(class_labels) if is_sequence(class_labels) else [class_labels]
+    if classes.names and any(isinstance(entry, str) for entry in given):
+        class_labels = [classes.find("class_labels", one) if isinstance(one, str) else one for one in given]
     labels = integers("class_labels", class_labels, wanted).reshape(-1)
     if labels.numel() == 0:
         raise ValueError(f"class_labels: expected {wanted}; got {short(class_labels)}")
     for label in labels.tolist():
-        if not 0 <= label < num_classes:
-            raise ValueError(f"class_labels: expected 0 to {num_classes - 1}; got {label}")
+        if not 0 <= label < classes.count:
+            raise ValueError(f"class_labels: expected 0 to {classes.count - 1}; got {label}")
     return labels.cpu()
 
 

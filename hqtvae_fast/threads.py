@@ -35,8 +35,18 @@ def threads_for(flops: float) -> Iterator[None]:
     had. Only the calling thread's own count is changed, and only down: ``torch.set_num_threads`` would also be
     inherited by every thread that first uses torch meanwhile, for good. Without OpenMP nothing changes.
     """
-    before = torch.get_num_threads() if flops < SMALL else 1  # asking also makes torch set this thread's count, if new
-    runtime = _runtime() if before > 1 and not _free(before) else None
+    if flops < SMALL and not _free(torch.get_num_threads()):
+        with one_thread():
+            yield
+    else:
+        yield
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """What this thread runs in here gets one thread; as :func:`threads_for`, whatever the work and the machine."""
+    before = torch.get_num_threads()  # asking also makes torch set this thread's count, if new
+    runtime = _runtime() if before > 1 else None
     if runtime is None:
         yield
         return
@@ -52,6 +62,8 @@ def threads_for(flops: float) -> Iterator[None]:
 
 def _free(threads: int) -> bool:
     """Whether this many of the machine's cores are free for us at this moment; where it does not say, they are."""
+    if threads == 1:
+        return True
     try:
         running = int(LOAD.read_text(encoding="ascii").split()[3].partition("/")[0])
         free = (os.cpu_count() or 1) - running

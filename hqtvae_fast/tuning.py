@@ -72,7 +72,7 @@ def tuning_facts(
     config: HQTVAEConfig, device: torch.device, precision: Precision, quantization: str | None, options: EngineOptions
 ) -> Facts:
     """Whatever changes how long a batch takes: all of these must be equal for a time to count."""
-    shape = json.dumps(to_dict(config), sort_keys=True, default=str)
+    shape = json.dumps(to_dict(dataclasses.replace(config, id2label=())), sort_keys=True, default=str)
     return {
         "device": device_name(device),
         "threads": torch.get_num_threads() if device.type == "cpu" else None,

@@ -306,7 +306,7 @@ def test_a_full_disk_leaves_nothing_behind(tmp_path, monkeypatch):
 
 def test_a_full_disk_keeps_what_was_there(native, monkeypatch):
     before = {file.name: file.read_bytes() for file in native.iterdir()}
-    monkeypatch.setattr(checkpoint.json, "dumps", full_disk)
+    monkeypatch.setattr(checkpoint, "json_text", full_disk)
     with pytest.raises(CheckpointError, match="No space left"):
         checkpoint.save(checkpoint.load(GOLDEN / "class_sequential"), native)
     assert {file.name: file.read_bytes() for file in native.iterdir()} == before

@@ -13,6 +13,7 @@ PACKAGE = Path(__file__).parent.parent / "hqtvae_fast"
 LAYERS = [  # a module may import from its own layer and those above it in this list
     {
         "arguments",
+        "classes",
         "codes",
         "config",
         "fields",
@@ -31,10 +32,13 @@ LAYERS = [  # a module may import from its own layer and those above it in this 
     {"ops"},
     {"model"},
     {"engine", "released"},
+    {"run_folder"},
     {"checkpoint_config"},
     {"checkpoint"},
     {
         "images",
+        "plots",
+        "sheet",
         "bare_pictures",
         "pixels",
         "text",

@@ -35,7 +35,7 @@ def open_run(folder: Path) -> HQTVAEPipeline:
 def stage1_figures(pipe: HQTVAEPipeline, pictures: Pictures, extractor: Extractor) -> dict[str, Any]:
     """Means over the pictures: PSNR in dB, SSIM, of top codes alone too; by level the codes in use, and perplexity."""
     state = measure_reconstructions(pipe, pictures, extractor, batch=BATCH)
-    usage = state.usage()
+    usage = state.use.usage()
     return {
         "psnr": state.psnr / state.count,
         "ssim": state.ssim / state.count,

@@ -28,6 +28,7 @@ from hqtvae_fast.cli.streams import steady_streams
 from hqtvae_fast.cli.train import train
 from hqtvae_fast.cli.tune import tune
 from hqtvae_fast.files import first_line
+from hqtvae_fast.train.stopping import Stopped
 
 PROGRAM = "hqtvae"
 BAD_INPUT, INTERRUPTED = 2, 130  # exit codes; 0 when all went well
@@ -118,6 +119,8 @@ def _run(arguments: list[str], debug: bool) -> int:
             code = command_of(app).main(args=arguments, prog_name=PROGRAM, standalone_mode=False)
     except (KeyboardInterrupt, typer.Abort):
         code = INTERRUPTED
+    except Stopped as stopped:  # it has said what is saved
+        return stopped.code
     except Exception as error:
         if debug:
             traceback.print_exc()

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from hqtvae_fast.cli.output import waiting
 from hqtvae_fast.cli.sample_options import named_as_options
+from hqtvae_fast.world import world
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -23,15 +25,30 @@ def config_of(checkpoint: str, refiner: str | os.PathLike[str] | None = None) ->
         return read_config(checkpoint, refiner)
 
 
-def check_conditions(checkpoint: str, config: HQTVAEConfig, labels: Sequence[int], prompts: Sequence[str]) -> None:
-    """ValueError, in the options' names and before anything heavy is imported, where a model wants another condition,
-    or has no tokenizer for its own."""
+def read_conditions(
+    checkpoint: str, config: HQTVAEConfig, classes: Sequence[str], prompts: Sequence[str], *, required: bool = True
+) -> list[int]:
+    """The labels of ``--classes``; the first process warns of those without training pictures.
+
+    ValueError, in the options' names and before anything heavy is imported, where there is no such class, where a model
+    wants another condition, has no tokenizer for its own, or is given none though one is ``required``.
+    """
     from hqtvae_fast.checkpoint_config import check_tokenizer
+    from hqtvae_fast.classes import UntrainedClassWarning
     from hqtvae_fast.config import check_condition
 
-    with named_as_options():
-        check_condition(config, ["class_labels"] * bool(labels) + ["prompt"] * bool(prompts))
-        check_tokenizer(checkpoint, config)
+    if config.classes.names and required and not (classes or prompts):
+        example = config.classes.spelled(config.classes.trained[:2])
+        raise ValueError(f"this model is class-conditional: expected --classes, such as {example!r}; got none")
+    if required or classes or prompts:
+        with named_as_options():
+            check_condition(config, ["class_labels"] * bool(classes) + ["prompt"] * bool(prompts))
+            check_tokenizer(checkpoint, config)
+    labels = config.classes.parse("--classes", classes)
+    if world().rank == 0:
+        config.classes.warn_untrained(labels)
+    warnings.simplefilter("ignore", UntrainedClassWarning)  # the pipeline has nothing to add
+    return labels
 
 
 def check_drawing(config: HQTVAEConfig, conditions: Mapping[str, Any], sampling: Mapping[str, Any]) -> None:

@@ -35,7 +35,7 @@ def draw(
     given = None if wanted.given_top is None else read_codes(wanted.given_top, config.vae)
 
     def planned(of_each: int) -> list[Drawing]:
-        return plan(wanted.labels, wanted.prompts, given, of_each, wanted.seed)
+        return plan(wanted.labels, wanted.prompts, given, of_each, wanted.seed, config.classes)
 
     check_drawing(config, arguments(planned(1)), wanted.sampling)
     rejection = open_rejection(judged, wanted.num_images, machine.device)

@@ -31,7 +31,7 @@ def encode_set(
     source = open_source(list(images))
     pipe = open_pipeline(checkpoint, device, None)
     with waiting("Hashing the weights"):
-        shards = CodeShards(folder, source, pipe.vae, shard_size)
+        shards = CodeShards(folder, source, pipe.vae, shard_size, checkpoint=checkpoint)
     if done := shards.done():
         typer.echo(f"{folder}: {len(done):,} of {count(len(shards), 'shard')} are there already")
     started = time.perf_counter()

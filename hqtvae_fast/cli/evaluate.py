@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from hqtvae_fast.evaluate.measure import SetState
     from hqtvae_fast.evaluate.reconstruction import ReconstructionState
     from hqtvae_fast.evaluate.report import Metric
+    from hqtvae_fast.pipeline import HQTVAEPipeline
 
 WHAT, HOW = "What to judge", "How"  # panels of --help
 State = TypeVar("State")
@@ -56,6 +57,17 @@ Reconstruct = Annotated[
         "--reconstruct",
         metavar="CHECKPOINT",
         help="Judge this model's reconstructions of the reference instead: rFID, PSNR, SSIM, use of its codes.",
+        show_default=False,
+        rich_help_panel=WHAT,
+    ),
+]
+Codes = Annotated[
+    str | None,
+    typer.Option(
+        "--codes",
+        metavar="PATH",
+        help="Its codes of the reference, shards that encode --shards wrote, in place of encoding again. Without"
+        " --reference: only how much of each codebook they use.",
         show_default=False,
         rich_help_panel=WHAT,
     ),
@@ -140,6 +152,7 @@ def evaluate(
     reference: ReferencePath = None,
     samples: Samples = None,
     reconstruct: Reconstruct = None,
+    codes: Codes = None,
     features: Features = "efficientnet-lite0",
     clip: ClipFolder = None,
     caption: Caption = "plain",
@@ -160,14 +173,19 @@ def evaluate(
     Under torchrun, each process measures a part of the pictures; the figures are those of one process but for the last
     bits of sums.
     """
+    if codes is not None and reconstruct is None:
+        raise ValueError("--codes: expected --reconstruct CHECKPOINT beside it; got none")
     wanted = (samples is not None) + (reconstruct is not None)
-    needed = samples is None or reconstruct is not None or save_reference is not None
+    needed = (samples is None and codes is None) or save_reference is not None
     if wanted > 1 or (wanted == 0 and save_reference is None) or (needed and not reference):
         raise ValueError("expected --reference, and one of --samples, --reconstruct and --save-reference")
     for file in (save_reference, out):
         check_file(file)
     if reconstruct is not None:
         config_of(reconstruct)
+    if reconstruct is not None and codes is not None and not reference:
+        _judge_use(reconstruct, codes, device, out)
+        return
     with waiting("Starting"):
         import torch
 
@@ -182,7 +200,7 @@ def evaluate(
         started = time.perf_counter()
         if reconstruct is not None and reference:
             pipe = open_pipeline(reconstruct, own, dtype)
-            metrics, facts = job.reconstructions(pipe, reference, reconstruct)
+            metrics, facts = job.reconstructions(pipe, reference, reconstruct, codes)
         else:
             metrics, facts = job.samples(reference, samples, resolution, clip, caption, save_reference)
         if team.leads:
@@ -254,22 +272,34 @@ class _Job:
             self._say(f"note: {note}")
         return compare(against, state, self.extractor, self.k), facts
 
-    def reconstructions(self, pipe: Any, reference: list[str], name: str) -> tuple[list[Metric], dict[str, Any]]:
+    def reconstructions(
+        self, pipe: HQTVAEPipeline, reference: list[str], name: str, codes: str | None
+    ) -> tuple[list[Metric], dict[str, Any]]:
         from hqtvae_fast.evaluate import open_pictures
+        from hqtvae_fast.evaluate.code_use import open_coded
         from hqtvae_fast.evaluate.reconstruction import measure_reconstructions
         from hqtvae_fast.evaluate.report import judge
 
-        pictures = open_pictures(reference, pipe.config.vae.resolution)
+        stored = None
+        if codes is None:
+            pictures = open_pictures(reference, pipe.config.vae.resolution)
+        else:
+            pictures, stored, without = open_coded(codes, reference, pipe.vae)
+            if without:
+                self._say(
+                    f"note: {reference[0]}: {without:,} of {count(without + len(pictures), 'picture')} without codes"
+                )
 
         def part(span: range, advance: Callable[[int], None]) -> ReconstructionState:
-            how: dict[str, Any] = {"batch": self.batch, "workers": self.workers, "advance": advance}
+            how: dict[str, Any] = {"batch": self.batch, "workers": self.workers, "advance": advance, "stored": stored}
             return measure_reconstructions(pipe, pictures, self.extractor, span, **how)
 
         state = self._together("Reconstructing", pictures, part)
         self.seen += state.count
         facts = {"reference": reference, "model": name, "pictures": state.count, "extractor": self.extractor.name}
+        facts |= {"resolution": pictures.resolution} | ({} if codes is None else {"codes": codes})
         self._warn(state.count, len(state.originals.mean))
-        return judge(state, self.extractor), facts | {"resolution": pictures.resolution}
+        return judge(state, self.extractor), facts
 
     def _reference(self, paths: list[str], resolution: int | None) -> Reference:
         """From statistics if they will do, else measured."""
@@ -320,6 +350,20 @@ class _Job:
     def _say(self, text: str) -> None:
         if self.team.leads:
             typer.echo(text, err=True)
+
+
+def _judge_use(checkpoint: str, codes: str, device: str | None, out: Path | None) -> None:
+    """Of stored codes alone: how much of each codebook they use."""
+    with waiting("Starting"):
+        from hqtvae_fast.evaluate.code_use import open_codes, use_of_stored
+        from hqtvae_fast.evaluate.report import judge_use
+
+    pipe = open_pipeline(checkpoint, device, None)
+    coded, config = open_codes(codes, pipe.vae), pipe.config.vae
+    with progress("Counting", len(coded)) as advance:
+        use = use_of_stored(coded, config, advance=advance)
+    facts = {"model": checkpoint, "codes": codes, "pictures": use.pictures, "resolution": config.resolution}
+    _finish(judge_use(use), facts, out)
 
 
 def _finish(metrics: list[Metric], facts: dict[str, Any], out: Path | None) -> None:

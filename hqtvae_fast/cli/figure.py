@@ -8,13 +8,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from hqtvae_fast.cli.checks import check_conditions, check_drawing, config_of
+from hqtvae_fast.cli.checks import check_drawing, config_of, read_conditions
 from hqtvae_fast.cli.options import (
     Checkpoint,
     Device,
     DType,
     open_pipeline,
-    parse_classes,
 )
 from hqtvae_fast.cli.output import check_picture_file, picture_kind, progress, waiting
 from hqtvae_fast.cli.sample_options import Classes, NumImages, Prompt, Seed, Temperature, TopK, TopP, sampling_of
@@ -40,7 +39,12 @@ Training = Annotated[
     list[str], typer.Option("--training", metavar="PATH", help="The training pictures: a folder, shards, an .npz.")
 ]
 PicturesOption = Annotated[
-    list[str], typer.Option("--pictures", metavar="PATH", help="Pictures to encode: a folder, shards, an .npz.")
+    list[str],
+    typer.Option(
+        "--pictures",
+        metavar="PATH",
+        help="Pictures to encode: a folder, shards, an .npz. Or the codes of a set, shards that encode --shards wrote.",
+    ),
 ]
 
 figure = typer.Typer(no_args_is_help=True, help="Draw the paper's figures, and others, of any checkpoint.")
@@ -62,14 +66,13 @@ def levels(
 ) -> None:
     """Figure 1: drawn pictures from the top codes alone, the finer codes alone, and all of them."""
     check_picture_file(out)
-    labels, sampling = parse_classes(classes or []), sampling_of(top_k, top_p, temperature)
-    config = config_of(checkpoint)
-    check_conditions(checkpoint, config, labels, prompt or [])
+    sampling, config = sampling_of(top_k, top_p, temperature), config_of(checkpoint)
+    labels = read_conditions(checkpoint, config, classes or [], prompt or [])
     with waiting("Starting"):
         from hqtvae_fast.cli.plan import arguments, plan
         from hqtvae_fast.evaluate.figures.levels import level_rows
 
-    drawings = plan(labels, prompt or [], None, num_images, seed)
+    drawings = plan(labels, prompt or [], None, num_images, seed, config.classes)
     check_drawing(config, arguments(drawings), sampling)
     pipe = open_pipeline(checkpoint, device, dtype)
     codes = _draw(pipe, drawings, sampling)
@@ -130,23 +133,22 @@ def redraw(
 ) -> None:
     """Figure 4b: one picture's top codes, and many draws of the finer ones."""
     check_picture_file(out)
-    labels, sampling = parse_classes(classes or []), sampling_of(top_k, top_p, temperature)
+    sampling, config = sampling_of(top_k, top_p, temperature), config_of(checkpoint)
+    labels = read_conditions(checkpoint, config, classes or [], prompt or [])
     if len(labels) + len(prompt or []) > 1:
         raise ValueError(f"expected one class or prompt; got {len(labels) + len(prompt or [])}")
-    config = config_of(checkpoint)
-    check_conditions(checkpoint, config, labels, prompt or [])
     with waiting("Starting"):
         from hqtvae_fast.cli.plan import arguments, plan
         from hqtvae_fast.evaluate.figures.levels import redraw_rows
         from hqtvae_fast.images import open_image, to_tensor
 
-    drawings = plan(labels, prompt or [], None, 1, seed)
+    drawings = plan(labels, prompt or [], None, 1, seed, config.classes)
     check_drawing(config, arguments(drawings), sampling)
     kept = None if image is None else to_tensor([open_image(image)], config.vae.resolution)
     pipe = open_pipeline(checkpoint, device, dtype)
     codes = _draw(pipe, drawings, sampling) if kept is None else pipe.encode(kept)
     condition = {"class_labels": drawings[0].label, "prompt": drawings[0].prompt}
-    _write(out, redraw_rows(pipe, codes, condition, sampling, draws, seed + 1))
+    _write(out, redraw_rows(pipe, codes, condition, sampling, draws, seed + 1, drawings[0].caption()))
 
 
 @figure.command(epilog="Example: hqtvae figure usage demo --pictures val.tar")
@@ -162,22 +164,22 @@ def usage(
     check_picture_file(out)
     config = config_of(checkpoint).vae
     with waiting("Starting"):
-        import torch
-
         from hqtvae_fast.evaluate import open_pictures
+        from hqtvae_fast.evaluate.code_use import open_codes, use_of_pictures, use_of_stored
         from hqtvae_fast.evaluate.figures.plots import usage_plot
-        from hqtvae_fast.evaluate.reconstruction import code_counts
+        from hqtvae_fast.train.data import are_codes
 
-    sizes = config.codebook_sizes
-    counts = [torch.zeros(size, dtype=torch.int64, device="cpu") for size in sizes]
-    source = open_pictures(pictures, config.resolution)
-    pipe = open_pipeline(checkpoint, device, None)
-    with progress("Encoding", len(source)) as advance:
-        for images, _ in source.batches(batch_size, workers=workers):
-            own = code_counts(pipe.encode(images.float() / 127.5 - 1), sizes)
-            counts = [before + more for before, more in zip(counts, own, strict=True)]
-            advance(len(images))
-    _write(out, usage_plot(counts))
+    if are_codes(pictures):
+        pipe = open_pipeline(checkpoint, device, None)
+        codes = open_codes(pictures, pipe.vae)
+        with progress("Counting", len(codes)) as advance:
+            use = use_of_stored(codes, config, advance=advance)
+    else:
+        source = open_pictures(pictures, config.resolution)
+        pipe = open_pipeline(checkpoint, device, None)
+        with progress("Encoding", len(source)) as advance:
+            use = use_of_pictures(pipe, source, batch=batch_size, workers=workers, advance=advance)
+    _write(out, usage_plot(use.counts))
 
 
 @figure.command(epilog="Example: hqtvae figure neighbours samples/ --training train.tar --count 8")
@@ -236,6 +238,25 @@ def speed(
     _write(out, speed_plot([read_point(point, metric) for point in points]))
 
 
+@figure.command(epilog="Example: hqtvae figure losses runs/mine, or losses slow=runs/a fast=runs/b --out rates.png")
+def losses(
+    runs: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="[NAME=]RUN...",
+            help="Folders of training runs, laid over each other; a run of both stages gives two.",
+        ),
+    ],
+    out: Out = Path("losses.png"),
+) -> None:
+    """What runs logged: losses, PSNR, codes in use and the learning rate, of training and of held-out pictures."""
+    check_picture_file(out)
+    with waiting("Starting"):
+        from hqtvae_fast.train.curves import losses_plot, named_runs
+
+    _write(out, losses_plot(named_runs(runs)))
+
+
 def _draw(pipe: HQTVAEPipeline, drawings: list[Drawing], sampling: dict[str, Any]) -> tuple[Tensor, ...]:
     from hqtvae_fast.cli.plan import arguments
 
@@ -243,15 +264,14 @@ def _draw(pipe: HQTVAEPipeline, drawings: list[Drawing], sampling: dict[str, Any
 
 
 def _some(paths: list[str], resolution: int | None, count: int) -> tuple[list[Image.Image], list[str]]:
-    """At most ``count`` pictures of a set, evenly spread, and their captions, empty where they have none."""
+    """At most ``count`` pictures of a set, evenly spread, and what each shows, in words."""
     from hqtvae_fast.evaluate import open_pictures
     from hqtvae_fast.evaluate.figures.neighbours import picture_at
-    from hqtvae_fast.evaluate.pack import caption_or_none
 
     source = open_pictures(paths, resolution)
     count = min(count, len(source))
     chosen = [place * len(source) // count for place in range(count)]
-    return [picture_at(source, index) for index in chosen], [caption_or_none(source, index) or "" for index in chosen]
+    return [picture_at(source, index) for index in chosen], [source.shows(index) for index in chosen]
 
 
 def _distance(name: str, side: int, device: str | None) -> Distance:

@@ -55,7 +55,7 @@ def info(
         config = config_of(checkpoint)
     with waiting("Starting" if checkpoint is None else f"Opening {checkpoint}"):
         from hqtvae_fast import checkpoint as checkpoints
-        from hqtvae_fast.cli.model_facts import show_costs, show_machine, show_stored, show_summary
+        from hqtvae_fast.cli.model_facts import show_classes, show_costs, show_machine, show_stored, show_summary
 
         opened = None if checkpoint is None else checkpoints.load(checkpoint)
     if config is not None:
@@ -66,4 +66,5 @@ def info(
     if config is None:
         typer.echo(f"Name a CHECKPOINT or a --preset ({', '.join(PRESETS)}) to see what it costs.")
         return
+    show_classes(config.classes)
     show_costs(config, batch, dtype.value, measure)

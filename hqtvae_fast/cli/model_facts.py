@@ -16,8 +16,9 @@ from rich.text import Text
 from hqtvae_fast import _cuda
 from hqtvae_fast import checkpoint as checkpoints
 from hqtvae_fast.checkpoint_config import describe
+from hqtvae_fast.classes import Classes
 from hqtvae_fast.cli.output import facts, show, table, waiting
-from hqtvae_fast.config import HQTVAEConfig
+from hqtvae_fast.config import HQTVAEConfig, to_dict
 from hqtvae_fast.engine.activation_memory import decoding_memory
 from hqtvae_fast.engine.precision import PRECISIONS
 from hqtvae_fast.hardware import Device, default_dtype, measure_this_machine, published
@@ -25,6 +26,7 @@ from hqtvae_fast.model import cost
 from hqtvae_fast.ops import cpu_library
 
 PUBLISHED = ("A100-80GB", "H100")
+LISTED = 40  # names of classes
 QUIET, TRIES = 0.5, 3  # a load above which a CPU is measured so many times
 
 
@@ -70,6 +72,18 @@ def show_stored(opened: checkpoints.Checkpoint) -> None:
     show(facts("Weights are stored in", {name: ", ".join(sorted(found)) for name, found in dtypes.items()}))
 
 
+def show_classes(classes: Classes) -> None:
+    """Their names, the first of them if they are many; nothing of classes without names."""
+    if not classes.names:
+        return
+    rows = {str(label): classes.caption(label) for label in classes.trained[:LISTED]}
+    if len(classes.trained) > LISTED:
+        rows[f"{len(classes.trained) - LISTED:,} more"] = "id2label of config.json"
+    if untrained := classes.count - len(classes.trained):
+        rows[f"{untrained:,} others"] = "without training pictures"
+    show(facts("Classes", rows))
+
+
 def show_costs(config: HQTVAEConfig, batches: list[int], dtype: str, measure: bool) -> None:
     """Configuration, parameters, work, memory and the least times of a model."""
     held_in = PRECISIONS[dtype].dtype
@@ -81,7 +95,7 @@ def show_costs(config: HQTVAEConfig, batches: list[int], dtype: str, measure: bo
 
 
 def _show_config(config: HQTVAEConfig) -> None:
-    parts = dataclasses.asdict(config).items()
+    parts = to_dict(dataclasses.replace(config, id2label=())).items()
     show(facts("Configuration", {name: str(value) for part, values in parts for name, value in _flat(part, values)}))
 
 

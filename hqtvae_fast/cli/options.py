@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Callable, Iterable
 from enum import Enum
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from hqtvae_fast.classes import NO_CLASSES
 from hqtvae_fast.cli.output import waiting
 from hqtvae_fast.config import DEFAULT_BATCH
 
@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from hqtvae_fast.pipeline import HQTVAEPipeline
 
 OUTPUT, MACHINE = "Output", "Machine"  # panels of --help
-MAX_RANGE = 1_000_000  # classes in one range: more is a slip of the finger
 
 
 class Precision(str, Enum):
@@ -214,19 +213,9 @@ def batch_of(pipe: HQTVAEPipeline, batch_size: int | None) -> int:
     return pipe.best_batch_size if batch_size is None else batch_size
 
 
-def parse_classes(values: Iterable[str]) -> list[int]:
+def parse_integers(option: str, values: Iterable[str]) -> list[int]:
     """``["0,3", "5-7"]`` -> [0, 3, 5, 6, 7]. Commas or spaces separate; a range has both its ends."""
-    classes: list[int] = []
-    for value in values:
-        for part in re.split(r"[,\s]+", value.strip()):
-            match = re.fullmatch(r"(\d+)(?:-(\d+))?", part)
-            if match is None:
-                raise ValueError(f"--classes: expected integers and ranges such as 0,3,5-7; got {value!r}")
-            first, last = int(match[1]), int(match[2] or match[1])
-            if not first <= last < first + MAX_RANGE:
-                raise ValueError(f"--classes: expected a range from a smaller to a larger class; got {part!r}")
-            classes += range(first, last + 1)
-    return classes
+    return NO_CLASSES.parse(option, values)  # there are no names to confuse them with
 
 
 def parse_per_level(option: str, text: str | None, kind: Callable[[str], Any], *, none: bool = True) -> Any:

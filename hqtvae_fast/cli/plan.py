@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hqtvae_fast.classes import NO_CLASSES, Classes
 from hqtvae_fast.cli.codes import Codes
 from hqtvae_fast.engine import image_seeds
 from hqtvae_fast.files import MAX_STEM_BYTES, cut_name, json_text
@@ -28,22 +29,30 @@ class Drawing:
     given: Tensor | None = None
     seed: int = 0
     name: str = "image"
+    classes: Classes = NO_CLASSES
 
     def caption(self) -> str:
         """What it shows, in words."""
-        return self.prompt or ("" if self.label is None else f"class {self.label}")
+        return self.prompt or ("" if self.label is None else self.classes.caption(self.label))
 
     def about(self) -> str:
         """What it is drawn from, as JSON."""
-        facts = {"class": self.label, "prompt": self.prompt, "seed": self.seed}
+        named = None if self.label is None else self.classes.name(self.label)
+        facts = {"class": self.label, "class_name": named, "prompt": self.prompt, "seed": self.seed}
         return json_text({key: value for key, value in facts.items() if value is not None})
 
 
 def plan(
-    labels: Sequence[int] | None, prompts: Sequence[str] | None, given: Codes | None, num_images: int, seed: int
+    labels: Sequence[int] | None,
+    prompts: Sequence[str] | None,
+    given: Codes | None,
+    num_images: int,
+    seed: int,
+    classes: Classes,
 ) -> list[Drawing]:
     """``num_images`` of each subject, subject after subject, each with a seed and a name of its own."""
-    conditions = [Drawing(label=label, name=f"class-{label:04d}") for label in labels or []]
+    named = _class_files(classes)
+    conditions = [Drawing(label=label, name=named(label), classes=classes) for label in labels or []]
     conditions += [Drawing(prompt=prompt, name=_slug(prompt)) for prompt in prompts or []]
     subjects = conditions if given is None else _pair_up(conditions, _given_maps(given))
     drawings = [subject for subject in subjects or [Drawing()] for _ in range(num_images)]
@@ -77,8 +86,20 @@ def _pair_up(conditions: list[Drawing], maps: list[Drawing]) -> list[Drawing]:
     return [replace(one, given=other.given, name=f"{one.name}-{other.name}") for one, other in pairs]
 
 
-def _slug(prompt: str) -> str:
-    return cut_name(re.sub(r"\W+", "-", prompt.lower()).strip("-"), MAX_NAME) or "prompt"
+def _class_files(classes: Classes) -> Callable[[int], str]:
+    """What files of a class are called: after its name, with its label where that does not tell it from others."""
+    names = {label: _slug(classes.caption(label), "") for label in classes.trained} if classes.names else {}
+    used = Counter(names.values())
+
+    def named(label: int) -> str:
+        name = names.get(label, "")
+        return f"{name or 'class'}-{label:04d}" if not name or used[name] > 1 else name
+
+    return named
+
+
+def _slug(text: str, otherwise: str = "prompt") -> str:
+    return cut_name(re.sub(r"\W+", "-", text.lower()).strip("-"), MAX_NAME) or otherwise
 
 
 def arguments(drawings: Sequence[Drawing]) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from hqtvae_fast.cli.asked import Judged
-from hqtvae_fast.cli.options import parse_classes
+from hqtvae_fast.cli.options import parse_integers
 from hqtvae_fast.cli.output import count, waiting
 from hqtvae_fast.cli.plan import Drawing
 from hqtvae_fast.hardware import pick_device
@@ -30,7 +30,7 @@ class Rejection:
         from hqtvae_fast.evaluate.rejection import Tally
 
         self.judge, self.kept, self.drawn = judge, kept, drawn
-        self.targets = None if targets is None else parse_classes(targets)
+        self.targets = None if targets is None else parse_integers("--targets", targets)
         self.tally = Tally()
 
     def check(self, drawings: Sequence[Drawing], level: int | None) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from hqtvae_fast.cli.asked import Files, Judged, Machine, Wanted
-from hqtvae_fast.cli.checks import check_conditions, config_of
+from hqtvae_fast.cli.checks import config_of, read_conditions
 from hqtvae_fast.cli.options import (
     BatchSize,
     BottomOnly,
@@ -24,7 +24,6 @@ from hqtvae_fast.cli.options import (
     Tables,
     TopOnly,
     kept_level,
-    parse_classes,
 )
 from hqtvae_fast.cli.output import check_file, check_folder, check_picture_file, waiting
 from hqtvae_fast.cli.sample_options import (
@@ -99,32 +98,32 @@ def sample(
     prompt = [*(prompt or []), *_read_prompts(prompts)]
     if classes and prompt:
         raise ValueError("--classes and --prompt: expected one of them; a model is conditioned on one or the other")
-    labels, keep = parse_classes(classes or []), kept_level(top_only, bottom_only)
-    sampling = sampling_of(top_k, top_p, temperature)
+    keep, sampling = kept_level(top_only, bottom_only), sampling_of(top_k, top_p, temperature)
     engine: dict[str, Any] = {"graphs": graphs, "tables": tables, "fused_draw": fused_draw, "overlap": overlap}
     engine |= {"dependent_launch": dependent_launch, "skip_query": skip_query}
     engine["quantization"] = None if quantize is None else quantize.value
     machine = Machine(checkpoint, device, dtype, refiner, engine)
-    wanted = Wanted(labels, prompt, num_images, seed, sampling, keep, given_top)
     if world().size > 1:  # processes that torchrun has started cannot share a sheet
         out, shards = None, _shards_of_a_team(shards, out)
     if shards is not None:
         others = {"out": out, "out_dir": out_dir, "save_codes": save_codes, "given_top": given_top}
         _check_shards_alone(keep, **others, classifier=classifier)
-        check_folder(shards)
+    elif out is None and out_dir is None and save_codes is None:
+        out = DEFAULT_OUT
+    check_picture_file(out)
+    check_folder(out_dir)
+    check_folder(shards)
+    check_file(save_codes)
+    config = config_of(checkpoint, refiner)
+    labels = read_conditions(checkpoint, config, classes or [], prompt, required=shards is None)
+    wanted = Wanted(labels, prompt, num_images, seed, sampling, keep, given_top)
+    if shards is not None:
         with waiting("Starting"):
             from hqtvae_fast.cli.sample_set import sample_set
 
         with named_as_options():
-            sample_set(machine, shards, wanted, shard_size=shard_size, batch_size=batch_size)
+            sample_set(machine, config, shards, wanted, shard_size=shard_size, batch_size=batch_size)
         return
-    if out is None and out_dir is None and save_codes is None:
-        out = DEFAULT_OUT
-    check_picture_file(out)
-    check_folder(out_dir)
-    check_file(save_codes)
-    config = config_of(checkpoint, refiner)
-    check_conditions(checkpoint, config, labels, prompt)
     with waiting("Starting"):
         from hqtvae_fast.cli.drawing import draw
 

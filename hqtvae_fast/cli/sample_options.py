@@ -34,7 +34,8 @@ Classes = Annotated[
     typer.Option(
         "--classes",
         metavar="LIST",
-        help="Classes, for a class-conditional model: integers from 0 and ranges, such as 0,3,5-7. May be repeated.",
+        help="Classes, for a class-conditional model: by name where they have names (`hqtvae info` lists them), and"
+        " integers from 0 and ranges: cat,hot dog,5-7. A name with commas in quotes. May be repeated.",
         show_default=False,
         rich_help_panel=WHAT,
     ),
@@ -181,7 +182,7 @@ Shards = Annotated[
         help="Write WebDataset shards of pictures into this folder, with checksums. Stopped anywhere, the same command"
         " goes on with the shards that are missing. torchrun --nproc-per-node N -m hqtvae_fast.cli sample ... shares"
         " them out (--out means --shards then): the files are the same for any number of processes. Of a"
-        " class-conditional model without --classes: --num-images in all, of all classes in turn.",
+        " class-conditional model without --classes: --num-images in all, of all its classes in turn.",
         show_default=False,
         rich_help_panel=OUTPUT,
     ),

@@ -12,22 +12,21 @@ import typer
 from rich.console import Console
 
 from hqtvae_fast.cli.asked import Machine, Wanted
-from hqtvae_fast.cli.checks import check_drawing, config_of
+from hqtvae_fast.cli.checks import check_drawing
 from hqtvae_fast.cli.options import batch_of
-from hqtvae_fast.cli.output import check_folder, count, progress, rate, waiting
+from hqtvae_fast.cli.output import count, progress, rate, waiting
+from hqtvae_fast.config import HQTVAEConfig
 from hqtvae_fast.distributed import SampleShards, SampleSpec, Team, join_team
 from hqtvae_fast.distributed.subjects import make_subjects
 
 LINE_SECONDS = 30.0  # between two lines about a job whose stderr is no terminal
 
 
-def sample_set(machine: Machine, folder: Path, wanted: Wanted, *, shard_size: int, batch_size: int | None) -> None:
+def sample_set(
+    machine: Machine, config: HQTVAEConfig, folder: Path, wanted: Wanted, *, shard_size: int, batch_size: int | None
+) -> None:
     """Draw the shards that are missing; the leading process says how many pictures that were, and how fast."""
-    check_folder(folder)
-    config = config_of(machine.checkpoint, machine.refiner)
-    if config.transformer is None:
-        raise ValueError("this checkpoint has stage 1 only: it can encode and decode, but not draw")
-    subjects = make_subjects(config.transformer, wanted.labels, wanted.prompts, wanted.num_images)
+    subjects = make_subjects(config, wanted.labels, wanted.prompts, wanted.num_images)
     check_drawing(config, subjects.examples(), wanted.sampling)
     with join_team() as team:
         pipe = machine.open(team.device(machine.device))

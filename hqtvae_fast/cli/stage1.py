@@ -13,6 +13,7 @@ from torch import Tensor
 from hqtvae_fast.cli.codes import leave_out
 from hqtvae_fast.cli.output import show, table
 from hqtvae_fast.cli.pictures import Picture, Reader
+from hqtvae_fast.config import level_names
 from hqtvae_fast.engine.encoding import make_encoder
 from hqtvae_fast.images import psnr, to_pil, to_tensor
 from hqtvae_fast.pipeline import HQTVAEPipeline
@@ -35,11 +36,6 @@ def reconstruct_batch(pipe: HQTVAEPipeline, batch: Sequence[Picture], levels: bo
     for picture, shown, decibels in zip(batch, zip(*columns, strict=True), zip(*quality, strict=True), strict=True):
         captions = [f"{name}: {own:.1f} dB" for name, own in zip(kept, decibels, strict=True)]
         yield [(picture.image, "original"), *zip(shown, captions, strict=True)], decibels[0]
-
-
-def level_names(number: int) -> list[str]:
-    """``top``, ``middle`` where there are three, and ``bottom``."""
-    return ["top", *["middle"] * (number - 2), "bottom"]
 
 
 def encode_files(

@@ -1,7 +1,9 @@
-"""``hqtvae train``: both stages, from a preset, a YAML file or flags."""
+"""``hqtvae train``: both stages, in one or one by one; from a preset, a YAML file, flags, or the data alone."""
 
 from __future__ import annotations
 
+import shlex
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from enum import Enum
@@ -9,143 +11,105 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from hqtvae_fast.cli.output import waiting
 from hqtvae_fast.cli.presets import presets
+from hqtvae_fast.cli.train_options import (
+    HOW,
+    KINDS,
+    WHAT,
+    Accumulate,
+    BatchSize,
+    Caption,
+    Checkpointing,
+    CodeCache,
+    ConditionOption,
+    Config,
+    Data,
+    Epochs,
+    Init,
+    Out,
+    Precision,
+    PresetName,
+    Rate,
+    Resolution,
+    SaveEvery,
+    Seed,
+    Select,
+    Size,
+    Steps,
+    StopAfter,
+    StopAfterMinutes,
+    Validation,
+)
 
-WHAT, HOW, RUN = "What to train on", "How", "The run"  # panels of --help
 
+class Commands(TyperGroup):
+    """``hqtvae train PICTURES`` is ``hqtvae train both PICTURES``: what names no command is pictures."""
 
-class Autocast(str, Enum):
-    """What forward and backward passes compute in."""
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        if args and args[0] not in {*self.commands, *self.get_help_option_names(ctx)}:
+            args = ["both", *args]
+        return super().parse_args(ctx, args)
 
-    no = "no"
-    bf16 = "bf16"
-    fp16 = "fp16"
-
-
-Config = Annotated[
-    Path | None,
-    typer.Argument(
-        metavar="[CONFIG.yaml]",
-        help="Fields of the run, by the names of these options (data, batch_size, ...) and more: model, loss weights."
-        " Options given here come on top.",
-        show_default=False,
-    ),
-]
-PresetName = Annotated[
-    str | None,
-    typer.Option(
-        "--preset",
-        metavar="NAME",
-        help="Begin from one of the paper's runs: model, losses, batch, learning rate, epochs. hqtvae train presets"
-        " lists them. CONFIG.yaml comes on top of it, and options on top of both.",
-        show_default=False,
-        rich_help_panel=HOW,
-    ),
-]
-Data = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--data",
-        metavar="PATH",
-        help="WebDataset shards (a file, a pattern such as 'shards/{000..009}.tar', a folder of them), a folder of"
-        " class folders, or a folder of pictures with captions.json;"
-        " for stage 2 also shards of codes, written by encode --shards. May be repeated.",
-        show_default=False,
-        rich_help_panel=WHAT,
-    ),
-]
-Validation = Annotated[
-    list[str] | None,
-    typer.Option("--validation", metavar="PATH", help="Held-out pictures.", show_default=False, rich_help_panel=WHAT),
-]
-Select = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--select",
-        metavar="FIELD=VALUE",
-        help="Only pictures whose field (of a shard's .json, say) has this value. May be repeated: values of one field"
-        " stand beside each other, those of several fields must all fit.",
-        show_default=False,
-        rich_help_panel=WHAT,
-    ),
-]
-Init = Annotated[
-    Path | None,
-    typer.Option(
-        "--init",
-        metavar="DIR",
-        help="Fine-tune: begin with the weights (and tokenizer) of this checkpoint of the same sizes.",
-        show_default=False,
-        rich_help_panel=HOW,
-    ),
-]
-Out = Annotated[
-    Path | None,
-    typer.Option(
-        "--out",
-        metavar="DIR",
-        help="The run's directory: checkpoints, logs, pictures and, in the end, model/. A run that is there goes on"
-        " where its last checkpoint stands.",
-        show_default=False,
-        rich_help_panel=RUN,
-    ),
-]
-Steps = Annotated[int | None, typer.Option("--steps", min=1, help="Updates in all.", rich_help_panel=HOW)]
-Epochs = Annotated[float | None, typer.Option("--epochs", help="Or passes over the data.", rich_help_panel=HOW)]
-BatchSize = Annotated[
-    int | None,
-    typer.Option(
-        "--batch-size", min=1, help="Pictures an update, over all processes. Default 128.", rich_help_panel=HOW
-    ),
-]
-Accumulate = Annotated[
-    int | None,
-    typer.Option("--accumulate", min=1, help="Micro-batches an update, for less memory.", rich_help_panel=HOW),
-]
-Rate = Annotated[float | None, typer.Option("--learning-rate", help="At its peak.", rich_help_panel=HOW)]
-Precision = Annotated[Autocast | None, typer.Option("--precision", help="Autocast.", rich_help_panel=HOW)]
-CodeCache = Annotated[
-    Path | None,
-    typer.Option(
-        "--code-cache",
-        metavar="FILE",
-        help="Code all pictures once, into this file, and train from it: no crops but the centre square. A folder that"
-        " encode --shards wrote will do where --soft-labels is 0.",
-        show_default=False,
-        rich_help_panel=WHAT,
-    ),
-]
-Checkpointing = Annotated[
-    bool | None,
-    typer.Option(
-        "--activation-checkpointing/--no-activation-checkpointing",
-        help="Compute activations twice, to need less memory.",
-        show_default=False,
-        rich_help_panel=HOW,
-    ),
-]
-Seed = Annotated[int | None, typer.Option("--seed", help="Order, crops, weights and dropout.", rich_help_panel=HOW)]
-StopAfter = Annotated[
-    int | None,
-    typer.Option(
-        "--stop-after",
-        min=1,
-        help="Save and end after this many updates of this process, to train in pieces.",
-        rich_help_panel=RUN,
-    ),
-]
-StopAfterMinutes = Annotated[
-    float | None,
-    typer.Option("--stop-after-minutes", min=0.01, help="The same, by time.", rich_help_panel=RUN),
-]
 
 train = typer.Typer(
+    cls=Commands,
     no_args_is_help=True,
-    help="Train HQ-VAE (stage1), then HQ-Transformer on its codes (stage2).\n\nWith several GPUs: torchrun"
-    " --nproc-per-node N -m hqtvae_fast.cli train ..., or accelerate launch; nothing else changes.",
+    help="Train a model on your pictures: hqtvae train PICTURES --out runs/mine\n\nThat is HQ-VAE (stage1), then"
+    " HQ-Transformer on its codes (stage2): `both`, whose --help has the options. Stopped anywhere, the same command"
+    " goes on. The number and names of classes, captions, and sizes are taken from the data.\n\nWith several GPUs:"
+    " torchrun --nproc-per-node N -m hqtvae_fast.cli train ..., or accelerate launch; nothing else changes.",
 )
+
+
+@train.command(epilog="Example: hqtvae train pictures/ --out runs/mine, then hqtvae sample runs/mine")
+def both(
+    pictures: Annotated[list[str] | None, typer.Argument(metavar="PICTURES...", help=KINDS, show_default=False)] = None,
+    data: Annotated[list[str] | None, typer.Option("--data", metavar="PATH", help="The same.", hidden=True)] = None,
+    out: Out = None,
+    size: Size = None,
+    resolution: Resolution = None,
+    init: Init = None,
+    vae: Annotated[
+        str | None,
+        typer.Option(
+            "--vae",
+            metavar="CHECKPOINT",
+            help="A trained stage 1, in place of training one.",
+            show_default=False,
+            rich_help_panel=HOW,
+        ),
+    ] = None,
+    condition: ConditionOption = None,
+    caption: Caption = None,
+    validation: Validation = None,
+    select: Select = None,
+    steps: Steps = None,
+    epochs: Epochs = None,
+    batch_size: BatchSize = None,
+    accumulate: Accumulate = None,
+    learning_rate: Rate = None,
+    precision: Precision = None,
+    seed: Seed = None,
+    save_every: SaveEvery = None,
+    stop_after_minutes: StopAfterMinutes = None,
+) -> None:
+    """Both stages in one, from a folder of pictures to a model that draws: also `hqtvae train PICTURES`.
+
+    Options such as --steps and --batch-size are for each stage; for more than that, train the stages one by one.
+    """
+    given = _given({**locals(), "data": [*(pictures or []), *(data or [])] or None})
+    del given["pictures"]
+    _need(given, "data", "PICTURES")
+    _need(given, "out", "--out")
+    with waiting("Starting"):
+        _need_extra()
+        from hqtvae_fast.train.whole import train_whole
+
+    with _named_as_options(given):
+        train_whole(given, _this_command())
 
 
 @train.command(epilog="Example: hqtvae train stage1 --preset imagenet --data pictures/ --out runs/vae --epochs 50")
@@ -157,6 +121,8 @@ def stage1(
     select: Select = None,
     init: Init = None,
     out: Out = None,
+    size: Size = None,
+    resolution: Resolution = None,
     steps: Steps = None,
     epochs: Epochs = None,
     batch_size: BatchSize = None,
@@ -164,6 +130,7 @@ def stage1(
     learning_rate: Rate = None,
     precision: Precision = None,
     seed: Seed = None,
+    save_every: SaveEvery = None,
     stop_after: StopAfter = None,
     stop_after_minutes: StopAfterMinutes = None,
 ) -> None:
@@ -173,19 +140,26 @@ def stage1(
         _need_extra()
         from hqtvae_fast.train.config import Stage1Run, read_run
         from hqtvae_fast.train.run import train_stage1
+        from hqtvae_fast.train.telling import Telling
 
     with _named_as_options(given):
         run = read_run(Stage1Run, config, given, preset)
-    train_stage1(run)
+    train_stage1(run, Telling(_this_command()))
 
 
-@train.command(epilog="Example: hqtvae train stage2 --preset S --vae runs/vae/model --data pictures/ --out runs/hqt")
+@train.command(epilog="Example: hqtvae train stage2 --preset S --vae runs/vae --data pictures/ --out runs/hqt")
 def stage2(
     config: Config = None,
     preset: PresetName = None,
     vae: Annotated[
-        Path | None,
-        typer.Option("--vae", metavar="DIR", help="The trained stage 1.", show_default=False, rich_help_panel=WHAT),
+        str | None,
+        typer.Option(
+            "--vae",
+            metavar="CHECKPOINT",
+            help="The trained stage 1. Shards of codes as --data know theirs.",
+            show_default=False,
+            rich_help_panel=WHAT,
+        ),
     ] = None,
     prior: Annotated[
         Path | None,
@@ -204,7 +178,8 @@ def stage2(
             "--soft-labels",
             metavar="TAU",
             min=0.0,
-            help="Temperature of the targets softmax(-squared distance / TAU); 0: the codes themselves. Default 1.",
+            help="Temperature of the targets softmax(-squared distance / TAU); 0: the codes themselves. Default 1,"
+            " or 0 with codes as data.",
             show_default=False,
             rich_help_panel=HOW,
         ),
@@ -215,6 +190,9 @@ def stage2(
     select: Select = None,
     init: Init = None,
     out: Out = None,
+    size: Size = None,
+    condition: ConditionOption = None,
+    caption: Caption = None,
     steps: Steps = None,
     epochs: Epochs = None,
     batch_size: BatchSize = None,
@@ -223,6 +201,7 @@ def stage2(
     precision: Precision = None,
     activation_checkpointing: Checkpointing = None,
     seed: Seed = None,
+    save_every: SaveEvery = None,
     stop_after: StopAfter = None,
     stop_after_minutes: StopAfterMinutes = None,
 ) -> None:
@@ -232,10 +211,11 @@ def stage2(
         _need_extra()
         from hqtvae_fast.train.config import Stage2Run, read_run
         from hqtvae_fast.train.run import train_stage2
+        from hqtvae_fast.train.telling import Telling
 
     with _named_as_options(given):
         run = read_run(Stage2Run, config, given, preset)
-    train_stage2(run)
+    train_stage2(run, Telling(_this_command()))
 
 
 train.command(epilog="Example: hqtvae train presets, then hqtvae train stage1 --preset NAME ...")(presets)
@@ -259,6 +239,18 @@ def _named_as_options(given: dict[str, Any]) -> Iterator[None]:
         if name not in given:
             raise
         raise ValueError(f"--{name.replace('_', '-')}{colon}{rest}") from error
+
+
+def _this_command() -> str:
+    """What this process was started as, to be typed again."""
+    program = Path(sys.argv[0])
+    name = "python -m hqtvae_fast.cli" if program.name == "__main__.py" else program.name
+    return f"{name} {shlex.join(sys.argv[1:])}"
+
+
+def _need(given: dict[str, Any], name: str, shown: str) -> None:
+    if not given.get(name):
+        raise ValueError(f"{shown}: expected a path; got none (hqtvae train --help)")
 
 
 def _fields_and_values(pairs: list[str]) -> dict[str, list[Any]]:

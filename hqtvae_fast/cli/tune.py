@@ -21,7 +21,7 @@ from hqtvae_fast.cli.options import (
     SkipQuery,
     Tables,
     open_pipeline,
-    parse_classes,
+    parse_integers,
 )
 from hqtvae_fast.cli.output import check_file, show, table
 from hqtvae_fast.config import BUCKETS
@@ -69,10 +69,7 @@ def tune(
     holds it. Sizes that gain nothing over the next larger one are not used. The search ends at the first size that
     does not fit into memory, or well past the fastest.
     """
-    try:
-        wanted = parse_classes([sizes])
-    except ValueError as error:
-        raise ValueError(str(error).replace("--classes", "--sizes")) from None
+    wanted = parse_integers("--sizes", [sizes])
     if min(wanted, default=0) < 1:
         raise ValueError(f"--sizes: expected batch sizes from 1 on; got {sizes!r}")
     engine: dict[str, Any] = {"graphs": graphs, "tables": tables, "fused_draw": fused_draw, "overlap": overlap}

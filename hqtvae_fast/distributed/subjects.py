@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from hqtvae_fast.config import TransformerConfig
+from hqtvae_fast.classes import NO_CLASSES, Classes
+from hqtvae_fast.config import HQTVAEConfig
 from hqtvae_fast.files import json_text
 
 
@@ -17,12 +18,13 @@ class Subjects:
 
     ``values``: integers, strings, or none. ``in_turn``: picture i shows value i mod their number, so that each part of
     the set holds all of them; else they come one after the other, in equal shares (``total`` is a multiple of their
-    number).
+    number). ``classes``: whose labels the integers are.
     """
 
     values: tuple[int, ...] | tuple[str, ...]
     total: int
     in_turn: bool = False
+    classes: Classes = NO_CLASSES
 
     def at(self, index: int) -> int | str | None:
         if not self.values:
@@ -35,7 +37,7 @@ class Subjects:
         if self.in_turn or len(self.values) <= 1:
             return replace(self, total=total)
         each = self.total // len(self.values)
-        return None if total % each else Subjects(self.values[: total // each], total)
+        return None if total % each else replace(self, values=self.values[: total // each], total=total)
 
     def examples(self) -> dict[str, Any]:
         """The pipeline's arguments for one picture of each class or prompt."""
@@ -49,26 +51,26 @@ class Subjects:
         return {kind: [self.at(index) for index in span]}
 
     def fields(self, index: int) -> dict[str, Any]:
-        """What a data set says of the picture: ``label`` or ``caption``."""
+        """What a data set says of the picture: ``label``, and ``class_name`` if it has one, or ``caption``."""
         value = self.at(index)
-        if value is None:
-            return {}
-        return {"label" if isinstance(value, int) else "caption": value}
+        if isinstance(value, int):
+            name = self.classes.name(value)
+            return {"label": value} if name is None else {"label": value, "class_name": name}
+        return {} if value is None else {"caption": value}
 
     def digest(self) -> str:
         """16 hexadecimal digits, equal for equal subjects."""
-        text = json_text([self.values, self.total, self.in_turn])
+        names = [self.classes.name(value) for value in self.values if isinstance(value, int)]
+        text = json_text([self.values, self.total, self.in_turn, *([names] if any(names) else [])])
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def make_subjects(
-    config: TransformerConfig, labels: Sequence[int], prompts: Sequence[str], num_images: int
-) -> Subjects:
-    """``num_images`` of each class or prompt; of a class-conditional model without either, so many pictures of all its
-    classes in turn; of an unconditional one, so many."""
+def make_subjects(config: HQTVAEConfig, labels: Sequence[int], prompts: Sequence[str], num_images: int) -> Subjects:
+    """``num_images`` of each class or prompt; of a class-conditional model without either, so many pictures of all
+    classes that it was trained on, in turn; of an unconditional one, so many."""
     values: tuple[int, ...] | tuple[str, ...] = tuple(labels) if labels else tuple(prompts)
     if values:
-        return Subjects(values, len(values) * num_images)
-    if config.condition == "class":
-        return Subjects(tuple(range(config.num_classes)), num_images, in_turn=True)
+        return Subjects(values, len(values) * num_images, classes=config.classes)
+    if trained := tuple(config.classes.trained):
+        return Subjects(trained, num_images, in_turn=True, classes=config.classes)
     return Subjects((), num_images)

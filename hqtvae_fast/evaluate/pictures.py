@@ -11,6 +11,7 @@ import math
 import os
 import zipfile
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any, NamedTuple, Protocol
 
@@ -56,6 +57,9 @@ class Pictures(Protocol):
 
     def caption(self, index: int) -> str:
         """What a picture should show. ValueError if the set does not say."""
+
+    def shows(self, index: int) -> str:
+        """What a picture shows, in words: its caption or its class; empty if the set does not say."""
 
     def describe(self, index: int) -> str:
         """What messages call a picture."""
@@ -122,10 +126,18 @@ class SourcePictures(Dataset[tuple[Tensor, str]]):
         try:
             return self._template.caption(self.source.fields(index))
         except (ValueError, OSError) as error:
-            described = _described(self.source.picture(index))
+            described = _described(self.source.picture(index), "prompt")
             if described is None:
                 raise ValueError(f"{self.name}: {self.source.key(index)}: expected a caption; {error}") from None
             return described
+
+    def shows(self, index: int) -> str:
+        with suppress(ValueError):
+            return self.caption(index)
+        with suppress(ValueError, OSError):
+            if isinstance(name := self.source.fields(index).get("class_name"), str):
+                return name
+        return _described(self.source.picture(index), "class_name") or ""
 
     def describe(self, index: int) -> str:
         return f"{self.name}: {self.source.key(index)}"
@@ -143,8 +155,9 @@ class SourcePictures(Dataset[tuple[Tensor, str]]):
         raise reason
 
 
-def _described(data: bytes) -> str | None:
-    """The prompt that a PNG's text chunk or a WebP's Exif tells, as `hqtvae sample` writes it; None without one."""
+def _described(data: bytes, what: str) -> str | None:
+    """The prompt or the name of the class that a PNG's text chunk or a WebP's Exif tells, as `hqtvae sample` writes it;
+    None without one."""
     about = description(data)
     if not isinstance(about, str):
         return None
@@ -152,8 +165,8 @@ def _described(data: bytes) -> str | None:
         found = parse_json(about, "")
     except ValueError:
         return None
-    prompt = found.get("prompt") if isinstance(found, dict) else None
-    return prompt if isinstance(prompt, str) else None
+    value = found.get(what) if isinstance(found, dict) else None
+    return value if isinstance(value, str) else None
 
 
 class NpzPictures:
@@ -199,6 +212,9 @@ class NpzPictures:
 
     def caption(self, index: int) -> str:
         raise ValueError(f"{self.path}: expected captions; an .npz of pictures has none")
+
+    def shows(self, index: int) -> str:
+        return ""
 
     def describe(self, index: int) -> str:
         return f"{self.path}: {NPZ_PICTURES}[{index}]"

@@ -12,26 +12,27 @@ from importlib import import_module
 import torch
 from torch import Tensor
 
+from hqtvae_fast.evaluate.code_use import CodeUse
 from hqtvae_fast.evaluate.extractors import Extractor
 from hqtvae_fast.evaluate.frechet import Moments, frechet_distance
 from hqtvae_fast.evaluate.measure import BATCH, features_of, require_finite_rows
 from hqtvae_fast.evaluate.pictures import Pictures
 from hqtvae_fast.images import psnr
 from hqtvae_fast.pipeline import HQTVAEPipeline
-from hqtvae_fast.train.code_usage import perplexity
+from hqtvae_fast.train.stored_codes import StoredCodes
 
 
 @dataclass(frozen=True)
 class ReconstructionState:
     """``originals`` and ``rebuilt``: moments of their features. ``psnr``: sum of dB, ``ssim``: sum, over ``count``
-    pictures. ``codes``: by level, top first, how often each code was chosen, int64 [K]."""
+    pictures. ``use``: of the codes."""
 
     originals: Moments
     rebuilt: Moments
     psnr: float
     ssim: float
     count: int
-    codes: tuple[Tensor, ...]
+    use: CodeUse
 
     def __add__(self, other: ReconstructionState) -> ReconstructionState:
         return ReconstructionState(
@@ -40,16 +41,12 @@ class ReconstructionState:
             self.psnr + other.psnr,
             self.ssim + other.ssim,
             self.count + other.count,
-            tuple(own + its for own, its in zip(self.codes, other.codes, strict=True)),
+            self.use + other.use,
         )
 
     def rfid(self) -> float:
         """Fréchet distance of the pictures and their reconstructions; FID's name is the extractor's to give."""
         return frechet_distance(self.originals.gaussian(), self.rebuilt.gaussian())
-
-    def usage(self) -> list[tuple[float, float]]:
-        """By level, top first: share of codes that were chosen at least once, and the perplexity of their use."""
-        return [(float((counts > 0).double().mean()), float(perplexity(counts))) for counts in self.codes]
 
 
 def measure_reconstructions(
@@ -60,14 +57,16 @@ def measure_reconstructions(
     *,
     batch: int = BATCH,
     workers: int = 0,
+    stored: StoredCodes | None = None,
     advance: Callable[[int], None] = lambda done: None,
 ) -> ReconstructionState:
-    """Of a span of pictures, which must have the model's resolution. Features are of 8-bit pictures, as files are."""
+    """Of a span of pictures, which must have the model's resolution. Features are of 8-bit pictures, as files are.
+    ``stored``: the pictures' codes, in place of encoding them."""
     if pictures.resolution != pipe.config.vae.resolution:
         raise ValueError(f"expected pictures of {pipe.config.vae.resolution} pixels; got {pictures.resolution}")
     state: ReconstructionState | None = None
     for images, indices in pictures.batches(batch, span, workers):
-        codes = pipe.encode(images.float() / 127.5 - 1)
+        codes = pipe.encode(images.float() / 127.5 - 1) if stored is None else stored.levels(indices)
         rebuilt: Tensor = pipe.decode(codes, "pt", batch_size=batch)
         require_finite_rows(rebuilt, "its reconstruction", pictures, indices)
         part = ReconstructionState(
@@ -76,7 +75,7 @@ def measure_reconstructions(
             float(psnr(rebuilt, images.float() / 255).double().sum()),
             float(structural_similarity(rebuilt, images.float() / 255).double().sum()),
             len(images),
-            code_counts(codes, pipe.config.vae.codebook_sizes),
+            CodeUse.of(codes, pipe.config.vae.codebook_sizes),
         )
         state = part if state is None else state + part
         advance(len(images))
@@ -88,11 +87,6 @@ def measure_reconstructions(
 def rounded(images: Tensor) -> Tensor:
     """Float images in [0, 1] as bytes, as files hold them."""
     return (images.clamp(0, 1) * 255).round().to(torch.uint8)
-
-
-def code_counts(codes: tuple[Tensor, ...], sizes: tuple[int, ...]) -> tuple[Tensor, ...]:
-    """How often each code stands in maps [B, h, w]: int64 [K] a level."""
-    return tuple(level.flatten().bincount(minlength=size) for level, size in zip(codes, sizes, strict=True))
 
 
 def structural_similarity(images: Tensor, references: Tensor) -> Tensor:

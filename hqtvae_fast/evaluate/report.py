@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from hqtvae_fast.config import level_names
+from hqtvae_fast.evaluate.code_use import CodeUse
 from hqtvae_fast.evaluate.extractors import Extractor
 from hqtvae_fast.evaluate.frechet import frechet_distance
 from hqtvae_fast.evaluate.kernel_distance import kernel_distance
@@ -95,10 +97,17 @@ def judge(state: ReconstructionState, extractor: Extractor) -> list[Metric]:
         Metric("psnr", "PSNR, dB", state.psnr / state.count, "higher", of),
         Metric("ssim", "SSIM", state.ssim / state.count, "higher", of),
     ]
-    for level, (share, perplexity) in enumerate(state.usage()):
-        size = f"{len(state.codes[level]):,} codes"
-        metrics.append(Metric(f"usage_{level}", f"level {level}: share of codes used", share, "higher", size))
-        metrics.append(Metric(f"perplexity_{level}", f"level {level}: perplexity", perplexity, "higher", size))
+    return metrics + judge_use(state.use)
+
+
+def judge_use(use: CodeUse) -> list[Metric]:
+    """Of codes."""
+    metrics = []
+    names = level_names(len(use.counts))
+    for level, (name, (share, perplexity)) in enumerate(zip(names, use.usage(), strict=True)):
+        size = f"{len(use.counts[level]):,} codes"
+        metrics.append(Metric(f"usage_{level}", f"{name} codes: share used", share, "higher", size))
+        metrics.append(Metric(f"perplexity_{level}", f"{name} codes: perplexity", perplexity, "higher", size))
     return metrics
 
 

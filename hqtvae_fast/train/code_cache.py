@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from math import prod
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -30,12 +30,10 @@ from torch import Tensor
 from hqtvae_fast.codes import check_range
 from hqtvae_fast.config import ConfigError, VAEConfig
 from hqtvae_fast.model import HQVAE
-from hqtvae_fast.train.data import UnreadableError
+from hqtvae_fast.train.data import Content, UnreadableError
 
 FORMAT = "hqtvae_fast code cache, version 1"
 BROKEN = "broken"
-
-Content = Literal["latents", "codes"]
 
 
 @dataclass(frozen=True)

@@ -6,9 +6,10 @@
 - ``<index>.json``: the picture's key in its source, and what the source knows of it (label, caption, ...). A field
   ``key`` of the source's own gives way to that key.
 
-``codes.json`` says what they were made from, and has the names of the classes that labels number. A shard takes its
-name when it is whole and on the disk: those that have theirs are done, and a second run makes the others. Pictures that
-cannot be read are left out of the shard, and named in ``codes-000000.broken.json`` beside it.
+``codes.json`` says what they were made from and with (``vae``, a hash, and ``checkpoint``, where that is), and has the
+names of the classes that labels number. A shard takes its name when it is whole and on the disk: those that have theirs
+are done, and a second run makes the others. Pictures that cannot be read are left out of the shard, and named in
+``codes-000000.broken.json`` beside it.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from hqtvae_fast.files import json_text, read_text, whole_file, write_file
 from hqtvae_fast.model import HQVAE
 from hqtvae_fast.shard_files import add_member, keep_spec
 from hqtvae_fast.train.code_cache import vae_hash
-from hqtvae_fast.train.data.coded import FORMAT, SPEC_FILE, shard_name
+from hqtvae_fast.train.data.coded import CHECKPOINT, FORMAT, SPEC_FILE, shard_name
 from hqtvae_fast.train.data.selection import class_names
 from hqtvae_fast.train.data.sources import Source
 from hqtvae_fast.train.data.squares import CentreSquares
@@ -45,9 +46,13 @@ class ShardCount:
 
 
 class CodeShards:
-    """The shards of one source's codes in one folder, which is made. ConfigError if it holds another's."""
+    """The shards of one source's codes in one folder, which is made. ConfigError if it holds another's.
 
-    def __init__(self, folder: Path, source: Source, vae: HQVAE, shard_size: int) -> None:
+    ``checkpoint``: what the VAE was opened from, for whoever reads the codes; a folder is named from the root on."""
+
+    def __init__(
+        self, folder: Path, source: Source, vae: HQVAE, shard_size: int, *, checkpoint: str | None = None
+    ) -> None:
         self.folder, self.source, self.vae, self.shard_size = folder, source, vae, shard_size
         spec = {
             "format": FORMAT,
@@ -60,7 +65,8 @@ class CodeShards:
         }
         if names := class_names(source):
             spec["class_names"] = list(names)
-        keep_spec(folder, SPEC_FILE, spec, "codes")
+        notes = {} if checkpoint is None else {CHECKPOINT: _place(checkpoint)}
+        keep_spec(folder, SPEC_FILE, spec, "codes", notes=notes)
 
     def __len__(self) -> int:
         return -(-len(self.source) // self.shard_size)
@@ -136,6 +142,11 @@ class CodeShards:
         sizes = self.vae.config.codebook_sizes
         narrow = [np.uint16 if size <= 2**16 else np.int32 for size in sizes]
         return [level[row].numpy().astype(dtype) for level, dtype in zip(levels, narrow, strict=True)]
+
+
+def _place(checkpoint: str) -> str:
+    """A folder's full path; the demo model and those of the Hub have names."""
+    return str(Path(checkpoint).resolve()) if Path(checkpoint).is_dir() else checkpoint
 
 
 def _fields(source: Source, index: int) -> dict[str, Any] | None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+
 import torch
 from torch import Tensor
 
-from hqtvae_fast.model.hqvae import RESTART_SHARE
+RECENT = 100  # updates
 
 
 def perplexity(counts_K: Tensor) -> Tensor:
@@ -17,10 +19,25 @@ def perplexity(counts_K: Tensor) -> Tensor:
     return torch.special.entr(share_K).sum().exp()
 
 
-def running_usage(cluster_size_K: Tensor) -> Tensor:
-    """Share of codes whose running count (``Codebook.cluster_size``) reaches ``RESTART_SHARE`` of the mean count.
+class RecentCodes:
+    """Which codes were chosen of late, by level: part of a run's state, so that it is the same for a run in pieces.
 
-    Where unused codes are restarted, a restarted one counts as used until its running count has decayed: some hundred
-    updates. The share of codes that held-out pictures choose has no such memory.
+    A code's running count (``Codebook.cluster_size``) does not tell: a restarted code is given that of one in use, and
+    is restarted again before it has decayed, whether or not anything ever chose it.
     """
-    return (cluster_size_K >= RESTART_SHARE * cluster_size_K.mean()).float().mean()
+
+    def __init__(self, sizes: Sequence[int], device: torch.device) -> None:
+        self.idle = [torch.full((size,), RECENT, dtype=torch.int64, device=device) for size in sizes]
+
+    def add(self, level: int, counts_K: Tensor) -> Tensor:
+        """Take the counts of an update; returns the share of codes that the last ``RECENT`` updates chose, a scalar."""
+        idle_K = self.idle[level]
+        idle_K.add_(1).mul_(counts_K == 0)
+        return (idle_K < RECENT).float().mean()
+
+    def state_dict(self) -> dict[str, list[Tensor]]:
+        return {"idle": [idle_K.cpu() for idle_K in self.idle]}
+
+    def load_state_dict(self, state: Mapping[str, list[Tensor]]) -> None:
+        for idle_K, saved_K in zip(self.idle, state["idle"], strict=True):
+            idle_K.copy_(saved_K)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, TypeVar
 
 from hqtvae_fast.config import (
     BlocksConfig,
@@ -14,8 +15,17 @@ from hqtvae_fast.config import (
     from_dict,
     to_dict,
 )
+from hqtvae_fast.fields import field_kinds, read, shown
 from hqtvae_fast.train.config import merged
 from hqtvae_fast.train.presets import Preset, load_preset, preset_names
+
+Config = TypeVar("Config", VAEConfig, TransformerConfig, BlocksConfig)
+IN_NO_WEIGHT = {"dropout", "residual_dropout", "attention_dropout", "embedding_dropout"} | {
+    "commitment_weight",
+    "ema_decay",
+    "ema_epsilon",
+}
+"""Fields of a model that a run may change where it takes over the weights: they are used in training alone."""
 
 
 def make_vae_config(changes: dict[str, Any]) -> VAEConfig:
@@ -47,6 +57,27 @@ def make_transformer_config(changes: dict[str, Any], vae: VAEConfig) -> Transfor
         got = f"expected the VAE's {vae.codebook_sizes}, all of its levels; got {parsed.codebook_sizes}"
         raise ConfigError(f"model.codebook_sizes: {got}")
     return parsed
+
+
+def with_changes(config: Config, changes: Mapping[str, Any], path: str, where: str = "model") -> Config:
+    """The configuration of a checkpoint, ``path``, with a run's ``model`` fields on top.
+
+    ConfigError, naming the field, on one that would need other weights: all but ``IN_NO_WEIGHT``.
+    """
+    kinds, new = field_kinds(type(config)), dict[str, Any]()
+    for name, value in changes.items():
+        if name not in kinds:
+            raise ConfigError(f"{where}: unknown field {name!r}; expected some of {', '.join(sorted(kinds))}")
+        field, held = f"{where}.{name}", getattr(config, name)
+        if isinstance(held, BlocksConfig):
+            new[name] = with_changes(held, read(dict, value, field), path, field)
+            continue
+        wanted = read(kinds[name], value, field)
+        if wanted != held and name not in IN_NO_WEIGHT:
+            whose = f"as {path} has, whose weights the run begins with"
+            raise ConfigError(f"{field}: expected {shown(held)}, {whose}; got {shown(wanted)}")
+        new[name] = wanted
+    return dataclasses.replace(config, **new)
 
 
 def _one_level(vae: VAEConfig, level: int) -> dict[str, Any]:

@@ -25,16 +25,17 @@ def open_prior(path: str | None, vae: HQVAE, refiner: TransformerConfig) -> chec
     prior = checkpoints.load(path)
     if prior.transformer is None or prior.transformer.config.decoding != "global" or _is_refiner(prior.config):
         raise ConfigError(f"prior: expected a checkpoint with a prior over top codes; got {path}, {_holds(prior)}")
-    if not _same(vae, prior.vae):
+    if not same_vae(vae, prior.vae):
         raise ConfigError(f"prior: expected a model of the codes of vae; got {path}, on those of another stage 1")
     return prior
 
 
-def _same(left: HQVAE, right: HQVAE) -> bool:
+def same_vae(left: HQVAE, right: HQVAE) -> bool:
+    """Whether both give the same codes and pictures: weight by weight, whatever dtype these are stored in."""
     if left.config != right.config:
         return False
     other = right.state_dict()
-    return all(torch.equal(value.float(), other[key].float()) for key, value in left.state_dict().items())
+    return all(torch.equal(value.float().cpu(), other[key].float().cpu()) for key, value in left.state_dict().items())
 
 
 def _is_refiner(config: HQTVAEConfig) -> bool:

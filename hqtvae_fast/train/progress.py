@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from types import TracebackType
 
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -14,39 +14,50 @@ from rich.progress import (
     ProgressColumn,
     Task,
     TextColumn,
-    TimeElapsedColumn,
     TimeRemainingColumn,
 )
 from rich.text import Text
 
+from hqtvae_fast.train.words import duration, held_out, in_words, speed
+
 FIRST_SECONDS, LINE_SECONDS = 5.0, 60.0  # between lines: twice as long from line to line, up to a minute
-SHOWN = 3  # metrics, the first ones: the loss and its largest parts
 
 
 class TrainingProgress:
-    """Updates done, images/s, time left and the loss. Shows nothing if not ``shown``: on all ranks but one.
+    """How far a run is, how good, how fast, and how long it takes yet. Shows nothing if not ``shown``: on all ranks but
+    one.
 
     Where stderr is no terminal it gets a line after the first update and after the last one, and between them often at
     first and then once a minute.
 
-    total: updates of the whole run; done: those made before; batch_size: pictures an update, over all processes.
+    total: updates of the whole run; done: those made before; batch_size: pictures an update, over all processes; title:
+    what is trained.
     """
 
-    def __init__(self, total: int, done: int, batch_size: int, *, shown: bool, console: Console | None = None) -> None:
+    def __init__(
+        self,
+        total: int,
+        done: int,
+        batch_size: int,
+        *,
+        title: str = "training",
+        shown: bool,
+        console: Console | None = None,
+    ) -> None:
         self.console = console or Console(stderr=True)
-        self.total, self.first, self.batch_size, self.shown = total, done, batch_size, shown
+        self.total, self.first, self.batch_size, self.title, self.shown = total, done, batch_size, title, shown
         columns = (
             TextColumn("{task.description}"),
             BarColumn(),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            TimeRemainingColumn(),
-            TextColumn("{task.fields[rate]}  {task.fields[note]}"),
+            TextColumn("{task.fields[done]}  {task.fields[left]}"),
         )
-        self._bar = Progress(*columns, console=self.console, disable=not (shown and self.console.is_terminal))
-        self._task = self._bar.add_task("training", total=total, completed=done, rate="", note="")
+        self._bar = _TwoLines(*columns, console=self.console, disable=not (shown and self.console.is_terminal))
+        self._task = self._bar.add_task(
+            title, total=total, completed=done, done=_share(done, total), left="", figures=""
+        )
         self._began = self._due = time.monotonic()
         self._pause, self._waiting = FIRST_SECONDS, ""  # the line of the last update, until it is shown
+        self._held_out: dict[str, float] = {}
 
     def __enter__(self) -> TrainingProgress:
         self._began = self._due = time.monotonic()
@@ -57,17 +68,37 @@ class TrainingProgress:
         self._bar.stop()
         self._print(self._waiting)
 
-    def update(self, step: int, metrics: Mapping[str, float], note: str) -> None:
-        """``step`` updates are done now; the last one gave ``metrics``."""
+    def update(self, step: int, metrics: Mapping[str, float], note: str = "") -> None:
+        """``step`` updates are done now; the last one gave ``metrics``, those of held-out pictures too if there are any
+        (names that begin with ``val_``)."""
         now = time.monotonic()
-        rate = f"{(step - self.first) * self.batch_size / max(now - self._began, 1e-9):,.1f} images/s"
-        values = "  ".join([*(f"{name} {value:.4g}" for name, value in list(metrics.items())[:SHOWN]), note]).rstrip()
-        self._bar.update(self._task, completed=step, rate=rate, note=values)
-        left = (now - self._began) / (step - self.first) * (self.total - step)
-        self._waiting = f"update {step:,} of {self.total:,}, {rate}, {_duration(left)} left  {values}"
+        seconds = self._seconds_an_update(step, now)
+        left = f"{duration(seconds * (self.total - step))} left" if step < self.total else ""
+        figures = [*self._figures(metrics), speed(self.batch_size / max(seconds, 1e-9))]
+        done, below = _share(step, self.total), "  ".join([*figures, note]).rstrip()
+        self._bar.update(self._task, completed=step, done=done, left=left, figures=below)
+        self._waiting = "  ".join(part for part in (f"{self.title}: {done}", *figures, left, note) if part)
         if now >= self._due:
             self._due, self._pause = now + self._pause, min(2 * self._pause, LINE_SECONDS)
             self._print(self._waiting)
+
+    def warn(self, message: str) -> None:
+        """A line that stays."""
+        if self.shown:
+            self.console.print(f"warning: {message}", soft_wrap=True, highlight=False, markup=False)
+
+    def _seconds_an_update(self, step: int, now: float) -> float:
+        """The mean of this piece, without its first update, in which much is made ready, once there is another."""
+        done = step - self.first
+        if done == 1:
+            self._second = now
+            return now - self._began
+        return (now - self._second) / (done - 1)
+
+    def _figures(self, metrics: Mapping[str, float]) -> list[str]:
+        self._held_out = held_out(metrics) or self._held_out
+        told = in_words(self._held_out)
+        return [*in_words(metrics), *(f"held out: {first}" for first in told[:1])]
 
     def _print(self, line: str) -> None:
         if self.shown and line and not self.console.is_terminal:
@@ -75,8 +106,16 @@ class TrainingProgress:
         self._waiting = ""
 
 
-def _duration(seconds: float) -> str:
-    return f"{seconds:,.0f} s" if seconds < 100 else f"{seconds / 60:,.0f} minutes"
+def _share(step: int, total: int) -> str:
+    return f"{100 * step / total:.0f}% ({step:,} of {total:,})"
+
+
+class _TwoLines(Progress):
+    """A bar, and below it the figures of the last update, for which there is no room beside it."""
+
+    def get_renderables(self) -> Iterable[RenderableType]:
+        yield from super().get_renderables()
+        yield from (Text(task.fields["figures"]) for task in self.tasks)
 
 
 class _Rate(ProgressColumn):

@@ -1,4 +1,8 @@
-"""``losses.jsonl``: what a run logged, a line an update. It may end in half a line, and is read all the same."""
+"""``losses.jsonl``: what a run logged, a line an update. It may end in half a line, and is read all the same.
+
+A record has ``step``, ``epoch`` (passes over the data, in parts), ``learning_rate`` (of that update), the metrics,
+``seconds`` (that training took so far, all pieces of the run together) and ``images_per_second`` (since the last one).
+"""
 
 from __future__ import annotations
 
@@ -9,6 +13,25 @@ from typing import Any
 from hqtvae_fast.files import write_file
 
 LOSSES = "losses.jsonl"
+TIMES = ("seconds", "images_per_second")
+"""What differs between two runs that are the same."""
+
+
+class Pace:
+    """How fast a run is, measured from record to record."""
+
+    def __init__(self) -> None:
+        self.begin(0.0, 0)
+
+    def begin(self, seconds: float, seen: int) -> None:
+        """``seen``: pictures that the run has used so far."""
+        self.seconds, self.seen = seconds, seen
+
+    def measure(self, seconds: float, seen: int) -> dict[str, float]:
+        """The times of a record that is written now."""
+        passed, pictures = max(seconds - self.seconds, 1e-6), seen - self.seen
+        self.begin(seconds, seen)
+        return dict(zip(TIMES, (round(seconds, 3), round(pictures / passed, 3)), strict=True))
 
 
 def add_record(file: Path, record: dict[str, Any]) -> None:
@@ -22,6 +45,11 @@ def read_records(file: Path) -> tuple[list[dict[str, Any]], int]:
     found = [_record(line) for line in lines]
     records = [record for record in found if record is not None]
     return records, len(lines) - len(records)
+
+
+def without_times(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """What two runs that are the same have in common."""
+    return [{name: value for name, value in record.items() if name not in TIMES} for record in records]
 
 
 def cut_records(file: Path, step: int) -> int:

@@ -1,70 +1,82 @@
-"""From a run's configuration to the run."""
+"""From a run's configuration to the run, for each stage."""
 
 from __future__ import annotations
 
-import dataclasses
-import json
 import warnings
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.state import AcceleratorState
-from accelerate.utils import DistributedDataParallelKwargs, set_seed
-from rich.console import Console
 from torch.utils.data import DataLoader
 
 from hqtvae_fast import checkpoint as checkpoints
-from hqtvae_fast.config import ConfigError, TransformerConfig
-from hqtvae_fast.files import json_text, write_file
-from hqtvae_fast.model import HQVAE, HQTransformer
+from hqtvae_fast.config import Condition, ConfigError, HQTVAEConfig, TransformerConfig
+from hqtvae_fast.model import HQVAE
+from hqtvae_fast.run_folder import MODEL
 from hqtvae_fast.train.code_cache import CodeCache
 from hqtvae_fast.train.code_cache_build import open_code_cache
 from hqtvae_fast.train.config import RunConfig, Stage1Run, Stage2Run
 from hqtvae_fast.train.data import (
-    ClassFolder,
-    EpochSampler,
+    Facts,
     PictureDataset,
+    PictureStream,
     Source,
     Stored,
-    all_captions,
     caption_template,
-    class_names,
     make_loader,
-    open_source,
-    select,
 )
-from hqtvae_fast.train.initial import take_transformer, take_vae
+from hqtvae_fast.train.initial import init_transformer, init_vae, own_vocabulary
 from hqtvae_fast.train.losses import Stage1Weights, Stage2Weights
-from hqtvae_fast.train.models import make_transformer_config, make_vae_config
+from hqtvae_fast.train.memory import in_memory
 from hqtvae_fast.train.perceptual import load_perceptual
 from hqtvae_fast.train.prior import open_prior
-from hqtvae_fast.train.runner import LOGS, LoopSettings, Runner
+from hqtvae_fast.train.runner import LoopSettings, Runner
 from hqtvae_fast.train.stage1 import Stage1, Stage1Settings
 from hqtvae_fast.train.stage2 import Stage2, Stage2Settings
-from hqtvae_fast.train.stored_codes import StoredCodes, codes_as_cache, codes_as_data
-from hqtvae_fast.train.tokenizer import survey_captions, train_tokenizer
+from hqtvae_fast.train.start import Started, intervals, start
+from hqtvae_fast.train.stored_codes import (
+    StoredCodes,
+    codes_as_cache,
+    codes_as_data,
+    codes_as_held_out,
+    part_of,
+    settle,
+)
+from hqtvae_fast.train.telling import Telling
+from hqtvae_fast.train.tokenizer import make_tokenizer, survey_captions
 from hqtvae_fast.train.validation import HeldOut
-from hqtvae_fast.world import WorldError, world
-
-CLASS_NAMES = "class_names.json"
-"""In a run's folder: the names of the classes that labels 0, 1, ... stand for, where the set has them."""
 
 
-def train_stage1(run: Stage1Run) -> None:
-    """Train HQ-VAE; the result is ``out/model``, a checkpoint without stage 2."""
-    config, accelerator = make_vae_config(run.model), start(run)
-    source = select(open_source(run.data), run.selected)
-    loader, sampler = open_data(run, accelerator, source, config.resolution, {})
+def train_stage1(run: Stage1Run, telling: Telling | None = None) -> Path | None:
+    """Train HQ-VAE. Returns ``out/model``, a checkpoint without stage 2; None if the run was stopped before its end.
+
+    ``telling``: who hears of it. Stopped on a signal, when all is saved.
+    """
+    begun = start(run)
+    run, accelerator = begun.run, begun.accelerator
     torch.manual_seed(run.seed)  # the same initial weights on every rank
+    fields = run.model if run.resolution is None else {**run.model, "resolution": run.resolution}
+    config, vae = init_vae(run.init, fields)
+    whole = HQTVAEConfig(vae=config, transformer=None)
+    begun = in_memory(begun, whole)
+    loader, stream = open_data(begun, config.resolution, {})
+    settings = make_stage1_settings(run, stream.batches_per_epoch, begun.more)
     perceptual = load_perceptual(_path(run.perceptual_weights), _path(run.lpips_weights))
-    name = "off, as no weights were named" if perceptual is None else perceptual.name
-    accelerator.print(f"perceptual loss: {name}")
-    settings = Stage1Settings(
-        steps=run.total_steps(sampler.batches_per_epoch),
-        warmup_steps=run.warmup_steps(sampler.batches_per_epoch),
+    if run.perceptual:
+        name = "off, as no weights were named" if perceptual is None else perceptual.name
+        accelerator.print(f"perceptual loss: {name}")
+    held_out = open_held_out(begun, vae.config.resolution, {})
+    task = Stage1(accelerator, vae, settings, perceptual=perceptual, held_out=held_out)
+    return go(begun, whole, task, loader, stream, settings.steps, telling or Telling())
+
+
+def make_stage1_settings(run: Stage1Run, per_epoch: float, more: float = 0.0) -> Stage1Settings:
+    return Stage1Settings(
+        steps=run.total_steps(per_epoch, more),
+        warmup_steps=run.warmup_steps(per_epoch, more),
         learning_rate=Stage1Settings.learning_rate if run.learning_rate is None else run.learning_rate,
         schedule=run.schedule,
         weights=Stage1Weights(
@@ -79,54 +91,70 @@ def train_stage1(run: Stage1Run) -> None:
         restart_unused=run.restart_unused,
         seed=run.seed,
     )
-    held_out = open_held_out(run, accelerator, source, config.resolution, {})
-    task = Stage1(accelerator, take_vae(HQVAE(config), run.init), settings, perceptual=perceptual, held_out=held_out)
-    go(run, accelerator, task, loader, sampler, source.fingerprint(), settings.steps)
 
 
-def train_stage2(run: Stage2Run) -> None:
-    """Train HQ-Transformer on a trained HQ-VAE; the result is ``out/model``, a checkpoint with both stages."""
-    # It may be stored in half precision; codes are chosen in fp32.
-    accelerator, vae = start(run), checkpoints.load(run.vae or run.prior or run.init or "").vae.float()
-    config = make_transformer_config(run.model, vae.config)
+def train_stage2(run: Stage2Run, telling: Telling | None = None) -> Path | None:
+    """Train HQ-Transformer on a trained HQ-VAE. Returns ``out/model``, a checkpoint with both stages; None if the run
+    was stopped before its end. ``telling`` as in :func:`train_stage1`."""
+    begun = start(run, settle)
+    run, accelerator = begun.run, begun.accelerator
+    # Stage 1 may be stored in half precision; codes are chosen in fp32.
+    vae = checkpoints.load(run.vae or run.prior or run.init or "").vae.float()
+    condition = _condition(run, begun.facts)
+    classes = begun.facts.classes if condition == "class" else ()
+    words = None
+    if condition == "text":
+        words = make_tokenizer(run, accelerator, begun.source, own_vocabulary(run.init))
+    torch.manual_seed(run.seed)  # the same initial weights on every rank
+    transformer = init_transformer(run.init, condition, classes, words, run.model, vae.config, say=accelerator.print)
+    config = transformer.config
     prior = open_prior(run.prior, vae, config)
     if config.condition == "codes" and prior is None:
         accelerator.print("no prior was named: the result will be half a model; hqtvae convert joins the halves")
-    source = select(open_source(run.data, codes=True), run.selected)
-    data: dict[str, Any] = {"condition": config.condition if config.condition in ("class", "text") else "none"}
-    tokenizer = None
-    if config.condition == "class":
-        data["num_classes"] = config.num_classes
-    elif config.condition == "text":
-        data["caption"] = caption_template(run.caption)
-        tokenizer = make_tokenizer(run, accelerator, config, source)
-    stored = open_stored(run, accelerator, vae, source)
-    loader, sampler = open_data(run, accelerator, source, vae.config.resolution, data, stored)
-    torch.manual_seed(run.seed)
-    settings = make_stage2_settings(run, sampler.batches_per_epoch)
-    transformer = take_transformer(HQTransformer(config), run.init)
+    whole = HQTVAEConfig(vae=vae.config, transformer=config)
+    begun = in_memory(begun, whole)
+    data = _conditions(run, config)
+    stored, held_out_stored = open_stored(begun, vae)
+    loader, stream = open_data(begun, vae.config.resolution, data, stored)
+    settings = make_stage2_settings(run, stream.batches_per_epoch, begun.more)
     transformer.set_activation_checkpointing(run.activation_checkpointing)
     task = Stage2(
         accelerator,
         vae,
         transformer,
         settings,
-        tokenizer_file=tokenizer,
+        tokenizer_file=None if words is None else words.file,
         prior=prior,
-        held_out=open_held_out(run, accelerator, source, vae.config.resolution, data),
+        held_out=open_held_out(begun, vae.config.resolution, data, held_out_stored),
         stored=None if stored is None else stored.content,
+        classes=classes,
     )
     if task.tokenizer is not None and accelerator.is_main_process:
-        lost = survey_captions(source, data["caption"], task.tokenizer)
+        lost = survey_captions(begun.source, data["caption"], task.tokenizer)
         if lost:
             warnings.warn(lost.describe("captions"), stacklevel=2)
-    go(run, accelerator, task, loader, sampler, source.fingerprint(), settings.steps)
+    return go(begun, whole, task, loader, stream, settings.steps, telling or Telling())
 
 
-def make_stage2_settings(run: Stage2Run, per_epoch: int) -> Stage2Settings:
+def _condition(run: Stage2Run, facts: Facts) -> Condition:
+    """What pictures are drawn from: as the run says, or its model, or what the data have."""
+    named: Condition | None = run.condition or run.model.get("condition")
+    return named or facts.condition
+
+
+def _conditions(run: Stage2Run, config: TransformerConfig) -> dict[str, Any]:
+    """What a set's samples have beside their pictures, as the data sets take it."""
+    if config.condition == "class":
+        return {"condition": "class", "num_classes": config.num_classes}
+    if config.condition == "text":
+        return {"condition": "text", "caption": caption_template(run.caption)}
+    return {"condition": "none"}
+
+
+def make_stage2_settings(run: Stage2Run, per_epoch: float, more: float = 0.0) -> Stage2Settings:
     return Stage2Settings(
-        steps=run.total_steps(per_epoch),
-        warmup_steps=run.warmup_steps(per_epoch),
+        steps=run.total_steps(per_epoch, more),
+        warmup_steps=run.warmup_steps(per_epoch, more),
         learning_rate=run.learning_rate,
         weight_decay=run.weight_decay,
         clip=run.clip,
@@ -139,99 +167,51 @@ def make_stage2_settings(run: Stage2Run, per_epoch: int) -> Stage2Settings:
     )
 
 
-# --------------------------------------------------------------------------------------------------------- tokenizer
-
-
-def make_tokenizer(run: Stage2Run, accelerator: Accelerator, config: TransformerConfig, source: Source) -> Path:
-    """That of ``run.init``, or one trained on the run's captions by the main process, once; ``out/tokenizer.json``."""
-    file = Path(run.out) / checkpoints.TOKENIZER_FILE
-    if accelerator.is_main_process and not file.is_file():
-        given = None if run.init is None else checkpoints.load(run.init).tokenizer_file
-        if given is not None:
-            write_file(file, given.read_bytes())
-        else:
-            captions = all_captions(
-                select(open_source(run.data, codes=True), run.selected), caption_template(run.caption)
-            )
-            train_tokenizer(captions, file, vocab_size=min(run.vocab_size, config.prefix_vocab_size))
-    accelerator.wait_for_everyone()
-    return file
-
-
-# --------------------------------------------------------------------------------------------------------- the rest
-
-
-def start(run: RunConfig) -> Accelerator:
-    """Processes, precision, logs; the run's configuration is written beside what it makes."""
-    directory = Path(run.out)
-    directory.mkdir(parents=True, exist_ok=True)
-    accelerator = join_world(run.precision, directory)
-    accelerator.init_trackers(LOGS)
-    set_seed(run.seed, device_specific=True)
-    if accelerator.is_main_process:
-        write_file(directory / "run.json", json.dumps(dataclasses.asdict(run), indent=2).encode() + b"\n")
-    return accelerator
-
-
-def join_world(precision: str, directory: Path) -> Accelerator:
-    """This process among those that train together, which are the ones that :func:`hqtvae_fast.world.world` tells of.
-
-    WorldError where accelerate sees others: each process would be the only one, and all would write one run.
-    """
-    here = world()
-    # Codebooks are the same on every rank by construction: nothing to send before each pass.
-    plain = DistributedDataParallelKwargs(broadcast_buffers=False)
-    # accelerate keeps the precision of a process's first run, and refuses another one for the next.
-    AcceleratorState._reset_state(reset_partial_state=False)
-    accelerator = Accelerator(
-        # Without a GPU it takes several processes for a job only if it is told that they use the CPU.
-        cpu=here.size > 1 and not torch.accelerator.is_available(),
-        mixed_precision=precision,
-        log_with="tensorboard",
-        project_dir=str(directory),
-        kwargs_handlers=[plain],
-    )
-    found = (accelerator.process_index, accelerator.num_processes)
-    if found != (here.rank, here.size):
-        raise WorldError(
-            f"WORLD_SIZE: expected process {here.rank} of {here.size}, as the launcher says; accelerate found"
-            f" {found[0]} of {found[1]} (on {accelerator.device}): start one process, or set ACCELERATE_USE_CPU=true"
-        )
-    return accelerator
+# ---------------------------------------------------------------------------------------------------- what both share
 
 
 def open_data(
-    run: RunConfig,
-    accelerator: Accelerator,
-    source: Source,
-    resolution: int,
-    condition: dict[str, Any],
-    stored: Stored | None = None,
-) -> tuple[DataLoader[Any], EpochSampler]:
+    begun: Started[Any], resolution: int, condition: dict[str, Any], stored: Stored | None = None
+) -> tuple[DataLoader[Any], PictureStream]:
     """The training set. ``stored``: what its samples have in place of pixels."""
-    dataset = PictureDataset(source, resolution, flip=run.flip, seed=run.seed, stored=stored, **condition)
-    if accelerator.is_main_process and (names := class_names(source)):
-        write_file(Path(run.out) / CLASS_NAMES, json_text(names, indent=1).encode() + b"\n")
+    run, accelerator = begun.run, begun.accelerator
+    crops = (run.crops, 1.0)
+    dataset = PictureDataset(
+        begun.training, resolution, flip=run.flip, crops=crops, seed=run.seed, stored=stored, **condition
+    )
+    share_of_batch(run, accelerator)
+    ranks = {"rank": accelerator.process_index, "world": accelerator.num_processes}
+    stream = PictureStream(len(dataset), run.batch_size, seed=run.seed, **ranks)
+    return make_loader(dataset, stream, workers=run.workers, device=accelerator.device), stream
+
+
+def share_of_batch(run: RunConfig, accelerator: Accelerator) -> int:
+    """Pictures of a process's micro-batch."""
     share = run.batch_size // (accelerator.num_processes * run.accumulate)
     if share * accelerator.num_processes * run.accumulate != run.batch_size:
         raise ConfigError(
             f"batch_size: expected a multiple of {accelerator.num_processes} processes x {run.accumulate}"
             f" micro-batches; got {run.batch_size}"
         )
-    sampler = EpochSampler(
-        len(dataset),
-        run.batch_size,
-        seed=run.seed,
-        rank=accelerator.process_index,
-        world=accelerator.num_processes,
-    )
-    loader = make_loader(dataset, sampler, workers=run.workers, device=accelerator.device)
-    return loader, sampler
+    return share
 
 
-def open_stored(run: Stage2Run, accelerator: Accelerator, vae: HQVAE, source: Source) -> CodeCache | StoredCodes | None:
-    """What the run reads in the pictures' place: codes that are its data, or a code cache, which is made with what this
-    run needs of each picture; None for pixels."""
+def open_stored(begun: Started[Stage2Run], vae: HQVAE) -> tuple[Stored | None, Stored | None]:
+    """What the run reads in the place of the training and of the held-out pictures; None for pixels."""
+    run, held_out = begun.run, begun.held_out
+    whole = _open_stored(run, begun.accelerator, begun.source, vae)
+    stored = None if whole is None else part_of(whole, begun.training, begun.source)
+    if held_out is None:
+        return stored, None
+    if run.validation:
+        return stored, codes_as_held_out(held_out, begun.source, vae, soft_labels=run.tau is not None)
+    return stored, None if whole is None else part_of(whole, held_out, begun.source)
+
+
+def _open_stored(
+    run: Stage2Run, accelerator: Accelerator, source: Source, vae: HQVAE
+) -> CodeCache | StoredCodes | None:
+    """Codes that are the run's data, or a code cache, which is made with what this run needs of each picture."""
     needs: dict[str, Any] = {"soft_labels": run.tau is not None, "mirrored": run.flip}
     stored = codes_as_data(source, vae, **needs)
     if run.code_cache is None:
@@ -248,18 +228,16 @@ def open_stored(run: Stage2Run, accelerator: Accelerator, vae: HQVAE, source: So
 
 
 def open_held_out(
-    run: RunConfig, accelerator: Accelerator, training: Source, resolution: int, condition: dict[str, Any]
+    begun: Started[Any], resolution: int, condition: dict[str, Any], stored: Stored | None = None
 ) -> HeldOut | None:
-    """The validation set, or None without one. Its class folders may be some of the training set's."""
-    if not run.validation:
+    """The held-out pictures, or None without any."""
+    run, accelerator = begun.run, begun.accelerator
+    if begun.held_out is None:
         return None
-    source = open_source(run.validation)
-    if isinstance(source, ClassFolder) and (names := class_names(training)):
-        source = open_source(run.validation, class_names=names)
     return HeldOut(
-        PictureDataset(select(source, run.selected), resolution, training=False, **condition),
+        PictureDataset(begun.held_out, resolution, training=False, stored=stored, **condition),
         limit=run.validation_pictures,
-        batch_size=run.batch_size // (accelerator.num_processes * run.accumulate),
+        batch_size=share_of_batch(run, accelerator),
         rank=accelerator.process_index,
         world=accelerator.num_processes,
         workers=run.workers,
@@ -267,31 +245,55 @@ def open_held_out(
 
 
 def go(
-    run: RunConfig,
-    accelerator: Accelerator,
+    begun: Started[Any],
+    config: HQTVAEConfig,
     task: Any,
     loader: DataLoader[Any],
-    sampler: EpochSampler,
-    fingerprint: str,
+    stream: PictureStream,
     steps: int,
-) -> None:
-    intervals = (run.log_every, run.save_every, run.picture_every)
-    stops = (run.stop_after, run.stop_after_minutes)
-    loop = LoopSettings(steps, *intervals, run.keep, *stops, validate_every=run.validate_every)
+    telling: Telling,
+) -> Path | None:
+    """The loop, from the last checkpoint on. Returns the finished model's folder; None if it was stopped before."""
+    run, accelerator, directory = begun.run, begun.accelerator, Path(begun.run.out)
+    loop = LoopSettings(
+        steps,
+        log_every=run.log_every,
+        **intervals(run, steps),
+        keep=run.keep,
+        stop_after=run.stop_after,
+        stop_after_minutes=run.stop_after_minutes,
+        title=run.title,
+        fresh=run.init is None,
+        restarts=getattr(run, "restart_unused", False),
+    )
+    fingerprint = begun.training.fingerprint()
     runner = Runner(
-        accelerator, task, loader, sampler, Path(run.out), loop, accumulate=run.accumulate, fingerprint=fingerprint
+        accelerator,
+        task,
+        loader,
+        stream,
+        directory,
+        loop,
+        accumulate=run.accumulate,
+        fingerprint=fingerprint,
+        again=telling.again,
+        report=partial(telling.page, run),
     )
     if accelerator.is_main_process:
-        Console(stderr=True).print(
-            f"{len(loader.dataset):,} pictures, {sampler.batches_per_epoch} updates an epoch, {steps:,} in all"  # type: ignore[arg-type]
-        )
+        telling.begin(begun, config, steps, stream.epochs(steps * run.batch_size))
     try:
-        runner.run()
+        runner.resume()
+        if accelerator.is_main_process:
+            begun.take_changes()
+        finished = runner.run()
     except BaseException:
         with suppress(Exception):  # a log that cannot be written is no news, and would hide the reason
             runner.close()
         raise
     runner.close()
+    if finished and accelerator.is_main_process:
+        telling.end(run)
+    return directory / MODEL if finished else None
 
 
 def _path(name: str | None) -> Path | None:

@@ -7,9 +7,9 @@ import os
 import shutil
 from pathlib import Path
 
-from hqtvae_fast.files import read_text, sync_files, sync_folder, write_file
+from hqtvae_fast.files import sync_files, sync_folder, write_file
+from hqtvae_fast.run_folder import CONTENTS, newest_first, sizes
 
-CONTENTS = "files.json"  # names and sizes of all other files, written when they are on the disk
 DAMAGED = "damaged-"
 
 
@@ -28,7 +28,7 @@ class RunCheckpoints:
         return self.folder / f".partial-step-{step:07d}"
 
     def newest_first(self) -> list[Path]:
-        return sorted(self.folder.glob("step-*"), reverse=True)
+        return newest_first(self.folder)
 
     def newest(self) -> Path | None:
         return next(iter(self.newest_first()), None)
@@ -37,7 +37,7 @@ class RunCheckpoints:
         """All files are written: wait until they are on the disk, name the checkpoint, drop the oldest ones."""
         partial, final = self.partial(step), self.path(step)
         sync_files(partial)
-        write_file(partial / CONTENTS, json.dumps(_sizes(partial), indent=1).encode() + b"\n")
+        write_file(partial / CONTENTS, json.dumps(sizes(partial), indent=1).encode() + b"\n")
         os.replace(partial, final)
         sync_folder(self.folder)
         for old in self.newest_first()[self.keep :]:
@@ -54,26 +54,3 @@ class RunCheckpoints:
         shutil.rmtree(aside, ignore_errors=True)
         os.replace(checkpoint, aside)
         return aside
-
-
-def damage(checkpoint: Path) -> str:
-    """What is wrong with a checkpoint's files; empty if they are what was written, or if no list of them is there, as
-    older versions wrote none."""
-    file = checkpoint / CONTENTS
-    if not file.is_file():
-        return ""
-    try:
-        written = dict(json.loads(read_text(file)))
-    except (ValueError, TypeError, OSError) as error:
-        return f"{CONTENTS}: {error}"
-    there = _sizes(checkpoint)
-    for name, size in written.items():
-        if there.get(name) != size:
-            found = f"{there[name]:,}" if name in there else "no such file"
-            return f"{name}: expected {size:,} bytes, as written; got {found}"
-    return ""
-
-
-def _sizes(folder: Path) -> dict[str, int]:
-    files = (file for file in sorted(folder.rglob("*")) if file.is_file() and file.name != CONTENTS)
-    return {file.relative_to(folder).as_posix(): file.stat().st_size for file in files}

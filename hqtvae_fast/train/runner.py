@@ -8,40 +8,35 @@ from __future__ import annotations
 
 import io
 import math
-import shutil
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 from PIL import Image
 from rich.console import Console
-from safetensors import SafetensorError
 from torch import Tensor
+from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.data import DataLoader
 
-from hqtvae_fast.checkpoint import CheckpointError
 from hqtvae_fast.files import write_file
-from hqtvae_fast.train.data import Batch, BrokenCount, EpochSampler
+from hqtvae_fast.run_folder import LOGS, MODEL, PICTURES, REPORT
+from hqtvae_fast.train.cores import Cores
+from hqtvae_fast.train.data import Batch, PictureStream
+from hqtvae_fast.train.position import Position
 from hqtvae_fast.train.progress import TrainingProgress
-from hqtvae_fast.train.records import LOSSES, add_record, cut_records
-from hqtvae_fast.train.run_checkpoints import RunCheckpoints, damage
+from hqtvae_fast.train.records import LOSSES, Pace, add_record, cut_records, read_records
+from hqtvae_fast.train.run_checkpoints import DAMAGED
+from hqtvae_fast.train.run_state import RunState, TrainingError
+from hqtvae_fast.train.stopping import Signals, Stopped
+from hqtvae_fast.train.watch import Watch
+from hqtvae_fast.train.words import HELD_OUT
 
-CHECKPOINTS, PICTURES, LOGS, MODEL = "checkpoints", "pictures", "logs", "model"
 METRICS_LIMIT = 1e6  # a loss beyond it has exploded
-PROBLEM = 300  # characters of an error; torch's of a model of other sizes lists every weight
-
-
-class TrainingError(ValueError):
-    """Training cannot go on; the message names the update and the batch, or the file, and the last good checkpoint."""
-
-
-class OtherDataError(ValueError):
-    """A run goes on with other pictures than it was started on."""
 
 
 @dataclass(frozen=True)
@@ -60,10 +55,19 @@ class LoopSettings:
     """The same, after the first update that ends this long after the start."""
     validate_every: int = 500
     """Held-out figures; without held-out pictures there are none."""
+    title: str = "training"
+    """What is trained, to those who watch."""
+    fresh: bool = True
+    restarts: bool = False
+    """Weights were drawn at random, unused codes start anew: see :class:`hqtvae_fast.train.watch.Watch`."""
 
 
 class Task(Protocol):
     """What is trained."""
+
+    @property
+    def schedule(self) -> LRScheduler:
+        """Of the learning rate that logs tell."""
 
     def update(self, micro_batches: list[Batch], step: int) -> dict[str, Tensor]:
         """One update from this rank's micro-batches: scalars, already means over all ranks."""
@@ -75,236 +79,220 @@ class Task(Protocol):
         """Something to look at, made on the main process."""
 
     def save(self, directory: Path) -> None:
-        """What training made, in this package's format; called on the main process when it ends."""
+        """What training made so far, in this package's format; called on the main process."""
+
+    def load(self, directory: Path) -> None:
+        """What :meth:`save` wrote, value by value; OtherRunError where that is on another stage 1. What is trained
+        beside it, a discriminator say, is registered with accelerate."""
 
 
-@dataclass
-class Position:
-    """Where a run stands; saved and restored with the models."""
+@dataclass(frozen=True)
+class Word:
+    """What a process has to say after an update: pictures that it could not read, the signal that it was sent, the
+    seconds of this piece of the run."""
 
-    step: int = 0
-    epoch: int = 0
-    batch: int = 0
-    fingerprint: str = ""
-    broken: BrokenCount = field(default_factory=BrokenCount)
-
-    def state_dict(self) -> dict[str, Any]:
-        return {
-            "step": self.step,
-            "epoch": self.epoch,
-            "batch": self.batch,
-            "fingerprint": self.fingerprint,
-            "broken": self.broken.count,
-        }
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        if self.fingerprint and state["fingerprint"] != self.fingerprint:
-            raise OtherDataError("data: expected the pictures that this run was started on; these are others")
-        self.step, self.epoch, self.batch = state["step"], state["epoch"], state["batch"]
-        self.broken.count = state["broken"]
+    broken: tuple[str, ...]
+    signal: int | None
+    seconds: float
 
 
 class Runner:
-    """Runs a task over a loader's batches, from its last checkpoint on if the directory has one."""
+    """Runs a task over a loader's batches, from its last checkpoint on if the directory has one.
+
+    ``again``: the command that goes on with the run, to be shown when it ends early. ``report``: called on the main
+    process when there is a new picture, and at the end.
+    """
 
     def __init__(
         self,
         accelerator: Accelerator,
         task: Task,
         loader: DataLoader[Any],
-        sampler: EpochSampler,
+        stream: PictureStream,
         directory: Path,
         settings: LoopSettings,
         *,
         accumulate: int = 1,
         fingerprint: str = "",
+        again: str = "",
+        report: Callable[[], Any] = lambda: None,
     ) -> None:
-        self.accelerator, self.task, self.loader, self.sampler = accelerator, task, loader, sampler
+        """``again``: the command that goes on with this run. ``report``: called by the main process when there is more
+        to be seen."""
+        self.accelerator, self.task, self.loader, self.stream = accelerator, task, loader, stream
         self.directory, self.settings, self.accumulate = directory, settings, accumulate
-        self.checkpoints = RunCheckpoints(directory / CHECKPOINTS, settings.keep)
+        self.again = again
         self.position = Position(fingerprint=fingerprint)
-        accelerator.register_for_checkpointing(self.position)
-        self.console = Console(stderr=True)
+        self.state = RunState(accelerator, task, directory, settings.keep, self.position)
+        self.pace, self.cores = Pace(), Cores(accelerator.device)
+        self.report, self.console = report, Console(stderr=True)
+        self.watch = Watch(fresh=settings.fresh, restarts=settings.restarts)
 
-    def run(self) -> None:
-        """Train to the end, or to ``stop_after``; raises :class:`TrainingError` on a loss that is no number."""
-        self._resume()
-        began = time.monotonic()
+    def resume(self) -> None:
+        """Go to the newest whole checkpoint, if there is one, and forget what was logged after it: those updates are
+        made again."""
+        refused = self.state.resume()
+        if not self.accelerator.is_main_process:
+            return
+        for aside, problem in refused.items():
+            was = aside.with_name(aside.name.removeprefix(DAMAGED))
+            self._say(f"left out: {was}, a damaged checkpoint ({problem}), now {aside.name}")
+        file = self.directory / LOSSES
+        if broken := cut_records(file, self.position.step):
+            lines = "1 line that is no record" if broken == 1 else f"{broken} lines that are no records"
+            self._say(f"left out: {lines} of {file}")
+        for record in read_records(file)[0]:  # so that nothing is said twice
+            self.watch.look(record["step"], record)
+
+    def run(self) -> bool:
+        """Train to the end, and return True, or to ``stop_after``. Stopped, when all is saved, after a signal;
+        TrainingError on a loss that is no number."""
         end = self.settings.steps
         if self.settings.stop_after is not None:
             end = min(end, self.position.step + self.settings.stop_after)
-        with TrainingProgress(
-            self.settings.steps,
-            self.position.step,
-            self.sampler.batch_size,
-            shown=self.accelerator.is_main_process,
-            console=self.console,
-        ) as progress:
-            batches = self._batches()
-            while self.position.step < end:
-                batch = next(batches)
-                metrics = self._update(batch)
-                self._after(metrics, batch)
-                progress.update(self.position.step, metrics, str(self.position.broken))
-                if self._time_is_up(began):
-                    break
-        self._checkpoint()
-        if self.position.step == self.settings.steps and self.accelerator.is_main_process:
-            with self._writing(self.directory / MODEL):
-                self.task.save(self.directory / MODEL)
+        main = self.accelerator.is_main_process
+        with Signals(shown=main) as signals:
+            with TrainingProgress(
+                self.settings.steps,
+                self.position.step,
+                self.stream.batch_size,
+                title=self.settings.title,
+                shown=main,
+                console=self.console,
+            ) as progress:
+                self._train(end, signals, progress)
+            saved = self._save()
+            number = next((asked for asked in self.state.of_all([signals.asked]) if asked is not None), None)
+        if main and (number is not None or not self._finished):
+            done = f"stopped after update {self.position.step:,} of {self.settings.steps:,}, saved as {saved}"
+            self._say(f"{done}; to go on: {self.again}" if self.again else f"{done}; the same command goes on")
+        if number is not None:
+            raise Stopped(number)
+        return self._finished
 
     def close(self) -> None:
         """End the logs and the group of processes."""
-        with self._writing(self.directory / LOGS):
+        with self.state.writing(self.directory / LOGS):
             self.accelerator.end_training()
 
-    def _time_is_up(self, began: float) -> bool:
-        """The slowest rank decides for all: none may leave the others waiting for its gradients."""
-        if self.settings.stop_after_minutes is None:
-            return False
-        passed = torch.tensor(time.monotonic() - began, dtype=torch.float32, device=self.accelerator.device)
-        return float(self.accelerator.gather(passed[None]).max()) >= 60 * self.settings.stop_after_minutes
+    @property
+    def _finished(self) -> bool:
+        return self.position.step >= self.settings.steps
+
+    def _ends_with(self, every: int) -> bool:
+        """What is done at intervals is done at the end of the run too: it tells what became of it."""
+        return every > 0 and self._finished
+
+    def _say(self, line: str) -> None:
+        self.console.print(line, soft_wrap=True, highlight=False, markup=False)
 
     # ----------------------------------------------------------------------------------------------------- updates
 
+    def _train(self, end: int, signals: Signals, progress: TrainingProgress) -> None:
+        """Updates until ``end``, until time is up or until a signal came: as many on all ranks."""
+        before, minutes = self.position.seconds, self.settings.stop_after_minutes
+        self.pace.begin(before, self.position.seen)
+        began, batches = time.monotonic(), self._batches()
+        while self.position.step < end:
+            batch = next(batches)
+            rate = float(self.task.schedule.get_last_lr()[0])
+            metrics = self._update(batch)
+            words = self.state.of_all([Word(batch.broken, signals.asked, time.monotonic() - began)])
+            self.position.step += 1
+            self.position.seconds = before + max(word.seconds for word in words)
+            self.position.broken.add([key for word in words for key in word.broken])
+            held_out = self._after(metrics, rate)
+            broken = str(self.position.broken) if self.position.broken.count else ""
+            progress.update(self.position.step, {**metrics, **held_out}, broken)
+            for message in self.watch.look(self.position.step, metrics):
+                self._warn(message, progress)
+            # One decides for all: none may leave the others waiting for its gradients.
+            if any(word.signal is not None for word in words):
+                break
+            if minutes is not None and self.position.seconds - before >= 60 * minutes:
+                break
+
     def _batches(self) -> Iterator[Batch]:
-        """Batches from the saved position on, epoch after epoch."""
-        while True:
-            self.sampler.seek(self.position.epoch, self.position.batch)
-            for batch in self.loader:
-                self.position.batch += 1
-                yield batch
-            self.position.epoch, self.position.batch = self.position.epoch + 1, 0
+        """Batches from the saved position on, without end."""
+        self.stream.seek(self.position.seen)
+        for batch in self.loader:
+            self.position.seen += self.stream.batch_size
+            yield batch
 
     def _update(self, batch: Batch) -> dict[str, float]:
         moved = batch.to(self.accelerator.device, non_blocking=True)
-        metrics = self.task.update(list(split(moved, self.accumulate)), self.position.step)
-        values = {name: float(value) for name, value in metrics.items()}
+        with self.cores.update():
+            metrics = self.task.update(list(split(moved, self.accumulate)), self.position.step)
+            values = {name: float(value) for name, value in metrics.items()}
         wrong = [name for name, value in values.items() if not math.isfinite(value) or abs(value) > METRICS_LIMIT]
         if wrong:
             keys = ", ".join(batch.keys[:8]) + (", ..." if len(batch) > 8 else "")
             raise TrainingError(
                 f"update {self.position.step}: {wrong[0]} is {values[wrong[0]]:.4g}; its batch: {keys};"
-                f" the last good checkpoint: {self.checkpoints.newest() or 'none yet'}"
+                f" the last good checkpoint: {self.state.checkpoints.newest() or 'none yet'}"
             )
         return values
 
-    def _after(self, metrics: dict[str, float], batch: Batch) -> None:
-        self.position.step += 1
-        self.position.broken.add(self._of_all(list(batch.broken)))
+    def _after(self, metrics: dict[str, float], rate: float) -> dict[str, float]:
+        """What is due after an update; returns the figures of held-out pictures, if they were due."""
         step, settings = self.position.step, self.settings
-        logged = dict(metrics) if _due(step, settings.log_every) else {}
-        if _due(step, settings.validate_every):
-            logged |= {f"val_{name}": value for name, value in self.task.validate().items()}
-        if logged:
-            self._log(logged)
-        if _due(step, settings.picture_every) and self.accelerator.is_main_process:
+        logged, held_out = dict(metrics) if _due(step, settings.log_every) else {}, dict[str, float]()
+        if _due(step, settings.validate_every) or self._ends_with(settings.validate_every):
+            held_out = {f"{HELD_OUT}{name}": value for name, value in self.task.validate().items()}
+        if logged or held_out:
+            epoch = self.stream.epochs(self.position.seen)
+            self._log({"epoch": epoch, "learning_rate": rate, **logged, **held_out})
+        pictured = _due(step, settings.picture_every) or self._ends_with(settings.picture_every)
+        if pictured and self.accelerator.is_main_process:
             self._write_picture()
         if _due(step, settings.save_every) and step < settings.steps:
-            self._checkpoint()
-
-    def _of_all(self, own: list[str]) -> list[str]:
-        """What each process has to say, to all of them."""
-        from accelerate.utils import gather_object
-
-        return own if self.accelerator.num_processes == 1 else list(gather_object(own))
+            self.state.save()
+        return held_out
 
     # -------------------------------------------------------------------------------------------- what a run leaves
 
-    @contextmanager
-    def _writing(self, path: Path) -> Iterator[None]:
-        """What cannot be written, on a full disk say, is named, and so is what there is to go on from."""
-        try:
-            yield
-        except (OSError, SafetensorError, RuntimeError, CheckpointError) as error:  # torch.save's is a RuntimeError
-            reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error).splitlines()[0]
-            raise TrainingError(
-                f"{path}: cannot be written ({reason}); update {self.position.step}; the same command goes on from the"
-                f" last good checkpoint: {self.checkpoints.newest() or 'none yet'}"
-            ) from error
+    def _save(self) -> Path:
+        """A checkpoint, and at the end of the run its model; returns the last that was written."""
+        saved = self.state.save()
+        if self._finished:
+            saved = self.directory / MODEL
+            if self.accelerator.is_main_process:
+                with self.state.writing(saved):
+                    self.task.save(saved)
+                self._report()
+        return saved
 
     def _log(self, metrics: dict[str, float]) -> None:
-        with self._writing(self.directory / LOGS):
-            self.accelerator.log(metrics, step=self.position.step)
+        values = {**metrics, **self.pace.measure(self.position.seconds, self.position.seen)}
+        with self.state.writing(self.directory / LOGS):
+            self.accelerator.log(values, step=self.position.step)
         if self.accelerator.is_main_process:
-            with self._writing(self.directory / LOSSES):
-                add_record(self.directory / LOSSES, {"step": self.position.step, **metrics})
+            with self.state.writing(self.directory / LOSSES):
+                add_record(self.directory / LOSSES, {"step": self.position.step, **values})
+
+    def _warn(self, message: str, progress: TrainingProgress) -> None:
+        progress.warn(message)
+        if self.accelerator.is_main_process:
+            with self.state.writing(self.directory / LOSSES):
+                add_record(self.directory / LOSSES, {"step": self.position.step, "warning": message})
 
     def _write_picture(self) -> None:
         picture = self.task.pictures(self.position.step)
         if picture is not None:
-            file, data = self.directory / PICTURES / f"{self.position.step:07d}.png", io.BytesIO()
+            step = self.position.step
+            file, data = self.directory / PICTURES / f"{step:07d}.png", io.BytesIO()
             picture.save(data, format="PNG")
-            with self._writing(file):
+            with self.state.writing(file):
                 write_file(file, data.getvalue())
+            with self.state.writing(self.directory / LOGS):
+                for tracker in self.accelerator.trackers:  # none where no logs were begun
+                    tracker.log_images({PICTURES: np.asarray(picture)[None]}, step, dataformats="NHWC")
+            self._report()
 
-    def _checkpoint(self) -> None:
-        """Save everything into a folder that takes its name when it is whole; then drop the oldest."""
-        step, main = self.position.step, self.accelerator.is_main_process
-        final, partial = self.checkpoints.path(step), self.checkpoints.partial(step)
-        if final.exists():
-            return
-        if main:
-            shutil.rmtree(partial, ignore_errors=True)
-        self.accelerator.wait_for_everyone()
-        try:
-            with self._writing(final):
-                self.accelerator.save_state(str(partial))
-            self.accelerator.wait_for_everyone()
-            if main:
-                with self._writing(final):
-                    self.checkpoints.finish(step)
-        finally:
-            if main:
-                shutil.rmtree(partial, ignore_errors=True)
-
-    # --------------------------------------------------------------------------------------------------- going on
-
-    def _resume(self) -> None:
-        """From the newest whole checkpoint; TrainingError if there are some and none of them is."""
-        found, refused = None, dict[Path, str]()
-        for checkpoint in self.checkpoints.newest_first():
-            problem = self._load(checkpoint)
-            if not problem:
-                found = checkpoint
-                break
-            refused[checkpoint] = problem
-        if found is None and refused:
-            told = "; ".join(f"{path}: {problem}" for path, problem in refused.items())
-            raise TrainingError(f"expected a checkpoint to go on from; got {told}")
-        if found is not None:
-            self.accelerator.print(f"going on from {found}, update {self.position.step}")
-        if self.accelerator.is_main_process:
-            self._tidy(refused)
-
-    def _load(self, checkpoint: Path) -> str:
-        """What is wrong with a checkpoint, for one process or another; empty, on all of them, if it is loaded."""
-        problem = damage(checkpoint)
-        if not problem:
-            try:
-                self.accelerator.load_state(str(checkpoint))
-            except OtherDataError:
-                raise
-            except Exception as error:
-                problem = " ".join(str(error).split())[:PROBLEM] or type(error).__name__
-        return next((told for told in self._of_all([problem]) if told), "")
-
-    def _tidy(self, refused: dict[Path, str]) -> None:
-        """Move damaged checkpoints out of the way of new ones, and forget what was logged after the one that was
-        loaded: those updates are made again."""
-        self.checkpoints.drop_partial()
-        for checkpoint, problem in refused.items():
-            aside = self.checkpoints.set_aside(checkpoint)
-            self.console.print(
-                f"left out: {checkpoint}, a damaged checkpoint ({problem}), now {aside.name}",
-                soft_wrap=True,
-                highlight=False,
-                markup=False,
-            )
-        file = self.directory / LOSSES
-        if broken := cut_records(file, self.position.step):
-            lines = "1 line that is no record" if broken == 1 else f"{broken} lines that are no records"
-            self.console.print(f"left out: {lines} of {file}", soft_wrap=True, highlight=False, markup=False)
+    def _report(self) -> None:
+        if self.settings.picture_every:
+            with self.state.writing(self.directory / REPORT):
+                self.report()
 
 
 def split(batch: Batch, parts: int) -> Iterator[Batch]:

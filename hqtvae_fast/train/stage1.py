@@ -16,10 +16,10 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from hqtvae_fast import checkpoint as checkpoints
 from hqtvae_fast.config import HQTVAEConfig
-from hqtvae_fast.images import grid, psnr, to_pil
+from hqtvae_fast.images import psnr
 from hqtvae_fast.model import HQVAE, HQVAEOutput
 from hqtvae_fast.ops.ema_update import code_statistics
-from hqtvae_fast.train.code_usage import perplexity, running_usage
+from hqtvae_fast.train.code_usage import RecentCodes, perplexity
 from hqtvae_fast.train.config import Schedule
 from hqtvae_fast.train.data import Batch
 from hqtvae_fast.train.discriminator import PatchDiscriminator
@@ -28,6 +28,7 @@ from hqtvae_fast.train.optim import fused, stage1_optimizer
 from hqtvae_fast.train.perceptual import PerceptualDistance
 from hqtvae_fast.train.runner import mean_over_ranks
 from hqtvae_fast.train.schedule import warmup_constant_lr, warmup_cosine_lr
+from hqtvae_fast.train.sheets import reconstruction_sheet
 from hqtvae_fast.train.validation import HeldOut, validate_vae
 
 SHOWN = 8  # held-out pictures in a reconstruction sheet
@@ -62,16 +63,22 @@ class Stage1:
         held_out: HeldOut | None = None,
     ) -> None:
         self.accelerator, self.settings, self.held_out = accelerator, settings, held_out
+        self.last: Batch | None = None
+        """What the last update saw."""
         vae = vae.to(memory_format=torch.channels_last).train()  # type: ignore[call-overload, unused-ignore]
         self.perceptual = None if perceptual is None else perceptual.to(accelerator.device)
         self.model, self.optimizer, self.schedule = self._prepare(vae, first_step=0)
         self.vae: HQVAE = accelerator.unwrap_model(self.model)
+        self.recent = RecentCodes(vae.config.codebook_sizes, accelerator.device)
+        accelerator.register_for_checkpointing(self.recent)
         self.discriminator: torch.nn.Module | None = None
         if settings.weights.adversarial:
             prepared = self._prepare(
                 PatchDiscriminator(settings.discriminator_channels), first_step=settings.weights.adversarial_start
             )
             self.discriminator, self.discriminator_optimizer, self.discriminator_schedule = prepared
+            # Not part of the model that is saved.
+            accelerator.register_for_checkpointing(accelerator.unwrap_model(self.discriminator))
 
     def _prepare(
         self, module: torch.nn.Module, first_step: int
@@ -97,6 +104,7 @@ class Stage1:
         if self.discriminator is not None and self.settings.weights.adversarial_at(step):
             metrics["discriminator"] = self._update_discriminator(self.discriminator, micro_batches, outputs)
         usage = self._update_codebooks(outputs, step)
+        self.last = micro_batches[-1] if self.held_out is None else None
         return {**mean_over_ranks(self.accelerator, metrics), **usage}
 
     def _update_vae(self, micro_batches: list[Batch], step: int) -> tuple[list[HQVAEOutput], dict[str, Tensor]]:
@@ -180,7 +188,7 @@ class Stage1:
             pictures = sum(len(output.reconstruction) for output in outputs)
             restart = self._candidates(residual_NC, pictures, step) if self.settings.restart_unused else None
             codebook.apply_statistics(packed[:, 0], packed[:, 1:], restart)
-            usage[f"usage_{index}"] = running_usage(codebook.cluster_size)
+            usage[f"usage_{index}"] = self.recent.add(index, packed[:, 0])
             usage[f"perplexity_{index}"] = perplexity(codebook.cluster_size)
         return usage
 
@@ -215,21 +223,27 @@ class Stage1:
 
     @torch.no_grad()
     def pictures(self, step: int) -> Image.Image | None:
-        """Held-out pictures above their reconstructions."""
-        if self.held_out is None:
+        """Held-out pictures above their reconstructions; without any, of the last update."""
+        if self.held_out is not None:
+            images, names = self.held_out.some(SHOWN).images, self.held_out.names(SHOWN)
+        elif self.last is not None:
+            images, names = self.last.images[:SHOWN], [Path(key).stem for key in self.last.keys[:SHOWN]]
+        else:
             return None
-        images = self.held_out.some(SHOWN).to(self.accelerator.device)
+        images = images.to(self.accelerator.device)
         self.vae.eval()
         try:
             rebuilt = self.vae.decode(self.vae.encode(images))
         finally:
             self.vae.train()
-        rows = [to_pil(rows * 0.5 + 0.5) for rows in (images, rebuilt)]
-        return grid([*rows[0], *rows[1]], columns=len(images))
+        return reconstruction_sheet(images, rebuilt, names, "training" if self.held_out is None else "held out")
 
     def save(self, directory: Path) -> None:
         config = HQTVAEConfig(vae=self.vae.config, transformer=None)
         checkpoints.save(checkpoints.Checkpoint(config, self.vae, None), directory)
+
+    def load(self, directory: Path) -> None:
+        self.vae.load_state_dict(checkpoints.load(directory).vae.state_dict())
 
 
 def _rows(z_BCHW: Tensor) -> Tensor:

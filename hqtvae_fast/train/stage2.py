@@ -13,19 +13,23 @@ from PIL import Image
 from torch import Tensor, nn
 
 from hqtvae_fast import checkpoint as checkpoints
+from hqtvae_fast.classes import Names, fit_names
 from hqtvae_fast.config import HQTVAEConfig, first_level
 from hqtvae_fast.engine import SamplingParams, decode_codes, draw_codes, image_seeds
-from hqtvae_fast.images import grid, to_pil
+from hqtvae_fast.images import to_pil
 from hqtvae_fast.model import HQVAE, HQTransformer
 from hqtvae_fast.modes import no_autocast
 from hqtvae_fast.text import PromptTokenizer
-from hqtvae_fast.train.code_cache import Content, picture_latents, split_codes
-from hqtvae_fast.train.data import Batch
+from hqtvae_fast.train.code_cache import picture_latents, split_codes
+from hqtvae_fast.train.data import Batch, Content
 from hqtvae_fast.train.losses import SoftLabels, Stage2Loss, Stage2Weights, Target, stage2_loss
 from hqtvae_fast.train.optim import fused, stage2_optimizer
+from hqtvae_fast.train.position import OtherRunError
+from hqtvae_fast.train.prior import same_vae
 from hqtvae_fast.train.runner import mean_over_ranks
 from hqtvae_fast.train.schedule import warmup_cosine_lr
-from hqtvae_fast.train.validation import HeldOut, Sums
+from hqtvae_fast.train.sheets import PLACES, drawn_sheet, pictures_of_each
+from hqtvae_fast.train.validation import HeldOut, Sums, spread
 
 
 @dataclass(frozen=True)
@@ -45,7 +49,7 @@ class Stage2Settings:
     sample_top_k: int | None = None
     sample_temperature: float = 1.0
     sample_prompts: tuple[str, ...] = ()
-    """What the pictures at intervals are drawn from: prompts, or as many classes."""
+    """What the pictures at intervals are drawn from; without any of held-out captions, or of classes."""
     seed: int = 0
 
 
@@ -63,13 +67,19 @@ class Stage2:
         prior: checkpoints.Checkpoint | None = None,
         held_out: HeldOut | None = None,
         stored: Content | None = None,
+        classes: Names = (),
     ) -> None:
         """``prior``: the trained prior that a refiner is saved with; see :func:`hqtvae_fast.train.prior.open_prior`.
 
-        ``stored``: what batches hold of pictures, where they come from a code cache; None: pixels.
+        ``stored``: what batches hold of pictures, where they come from a code cache; None: pixels. ``classes``: their
+        names, as far as the training pictures have some.
         """
         self.accelerator, self.settings, self.config = accelerator, settings, transformer.config
         self.prior, self.held_out, self.stored = prior, held_out, stored
+        names = fit_names(classes, self.config.num_classes) if self.config.condition == "class" else ()
+        self.made = HQTVAEConfig(vae=vae.config, transformer=self.config, id2label=names)
+        self.classes = self.made.classes
+        self.captions: tuple[str, ...] = ()  # of the first update, to draw from where nothing else was named
         self.vae = vae.to(accelerator.device).eval().requires_grad_(False)
         self.tokenizer_file, self.tokenizer = tokenizer_file, None
         if self.config.condition == "text":
@@ -93,8 +103,9 @@ class Stage2:
 
     def update(self, micro_batches: list[Batch], step: int) -> dict[str, Tensor]:
         losses, count = [], len(micro_batches)
+        self.captions = self.captions or (micro_batches[0].captions or ())[:PLACES]
         for index, batch in enumerate(micro_batches):
-            codes, targets = self._code(batch.images)
+            codes, targets = self._code(batch.images, self.stored)
             with ExitStack() as stack:
                 if index < count - 1:  # ranks exchange gradients in the last micro-batch only
                     stack.enter_context(self.accelerator.no_sync(self.model))
@@ -119,12 +130,13 @@ class Stage2:
         limit = self.settings.clip if self.settings.clip is not None else float("inf")
         return torch.as_tensor(self.accelerator.clip_grad_norm_(self.model.parameters(), limit)).detach()
 
-    def _code(self, stored: Tensor) -> tuple[list[Tensor], list[Target]]:
-        """Codes of all levels, and the targets of those that are predicted, of what a training batch holds."""
-        if self.stored == "codes":
-            codes = split_codes(stored, self.vae.config.level_sides)
+    def _code(self, held: Tensor, content: Content | None) -> tuple[list[Tensor], list[Target]]:
+        """Codes of all levels, and the targets of those that are predicted, of what a batch holds: what is stored of
+        its pictures, or pixels where ``content`` is None."""
+        if content == "codes":
+            codes = split_codes(held, self.vae.config.level_sides)
             return codes, list(self._own_levels(codes))
-        return self._quantize(stored if self.stored == "latents" else picture_latents(self.vae, stored))
+        return self._quantize(held if content == "latents" else picture_latents(self.vae, held))
 
     @torch.no_grad()
     def _quantize(self, z: Tensor) -> tuple[list[Tensor], list[Target]]:
@@ -158,13 +170,13 @@ class Stage2:
         """The losses of training, without dropout, as means over the held-out pictures; empty if there are none."""
         if self.held_out is None:
             return {}
-        sums = Sums()
+        sums, stored = Sums(), self.held_out.dataset.stored
+        content = None if stored is None else stored.content
         self.transformer.eval()
         try:
             for batch in self.held_out:
                 moved = batch.to(self.accelerator.device)
-                targets = self._quantize(picture_latents(self.vae, moved.images))
-                loss = self._loss(self.transformer, moved, *targets)
+                loss = self._loss(self.transformer, moved, *self._code(moved.images, content))
                 weighted = {name: value.double() * len(batch) for name, value in _summary([loss]).items()}
                 sums.add({**weighted, "pictures": torch.tensor(len(batch), dtype=torch.int64, device="cpu")})
         finally:
@@ -174,10 +186,13 @@ class Stage2:
         return {name: float(value / pictures) for name, value in total.items()}
 
     def pictures(self, step: int) -> Image.Image | None:
-        """A grid drawn with the model as it stands, from the same seeds each time."""
+        """Pictures drawn with the model as it stands, from the same seeds each time: of ``sample_prompts``, or of the
+        held-out captions, or of trained classes."""
         if self.config.decoding == "global":
             return None
-        condition, count = self._sample_conditions()
+        subjects, condition = self._subjects()
+        each = pictures_of_each(len(subjects))
+        condition = None if condition is None else condition.repeat_interleave(each, dim=0)
         levels = self.config.num_levels
         params = SamplingParams(
             (self.settings.sample_temperature,) * levels, (self.settings.sample_top_k,) * levels, (None,) * levels
@@ -186,29 +201,45 @@ class Stage2:
         device = self.accelerator.device
         try:
             with self.accelerator.autocast():
-                seeds = image_seeds(self.settings.seed, count).to(device)
+                seeds = image_seeds(self.settings.seed, each * len(subjects)).to(device)
                 codes = draw_codes(self.transformer, condition, seeds, params)
-            return grid(to_pil(decode_codes(self.vae, codes)))
+            return drawn_sheet(subjects, to_pil(decode_codes(self.vae, codes)))
         finally:
             self.transformer.train()
 
-    def _sample_conditions(self) -> tuple[Tensor | None, int]:
-        device, prompts = self.accelerator.device, self.settings.sample_prompts
-        if self.tokenizer is not None and prompts:
-            return self.tokenizer(prompts).to(device), len(prompts)
+    def _subjects(self) -> tuple[list[str], Tensor | None]:
+        """What is drawn, in words and as the model's condition."""
+        device = self.accelerator.device
         if self.tokenizer is not None:
-            return self.tokenizer([""]).to(device), 1
+            captions = list(self.settings.sample_prompts) or self._captions() or [""]
+            return captions, self.tokenizer.read(captions)[0].to(device)
         if self.config.condition == "class":
-            labels = torch.arange(min(16, self.config.num_classes), dtype=torch.int64, device=device)
-            return labels, len(labels)
-        return None, 16
+            trained = self.classes.trained
+            shown = [trained[place] for place in spread(len(trained), PLACES)]
+            labels = torch.tensor(shown, dtype=torch.int64, device=device)
+            return [self.classes.caption(label) for label in shown], labels
+        return [""], None
+
+    def _captions(self) -> list[str]:
+        """Held-out ones; without any, of the first update."""
+        found = self.captions if self.held_out is None else self.held_out.some(PLACES).captions or ()
+        return list(dict.fromkeys(found))
 
     def save(self, directory: Path) -> None:
-        config = HQTVAEConfig(vae=self.vae.config, transformer=self.config)
-        made = checkpoints.Checkpoint(config, self.vae, self.transformer, tokenizer_file=self.tokenizer_file)
+        made = checkpoints.Checkpoint(self.made, self.vae, self.transformer, tokenizer_file=self.tokenizer_file)
         if self.prior is not None:
             made = checkpoints.with_refiner(self.prior, made)
         checkpoints.save(made, directory)
+
+    def load(self, directory: Path) -> None:
+        held = checkpoints.load(directory)
+        if not same_vae(self.vae, held.vae):
+            raise OtherRunError(
+                "vae: expected the stage 1 that this run was started with; this is another: give another --out"
+            )
+        trained = held.transformer if self.prior is None else held.refiner
+        assert trained is not None
+        self.transformer.load_state_dict(trained.state_dict())
 
 
 def _summary(losses: list[Stage2Loss]) -> dict[str, Tensor]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from pathlib import Path
 
 import torch
 from accelerate import Accelerator
@@ -13,7 +15,8 @@ from torch.utils.data import DataLoader, Subset
 from hqtvae_fast.images import psnr
 from hqtvae_fast.model import HQVAE
 from hqtvae_fast.train.code_usage import perplexity
-from hqtvae_fast.train.data import Batch, PictureDataset, collate
+from hqtvae_fast.train.data import Batch, PictureDataset, Source, collate
+from hqtvae_fast.train.stopping import leave_interrupts
 
 
 class HeldOut:
@@ -28,24 +31,40 @@ class HeldOut:
         self, dataset: PictureDataset, *, limit: int, batch_size: int, rank: int = 0, world: int = 1, workers: int = 0
     ) -> None:
         self.dataset, self.batch_size, self.workers = dataset, batch_size, workers
-        self.indices = _spread(len(dataset), limit)[rank::world]
+        self.indices = spread(len(dataset), limit)[rank::world]
 
     def __iter__(self) -> Iterator[Batch]:
+        if not self.indices:
+            return iter(())
         loader = DataLoader(
             Subset(self.dataset, self.indices),
             batch_size=self.batch_size,
             collate_fn=collate,
-            num_workers=self.workers,
+            num_workers=min(self.workers, (len(self.indices) - 1) // self.batch_size),  # none for the first batch
+            worker_init_fn=leave_interrupts,
             generator=torch.Generator(),  # else each pass would take a number from torch's global stream
         )
-        return iter(loader) if self.indices else iter(())
+        return iter(loader)
 
-    def some(self, count: int) -> Tensor:
-        """A few pictures to look at, the same in every process: [at most count, 3, R, R] in [-1, 1]."""
-        return torch.stack([self.dataset[index].image for index in _spread(len(self.dataset), count)])
+    def some(self, count: int) -> Batch:
+        """At most ``count`` to look at, the same ones in every process."""
+        return collate([self.dataset[index] for index in spread(len(self.dataset), count)])
+
+    def names(self, count: int) -> list[str]:
+        """Of :meth:`some`: a picture's class, or its caption, or its file's name."""
+        return [_name(self.dataset.source, index) for index in spread(len(self.dataset), count)]
 
 
-def _spread(length: int, count: int) -> list[int]:
+def _name(source: Source, index: int) -> str:
+    with suppress(ValueError, OSError):
+        fields = source.fields(index)
+        told = fields.get("class_name") or fields.get("caption")
+        if told:
+            return str(told[0] if isinstance(told, list) else told)
+    return Path(source.key(index)).stem
+
+
+def spread(length: int, count: int) -> list[int]:
     """At most ``count`` of the indices below ``length``, at even distances."""
     count = min(length, count)
     return [place * length // count for place in range(count)]

@@ -138,7 +138,7 @@ def test_what_the_model_does_not_take_is_said_before_a_folder_is_made(tmp_path, 
 
 
 def test_subjects_in_turn_and_one_after_the_other(class_pipeline):
-    config = class_pipeline.transformer.config
+    config = class_pipeline.config
     turns = make_subjects(config, [], [], 25)
     assert [turns.at(index) for index in (0, 1, 9, 10, 24)] == [0, 1, 9, 0, 4]
     given = make_subjects(config, [4, 2], [], 3)

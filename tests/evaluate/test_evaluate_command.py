@@ -75,7 +75,7 @@ def test_reconstructions(run, script, tmp_path):
     common = ("--features", script, "--dtype", "fp32", "--device", "cpu")
     found = run("evaluate", "--reference", folder, "--reconstruct", CASE, *common)
     assert found.code == 0, found.err
-    for name in ("reconstruction Fréchet distance, pooled.pt", "PSNR, dB", "SSIM", "level 1: perplexity"):
+    for name in ("reconstruction Fréchet distance, pooled.pt", "PSNR, dB", "SSIM", "bottom codes: perplexity"):
         assert name in found.out
 
 

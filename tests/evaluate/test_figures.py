@@ -12,12 +12,13 @@ import torch
 from PIL import Image
 
 from hqtvae_fast import HQTVAEPipeline
+from hqtvae_fast.config import MAX_LEVELS, level_names
 from hqtvae_fast.evaluate import Extractor, open_pictures
 from hqtvae_fast.evaluate.figures.levels import level_rows, redraw_rows, resampling_rows
 from hqtvae_fast.evaluate.figures.neighbours import feature_distance, nearest, ordinal, pixel_distance
 from hqtvae_fast.evaluate.figures.plots import read_point, speed_plot, usage_plot
-from hqtvae_fast.evaluate.figures.sheet import GREEN, RED, Cell, Row, Sheet
 from hqtvae_fast.images import enlarge
+from hqtvae_fast.sheet import GREEN, RED, Cell, Row, Sheet
 
 from .conftest import make_pixels, write_folder
 
@@ -220,3 +221,9 @@ def test_errors_are_one_line(run, tmp_path: Path, arguments: tuple, message: str
     assert found.code == 2
     assert message in found.err
     assert not (tmp_path / "figure.png").exists()
+
+
+def test_every_level_has_a_name_of_its_own():
+    assert [level_names(count) for count in (1, 2, 3)] == [("top",), ("top", "bottom"), ("top", "middle", "bottom")]
+    for count in range(1, MAX_LEVELS + 1):
+        assert len(set(level_names(count))) == count

@@ -10,7 +10,7 @@ import torch
 
 from hqtvae_fast import HQTVAEPipeline
 from hqtvae_fast.evaluate import Extractor, open_pictures, spans
-from hqtvae_fast.evaluate.reconstruction import code_counts, measure_reconstructions
+from hqtvae_fast.evaluate.reconstruction import measure_reconstructions
 from hqtvae_fast.evaluate.report import judge
 
 from .conftest import make_pixels, write_folder
@@ -51,14 +51,9 @@ def test_parts_add_up(folder: Path, class_pipeline: HQTVAEPipeline, extractor: E
     assert joined.count == COUNT
     assert joined.psnr == pytest.approx(whole.psnr, rel=1e-5)
     assert joined.rfid() == pytest.approx(whole.rfid(), rel=1e-4)
-    assert all(torch.equal(own, its) for own, its in zip(joined.codes, whole.codes, strict=True))
+    assert all(map(torch.equal, joined.use.counts, whole.use.counts))
 
 
 def test_another_resolution_is_refused(folder: Path, class_pipeline: HQTVAEPipeline, extractor: Extractor):
     with pytest.raises(ValueError, match="expected pictures of 64 pixels; got 32"):
         measure_reconstructions(class_pipeline, open_pictures(folder, 32), extractor)
-
-
-def test_codes_are_counted_with_those_never_chosen():
-    (counts,) = code_counts((torch.tensor([[[0, 2], [2, 2]]]),), (4,))
-    assert counts.tolist() == [1, 0, 3, 0]

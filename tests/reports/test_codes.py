@@ -312,7 +312,7 @@ def test_F13_a_code_cache_with_a_foreign_code_is_named(pictures, pipe, tmp_path)
 def test_F13_a_cache_of_other_pictures_is_refused(pictures, codes, pipe, tmp_path):
     wishes = {"soft_labels": False, "mirrored": False}
     Image.new("RGB", (64, 64)).save(tmp_path / "other.png")
-    with pytest.raises(ConfigError, match=r"expected codes of this run's data, \w{16}; got those of other pictures"):
+    with pytest.raises(ConfigError, match=r"expected codes of these pictures, \w{16}; got those of other pictures"):
         codes_as_cache(codes, open_source(tmp_path), pipe.vae, **wishes)
     part = rewritten(codes, tmp_path / "codes", lambda name, own: own)
     (part / "codes.json").write_bytes((codes / "codes.json").read_bytes())

@@ -17,6 +17,7 @@ import torch
 from PIL import Image, PngImagePlugin
 from safetensors import safe_open
 
+from hqtvae_fast.classes import NO_CLASSES
 from hqtvae_fast.cli import main
 from hqtvae_fast.cli.pictures import Reader, find_pictures
 from hqtvae_fast.cli.plan import plan
@@ -280,7 +281,7 @@ def test_F17_long_names_are_cut_in_bytes_and_stay_apart(tmp_path: Path) -> None:
 
 def test_F17_names_of_prompts_are_cut_in_bytes_and_stay_apart() -> None:
     prompts = ["鯨" * 200, "鯨" * 201, "a" * 200]
-    names = [drawing.name for drawing in plan(None, prompts, None, 2, 0)]
+    names = [drawing.name for drawing in plan(None, prompts, None, 2, 0, NO_CLASSES)]
     assert len(set(names)) == 6
     assert max(len(f"{name}.webp".encode()) for name in names) <= MAX_NAME_BYTES
     assert names[4:] == ["a" * 48 + "-0000", "a" * 48 + "-0001"]

@@ -8,10 +8,8 @@ import os
 import tarfile
 import warnings
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
-import torch
 from PIL import Image
 
 from hqtvae_fast import checkpoint
@@ -19,11 +17,9 @@ from hqtvae_fast.cli.pictures import find_pictures
 from hqtvae_fast.evaluate import open_pictures
 from hqtvae_fast.picture_files import PICTURE_SUFFIXES, walk
 from hqtvae_fast.train.code_shards import CodeShards
-from hqtvae_fast.train.config import Stage1Run, read_run
-from hqtvae_fast.train.data import class_names, open_source, select
+from hqtvae_fast.train.data import caption_template, class_names, open_source, select, survey
 from hqtvae_fast.train.data.captions_file import read_captions
 from hqtvae_fast.train.data.sources import Source
-from hqtvae_fast.train.run import CLASS_NAMES, open_data
 
 CHECKPOINT = Path(__file__).parents[1] / "golden" / "class_parallel"
 pytestmark = pytest.mark.filterwarnings("ignore:.*left out")  # where it is tested, they are caught
@@ -253,18 +249,11 @@ def test_G8_pictures_without_a_caption_are_counted(tmp_path: Path) -> None:
 # ------------------------------------------------------------------------------------------------------------- classes
 
 
-def test_G10_a_run_keeps_the_names_of_its_classes(tmp_path: Path) -> None:
-    write(tmp_path / "set", "zebra/0.png", "ant/1.png", "ant/2.png")
-    source = select(open_source(tmp_path / "set"), {"class_name": ["zebra"]})
+def test_G10_a_part_of_a_set_keeps_the_names_of_its_classes(tmp_path: Path) -> None:
+    write(tmp_path, "zebra/0.png", "ant/1.png", "ant/2.png")
+    source = select(open_source(tmp_path), {"class_name": ["zebra"]})
     assert class_names(source) == ("ant", "zebra")
-    run = read_run(
-        Stage1Run,
-        None,
-        {"data": str(tmp_path / "set"), "out": str(tmp_path), "batch_size": 1, "workers": 0, "steps": 1},
-    )
-    main_process = SimpleNamespace(is_main_process=True, num_processes=1, process_index=0, device=torch.device("cpu"))
-    open_data(run, main_process, source, 8, {})
-    assert json.loads((tmp_path / CLASS_NAMES).read_text()) == ["ant", "zebra"]
+    assert survey(source, caption_template("{caption}")).classes == (None, "zebra")
 
 
 def test_G10_code_shards_keep_the_names_of_classes(tmp_path: Path) -> None:

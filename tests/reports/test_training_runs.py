@@ -16,11 +16,12 @@ pytest.importorskip("accelerate", reason="training needs the train extra")
 
 from hqtvae_fast.cli import main
 from hqtvae_fast.fields import ConfigError
+from hqtvae_fast.run_folder import CONTENTS, damage
 from hqtvae_fast.train import run as runs
 from hqtvae_fast.train.config import Stage1Run, Stage2Run, read_run
 from hqtvae_fast.train.records import cut_records, read_records
 from hqtvae_fast.train.run import train_stage1
-from hqtvae_fast.train.run_checkpoints import CONTENTS, RunCheckpoints, damage
+from hqtvae_fast.train.run_checkpoints import RunCheckpoints
 from hqtvae_fast.train.runner import TrainingError
 from tests.train.small_runs import losses, same, stage1, weights, write_pictures
 
@@ -200,9 +201,9 @@ def test_G11_a_full_disk_under_the_losses(run, pictures):
 
 def test_G11_a_log_file_tells_how_far_a_run_is(run, pictures, capsys):
     go(pictures, run)
-    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("update ")]
-    assert [line.split(",")[0] for line in lines] == ["update 5 of 6", "update 6 of 6"]
-    assert all(" images/s, " in line and " s left  loss " in line for line in lines)
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("stage 1: ")]
+    assert [line.split("  ")[0] for line in lines] == ["stage 1: 83% (5 of 6)", "stage 1: 100% (6 of 6)"]
+    assert all("  loss " in line and " images/s" in line for line in lines)
 
 
 # -------------------------------------------------------------------------------------------------------- fields
@@ -211,7 +212,7 @@ def test_G11_a_log_file_tells_how_far_a_run_is(run, pictures, capsys):
 @pytest.mark.parametrize("stage, default", [(Stage1Run, 4e-5), (Stage2Run, None)])
 def test_G5_a_learning_rate_of_nought(pictures, tmp_path, monkeypatch, stage, default):
     seen = []
-    monkeypatch.setattr(runs, "go", lambda run, accelerator, task, *rest: seen.append(task.settings.learning_rate))
+    monkeypatch.setattr(runs, "go", lambda begun, task, *rest: seen.append(task.settings.learning_rate))
     for rate in (0.0, None, 1e-3):
         base = stage1(pictures, tmp_path / "run")
         if stage is Stage1Run:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +10,7 @@ from PIL import Image
 
 from hqtvae_fast import checkpoint
 from hqtvae_fast.train.config import Stage1Run, Stage2Run, read_run
+from hqtvae_fast.train.records import read_records, without_times
 
 VAE = {
     "resolution": 16,
@@ -24,7 +24,16 @@ VAE = {
 }
 BLOCKS = {"num_layers": 1, "num_heads": 2, "residual_dropout": 0.1}
 TRANSFORMER = {"dim": 32, "num_classes": 2, "body": BLOCKS, "head": BLOCKS}
-COMMON = {"batch_size": 4, "workers": 0, "log_every": 1, "picture_every": 0, "seed": 3, "save_every": 2}
+COMMON = {
+    "batch_size": 4,
+    "workers": 0,
+    "log_every": 1,
+    "picture_every": 0,
+    "seed": 3,
+    "save_every": 2,
+    "precision": "no",
+    "validation": "none",
+}
 
 
 def write_pictures(root: Path, size: tuple[int, int] = (20, 18)) -> Path:
@@ -49,7 +58,10 @@ def stage2(pictures, vae, out, **changes) -> Stage2Run:
 
 
 def losses(out: Path) -> list[dict[str, float]]:
-    return [json.loads(line) for line in (out / "losses.jsonl").read_text().splitlines()]
+    """What a run logged, but for what a clock said."""
+    records, broken = read_records(out / "losses.jsonl")
+    assert broken == 0
+    return without_times(records)
 
 
 def weights(out: Path) -> dict[str, torch.Tensor]:

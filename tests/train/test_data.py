@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import io
 import json
+import multiprocessing
+import os
 import pickle
+import signal
 import tarfile
+from itertools import islice
 
 import numpy as np
 import pytest
@@ -13,6 +17,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from small_sets import picture, write_folder, write_tar
 
 from hqtvae_fast.images import to_tensor
 from hqtvae_fast.train.data import (
@@ -20,8 +25,8 @@ from hqtvae_fast.train.data import (
     BrokenCount,
     CaptionTemplate,
     Draw,
-    EpochSampler,
     PictureDataset,
+    PictureStream,
     all_captions,
     caption_template,
     make_loader,
@@ -31,30 +36,6 @@ from hqtvae_fast.train.data.dataset import Chance, chance
 
 BROKEN = b"\x89PNG not a picture"
 ANCHOR = {"name": "anchor", "keywords": ["ship", "tool"], "style": "noto", "group": "Travel", "subgroup": "transport"}
-
-
-def picture(index: int, size: tuple[int, int] = (12, 8)) -> bytes:
-    """A PNG of noise that differs for each index."""
-    pixels = np.random.default_rng(index).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
-    file = io.BytesIO()
-    Image.fromarray(pixels).save(file, "PNG")
-    return file.getvalue()
-
-
-def write_tar(path, members: dict[str, bytes]):
-    with tarfile.open(path, "w") as tar:
-        for name, data in members.items():
-            entry = tarfile.TarInfo(name)
-            entry.size = len(data)
-            tar.addfile(entry, io.BytesIO(data))
-    return path
-
-
-def write_folder(folder, files: dict[str, bytes]):
-    for name, data in files.items():
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_bytes(data)
-    return folder
 
 
 @pytest.fixture
@@ -225,69 +206,70 @@ def test_a_shard_that_shrinks_later_is_broken_not_fatal(tmp_path):
 
 # -------------------------------------------------------------------------------------------------------------- order
 
-SETS = st.tuples(st.integers(1, 60), st.integers(1, 4), st.sampled_from([1, 2, 3, 4]), st.booleans())
+
+def pictures_of(stream: PictureStream, batches: int) -> list[Draw]:
+    return [draw for batch in islice(stream, batches) for draw in batch]
 
 
 @settings(max_examples=60, deadline=None)
-@given(SETS, st.integers(0, 2**40), st.integers(0, 5))
-def test_ranks_share_the_same_global_batches(sizes, seed, epoch):
-    length, share, world, drop_last = sizes
-    length = max(length, share * world)
-    options = {"seed": seed, "drop_last": drop_last}
-    one = EpochSampler(length, share * world, **options)
-    ranks = [EpochSampler(length, share * world, rank=rank, world=world, **options) for rank in range(world)]
-    seen = []
-    for batch in range(one.batches_per_epoch):
-        whole = one.batch(epoch, batch)
-        for rank in ranks:
-            assert rank.batch(epoch, batch) == whole[rank.rank :: world]
-        seen += [draw.picture for draw in whole]
-    assert len(set(seen)) == len(seen) == (length // one.batch_size * one.batch_size if drop_last else length)
-    for rank in ranks:
-        rank.seek(epoch)
-        batches = list(rank)
-        assert len(batches) == len(rank) == rank.batches_per_epoch
-        assert all(batches)
+@given(st.integers(1, 60), st.integers(1, 40), st.integers(0, 2**40))
+def test_every_picture_counts_once_an_epoch(length, batch_size, seed):
+    """However few pictures there are, and however the batches lie over the seams of epochs."""
+    stream = PictureStream(length, batch_size, seed=seed)
+    draws = pictures_of(stream, -(-3 * length // batch_size))[: 3 * length]
+    for epoch in range(3):
+        part = draws[epoch * length : (epoch + 1) * length]
+        assert {draw.epoch for draw in part} == {epoch}
+        assert sorted(draw.picture for draw in part) == list(range(length))
+    assert stream.epochs(len(draws)) == 3.0
+    assert stream.batches_per_epoch == length / batch_size
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(1, 30), st.integers(1, 4), st.sampled_from([1, 2, 3, 4]), st.integers(0, 100))
+def test_ranks_share_the_same_global_batches(length, share, world, seen):
+    one = PictureStream(length, share * world)
+    ranks = [PictureStream(length, share * world, rank=rank, world=world) for rank in range(world)]
+    for stream in (one, *ranks):
+        stream.seek(seen)
+    for whole, *parts in islice(zip(one, *ranks, strict=True), 4):
+        assert len(whole) == share * world
+        assert all(part == whole[rank::world] for rank, part in enumerate(parts))
 
 
 @settings(max_examples=30, deadline=None)
-@given(st.integers(4, 50), st.integers(0, 4), st.data())
-def test_any_position_can_be_jumped_to(length, epoch, data):
-    uninterrupted = EpochSampler(length, 4, seed=7)
-    everything = []
-    for number in range(epoch + 1):
-        uninterrupted.seek(number)
-        everything += list(uninterrupted)
-    resumed = EpochSampler(length, 4, seed=7)
-    batch = data.draw(st.integers(0, resumed.batches_per_epoch))
-    resumed.seek(epoch, batch)
-    assert list(resumed) == everything[epoch * resumed.batches_per_epoch + batch :]
+@given(st.integers(1, 50), st.integers(1, 20), st.integers(0, 60), st.integers(1, 20))
+def test_any_position_can_be_jumped_to_with_another_batch_size(length, batch_size, batches, other):
+    everything = pictures_of(PictureStream(length, 1, seed=7), batches * batch_size + 3 * other)
+    resumed = PictureStream(length, other, seed=7)
+    resumed.seek(batches * batch_size)
+    assert pictures_of(resumed, 3) == everything[batches * batch_size :]
 
 
 def test_orders_differ_by_epoch_and_seed_and_stay_the_same_for_ever():
     def order(seed, epoch):
-        return [draw.picture for draw in EpochSampler(8, 8, seed=seed).batch(epoch, 0)]
+        stream = PictureStream(8, 8, seed=seed)
+        stream.seek(8 * epoch)
+        return [draw.picture for draw in next(iter(stream))]
 
     assert order(0, 0) != order(0, 1) != order(1, 0)
     # A run must go on in its order, and with its crops, under later versions of NumPy too.
     assert order(3, 1) == [5, 0, 1, 2, 6, 3, 4, 7]
     frozen = (0.7668413705802817, 0.8206877075052916, 0.3456876311594065, 0.400467876937709)
-    assert chance(3, Draw(1, 5)) == pytest.approx(frozen, abs=1e-15)
-    unshuffled = EpochSampler(5, 2, shuffle=False, drop_last=False)
-    assert [[draw.picture for draw in batch] for batch in unshuffled] == [[0, 1], [2, 3], [4]]
+    assert chance(3, Draw(1, 5))[:4] == pytest.approx(frozen, abs=1e-15)
 
 
-def test_sampler_arguments():
+def test_stream_arguments():
     for arguments, says in [
         ({"rank": 2, "world": 2}, r"rank: expected one in \[0, 2\); got 2"),
         ({"batch_size": 3, "world": 2}, "positive multiple of the 2 processes; got 3"),
-        ({"length": 3}, "at least one batch of 4; got 3"),
+        ({"length": 0}, "expected at least one picture; got 0"),
         ({"seed": -1}, "seed"),
     ]:
         with pytest.raises(ValueError, match=says):
-            EpochSampler(**{"length": 8, "batch_size": 4, **arguments})
-    with pytest.raises(ValueError, match=r"batch in \[0, 2\]; got 0 and 3"):
-        EpochSampler(8, 4).seek(0, 3)
+            PictureStream(**{"length": 8, "batch_size": 4, **arguments})
+    with pytest.raises(ValueError, match="seen: expected 0 or more; got -1"):
+        PictureStream(8, 4).seek(-1)
 
 
 # ------------------------------------------------------------------------------------------------------------ samples
@@ -320,7 +302,119 @@ def test_chances_are_spread_evenly():
     draws = np.array([chance(0, Draw(0, index)) for index in range(2000)])
     assert ((draws >= 0) & (draws < 1)).all()
     np.testing.assert_allclose(draws.mean(axis=0), 0.5, atol=0.03)
-    np.testing.assert_allclose(np.corrcoef(draws.T), np.eye(4), atol=0.08)
+    np.testing.assert_allclose(np.corrcoef(draws.T), np.eye(6), atol=0.08)
+
+
+def ramps(size):
+    """A picture whose red tells the place along x, and whose green that along y, from 0 to 1."""
+    x, y = np.meshgrid(*[(np.arange(length) + 0.5) / length * 255 for length in size])
+    return Image.fromarray(np.stack([x, y, 0 * x], axis=-1).round().astype(np.uint8))
+
+
+def window(image, size):
+    """Of a square cut out of ``ramps(size)``: left, top, width and height, in pixels of the whole picture."""
+    pixels = image.numpy() / 2 + 0.5
+    x, y = pixels[0].mean(axis=0) * size[0], pixels[1].mean(axis=1) * size[1]
+    step_x, step_y = (x[-1] - x[0]) / (len(x) - 1), (y[-1] - y[0]) / (len(y) - 1)
+    return x[0] - step_x / 2, y[0] - step_y / 2, step_x * len(x), step_y * len(y)
+
+
+@pytest.mark.parametrize("size", [(120, 80), (80, 120), (80, 80)])
+def test_crops_of_a_share_of_the_area(size, tmp_path):
+    ramps(size).save(tmp_path / "a.png")
+    dataset = PictureDataset(open_source(tmp_path), 16, crops=(0.25, 1.0))
+    found = np.array([window(dataset[Draw(epoch, 0)].image, size) for epoch in range(300)])
+    left, top, width, height = found.T
+    np.testing.assert_allclose(width, height, rtol=0.06, atol=2)  # squares still
+    areas = width * height / 80**2
+    assert 0.2 < areas.min() < 0.32
+    assert 0.9 < areas.max() < 1.08
+    assert abs(areas.mean() - 0.625) < 0.05
+    for place, side, length in ((left, width, size[0]), (top, height, size[1])):
+        assert (place > -2).all()
+        assert (place + side < length + 2).all()
+        free = length - side > 10
+        shares = (place / (length - side))[free]
+        assert (shares.min() < 0.1) & (shares.max() > 0.9) & (abs(shares.mean() - 0.5) < 0.06)
+
+
+def test_crops_of_the_whole_area_are_as_without(tmp_path):
+    for index, size in enumerate(((12, 8), (8, 12), (1, 40), (8, 8))):
+        (tmp_path / f"{index}.png").write_bytes(picture(index, size))
+    source = open_source(tmp_path)
+    draws = [Draw(epoch, index) for epoch in range(4) for index in range(4)]
+    plain, cropped = PictureDataset(source, 8), PictureDataset(source, 8, crops=(1.0, 1.0))
+    assert all(torch.equal(plain[draw].image, cropped[draw].image) for draw in draws)
+    small = PictureDataset(source, 8, crops=(0.05, 0.1))
+    assert all(torch.isfinite(small[draw].image).all() for draw in draws)
+    assert not any(torch.equal(plain[draw].image, small[draw].image) for draw in draws)
+    for options in ({"training": False}, {"stored": Codes()}):  # evaluation's squares; codes are of those too
+        still = PictureDataset(source, 8, crops=(0.05, 0.1), **options)
+        assert torch.equal(still[Draw(0, 0)].image, still[Draw(1, 0)].image)
+
+
+class Codes:
+    """Stored codes: the picture's number."""
+
+    content = "codes"
+
+    def read(self, index, mirrored):
+        return torch.tensor([index, mirrored])
+
+
+@pytest.mark.parametrize("crops", [(0.0, 1.0), (0.5, 0.4), (0.5, 1.5), (float("nan"), 1.0)])
+def test_crops_that_are_none(crops, flat):
+    with pytest.raises(ValueError, match=r"crops: expected two shares of the area, 0 < low <= high <= 1; got \("):
+        PictureDataset(open_source(flat), 8, crops=crops)
+
+
+MODES = {
+    "1": ("png", 1), "L": ("png", 128), "LA": ("png", (128, 255)), "P": ("png", 5), "P.gif": ("gif", 5),
+    "RGB": ("jpg", (128, 128, 128)), "RGBA": ("webp", (128, 128, 128, 255)), "I;16": ("png", 32896),
+    "CMYK": ("jpg", (127, 127, 127, 0)), "PA": ("png", 5),
+}  # fmt: skip
+
+
+def test_every_mode_of_a_picture_becomes_rgb(tmp_path):
+    for name, (suffix, value) in MODES.items():
+        image = Image.new(name.split(".")[0], (8, 8), value)
+        if image.mode in ("P", "PA"):
+            image.putpalette([128] * 768)
+        if image.mode == "PA":
+            image = image.convert("P")
+            image.info["transparency"] = 255
+        image.save(tmp_path / f"{name}.{suffix}", lossless=True)
+    source = open_source(tmp_path)
+    dataset, pictures = PictureDataset(source, 4), {}
+    for index in range(len(source)):
+        sample = dataset[index]
+        assert sample.broken == ()
+        assert sample.image.shape == (3, 4, 4)
+        pictures[sample.key.rsplit(".", 1)[0]] = sample.image
+    assert pictures.keys() == MODES.keys()
+    assert (pictures.pop("1") == 1).all()
+    for name, image in pictures.items():
+        assert (image - 1 / 255).abs().max() < 3 / 127.5, name
+
+
+def test_transparent_colours_become_white(tmp_path):
+    Image.new("LA", (4, 4), (0, 0)).save(tmp_path / "grey.png")
+    palette = Image.new("P", (4, 4), 3)
+    palette.putpalette([0] * 768)
+    palette.save(tmp_path / "palette.png", transparency=3)
+    palette.save(tmp_path / "palette.gif", transparency=3)
+    Image.new("L", (4, 4), 7).save(tmp_path / "colour.png", transparency=7)
+    Image.new("RGB", (4, 4), (7, 8, 9)).save(tmp_path / "rgb.png", transparency=(7, 8, 9))
+    dataset = PictureDataset(open_source(tmp_path), 4)
+    assert len(dataset) == 5
+    assert all((dataset[index].image == 1).all() for index in range(5))
+
+
+def test_a_picture_in_the_wrong_depth(tmp_path):
+    write_folder(tmp_path, {"cat/a.png": picture(0), "dog/deep/b.png": picture(1)})
+    assert len(open_source(tmp_path)) == 2  # below a class folder any depth will do
+    write_folder(tmp_path, {"c.png": picture(2)})
+    refused(tmp_path, "found pictures and class folders")
 
 
 def test_transparency_and_orientation(tmp_path):
@@ -365,6 +459,16 @@ def test_dataset_arguments(flat, tmp_path):
     tar = write_tar(tmp_path / "s.tar", {"a.png": picture(0), "a.cls": b"3"})
     with pytest.raises(ValueError, match=r"s.tar/a: expected a label of 0 or more and below 3; got 3"):
         PictureDataset(open_source(tar), 8, condition="class", num_classes=3)
+
+
+def test_pictures_with_the_condition_may_come_last(tmp_path):
+    members = emoji_members(30)
+    members = {
+        name: data for name, data in members.items() if name.endswith(".webp") or int(name.split("-")[1][:-5]) > 12
+    }
+    dataset = PictureDataset(open_source(write_tar(tmp_path / "s.tar", members)), 8, condition="text", caption=EMOJI)
+    assert dataset[0].key.startswith("s.tar/fluent-13")
+    assert len(dataset[0].broken) == 13
 
 
 # ----------------------------------------------------------------------------------------------------------- captions
@@ -416,19 +520,25 @@ def test_a_malformed_condition_is_skipped(tmp_path):
 # ------------------------------------------------------------------------------------------------------------ batches
 
 
-def epoch_of(dataset, sampler, **options):
-    return list(make_loader(dataset, sampler, **options))
+def first_of(dataset, stream, batches, **options):
+    return list(islice(make_loader(dataset, stream, **options), batches))
+
+
+def same_batches(left, right):
+    return len(left) == len(right) and all(
+        a.keys == b.keys and torch.equal(a.images, b.images) for a, b in zip(left, right, strict=True)
+    )
 
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_loader(flat, workers):
     dataset = PictureDataset(open_source(flat), 8, flip=True, seed=5)
-    sampler = EpochSampler(10, 4, seed=5, drop_last=False)
-    loader = make_loader(dataset, sampler, workers=workers)
-    stream = torch.random.get_rng_state()
-    whole = list(loader)
-    assert torch.equal(torch.random.get_rng_state(), stream)  # dropout, say, goes on as if there were no loader
-    assert [len(batch) for batch in whole] == [4, 4, 2]
+    stream = PictureStream(10, 4, seed=5)
+    loader = make_loader(dataset, stream, workers=workers)
+    before = torch.random.get_rng_state()
+    whole = list(islice(loader, 5))
+    assert torch.equal(torch.random.get_rng_state(), before)  # dropout, say, goes on as if there were no loader
+    assert [len(batch) for batch in whole] == [4] * 5
     assert whole[0].images.shape == (4, 3, 8, 8)
     assert whole[0].labels is None
     assert whole[0].captions is None
@@ -436,29 +546,38 @@ def test_loader(flat, workers):
     for batch in whole:
         assert not set(batch.keys) & {"3.png", "4.png", "9.png"}
         broken.add(batch.broken)
-    assert broken.count == 4  # 4.png twice: in its own place, and in 3.png's
+    assert broken.count == 8  # in each of two epochs 4.png twice: in its own place, and in 3.png's
     assert set(broken.first) == {"3.png", "4.png", "9.png"}
-    sampler.seek(0, 1)
-    resumed = list(loader)
-    assert [batch.keys for batch in resumed] == [batch.keys for batch in whole[1:]]
-    assert all(torch.equal(a.images, b.images) for a, b in zip(resumed, whole[1:], strict=True))
-    sampler.seek(1)
-    assert [batch.keys for batch in loader] != [batch.keys for batch in whole]
+    stream.seek(8)  # what the workers have read ahead is forgotten
+    assert same_batches(list(islice(loader, 3)), whole[2:])
+    stream.seek(10)
+    assert not same_batches(list(islice(loader, 5)), whole)
 
 
 def test_workers_have_no_say(flat):
     dataset = PictureDataset(open_source(flat), 8, flip=True)
     torch.manual_seed(0)
-    alone = epoch_of(dataset, EpochSampler(10, 4))
+    alone = first_of(dataset, PictureStream(10, 4), 3)
     torch.manual_seed(1)
-    helped = epoch_of(dataset, EpochSampler(10, 4), workers=2)
-    assert all(torch.equal(a.images, b.images) for a, b in zip(alone, helped, strict=True))
+    assert same_batches(first_of(dataset, PictureStream(10, 4), 3, workers=2), alone)
+
+
+def test_workers_leave_ctrl_c_to_the_process_that_trains(flat):
+    loader = make_loader(PictureDataset(open_source(flat), 8), PictureStream(10, 4), workers=2)
+    batches = iter(loader)
+    assert len(list(islice(batches, 2))) == 2  # one of each: both have begun
+    workers = multiprocessing.active_children()
+    assert len(workers) == 2
+    for worker in workers:
+        os.kill(worker.pid, signal.SIGINT)
+    assert all(len(batch) == 4 for batch in islice(batches, 12))
+    assert all(worker.is_alive() for worker in workers)
 
 
 def test_two_processes_see_what_one_sees(flat):
     dataset = PictureDataset(open_source(flat), 8)
-    one = epoch_of(dataset, EpochSampler(10, 4))
-    two = [epoch_of(dataset, EpochSampler(10, 4, rank=rank, world=2)) for rank in range(2)]
+    one = first_of(dataset, PictureStream(10, 4), 3)
+    two = [first_of(dataset, PictureStream(10, 4, rank=rank, world=2), 3) for rank in range(2)]
     for whole, first, second in zip(one, *two, strict=True):
         assert torch.equal(whole.images[0::2], first.images)
         assert torch.equal(whole.images[1::2], second.images)
@@ -466,17 +585,16 @@ def test_two_processes_see_what_one_sees(flat):
 
 def test_batches_carry_conditions(tmp_path):
     write_folder(tmp_path, {"dog/2.png": picture(2), "cat/0.png": picture(0), "cat/1.png": picture(1)})
-    in_order = {"shuffle": False, "drop_last": False}
     source = open_source(tmp_path)
-    (batch,) = epoch_of(PictureDataset(source, 8, condition="class"), EpochSampler(3, 3, **in_order))
+    (batch,) = first_of(PictureDataset(source, 8, condition="class"), PictureStream(3, 3), 1)
     assert batch.labels.dtype == torch.int64
-    assert batch.labels.tolist() == [0, 0, 1]
+    assert batch.labels.tolist() == [int(key.startswith("dog")) for key in batch.keys]
     captions = PictureDataset(source, 8, condition="text", caption=CaptionTemplate("{class_name}"))
-    (batch,) = epoch_of(captions, EpochSampler(3, 3, **in_order))
-    assert batch.captions == ("cat", "cat", "dog")
-    assert batch.to("cpu").keys == ("cat/0.png", "cat/1.png", "dog/2.png")
+    (batch,) = first_of(captions, PictureStream(3, 3), 1)
+    assert batch.captions == tuple(key.split("/")[0] for key in batch.keys)
+    assert sorted(batch.to("cpu").keys) == ["cat/0.png", "cat/1.png", "dog/2.png"]
     with pytest.raises(ValueError, match="over the 3 pictures of the dataset; got 4"):
-        make_loader(captions, EpochSampler(4, 2))
+        make_loader(captions, PictureStream(4, 2))
 
 
 def test_broken_count_says_a_few():

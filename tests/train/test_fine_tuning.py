@@ -135,8 +135,8 @@ def test_its_tokenizer_comes_along(shard, trained, tmp_path):
 @pytest.mark.parametrize(
     "changes,message",
     [
-        ({"model": {"dim": 48, "body": {"num_heads": 3}}}, r"differs at .*expected \[.*48\], got \[.*32\]"),
-        ({"model": {"body": {"num_layers": 2}}}, r"differs at .*expected \[.*\], got none"),
+        ({"model": {"dim": 48, "body": {"num_heads": 3}}}, r"model\.dim: expected 32, as .* has, .*; got 48"),
+        ({"model": {"body": {"num_layers": 2}}}, r"model\.body\.num_layers: expected 1, as .* has, .*; got 2"),
     ],
 )
 def test_other_sizes_are_refused(pictures, trained, tmp_path, changes, message):
@@ -144,7 +144,7 @@ def test_other_sizes_are_refused(pictures, trained, tmp_path, changes, message):
     changed = {**model, **changes["model"], "body": {**model["body"], **changes["model"]["body"]}}
     if "dim" in changes["model"]:
         changed["head"] = {**model["head"], "num_heads": 3}
-    with pytest.raises(ConfigError, match=f"init: expected a model of the run's sizes; .*{message}"):
+    with pytest.raises(ConfigError, match=message):
         train_stage2(stage2(pictures, "", tmp_path, init=str(trained / "hqt" / "model"), model=changed))
 
 

@@ -142,8 +142,8 @@ def test_steps_stand_for_a_presets_epochs(tmp_path, where):
 def test_a_file_can_take_a_field_back(tmp_path):
     file = tmp_path / "run.yaml"
     file.write_text("soft_labels: null")
-    assert read("stage2", "S", file).soft_labels is None
-    assert read("stage2", "S").soft_labels == 1.0
+    assert read("stage2", "S-onehot", file).tau == read("stage2", "S").tau == 1.0
+    assert read("stage2", "S-onehot").tau is None
 
 
 def test_an_unknown_field_of_a_preset_names_it(monkeypatch):
@@ -286,6 +286,6 @@ def test_losses_that_keep_top_codes_in_use(pictures, tmp_path, preset):
 
 def test_the_weights_of_a_run_reach_its_loss(pictures, vae, tmp_path):
     model = {**TINY, "num_classes": 2}
-    weights = {"level_weights": [2.0, 0.5], "soft_labels": None}
+    weights = {"level_weights": [2.0, 0.5], "soft_labels": 0}
     (row, *_) = losses(stage2(pictures, tmp_path, "S", vae=str(vae), model=model, **weights))
     assert row["loss"] == pytest.approx(2 * row["level_0"] + 0.5 * row["level_1"], rel=1e-5)

@@ -10,7 +10,8 @@ import sys
 import pytest
 
 from hqtvae_fast.text import PromptTokenizer
-from hqtvae_fast.train.tokenizer import train_tokenizer
+from hqtvae_fast.train.data import PLAIN
+from hqtvae_fast.train.tokenizer import Vocabulary, train_tokenizer, vocabulary
 
 CAPTIONS = [
     f"{colour} {thing}, {style}"
@@ -64,3 +65,76 @@ def test_refused(tmp_path):
     with pytest.raises(ValueError, match=r"vocab_size: expected at least \d+.*got 10"):
         train_tokenizer(CAPTIONS, file, vocab_size=10)
     assert not file.exists()
+
+
+# ---------------------------------------------------------------------------------------------------- vocabularies
+
+
+class Captioned:
+    """A source of captions alone."""
+
+    def __init__(self, *captions: str) -> None:
+        self.captions = captions
+
+    def __len__(self) -> int:
+        return len(self.captions)
+
+    def fields(self, index: int) -> dict[str, str]:
+        return {"caption": self.captions[index]}
+
+
+@pytest.fixture(scope="module")
+def fruit(tmp_path_factory) -> Vocabulary:
+    source = Captioned("a red apple", "two blue pears", "one green plum", "abcdefghijklmnopqrstuvwxyz")
+    return vocabulary(source, PLAIN, tmp_path_factory.mktemp("fruit") / "tokenizer.json", length=8)
+
+
+@pytest.mark.parametrize("words,length", [(1, 8), (8, 8), (9, 16), (40, 40), (63, 64), (200, 64)])
+def test_a_prefix_is_as_long_as_the_longest_caption(tmp_path, words, length):
+    """In whole eights, and at most 64; as many tokens as the tokenizer has."""
+    made = vocabulary(Captioned("cat", " ".join(["cat"] * words)), PLAIN, tmp_path / "tokenizer.json")
+    assert made.length == length
+    assert made.size == len(made.tokens()) == len({"[PAD]", "[UNK]", "\u2581", *"cat", "\u2581c", "at", "\u2581cat"})
+    assert made.fields == {"prefix_vocab_size": made.size, "prefix_length": length}
+
+
+def test_a_run_may_say_both(tmp_path):
+    made = vocabulary(Captioned("a red apple"), PLAIN, tmp_path / "tokenizer.json", size=500, length=2)
+    assert (made.size, made.length) == (500, 2)
+
+
+def test_a_tokenizer_that_reads_all_captions_is_kept(fruit, tmp_path):
+    made = vocabulary(Captioned("a blue plum", "red grapes"), PLAIN, tmp_path / "tokenizer.json", own=fruit)
+    assert made.file.read_bytes() == fruit.file.read_bytes()
+    assert made.fields == fruit.fields  # and not shorter
+
+
+def test_it_is_kept_for_longer_captions_too(fruit, tmp_path):
+    made = vocabulary(Captioned("a red apple and " * 4), PLAIN, tmp_path / "tokenizer.json", own=fruit)
+    assert made.file.read_bytes() == fruit.file.read_bytes()
+    assert made.length % 8 == 0
+    assert fruit.length < made.length <= 64
+    assert not PromptTokenizer(made.file, made.length, made.size).read(["a red apple and " * 4])[1]
+
+
+@pytest.mark.parametrize("caption", ["a r\u00e9d apple", "vwxyz " * 40])
+def test_a_tokenizer_that_loses_some_is_not(fruit, tmp_path, caption):
+    """An unknown letter; more tokens than the longest prefix has, which a tokenizer of its own may need fewer of."""
+    made = vocabulary(Captioned("a red apple", caption), PLAIN, tmp_path / "tokenizer.json", own=fruit)
+    assert made.file.read_bytes() != fruit.file.read_bytes()
+    assert not PromptTokenizer(made.file, made.length, made.size).read([caption])[1]
+
+
+def test_captions_may_be_cut_where_the_run_says_so(fruit, tmp_path):
+    made = vocabulary(Captioned("a red apple " * 9), PLAIN, tmp_path / "tokenizer.json", own=fruit, length=4)
+    assert made.file.read_bytes() == fruit.file.read_bytes()
+    assert made.length == 4
+
+
+def test_a_vocabulary_that_was_made_stays(fruit, tmp_path):
+    """Of a run that goes on: neither trained nor taken again."""
+    source, file = Captioned("a r\u00e9d apple"), tmp_path / "tokenizer.json"
+    first = vocabulary(source, PLAIN, file, own=fruit)
+    before = file.stat().st_mtime_ns
+    assert vocabulary(source, PLAIN, file, own=fruit) == first
+    assert file.stat().st_mtime_ns == before

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import subprocess
 import sys
@@ -64,6 +65,15 @@ def test_held_out_pictures_are_spread_and_shared_out(pictures):
     assert len(HeldOut(dataset, limit=2048, batch_size=3).indices) == 20
 
 
+@pytest.mark.parametrize("batch_size, started", [(7, 0), (4, 1), (1, 2)])
+def test_no_worker_is_started_for_nothing(pictures, batch_size, started):
+    """One of a batch or two takes longer to start than to read them, at each validation."""
+    dataset = PictureDataset(open_source(pictures), 16, training=False)
+    batches = iter(HeldOut(dataset, limit=7, batch_size=batch_size, workers=2))
+    next(batches)
+    assert len(multiprocessing.active_children()) == started
+
+
 @torch.no_grad()
 def test_stage1_quality(held_out, trained_vae):
     vae = checkpoint.load(trained_vae).vae.eval()
@@ -82,7 +92,7 @@ def test_stage1_quality(held_out, trained_vae):
 
 @pytest.mark.parametrize("stage", ["stage1", "stage2"])
 def test_training_does_not_feel_it(pictures, trained_vae, tmp_path, stage):
-    for name, changes in (("off", {}), ("on", {"validation": str(pictures), "validate_every": 2})):
+    for name, changes in (("off", {"validation": "none"}), ("on", {"validation": str(pictures), "validate_every": 2})):
         TRAIN[stage](run_of(stage, pictures, trained_vae, tmp_path / name, workers=1, **changes))
     assert without_validation(tmp_path / "on") == without_validation(tmp_path / "off") == losses(tmp_path / "off")
     assert same(weights(tmp_path / "on"), weights(tmp_path / "off"))

@@ -8,16 +8,18 @@ from typing import Any
 from PIL import Image
 from torch import Tensor
 
-from hqtvae_fast.evaluate.figures.sheet import GREEN, RED, Cell, Row, Sheet
+from hqtvae_fast.config import level_names
 from hqtvae_fast.evaluate.reconstruction import rounded
 from hqtvae_fast.images import psnr, to_pil, to_tensor
 from hqtvae_fast.pipeline import HQTVAEPipeline
+from hqtvae_fast.sheet import GREEN, RED, Cell, Row, Sheet
 
 
 def level_rows(pipe: HQTVAEPipeline, codes: Sequence[Tensor], captions: Sequence[str] = ()) -> Image.Image:
     """Figure 1: pictures of codes [N, h, w] a level, each level decoded alone, top first, then all of them."""
     count = len(codes)
-    rows = [Row(_level_name(level, count), _cells(pipe.decode(alone(codes, level)))) for level in range(count)]
+    named = enumerate(level_names(count))
+    rows = [Row(f"{name}\nonly", _cells(pipe.decode(alone(codes, level)))) for level, name in named]
     both = "both" if count == 2 else "all"
     return Sheet([*rows, Row(f"{both}\nlevels", _cells(pipe.decode(codes)))], captions).draw()
 
@@ -48,12 +50,13 @@ def redraw_rows(
     sampling: Mapping[str, Any],
     draws: int,
     seed: int,
+    caption: str = "",
 ) -> Image.Image:
     """Figure 4b: one picture's top codes kept, the others drawn ``draws`` times.
 
     ``codes``: the picture's, [1, h, w] a level. ``condition``: class_labels or prompt, as the pipeline takes them. On
     the left the top codes alone (red) and the picture itself (green); then for each draw the finer codes alone, and the
-    picture that they make with the same top codes.
+    picture that they make with the same top codes. ``caption``: what the picture shows, in words.
     """
     settings = {**condition, **sampling, "num_images": draws, "seed": seed}
     drawn = pipe(**settings, given_top_codes=codes[0], output_type="codes", progress=False).codes
@@ -62,7 +65,7 @@ def redraw_rows(
     headings = ["kept", *(f"draw {number + 1}" for number in range(draws))]
     rows = [
         Row("top (kept),\nfiner codes\n(drawn) alone", [Cell(top, frame=RED), *_cells(finer)]),
-        Row("all codes", [Cell(own, frame=GREEN), *_cells(pipe.decode(drawn))]),
+        Row("all codes", [Cell(own, caption, GREEN), *_cells(pipe.decode(drawn))]),
     ]
     return Sheet(rows, headings, frozenset({1})).draw()
 
@@ -70,12 +73,6 @@ def redraw_rows(
 def alone(codes: Sequence[Tensor], level: int) -> list[Tensor | None]:
     """All levels but one left out."""
     return [own if index == level else None for index, own in enumerate(codes)]
-
-
-def _level_name(level: int, count: int) -> str:
-    if level == 0:
-        return "top\nonly"
-    return "bottom\nonly" if level == count - 1 else f"level {level}\nonly"
 
 
 def _cells(images: Sequence[Image.Image]) -> list[Cell]:

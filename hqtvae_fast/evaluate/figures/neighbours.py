@@ -15,8 +15,8 @@ from PIL import Image
 from torch import Tensor
 
 from hqtvae_fast.evaluate.extractors import Extractor
-from hqtvae_fast.evaluate.figures.sheet import Cell, Row, Sheet
 from hqtvae_fast.evaluate.pictures import Pictures
+from hqtvae_fast.sheet import Cell, Row, Sheet
 
 
 @dataclass(frozen=True)

@@ -1,47 +1,18 @@
-"""Figures with axes: use of codes, and speed against quality. They need matplotlib, of the ``eval`` extra."""
+"""Figures with axes: use of codes, and speed against quality."""
 
 from __future__ import annotations
 
-import io
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
+from hqtvae_fast.config import level_names
 from hqtvae_fast.files import parse_json, read_text
+from hqtvae_fast.plots import COLOURS, INK, draw
 from hqtvae_fast.train.code_usage import perplexity
-
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")  # Okabe and Ito's
-INK, FAINT = "#24292f", "#d0d7de"
-DPI = 120
-
-
-def draw(plot: Callable[[Any], None], size: tuple[float, float], panels: int = 1) -> bytes:
-    """A PNG of what ``plot`` does with the figure's axes (a list of them if there are several panels)."""
-    try:
-        matplotlib = import_module("matplotlib")
-    except ImportError as error:
-        raise ValueError(f"this figure needs the 'eval' extra: pip install 'hqtvae_fast[eval]' ({error})") from error
-    matplotlib.use("Agg")  # files only: no window, no display
-    pyplot = import_module("matplotlib.pyplot")
-    settings = {
-        **dict.fromkeys(("text.color", "axes.labelcolor", "axes.titlecolor", "xtick.color", "ytick.color"), INK),
-        **dict.fromkeys(("axes.edgecolor", "grid.color"), FAINT),
-        "axes.prop_cycle": matplotlib.cycler(color=COLOURS),
-        **{"axes.spines.top": False, "axes.spines.right": False, "legend.frameon": False},
-        **{"font.size": 9.5, "axes.titlesize": 10.5, "axes.titlelocation": "left"},
-    }
-    with matplotlib.rc_context(settings):
-        figure, axes = pyplot.subplots(1, panels, figsize=size, dpi=DPI, layout="constrained", sharey=True)
-        plot(axes)
-        buffer = io.BytesIO()
-        figure.savefig(buffer, format="png")
-        pyplot.close(figure)
-    return buffer.getvalue()
-
 
 # --------------------------------------------------------------------------------------------------------------- usage
 
@@ -50,12 +21,12 @@ def usage_plot(counts: Sequence[Tensor]) -> bytes:
     """How often each code was chosen, a panel for each level: codes sorted from most to least used, as multiples of
     equal use; log scale. Codes never chosen are missing on the right."""
 
-    def plot(axes: Any) -> None:
-        for level, (own, panel) in enumerate(zip(counts, axes if len(counts) > 1 else [axes], strict=True)):
+    def plot(axes: list[Any]) -> None:
+        for level, (own, panel) in enumerate(zip(counts, axes, strict=True)):
             _usage_panel(panel, own, level, len(counts))
-        (axes[0] if len(counts) > 1 else axes).set_ylabel("use, as a multiple of equal use")
+        axes[0].set_ylabel("use, as a multiple of equal use")
 
-    return draw(plot, (3.6 * len(counts) + 0.4, 3.4), len(counts))
+    return draw(plot, (3.6 * len(counts) + 0.4, 3.4), columns=len(counts), share_y=True)
 
 
 def _usage_panel(panel: Any, counts: Tensor, level: int, levels: int) -> None:
@@ -65,7 +36,7 @@ def _usage_panel(panel: Any, counts: Tensor, level: int, levels: int) -> None:
     relative = (used / counts.sum() * len(counts)).tolist()
     panel.fill_between(range(1, len(used) + 1), relative, color=COLOURS[level % len(COLOURS)], alpha=0.85, linewidth=0)
     panel.axhline(1, color=INK, linewidth=0.8, linestyle=":")
-    name = "top" if level == 0 else "bottom" if level == levels - 1 else f"level {level}"
+    name = level_names(levels)[level]
     share = len(used) / len(counts)
     panel.set_yscale("log")
     panel.yaxis.set_major_formatter("{x:g}")
@@ -147,7 +118,8 @@ def speed_plot(points: Sequence[Point]) -> bytes:
         )
     ((metric, better),) = metrics
 
-    def plot(axes: Any) -> None:
+    def plot(panels: list[Any]) -> None:
+        axes = panels[0]
         axes.grid(True, linewidth=0.6)
         axes.set_axisbelow(True)
         middle = (max(point.speed for point in points) + min(point.speed for point in points)) / 2

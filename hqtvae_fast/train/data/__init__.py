@@ -2,20 +2,28 @@
 
 source = open_source("shards/train-{000..099}.tar")
 dataset = PictureDataset(source, 256, condition="text", caption=EMOJI, flip=True, seed=0)
-sampler = EpochSampler(len(dataset), batch_size=512, seed=0, rank=rank, world=world)
-loader = make_loader(dataset, sampler, workers=8, device="cuda")
-for epoch in range(first_epoch, epochs):
-    sampler.seek(epoch, first_batch if epoch == first_epoch else 0)
-    for batch in loader:
-        ...  # batch.images, batch.labels or batch.captions, batch.keys, batch.broken
+stream = PictureStream(len(dataset), batch_size=512, seed=0, rank=rank, world=world)
+stream.seek(seen)  # pictures that the run has used so far
+for batch in make_loader(dataset, stream, workers=8, device="cuda"):  # without end
+    ...  # batch.images, batch.labels or batch.captions, batch.keys, batch.broken
 """
 
 from hqtvae_fast.train.data.captions import CAPTIONS, EMOJI, PLAIN, CaptionTemplate, caption_template
 from hqtvae_fast.train.data.coded import CodedPictures
-from hqtvae_fast.train.data.dataset import Draw, PictureDataset, Sample, Stored, UnreadableError, all_captions
-from hqtvae_fast.train.data.loader import Batch, BrokenCount, EpochSampler, collate, make_loader
-from hqtvae_fast.train.data.selection import Selection, class_names, select
-from hqtvae_fast.train.data.sources import ClassFolder, Source, open_source
+from hqtvae_fast.train.data.dataset import (
+    Content,
+    Draw,
+    PictureDataset,
+    Sample,
+    Stored,
+    UnreadableError,
+    all_captions,
+)
+from hqtvae_fast.train.data.loader import Batch, BrokenCount, PictureStream, collate, make_loader
+from hqtvae_fast.train.data.selection import Selection, class_names, select, whole_of
+from hqtvae_fast.train.data.sources import ClassFolder, Source, are_codes, open_source
+from hqtvae_fast.train.data.split import hold_out
+from hqtvae_fast.train.data.survey import Facts, survey
 
 __all__ = [
     "CAPTIONS",
@@ -26,19 +34,25 @@ __all__ = [
     "CaptionTemplate",
     "ClassFolder",
     "CodedPictures",
+    "Content",
     "Draw",
-    "EpochSampler",
+    "Facts",
     "PictureDataset",
+    "PictureStream",
     "Sample",
     "Selection",
     "Source",
     "Stored",
     "UnreadableError",
     "all_captions",
+    "are_codes",
     "caption_template",
     "class_names",
     "collate",
+    "hold_out",
     "make_loader",
     "open_source",
     "select",
+    "survey",
+    "whole_of",
 ]

@@ -49,6 +49,10 @@ class CaptionTemplate:
             raise ValueError(f"caption {self.template!r}: expected fields {', '.join(missing)}; got {there}")
         return self._fill(self.template, fields, choice)
 
+    def fits(self, fields: Mapping[str, Any]) -> bool:
+        """Whether the fields of a picture make a caption."""
+        return not self._missing(self.template, fields)
+
     def every(self, fields: Mapping[str, Any]) -> Iterator[str]:
         """All captions that :meth:`caption` can give, once each: what a tokenizer should be trained on."""
         captions: dict[str, None] = {}

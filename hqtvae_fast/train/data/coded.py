@@ -21,6 +21,8 @@ from hqtvae_fast.train.data.shards import members, parse_fields, read_member
 
 FORMAT = "hqtvae_fast code shards, version 1"
 SPEC_FILE = "codes.json"
+CHECKPOINT = "checkpoint"
+"""In the spec: what made the codes, as whoever opened it named it."""
 _LEVEL = re.compile(r"\.level_(\d+)\.npy")
 _FIELDS = -1  # the place of a sample's .json among its levels
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, Protocol, get_args
@@ -32,17 +33,26 @@ class Chance(NamedTuple):
     """Everything random in one sample, as numbers in [0, 1). The defaults are evaluation's."""
 
     crop: float = 0.5
-    """How far along the picture's long side the square lies: 0 left or top, 0.5 the centre."""
+    """How far along the picture's long side the square lies: 0 left or top, 0.5 the centre, 1 right or bottom."""
     flip: float = 1.0
     """Mirrored below 0.5."""
     variant: float = 1.0
     choice: float = 0.0
     """These two go to :meth:`CaptionTemplate.caption`."""
+    across: float = 0.5
+    """How far along the short side the square lies, where it is smaller than that."""
+    area: float = 1.0
+    """How large the square is: from 0, the smallest that training cuts out, to 1, the largest."""
+
+
+EVALUATION = Chance()
 
 
 def chance(seed: int, draw: Draw) -> Chance:
     """The chances of a draw in training: the same wherever and whenever they are asked for."""
-    words = np.random.SeedSequence((_CHANCES, seed, draw.epoch, draw.picture)).generate_state(4, np.uint64)
+    words = np.random.SeedSequence((_CHANCES, seed, draw.epoch, draw.picture)).generate_state(
+        len(Chance._fields), np.uint64
+    )
     return Chance(*((words >> np.uint64(11)) * 2.0**-53).tolist())
 
 
@@ -58,8 +68,15 @@ class Sample:
     broken: tuple[str, ...]
 
 
+Content = Literal["latents", "codes"]
+"""Of a picture: the quantiser's input, float32 [d, h, w]; or the codes of all levels, integers [S], top level first."""
+
+
 class Stored(Protocol):
     """What was computed from the pictures of a source beforehand, and is read in place of their pixels."""
+
+    @property
+    def content(self) -> Content: ...
 
     def read(self, index: int, mirrored: bool) -> Tensor:
         """Of one picture's centre square, or of that square mirrored. UnreadableError if there was no such picture."""
@@ -74,10 +91,12 @@ class PictureDataset(Dataset[Sample]):
     stored: what samples have in place of pixels. Pictures are not opened then, and crops do not vary.
     training: squares are cut out at random, half of the pictures are mirrored if ``flip``, captions vary; all of it
         from (seed, epoch, index). Otherwise the centre squares, and plain captions.
+    crops: how large the squares of training are, as shares of the largest square's area: any from the first to the
+        second.
 
     A picture that cannot be read, or whose label or caption cannot, is replaced by the next one that can, and named in
-    the sample's ``broken``. ValueError if the first ten pictures all lack the condition, if a label is out of range, or
-    if a hundred in a row cannot be read.
+    the sample's ``broken``. ValueError if ten pictures, spread over the set, all lack the condition, if a label is out
+    of range, or if a hundred in a row cannot be read.
     """
 
     def __init__(
@@ -90,6 +109,7 @@ class PictureDataset(Dataset[Sample]):
         num_classes: int | None = None,
         training: bool = True,
         flip: bool = False,
+        crops: tuple[float, float] = (1.0, 1.0),
         seed: int = 0,
         stored: Stored | None = None,
     ) -> None:
@@ -99,8 +119,11 @@ class PictureDataset(Dataset[Sample]):
             raise ValueError(f"condition: expected one of {', '.join(get_args(Conditioning))}; got {condition!r}")
         if seed < 0:
             raise ValueError(f"seed: expected 0 or more; got {seed}")
+        if not 0 < crops[0] <= crops[1] <= 1:
+            raise ValueError(f"crops: expected two shares of the area, 0 < low <= high <= 1; got {tuple(crops)}")
         self.source, self.resolution, self.condition, self.caption = source, resolution, condition, caption
         self.num_classes, self.training, self.flip, self.seed = num_classes, training, flip, seed
+        self.crops = crops if training else (1.0, 1.0)
         self.stored = stored
         self._probe()
 
@@ -112,7 +135,7 @@ class PictureDataset(Dataset[Sample]):
             draw = Draw(0, draw)
         if not 0 <= draw.picture < len(self):
             raise IndexError(f"expected an index in [0, {len(self)}); got {draw.picture}")
-        chances = chance(self.seed, draw) if self.training else Chance()
+        chances = chance(self.seed, draw) if self.training else EVALUATION
         broken: list[str] = []
         for step in range(min(len(self), MAX_BROKEN_IN_A_ROW)):
             index = (draw.picture + step) % len(self)
@@ -125,22 +148,27 @@ class PictureDataset(Dataset[Sample]):
 
     def _read(self, index: int, chances: Chance, broken: tuple[str, ...]) -> Sample:
         label, caption = self._condition(index, chances)
-        mirrored = self.flip and chances.flip < 0.5
         if self.stored is not None:
-            image = self.stored.read(index, mirrored)
+            image = self.stored.read(index, self._mirrored(chances))
         else:
-            image = self.pixels(index, chances.crop, mirrored)
+            image = self.pixels(index, chances)
         return Sample(image, self.source.key(index), label, caption, broken)
 
-    def pixels(self, index: int, crop: float = 0.5, mirrored: bool = False) -> Tensor:
-        """The picture as float32 [3, R, R] in [-1, 1]; ``crop`` as in :class:`Chance`. UnreadableError if broken."""
+    def pixels(self, index: int, chances: Chance = EVALUATION) -> Tensor:
+        """The picture as float32 [3, R, R] in [-1, 1], by default its centre square. UnreadableError if broken."""
+        low, high = self.crops
         try:
-            image = _square(read_picture(self.source, index), self.resolution, crop)
+            image = _square(
+                read_picture(self.source, index), self.resolution, chances, low + (high - low) * chances.area
+            )
         except BrokenPictureError as error:
             raise UnreadableError(str(error)) from error
-        if mirrored:
+        if self._mirrored(chances):
             image = ImageOps.mirror(image)
         return to_tensor([image], self.resolution)[0].contiguous()
+
+    def _mirrored(self, chances: Chance) -> bool:
+        return self.flip and chances.flip < 0.5
 
     def _condition(self, index: int, chances: Chance) -> tuple[int | None, str | None]:
         if self.condition == "none":
@@ -161,9 +189,9 @@ class PictureDataset(Dataset[Sample]):
         """A set without the condition wanted is refused here, rather than as a hundred broken pictures."""
         if len(self) == 0:
             raise ValueError("expected a source with pictures; got an empty one")
-        for index in range(min(len(self), _PROBED)):
+        for place in range(_PROBED):  # spread over the set, which may be sorted
             try:
-                self._condition(index, Chance())
+                self._condition(place * len(self) // _PROBED, EVALUATION)
                 return
             except UnreadableError as error:
                 reason = error
@@ -192,11 +220,14 @@ def _label(fields: dict[str, Any]) -> int:
     return label
 
 
-def _square(image: Image.Image, resolution: int, place: float) -> Image.Image:
-    """Short side to ``resolution``, then the square at ``place`` in [0, 1] along the long side; 0.5 is images.fit's."""
-    if image.size == (resolution, resolution):
+def _square(image: Image.Image, resolution: int, chances: Chance, area: float) -> Image.Image:
+    """A square of ``area``, a share of the largest square's, cut out where ``chances`` say and scaled to
+    ``resolution``; the largest one in the centre is :func:`hqtvae_fast.images.fit`'s."""
+    if image.size == (resolution, resolution) and area == 1:
         return image
-    side = min(image.size)
-    left, top = ((length - side) * place for length in image.size)
+    side = min(image.size) * math.sqrt(area)
+    along, across = chances.crop, chances.across
+    places = (along, across) if image.width >= image.height else (across, along)
+    left, top = ((length - side) * place for length, place in zip(image.size, places, strict=True))
     box = (left, top, left + side, top + side)
     return image.resize((resolution, resolution), Image.Resampling.BILINEAR, box=box)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import count
 from typing import Any
 
 import numpy as np
@@ -13,84 +14,71 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Sampler
 
 from hqtvae_fast.train.data.dataset import Draw, PictureDataset, Sample
+from hqtvae_fast.train.stopping import leave_interrupts
 
 _ORDER = 1  # first of the numbers that an epoch's order is made from; chances of a draw have 2 there
 
 
-class EpochSampler(Sampler[list[Draw]]):
-    """Which pictures each batch holds: a function of (seed, epoch, batch) that any run can be put at.
+class PictureStream(Sampler[list[Draw]]):
+    """Which pictures each batch holds: a stream without end that any run can be put at.
 
-    An epoch is a permutation of all pictures, made from (seed, epoch); global batch b is its entries [b * batch_size,
-    (b + 1) * batch_size), whatever the number of processes, and process ``rank`` of ``world`` takes every ``world``-th
-    of them from ``rank`` on. Iterating gives the batches of one epoch from the position set by :meth:`seek`, by
-    default its beginning; the position does not move by itself.
+    The stream is one permutation of all pictures after another, the one of an epoch made from (seed, epoch). Global
+    batch k is its pictures [k * batch_size, (k + 1) * batch_size), whatever the number of processes, so that a batch
+    may lie over the seam of two epochs, or of many in a small set; process ``rank`` of ``world`` takes every
+    ``world``-th of them from ``rank`` on. Iterating gives this rank's batches from the position set by :meth:`seek`, by
+    default the beginning; the position does not move by itself.
 
     length: pictures in the set. batch_size: of the global batch, a multiple of ``world``.
-    shuffle: False keeps the source's order (evaluation). drop_last: leaves out a last batch that is not full; else it
-        is short, and where there is nothing in it for a rank, that rank has one batch less.
     """
 
-    def __init__(
-        self,
-        length: int,
-        batch_size: int,
-        *,
-        seed: int = 0,
-        rank: int = 0,
-        world: int = 1,
-        shuffle: bool = True,
-        drop_last: bool = True,
-    ) -> None:
+    def __init__(self, length: int, batch_size: int, *, seed: int = 0, rank: int = 0, world: int = 1) -> None:
         if not 0 <= rank < world:
             raise ValueError(f"rank: expected one in [0, {world}); got {rank}")
         if batch_size < 1 or batch_size % world:
             raise ValueError(f"batch_size: expected a positive multiple of the {world} processes; got {batch_size}")
-        if length < (batch_size if drop_last else 1):
-            raise ValueError(f"expected pictures for at least one batch of {batch_size}; got {length}")
+        if length < 1:
+            raise ValueError(f"expected at least one picture; got {length}")
         if seed < 0:
             raise ValueError(f"seed: expected 0 or more; got {seed}")
         self.length, self.batch_size, self.seed, self.rank, self.world = length, batch_size, seed, rank, world
-        self.shuffle, self.drop_last = shuffle, drop_last
-        self.epoch, self.start = 0, 0
+        self.seen = 0
         self._order: tuple[int, np.ndarray] | None = None
 
     @property
-    def batches_per_epoch(self) -> int:
-        """Batches of this rank in an epoch."""
-        full, left = divmod(self.length, self.batch_size)
-        return full + int(not self.drop_last and left > self.rank)
+    def batches_per_epoch(self) -> float:
+        """Below 1 where a batch holds the set more than once."""
+        return self.length / self.batch_size
 
-    def seek(self, epoch: int, batch: int = 0) -> None:
-        """Put the next iteration at batch ``batch`` of epoch ``epoch``. ValueError if there is no such batch."""
-        if epoch < 0 or not 0 <= batch <= self.batches_per_epoch:
-            limit = self.batches_per_epoch
-            raise ValueError(f"expected an epoch of 0 or more and a batch in [0, {limit}]; got {epoch} and {batch}")
-        self.epoch, self.start = epoch, batch
+    def epochs(self, seen: int) -> float:
+        """How often the set has been gone through after ``seen`` pictures of the stream."""
+        return seen / self.length
 
-    def batch(self, epoch: int, batch: int) -> list[Draw]:
-        """This rank's share of a global batch."""
-        first = batch * self.batch_size
-        rows = self._epoch_order(epoch)[first : first + self.batch_size][self.rank :: self.world]
-        return [Draw(epoch, int(index)) for index in rows]
+    def seek(self, seen: int) -> None:
+        """Put the next iteration behind the first ``seen`` pictures of the stream, of whatever batches they were."""
+        if seen < 0:
+            raise ValueError(f"seen: expected 0 or more; got {seen}")
+        self.seen = seen
 
     def __iter__(self) -> Iterator[list[Draw]]:
         # The position is read now, not when the first batch is asked for: a loader asks ahead.
-        epoch, start = self.epoch, self.start
-        return (self.batch(epoch, batch) for batch in range(start, self.batches_per_epoch))
+        return map(self._batch, count(self.seen, self.batch_size))
 
-    def __len__(self) -> int:
-        """Batches from the position to the end of its epoch."""
-        return self.batches_per_epoch - self.start
+    def _batch(self, first: int) -> list[Draw]:
+        """This rank's share of the global batch that begins at picture ``first`` of the stream."""
+        places = np.arange(first + self.rank, first + self.batch_size, self.world)
+        epochs, rows = np.divmod(places, self.length)
+        return [
+            Draw(epoch, picture)
+            for epoch in range(int(epochs[0]), int(epochs[-1]) + 1)
+            for picture in self._epoch_order(epoch)[rows[epochs == epoch]].tolist()
+        ]
 
     def _epoch_order(self, epoch: int) -> np.ndarray:
-        """The epoch's permutation, int64 [length]."""
+        """The epoch's permutation, int64 [length]; the last one asked for is kept."""
         if self._order is None or self._order[0] != epoch:
-            order = np.arange(self.length)
-            if self.shuffle:
-                # RandomState, since NumPy promises its streams for ever: a run may go on under another version.
-                bits = np.random.MT19937(np.random.SeedSequence((_ORDER, self.seed, epoch)))
-                order = np.random.RandomState(bits).permutation(self.length)
-            self._order = (epoch, order)
+            # RandomState, since NumPy promises its streams for ever: a run may go on under another version.
+            bits = np.random.MT19937(np.random.SeedSequence((_ORDER, self.seed, epoch)))
+            self._order = (epoch, np.random.RandomState(bits).permutation(self.length))
         return self._order[1]
 
 
@@ -156,26 +144,27 @@ class BrokenCount:
 
 def make_loader(
     dataset: PictureDataset,
-    sampler: EpochSampler,
+    stream: PictureStream,
     *,
     workers: int = 0,
     device: torch.device | str = "cpu",
     prefetch: int = 2,
 ) -> DataLoader[Any]:
-    """A loader of :class:`Batch` in the sampler's order: each iteration is an epoch from the sampler's position.
+    """A loader of :class:`Batch` in the stream's order: each iteration goes on without end from the stream's position.
 
     workers: processes that read and crop; 0 does it in this one. They live as long as the loader, and have no say in
         what comes out. device: for a CUDA device batches come in pinned memory. prefetch: batches ahead, a worker.
     """
-    if sampler.length != len(dataset):
-        raise ValueError(f"sampler: expected one over the {len(dataset)} pictures of the dataset; got {sampler.length}")
+    if stream.length != len(dataset):
+        raise ValueError(f"stream: expected one over the {len(dataset)} pictures of the dataset; got {stream.length}")
     return DataLoader(
         dataset,
-        batch_sampler=sampler,
+        batch_sampler=stream,
         collate_fn=collate,
         num_workers=workers,
         pin_memory=torch.device(device).type == "cuda",
         persistent_workers=workers > 0,
         prefetch_factor=prefetch if workers > 0 else None,
-        generator=torch.Generator(),  # else every epoch would take a number from torch's global stream
+        worker_init_fn=leave_interrupts,
+        generator=torch.Generator(),  # else every iteration would take a number from torch's global stream
     )

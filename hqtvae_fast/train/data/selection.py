@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from rich.console import Console
 from rich.progress import track
 
 from hqtvae_fast.train.data.coded import CodedPictures
@@ -16,9 +17,9 @@ _MANY_PICTURES = 50_000  # from here on reading all fields shows a progress bar
 
 
 class Selection:
-    """The pictures of ``source`` at ``indices``, in its order; itself a source."""
+    """The pictures of ``source``, which may be a part of a set too, at ``indices`` int64; itself a source."""
 
-    def __init__(self, source: Source, indices: Sequence[int]) -> None:
+    def __init__(self, source: Source, indices: Sequence[int] | np.ndarray) -> None:
         self.source, self.indices = source, np.array(indices, dtype=np.int64)
 
     def __len__(self) -> int:
@@ -45,17 +46,27 @@ def select(source: Source, wanted: Mapping[str, Sequence[Any]]) -> Source:
     """
     if not wanted:
         return source
-    numbers = track(range(len(source)), "selecting pictures", transient=True, disable=len(source) < _MANY_PICTURES)
-    found = [index for index in numbers if _fits(source, index, wanted)]
+    found = [index for index in indices(source, "selecting pictures") if _fits(source, index, wanted)]
     if not found:
         got = _present(source, wanted)
         raise ValueError(f"select: expected pictures with {_spelled(wanted)}; got none, with {got}")
     return Selection(source, found)
 
 
+def indices(source: Source, doing: str) -> Iterable[int]:
+    """Of all pictures; with a bar that says what is done to them, where they are many."""
+    console = Console(stderr=True)
+    return track(range(len(source)), doing, transient=True, console=console, disable=len(source) < _MANY_PICTURES)
+
+
+def whole_of(source: Source) -> Source:
+    """The source that a selection is of, or a selection of a selection."""
+    return whole_of(source.source) if isinstance(source, Selection) else source
+
+
 def class_names(source: Source) -> tuple[str, ...] | None:
     """The names of the classes that the source's labels number, or None where it has none (as class folders have)."""
-    whole = source.source if isinstance(source, Selection) else source
+    whole = whole_of(source)
     return whole.class_names if isinstance(whole, (ClassFolder, CodedPictures)) else None
 
 

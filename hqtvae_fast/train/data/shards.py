@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from rich.console import Console
 from rich.progress import track
 
 from hqtvae_fast.files import decode_text, parse_json
@@ -38,8 +39,9 @@ class Member(NamedTuple):
 class Shards:
     """Samples of local tars: the members that share a name, one of them a picture.
 
-    Fields of a sample are those of its ``.json``; ``caption`` is its ``.txt``, ``label`` the integer of its ``.cls``.
-    The order is that of the shards, then of the pictures in them. A sample's key is ``shard.tar/name``.
+    Fields of a sample are those of its ``.json``; ``caption`` is its ``.txt``, ``label`` the integer of its ``.cls``,
+    or ``cls`` what else that says. The order is that of the shards, then of the pictures in them. A sample's key is
+    ``shard.tar/name``.
 
     A name ends at the first dot of the file's name where one of these suffixes follows. Where more follows, as in
     ``v1.2.png``, it ends at the last dot (the sample is ``v1.2``), unless there is a sample with the shorter name:
@@ -59,7 +61,9 @@ class Shards:
         shards: list[int] = []
         spans: list[list[tuple[int, int]]] = []
         others = Counter[str]()
-        for shard, file in enumerate(track(files, "listing shards", transient=True, disable=len(files) < _MANY_SHARDS)):
+        console, few = Console(stderr=True), len(files) < _MANY_SHARDS
+        listed = track(files, "listing shards", transient=True, console=console, disable=few)
+        for shard, file in enumerate(listed):
             for name, members in _samples(file, others):
                 keys.append(f"{file.name}/{name}")
                 shards.append(shard)
@@ -90,10 +94,7 @@ class Shards:
         if (text := self._text(index, _TEXT)) is not None:
             found["caption"] = text.strip()
         if (text := self._text(index, _LABEL)) is not None:
-            try:
-                found["label"] = int(text)
-            except ValueError:
-                raise ValueError(f"{self._member(index, _LABEL)}: expected an integer; got {text[:40]!r}") from None
+            found |= _class_of(text)
         return found
 
     def _text(self, index: int, role: int) -> str | None:
@@ -113,6 +114,14 @@ class Shards:
         if length < 0:
             return None
         return read_member(self.files[self._shards[index]], int(first), int(length))
+
+
+def _class_of(text: str) -> dict[str, Any]:
+    """What a ``.cls`` says: a class's number or, as people have it too, its name."""
+    try:
+        return {"label": int(text)}
+    except ValueError:
+        return {"cls": text.strip()}
 
 
 def read_member(file: Path, first: int, length: int) -> bytes:

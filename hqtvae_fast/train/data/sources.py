@@ -84,8 +84,9 @@ class Folder:
 class ClassFolder(Folder):
     """A folder of class folders. Fields: ``label``, the place of the class among ``class_names``, and ``class_name``.
 
-    Class names are those given, or else the folders' names, sorted. ``names``: the pictures, as :func:`walk` lists
-    them, which it does by default. ValueError on a folder that is not among the names given, or without pictures.
+    Class names are those given, or else the folders' names, sorted; ``labels`` int64 are all pictures'. ``names``: the
+    pictures, as :func:`walk` lists them, which it does by default. ValueError on a folder that is not among the names
+    given, or without pictures.
     """
 
     def __init__(
@@ -102,14 +103,14 @@ class ClassFolder(Folder):
             raise ValueError(f"{root / empty[0]}: expected pictures of class {empty[0]!r}; found none{linked}")
         super().__init__(root, names)
         places = [self.class_names.index(folder) for folder in sizes]
-        self._labels = np.repeat(np.array(places, dtype=np.int64), list(sizes.values()))
+        self.labels = np.repeat(np.array(places, dtype=np.int64), list(sizes.values()))
 
     def fields(self, index: int) -> dict[str, Any]:
-        label = int(self._labels[index])
+        label = int(self.labels[index])
         return {"label": label, "class_name": self.class_names[label]}
 
     def fingerprint(self) -> str:
-        return fingerprint(self._names.tobytes(), self._labels.tobytes())
+        return fingerprint(self._names.tobytes(), self.labels.tobytes())
 
 
 class CaptionedFolder(Folder):
@@ -157,6 +158,14 @@ def open_source(
     if class_names is not None and not isinstance(source, ClassFolder):
         raise ValueError(f"class_names: expected a folder of class folders; got {given[0]}")
     return source
+
+
+def are_codes(paths: PathLike | Sequence[PathLike]) -> bool:
+    """Whether shards of codes lie at a path, or at the first of several: looked at without reading what else may."""
+    path = Path(paths if isinstance(paths, (str, os.PathLike)) else paths[0])
+    if path.is_dir():
+        return hold_codes(sorted(file for file in path.glob("*.tar") if not is_hidden(file.name)))
+    return path.suffix == ".tar" and hold_codes(_expand(str(path)))
 
 
 def _open_shards(files: Sequence[Path], codes: bool) -> Source:

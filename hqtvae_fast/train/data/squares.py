@@ -10,6 +10,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from hqtvae_fast.train.data.dataset import PictureDataset, UnreadableError
 from hqtvae_fast.train.data.sources import Source
+from hqtvae_fast.train.stopping import leave_interrupts
 
 
 class CentreSquares(Dataset[tuple[Tensor, bool]]):
@@ -37,6 +38,7 @@ class CentreSquares(Dataset[tuple[Tensor, bool]]):
             self,
             batch_size=size,
             num_workers=workers,
+            worker_init_fn=leave_interrupts,
             pin_memory=pinned,
             generator=torch.Generator(),  # else this would take a number from torch's global stream
         )

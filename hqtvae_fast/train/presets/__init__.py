@@ -2,6 +2,7 @@
 
 A file holds fields of :class:`hqtvae_fast.train.config.Stage1Run` or ``Stage2Run``, without what only its user knows:
 data, out, vae. Its first line is a comment, ``# WHERE: what it is``, with the paper's table and row as WHERE.
+``sizes/NAME.yaml`` holds such fields of both stages, of models smaller than the paper's.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from hqtvae_fast.config import ConfigError
 from hqtvae_fast.files import read_text
 
 STAGES = ("stage1", "stage2")
+SIZES = "sizes"
 
 
 @dataclass(frozen=True)
@@ -42,6 +44,11 @@ def load_preset(stage: str, name: str) -> Preset:
     file = _folder(stage) / f"{name}.yaml"
     source, _, description = file.read_text(encoding="utf-8").splitlines()[0].lstrip("# ").partition(": ")
     return Preset(stage, name, source, description, read_fields(file))
+
+
+def load_size(name: str, stage: str) -> dict[str, Any]:
+    """Fields of a stage's run in one of the sizes."""
+    return read_fields(_folder(SIZES) / f"{name}.yaml")[stage]
 
 
 def read_fields(file: Path) -> dict[str, Any]:

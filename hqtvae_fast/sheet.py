@@ -15,11 +15,12 @@ GAP, MARGIN = 4, 8  # pixels
 MIN_SIDE = 96  # of a picture on a sheet: smaller ones are enlarged by a whole number
 FRAME = 3
 LINE = 1.3  # of a font's size
+LINES = 2  # of a caption, at most
 
 
 @dataclass(frozen=True)
 class Cell:
-    """A picture, or None for an empty place; a line of text below it; a frame of a colour around it."""
+    """A picture, or None for an empty place; a line or two of text below it; a frame of a colour around it."""
 
     image: Image.Image | None
     caption: str = ""
@@ -55,7 +56,7 @@ class Sheet:
         size = max(12, min(20, self.side[0] // 9))
         self.font, self.line = ImageFont.load_default(size), round(size * LINE)
         self.columns = max(len(row.cells) for row in self.rows)
-        self.captions = [any(cell.caption for cell in row.cells) for row in self.rows]
+        self.captions = [max(len(self._wrapped(cell.caption)) for cell in row.cells) for row in self.rows]
         lines = [line for row in self.rows for line in row.name.split("\n")]
         self.names = round(max(self.font.getlength(line) for line in lines)) + 2 * MARGIN if any(lines) else MARGIN
         self.top = MARGIN + self.line * bool(self.headings)
@@ -63,7 +64,7 @@ class Sheet:
 
     def draw(self) -> Image.Image:
         """The sheet, on white."""
-        heights = [self.side[1] + GAP + self.line * has for has in self.captions]
+        heights = [self.side[1] + GAP + self.line * lines for lines in self.captions]
         height = self.top + sum(heights) + sum(self.apart) + MARGIN
         image = Image.new("RGB", (self._left(self.columns) + MARGIN - GAP, height), WHITE)
         pen = ImageDraw.Draw(image)
@@ -90,7 +91,8 @@ class Sheet:
         x, y = place
         if cell.frame is not None:
             pen.rectangle((x, y, x + self.side[0] - 1, y + self.side[1] - 1), outline=cell.frame, width=FRAME)
-        self._text(pen, cell.caption, x + self.side[0] / 2, y + self.side[1] + self.line / 2, FAINT)
+        for number, line in enumerate(self._wrapped(cell.caption)):
+            self._text(pen, line, x + self.side[0] / 2, y + self.side[1] + self.line * (number + 0.5), FAINT)
 
     def _name(self, pen: ImageDraw.ImageDraw, name: str, middle: float) -> None:
         lines = name.split("\n")
@@ -101,10 +103,25 @@ class Sheet:
     def _text(self, pen: ImageDraw.ImageDraw, text: str, x: float, y: float, ink: tuple[int, int, int]) -> None:
         pen.text((x, y), self._cut(text), ink, self.font, anchor="mm")
 
+    def _wrapped(self, text: str) -> list[str]:
+        """In lines that fit a column, at spaces; the last of ``LINES`` has all that is left."""
+        words, lines = text.split(), list[str]()
+        while words:
+            last = len(lines) == LINES - 1
+            count = len(words) if last else 1
+            while count < len(words) and self._fits(" ".join(words[: count + 1])):
+                count += 1
+            lines.append(" ".join(words[:count]))
+            words = words[count:]
+        return lines
+
+    def _fits(self, text: str) -> bool:
+        return self.font.getlength(text) <= self.side[0]
+
     def _cut(self, text: str) -> str:
         """What fits a column."""
-        if self.font.getlength(text) <= self.side[0]:
+        if self._fits(text):
             return text
-        while text and self.font.getlength(f"{text}…") > self.side[0]:
+        while text and not self._fits(f"{text}…"):
             text = text[:-1]
         return f"{text.rstrip(' ,')}…"

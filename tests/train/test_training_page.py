@@ -1,0 +1,82 @@
+"""docs/training.md says what the code does: options, fields, files and sizes are asked of it."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+import typer
+import yaml
+
+pytest.importorskip("accelerate", reason="training needs the train extra")
+
+from hqtvae_fast import checkpoint
+from hqtvae_fast.cli.app import app
+from hqtvae_fast.config import HQTVAEConfig
+from hqtvae_fast.train.config import Stage1Run, Stage2Run, read_run
+from hqtvae_fast.train.models import make_transformer_config, make_vae_config
+from hqtvae_fast.train.presets import load_preset, load_size
+
+ROOT = Path(__file__).parents[2]
+PAGE = (ROOT / "docs" / "training.md").read_text()
+BLOCKS = re.findall(r"```(\w*)\n(.*?)```", PAGE, re.DOTALL)
+
+
+def options(command: list[str]) -> set[str]:
+    """Every option of a command, and of those below it."""
+    found = typer.main.get_command(app)
+    for name in command:
+        found = found.commands[name]
+    below = [options([*command, name]) for name in getattr(found, "commands", {})]
+    return {option for parameter in found.params for option in parameter.opts}.union(*below)
+
+
+def test_it_is_short_and_begins_with_the_two_commands():
+    assert len(PAGE.splitlines()) < 150
+    assert [line.split()[1] for line in BLOCKS[0][1].splitlines()] == ["train", "sample"]
+
+
+def test_commands_have_the_options_that_it_names():
+    known = set().union(*(options([name]) for name in ("train", "sample", "encode", "evaluate", "figure")))
+    known |= {"--help", "--nproc-per-node"}  # the second is torchrun's
+    assert set(re.findall(r"--[a-z][a-z-]+", PAGE)) <= known
+    for line in (line for kind, block in BLOCKS if not kind for line in block.splitlines()):
+        words = line.split("hqtvae_fast.cli ")[-1].removeprefix("hqtvae ").split("#")[0].split()
+        path = words[:2] if words[0] == "figure" or words[1] in ("stage1", "stage2") else words[:1]
+        assert {word for word in words if word.startswith("--")} <= options(path), line
+
+
+def test_its_yaml_files_are_runs():
+    runs = [yaml.safe_load(block) for kind, block in BLOCKS if kind == "yaml"]
+    assert len(runs) == 2
+    common = {"data": "pictures", "out": "out"}
+    make_vae_config(read_run(Stage1Run, None, {**runs[0], **common}).model)
+    make_transformer_config(read_run(Stage2Run, None, {**runs[1], **common, "vae": "vae"}).model, make_vae_config({}))
+
+
+@pytest.mark.parametrize("size", ["tiny", "small", "paper"])
+def test_sizes_are_as_the_table_has_them(size):
+    (row,) = re.findall(rf"\| `{size}` \|(.*)\|", PAGE)
+    side, maps, parameters, _ = (cell.strip() for cell in row.split("|"))
+    if size == "paper":
+        first, second = load_preset("stage1", "imagenet").fields, load_preset("stage2", "S").fields
+    else:
+        first, second = load_size(size, "stage1"), load_size(size, "stage2")
+    vae = make_vae_config(first["model"])
+    few = {**second["model"], "condition": "class", "num_classes": 3}
+    with torch.device("meta"):
+        made = checkpoint.build(HQTVAEConfig(vae=vae, transformer=make_transformer_config(few, vae)))
+    assert side == f"{vae.resolution}x{vae.resolution}"
+    assert maps == " and ".join(f"{side}x{side}" for side in vae.level_sides)
+    found = [float(number) for number in re.findall(r"([\d.]+) M", parameters)]
+    assert found == pytest.approx([count / 1e6 for count in made.sizes().values()], rel=0.03)
+
+
+def test_bytes_of_a_picture_in_the_cache():
+    from hqtvae_fast.train.code_cache import CacheSpec
+
+    spec = {"data": "", "vae": "", "config": make_vae_config({}), "pictures": 1, "mirrored": False}
+    assert CacheSpec(**spec, content="codes").picture_bytes == 640
+    assert CacheSpec(**spec, content="latents").picture_bytes == 256 * 1024
