@@ -81,7 +81,7 @@ def _keeps_init(init: str, run: Stage1Run, out: Path) -> bool:
         return False
     if earlier_run(out / "stage2"):
         return True
-    source = select(open_source(run.data, codes=True), run.selected)
+    source = select(open_source(run.data), run.selected)
     return keeps_vae(join_world("no", out), init_vae(init, {})[1], source)
 
 
