@@ -16,10 +16,11 @@ from hqtvae_fast.run_folder import stage_runs
 from hqtvae_fast.train.config import RunConfig
 from hqtvae_fast.train.data import Facts
 from hqtvae_fast.train.ending import say_end
-from hqtvae_fast.train.estimate import in_words, training_seconds
+from hqtvae_fast.train.estimate import training_seconds
 from hqtvae_fast.train.memory import extras, share
 from hqtvae_fast.train.report import data_in_words, write_report
 from hqtvae_fast.train.start import Started
+from hqtvae_fast.train.words import duration
 
 
 @dataclass
@@ -43,7 +44,7 @@ class Telling:
         seconds = training_seconds(config, run.stage, share(begun), steps, device, run.precision, extras(run))
         self.facts |= {**data_in_words(begun.facts, len(begun.training), held_out), run.title: f"{model}; {how}"}
         self.facts["device"], self.example = device_name(device), begun.facts.example
-        say(f"{run.title}: {model}; {pictures}; {how}; {in_words(seconds)} here (estimated)")
+        say(f"{run.title}: {model}; {pictures}; {how}; about {duration(seconds)} here (estimated)")
 
     def page(self, run: RunConfig) -> None:
         """Write the run's page."""
