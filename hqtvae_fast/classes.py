@@ -49,13 +49,15 @@ def names_to_mapping(names: Names) -> dict[str, str]:
 def names_from_mapping(given: Any, classes: int) -> Names:
     """The inverse, for so many classes. ConfigError on what is no such mapping."""
     named: Mapping[Any, Any] = read(dict, given, "id2label")
+    if not named:
+        return ()
     labels = {str(label): label for label in range(classes)}
     names: list[str | None] = [None] * classes
     for label, name in named.items():
         if label not in labels:
             raise ConfigError(f"id2label: expected labels from 0 to {classes - 1}; got {shown(label)}")
         names[labels[label]] = read(str, name, f"id2label.{label}")
-    return tuple(names) if named else ()
+    return tuple(names)
 
 
 class UntrainedClassWarning(UserWarning):
@@ -85,9 +87,8 @@ class Classes:
         return self.name(label) or f"class {label}"
 
     def listed(self, shown: int = SHOWN) -> str:
-        """The names of trained classes, the first of them; in quotes those with a comma."""
-        names = [f'"{name}"' if "," in name else name for name in self.names if name is not None]
-        return ", ".join(names[:shown]) + (", ..." if len(names) > shown else "")
+        """The names of trained classes."""
+        return listed((name for name in self.names if name is not None), shown)
 
     def warn_untrained(self, labels: Iterable[int], stacklevel: int = 1) -> None:
         """Name the classes among ``labels`` that had no training pictures: they are drawn nevertheless."""
@@ -125,14 +126,15 @@ class Classes:
         return labels
 
     def spelled(self, labels: Sequence[int]) -> str:
-        """What :meth:`parse` reads as these labels: their names where those are clear, else their numbers."""
-        text = ",".join(self._spelled(label) for label in labels)
-        return text if self._reads(text, labels) else ",".join(map(str, labels))
+        """What :meth:`parse` reads as these labels: their names, in quotes where that is needed, or else their numbers.
+        There is nothing such of a class without a name of its own where numbers are names."""
+        bare, quoted = (",".join(self._spelled(label, quotes) for label in labels) for quotes in ("", '"'))
+        return next((text for text in (bare, quoted) if self._reads(text, labels)), ",".join(map(str, labels)))
 
-    def _spelled(self, label: int) -> str:
+    def _spelled(self, label: int, quotes: str) -> str:
         name = _plain(self.name(label) or str(label))
-        quoted = '"{}"'.format(name.replace('"', '""'))
-        return next((text for text in (name, quoted) if self._reads(f"{text},{text}", (label, label))), str(label))
+        ways = quotes + name + quotes, '"{}"'.format(name.replace('"', '""'))
+        return next((text for text in ways if self._reads(f"{text},{text}", (label, label))), str(label))
 
     def _reads(self, text: str, labels: Sequence[int]) -> bool:
         try:
@@ -198,6 +200,12 @@ class Classes:
 
 
 NO_CLASSES = Classes(0)
+
+
+def listed(names: Iterable[str], shown: int = SHOWN) -> str:
+    """The first of them and how many more there are; in quotes those with a comma."""
+    quoted = [f'"{name}"' if "," in name else name for name in names]
+    return ", ".join(quoted[:shown]) + (f" and {len(quoted) - shown:,} more" if len(quoted) > shown else "")
 
 
 def read_range(option: str, text: str) -> range | None:

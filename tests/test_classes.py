@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 import shutil
 from dataclasses import replace
 
@@ -13,7 +14,7 @@ from conftest import GOLDEN
 
 from hqtvae_fast import HQTVAEPipeline, checkpoint
 from hqtvae_fast.checkpoint_config import read_config
-from hqtvae_fast.classes import Classes, UntrainedClassWarning
+from hqtvae_fast.classes import Classes, UntrainedClassWarning, _plain
 from hqtvae_fast.config import CheckpointError, ConfigError, HQTVAEConfig, from_dict, to_dict
 from hqtvae_fast.hub import model_card
 
@@ -132,7 +133,7 @@ def test_where_a_name_is_a_number_numbers_are_names():
         ("hot dgo", "--classes: expected names of classes, or integers and ranges such as 0,3,5-7; got 'hot dgo'; close"
          " to it: 'hot dog'"),
         ("CAT", "got 'CAT'; close to it: 'cat'"),
-        ("zzz", "got 'zzz'; there are cat, hot dog, \"tench, Tinca tinca\", Kai\u0308ser, 5-7, ..."),
+        ("zzz", "got 'zzz'; there are cat, hot dog, \"tench, Tinca tinca\", Kai\u0308ser, 5-7 and 1 more"),
         ("cat,,hot dog", "got ''"),
         ("", "got ''"),
         ('"hot dog', "--classes: expected names, each in quotes or none; got '\"hot dog'"),
@@ -164,7 +165,7 @@ def test_a_name_of_two_classes_needs_the_number():
         (("10", "2", None, "01"), (0, 1, 3), "10,2,01"),
         (("crane", "owl", "crane"), (2, 1), "2,owl"),
         (('the "best"', '"x"'), (0, 1), 'the "best","""x"""'),
-        (("a", "b", "a,b"), (0, 1), "0,1"),  # else it would be the third
+        (("a", "b", "a,b"), (0, 1), '"a","b"'),  # else it would be the third
         ((" a ", "b\nc", "café"), (0, 1, 2), 'a,"b\nc",café'),
     ],
 )
@@ -237,7 +238,7 @@ def test_a_pipeline_warns_of_what_it_was_not_trained_on(pipe):
 
 
 def test_a_pipeline_and_its_card_say_what_it_draws(pipe):
-    assert 'from 6 classes (cat, hot dog, "tench, Tinca tinca", Kai\u0308ser, 5-7, ...); 1.2 M' in repr(pipe)
+    assert 'from 6 classes (cat, hot dog, "tench, Tinca tinca", Kai\u0308ser, 5-7 and 1 more); 1.2 M' in repr(pipe)
     card = model_card(pipe._checkpoint, "me/tiny")
     assert "drawn from 6 classes (cat, " in card
     assert "pipe(class_labels=['cat', 'hot dog'], num_images=4)" in card
@@ -247,3 +248,17 @@ def test_a_pipeline_and_its_card_say_what_it_draws(pipe):
 def test_a_kept_pipeline_keeps_its_names(pipe, tmp_path):
     pipe.save_pretrained(tmp_path)
     assert HQTVAEPipeline.from_pretrained(tmp_path, device="cpu").config.id2label == NAMES
+
+
+@pytest.mark.parametrize("cases", [300, pytest.param(20_000, marks=pytest.mark.slow)])
+def test_whatever_names_are_what_is_written_is_read_as_it_is_meant(cases):
+    draw = random.Random(0)
+    for _ in range(cases):
+        names = [
+            "".join(draw.choices("ab1 ,\"'-\n\te\u0301\u00e9", k=draw.randint(1, 5))) for _ in range(draw.randint(1, 6))
+        ]
+        names = [name for name in names if name.strip()] or ["b"]
+        classes = Classes(len(names), tuple(names))
+        own = [label for label, name in enumerate(names) if len(classes._by_name[_plain(name)]) == 1]
+        for labels in (own, own[::-1], own[:1]) if own else ():
+            assert classes.parse("--classes", [classes.spelled(labels)]) == labels, names

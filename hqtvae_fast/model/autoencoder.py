@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hqtvae_fast.config import GROUPS, VAEConfig
+from hqtvae_fast.model.attention import attention
 from hqtvae_fast.model.plain import plain
 from hqtvae_fast.modes import is_traced
 from hqtvae_fast.ops.conv_bytes import conv_bytes
@@ -152,7 +153,7 @@ class AttnBlock(nn.Module):
         B, C, H, W = x.shape
         tokens_BSC = y.permute(0, 2, 3, 1).reshape(B, H * W, C)
         q, k, v = self.qkv(tokens_BSC).unsqueeze(1).chunk(3, dim=-1)
-        y_BSC = self.out(F.scaled_dot_product_attention(q, k, v).squeeze(1))
+        y_BSC = self.out(attention(q, k, v).squeeze(1))
         return Trunk(x, y_BSC.view(B, H, W, C).permute(0, 3, 1, 2))
 
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from hqtvae_fast.config import BlocksConfig, Gelu
+from hqtvae_fast.model.attention import attention
 from hqtvae_fast.model.plain import plain
 from hqtvae_fast.ops.decode_attention import decode_attention
 from hqtvae_fast.ops.linear import Linear
@@ -66,9 +67,7 @@ class SelfAttention(nn.Module):
         if cache is not None:
             k_BHSE, v_BHSE = cache.append(k_BHSE, v_BHSE)
         dropout = self.dropout if self.training else 0.0
-        y_BHTE = F.scaled_dot_product_attention(
-            q_BHTE, k_BHSE, v_BHSE, attn_mask=mask_TT, dropout_p=dropout, is_causal=causal
-        )
+        y_BHTE = attention(q_BHTE, k_BHSE, v_BHSE, mask=mask_TT, causal=causal, dropout=dropout)
         return self.out(y_BHTE.transpose(1, 2).reshape(B, T, D))
 
 

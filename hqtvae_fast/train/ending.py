@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,7 +9,6 @@ from pathlib import Path
 from rich.console import Console
 
 from hqtvae_fast.checkpoint_config import read_config
-from hqtvae_fast.classes import Names
 from hqtvae_fast.run_folder import MODEL, PICTURES, REPORT
 from hqtvae_fast.train.records import LOSSES, read_records
 from hqtvae_fast.train.report import figures
@@ -45,19 +42,12 @@ def next_command(directory: Path, *, example: str = "", data: Sequence[str] = ()
 
     ``example``: a caption that a text model was trained on. ``data``: what stage 1 was trained on.
     """
-    config = read_config(directory / MODEL).transformer
-    if config is None:
+    config = read_config(directory / MODEL)
+    stage2, classes = config.transformer, config.classes
+    if stage2 is None:
         place = directory.with_name(f"{directory.name}-stage2")
         given = [word for path in data for word in ("--data", path)]
         return shlex.join(["hqtvae", "train", "stage2", *given, "--vae", str(directory), "--out", str(place)])
-    what = {"class": ["--classes", spelled(read_config(directory / MODEL).id2label)]}
+    what = {"class": ["--classes", classes.spelled(classes.trained[:SHOWN])]}
     what["text"] = ["--prompt", example or ANY_PROMPT]
-    return shlex.join(["hqtvae", "sample", str(directory), *what.get(config.condition, ["--num-images", "8"])])
-
-
-def spelled(names: Names) -> str:
-    """The first trained classes as ``--classes`` reads them: by name, in quotes where a name has commas or quotes."""
-    trained = [name for name in names if name is not None][:SHOWN]
-    line = io.StringIO()
-    csv.writer(line, lineterminator="").writerow(trained or ["0"])
-    return line.getvalue()
+    return shlex.join(["hqtvae", "sample", str(directory), *what.get(stage2.condition, ["--num-images", "8"])])

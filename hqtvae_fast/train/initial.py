@@ -6,7 +6,7 @@ prefix, where pictures are drawn from something else. Everything behind the pref
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from accelerate import Accelerator
 
 from hqtvae_fast import checkpoint as checkpoints
 from hqtvae_fast.checkpoint_config import read_config
-from hqtvae_fast.classes import Names
+from hqtvae_fast.classes import Names, listed
 from hqtvae_fast.config import Condition, ConfigError, HQTVAEConfig, TransformerConfig, VAEConfig
 from hqtvae_fast.fields import read
 from hqtvae_fast.model import HQVAE, HQTransformer
@@ -30,7 +30,6 @@ PREFIX = "prefix."
 TABLES = ("prefix.embedding.weight", "prefix.head.weight")
 """Of the prefix: a row for each class or token."""
 ALL = "all weights of stage 2"
-SHOWN_NAMES = 5
 KEPT_FROM = 20.0
 """dB, of a stage 1 that is kept. The demo gives 23.9 on emoji that it never saw, where training it on with 640 pictures
 costs 0.9 on held-out ones; and 15.7 on drawn shapes and 13.6 on photographs, which are hardly to be recognised: the
@@ -189,8 +188,8 @@ def _class_rows(held: Names, had: int, names: Names, count: int) -> tuple[Rows, 
     pairs = [(label, places[name]) for label, name in enumerate(names) if name in places]
     known = [name for name in names if name in places]
     new = [name for name in names if name is not None and name not in places]
-    said = f"; classes by name: {_listed(known)}" if known else ""
-    said += f"; {'classes ' if not known else ''}new: {_listed(new)}" if new else ""
+    said = f"; classes by name: {listed(known)}" if known else ""
+    said += f"; {'classes ' if not known else ''}new: {listed(new)}" if new else ""
     return ([label for label, _ in pairs], [place for _, place in pairs]), f"stage 2{said}"
 
 
@@ -204,12 +203,6 @@ def _token_rows(file: Path | None, held: TransformerConfig, tokenizer: Vocabular
     pairs = sorted((index, ids[token]) for token, index in new.items() if token in ids)
     rows = [index for index, _ in pairs], [place for _, place in pairs]
     return rows, f"stage 2, with {len(pairs):,} of {len(new):,} tokens by spelling; the others are new"
-
-
-def _listed(names: Iterable[str | None]) -> str:
-    known = [name for name in names if name is not None]
-    more = f" and {len(known) - SHOWN_NAMES:,} more" if len(known) > SHOWN_NAMES else ""
-    return ", ".join(known[:SHOWN_NAMES]) + more
 
 
 @torch.no_grad()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import nn
 from torch.optim import Adam, AdamW
 
@@ -30,6 +31,13 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, An
         {"params": [p for p in trainable if id(p) not in decayed], "weight_decay": 0.0},
     ]
     return [group for group in groups if group["params"]]
+
+
+def fused(device: torch.device) -> bool | None:
+    """What the optimisers' ``fused`` is to be: on a CPU one pass over gradient, averages and weight, where torch's
+    default is a dozen an update and a parameter. 3 M parameters in 162 tensors: 6 ms for 11 (one thread of an EPYC);
+    177,000 in 64: 1.6 for 4.7. None on a GPU, where torch's default is to run many tensors in one kernel."""
+    return True if device.type == "cpu" else None
 
 
 def stage1_optimizer(module: nn.Module, lr: float = STAGE1_LEARNING_RATE, *, fused: bool | None = None) -> Adam:

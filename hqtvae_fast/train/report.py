@@ -63,9 +63,9 @@ def write_report(directory: Path, runs: Mapping[str, Path], facts: Mapping[str, 
     return file
 
 
-def data_in_words(facts: Facts, held_out: int) -> dict[str, str]:
-    """What a set of pictures is, for a page; ``held_out``: how many of them are, or are beside them."""
-    told = {"pictures": f"{facts.pictures:,}, and {held_out:,} held out" if held_out else f"{facts.pictures:,}"}
+def data_in_words(facts: Facts, training: int, held_out: int) -> dict[str, str]:
+    """What a set of pictures is, for a page, and how many of them are trained on and held out."""
+    told = {"pictures": f"{training:,} to train on, {held_out:,} held out"}
     named = [(name, count) for name, count in zip(facts.classes, facts.counts, strict=True) if name is not None]
     if facts.condition == "class":
         more = f" and {len(named) - CLASSES:,} more" if len(named) > CLASSES else ""

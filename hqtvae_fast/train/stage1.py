@@ -24,7 +24,7 @@ from hqtvae_fast.train.config import Schedule
 from hqtvae_fast.train.data import Batch
 from hqtvae_fast.train.discriminator import PatchDiscriminator
 from hqtvae_fast.train.losses import Stage1Loss, Stage1Weights, hinge_discriminator_loss, stage1_loss
-from hqtvae_fast.train.optim import stage1_optimizer
+from hqtvae_fast.train.optim import fused, stage1_optimizer
 from hqtvae_fast.train.perceptual import PerceptualDistance
 from hqtvae_fast.train.runner import mean_over_ranks
 from hqtvae_fast.train.schedule import warmup_constant_lr, warmup_cosine_lr
@@ -84,7 +84,7 @@ class Stage1:
         self, module: torch.nn.Module, first_step: int
     ) -> tuple[torch.nn.Module, AcceleratedOptimizer, LambdaLR]:
         """A module to train from update ``first_step`` on, with its optimiser and schedule, known to checkpoints."""
-        optimizer = stage1_optimizer(module, self.settings.learning_rate)
+        optimizer = stage1_optimizer(module, self.settings.learning_rate, fused=fused(self.accelerator.device))
         schedule = self._schedule(optimizer, first_step)
         self.accelerator.register_for_checkpointing(schedule)
         return (*self.accelerator.prepare(module, optimizer), schedule)

@@ -23,7 +23,7 @@ from hqtvae_fast.text import PromptTokenizer
 from hqtvae_fast.train.code_cache import picture_latents, split_codes
 from hqtvae_fast.train.data import Batch, Content
 from hqtvae_fast.train.losses import SoftLabels, Stage2Loss, Stage2Weights, Target, stage2_loss
-from hqtvae_fast.train.optim import stage2_optimizer
+from hqtvae_fast.train.optim import fused, stage2_optimizer
 from hqtvae_fast.train.position import OtherRunError
 from hqtvae_fast.train.prior import same_vae
 from hqtvae_fast.train.runner import mean_over_ranks
@@ -88,7 +88,12 @@ class Stage2:
             self.tokenizer = PromptTokenizer(tokenizer_file, self.config.prefix_length, self.config.prefix_vocab_size)
         if self.config.condition == "codes":  # its predictions of the prefix are not trained
             transformer.prefix.head.requires_grad_(False)
-        optimizer = stage2_optimizer(transformer.train(), settings.learning_rate, weight_decay=settings.weight_decay)
+        optimizer = stage2_optimizer(
+            transformer.train(),
+            settings.learning_rate,
+            weight_decay=settings.weight_decay,
+            fused=fused(accelerator.device),
+        )
         self.schedule = warmup_cosine_lr(optimizer, warmup_steps=settings.warmup_steps, total_steps=settings.steps)
         self.model, self.optimizer = accelerator.prepare(transformer, optimizer)
         accelerator.register_for_checkpointing(self.schedule)

@@ -8,6 +8,7 @@ from typing import Any
 
 from rich.console import Console
 
+from hqtvae_fast.classes import Classes
 from hqtvae_fast.config import HQTVAEConfig
 from hqtvae_fast.hardware import device_name
 from hqtvae_fast.model import cost
@@ -15,12 +16,11 @@ from hqtvae_fast.run_folder import stage_runs
 from hqtvae_fast.train.config import RunConfig
 from hqtvae_fast.train.data import Facts
 from hqtvae_fast.train.ending import say_end
-from hqtvae_fast.train.estimate import in_words, training_seconds
+from hqtvae_fast.train.estimate import training_seconds
 from hqtvae_fast.train.memory import extras, share
 from hqtvae_fast.train.report import data_in_words, write_report
 from hqtvae_fast.train.start import Started
-
-SHOWN = 5  # names of classes
+from hqtvae_fast.train.words import duration
 
 
 @dataclass
@@ -42,9 +42,9 @@ class Telling:
         precision = "fp32" if run.precision == "no" else run.precision
         how = f"batches of {run.batch_size}, {steps:,} updates ({passes:,.3g} passes), {precision}"
         seconds = training_seconds(config, run.stage, share(begun), steps, device, run.precision, extras(run))
-        self.facts |= {**data_in_words(begun.facts, held_out), run.title: f"{model}; {how}"}
+        self.facts |= {**data_in_words(begun.facts, len(begun.training), held_out), run.title: f"{model}; {how}"}
         self.facts["device"], self.example = device_name(device), begun.facts.example
-        say(f"{run.title}: {model}; {pictures}; {how}; {in_words(seconds)} here (estimated)")
+        say(f"{run.title}: {model}; {pictures}; {how}; about {duration(seconds)} here (estimated)")
 
     def page(self, run: RunConfig) -> None:
         """Write the run's page."""
@@ -56,8 +56,9 @@ class Telling:
             self.say_end(run)
 
     def say_end(self, run: RunConfig) -> None:
-        """The page as it stays, and the last lines."""
-        self.page(run)
+        """The page as it stays, unless no pictures are drawn, and the last lines."""
+        if run.picture_every:
+            self.page(run)
         say_end(*self._place(run), example=self.example, data=run.data)
 
     def _place(self, run: RunConfig) -> tuple[Path, dict[str, Path]]:
@@ -75,9 +76,8 @@ def _of(facts: Facts) -> str:
         return ""
     if facts.condition == "text":
         return ", with captions"
-    names = [name for name in facts.classes if name is not None]
-    more = f" and {len(names) - SHOWN:,} more" if len(names) > SHOWN else ""
-    return f", of {len(names):,} classes: {', '.join(names[:SHOWN])}{more}"
+    classes = Classes(len(facts.classes), facts.classes)
+    return f", of {len(classes.trained):,} classes: {classes.listed()}"
 
 
 def _model(config: HQTVAEConfig, run: RunConfig) -> str:

@@ -21,7 +21,7 @@ def in_words(metrics: Mapping[str, float]) -> list[str]:
     if levels := by_level(metrics, "level"):
         told.append(f"nats a code: {_listed([f'{nats:.2f}' for nats in levels])}")
     if "text" in metrics:
-        told.append(f"{metrics['text']:.2f} text")
+        told.append(f"nats a token of text: {metrics['text']:.2f}")
     return told
 
 

@@ -150,6 +150,23 @@ def test_few_rows_are_scored_twice(monkeypatch):
     assert sum(pairs) - len(z) * len(pairs) < len(z) // 50
 
 
+@pytest.mark.parametrize("length", [1e4, 1e18, 1e30, float("inf")])
+def test_a_code_that_is_far_from_all_rows_costs_nothing(length, monkeypatch):
+    """As training makes them of codes that no vector chooses; the bound of all others must not be of their length."""
+    draw = torch.Generator().manual_seed(1)
+    z, codebook = torch.randn(200, 32, generator=draw), torch.randn(300, 32, generator=draw)
+    codebook[::7] *= length
+    compared, counted = screened._closest_pair, []
+    monkeypatch.setattr(screened, "_closest_pair", lambda *given: counted.append(len(given[2])) or compared(*given))
+    assert torch.equal(nearest_code(z, codebook, backend="torch"), reference.nearest_code(z, codebook))
+    assert sum(counted) <= 220  # 200 rows, a few of them twice
+
+
+def test_a_long_code_is_found_by_a_long_row():
+    z, codebook = torch.tensor([[1e6, 0.0], [0.0, 1.0]]), torch.tensor([[0.0, 1.1], [9e5, 0.0], [2e6, 0.0]])
+    assert nearest_code(z, codebook, backend="torch").tolist() == [1, 0]
+
+
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
 def test_a_row_that_is_not_finite_gives_0_and_is_told_on_request(value):
     z, codebook = torch.randn(3, 4), torch.randn(5, 4)

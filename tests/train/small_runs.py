@@ -32,6 +32,7 @@ COMMON = {
     "seed": 3,
     "save_every": 2,
     "precision": "no",
+    "validation": "none",
 }
 
 

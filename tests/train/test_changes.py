@@ -102,7 +102,7 @@ def rates(out: Path) -> list[float]:
 
 
 def test_a_changed_rate_and_length_take_effect(pictures, tmp_path, capsys):
-    constant = {"schedule": "constant", "warmup_epochs": 0, "adversarial": 0.0, "validation": "none"}
+    constant = {"schedule": "constant", "warmup_epochs": 0, "adversarial": 0.0}
     train_stage1(stage1(pictures, tmp_path, **constant, stop_after=3))
     assert json.loads((tmp_path / "run.json").read_text())["learning_rate"] == 1e-3
     capsys.readouterr()
@@ -116,7 +116,7 @@ def test_a_changed_rate_and_length_take_effect(pictures, tmp_path, capsys):
 
 
 def test_a_longer_cosine_goes_on_from_where_it_is(pictures, tmp_path):
-    cosine = {"warmup_epochs": 0, "adversarial": 0.0, "validation": "none"}
+    cosine = {"warmup_epochs": 0, "adversarial": 0.0}
     train_stage1(stage1(pictures, tmp_path / "short", **cosine, stop_after=3))
     train_stage1(stage1(pictures, tmp_path / "short", **cosine, steps=12))
     train_stage1(stage1(pictures, tmp_path / "long", **cosine, steps=12))
@@ -125,7 +125,7 @@ def test_a_longer_cosine_goes_on_from_where_it_is(pictures, tmp_path):
 
 
 def test_epochs_are_counted_in_pictures_when_the_batch_changes(pictures, tmp_path):
-    short = {"adversarial": 0.0, "validation": "none", "steps": None, "epochs": 3.0}  # of 20 pictures: 15 updates of 4
+    short = {"adversarial": 0.0, "steps": None, "epochs": 3.0}  # of 20 pictures: 15 updates of 4
     train_stage1(stage1(pictures, tmp_path, **short, stop_after=5))
     train_stage1(stage1(pictures, tmp_path, **short, batch_size=8, stop_after=1))
     train_stage1(stage1(pictures, tmp_path, **short, batch_size=8))
@@ -135,8 +135,8 @@ def test_epochs_are_counted_in_pictures_when_the_batch_changes(pictures, tmp_pat
 
 def test_another_stage_1_is_refused(pictures, tmp_path):
     for name, seed in (("one", 1), ("other", 2)):
-        train_stage1(stage1(pictures, tmp_path / name, steps=1, seed=seed, adversarial=0.0, validation="none"))
-    run = {"model": TRANSFORMER, "validation": "none"}
+        train_stage1(stage1(pictures, tmp_path / name, steps=1, seed=seed, adversarial=0.0))
+    run = {"model": TRANSFORMER}
     train_stage2(stage2(pictures, tmp_path / "one", tmp_path / "run", **run, stop_after=2))
     (tmp_path / "one").rename(tmp_path / "moved")
     train_stage2(stage2(pictures, tmp_path / "moved", tmp_path / "run", **run, stop_after=1))
@@ -145,7 +145,7 @@ def test_another_stage_1_is_refused(pictures, tmp_path):
 
 
 def test_what_is_held_out_counts_as_other_pictures(pictures, tmp_path):
-    run = {"adversarial": 0.0, "stop_after": 2}
-    train_stage1(stage1(pictures, tmp_path, **run))
+    run = {"adversarial": 0.0, "stop_after": 2, "steps": 3}
+    train_stage1(stage1(pictures, tmp_path, **run, validation=()))
     with pytest.raises(OtherRunError, match="data: expected the pictures that this run was started on"):
-        train_stage1(stage1(pictures, tmp_path, **run, validation="none"))
+        train_stage1(stage1(pictures, tmp_path, **run))

@@ -87,7 +87,11 @@ def test_warnings_are_lines_of_their_own(clock):
 
 def test_figures_in_words():
     stage2 = {"loss": 4.25, "level_0": 3.0, "level_1": 4.0, "level_2": 4.567, "text": 1.2, "gradient_norm": 3.0}
-    assert in_words(stage2) == ["loss 4.25", "nats a code: 3.00 top, 4.00 middle, 4.57 bottom", "1.20 text"]
+    assert in_words(stage2) == [
+        "loss 4.25",
+        "nats a code: 3.00 top, 4.00 middle, 4.57 bottom",
+        "nats a token of text: 1.20",
+    ]
     assert in_words({"loss": 2.0, "level_0": 3.0}) == ["loss 2", "nats a code: 3.00"]
     assert in_words({"psnr": 20.0, "usage_0": 0.004, "usage_1": 0.9999}) == [
         "PSNR 20.0 dB",

@@ -15,6 +15,7 @@ from PIL import Image
 
 pytest.importorskip("matplotlib", reason="the 'train' extra is not installed")
 
+from hqtvae_fast.train import report
 from hqtvae_fast.train.report import EARLIER, write_report
 
 
@@ -31,6 +32,12 @@ def write_run(folder: Path, updates: int = 40, sheets: tuple[int, ...] = (20, 40
         (folder / "model").mkdir()
         (folder / "model" / "config.json").write_text("{}")
     return folder
+
+
+@pytest.fixture
+def no_curves(monkeypatch):
+    """Which take longer than all else."""
+    monkeypatch.setattr(report, "losses_plot", lambda runs, kind: b"<svg></svg>")
 
 
 class Page(HTMLParser):
@@ -75,7 +82,7 @@ def test_one_file_needs_nothing_else(tmp_path):
     assert {path.name for path in tmp_path.iterdir()} == {"stage1", "stage2", "report.html"}
 
 
-def test_figures_warnings_and_state_are_told_in_words(tmp_path):
+def test_figures_warnings_and_state_are_told_in_words(tmp_path, no_curves):
     write_report(tmp_path, {"stage 1": write_run(tmp_path / "stage1")}, {})
     text = Page(tmp_path / "report.html").text
     assert "update 40, 2.5 epochs, 7 minutes of training, 21 images/s" in text
@@ -85,7 +92,7 @@ def test_figures_warnings_and_state_are_told_in_words(tmp_path):
     assert "val_" not in text
 
 
-def test_the_page_is_loaded_anew_while_the_run_goes_on(tmp_path):
+def test_the_page_is_loaded_anew_while_the_run_goes_on(tmp_path, no_curves):
     run = write_run(tmp_path / "run")
     write_report(run, {"stage 1": run}, {})
     assert 'http-equiv="refresh"' in (run / "report.html").read_text()
@@ -96,7 +103,7 @@ def test_the_page_is_loaded_anew_while_the_run_goes_on(tmp_path):
     assert "finished" in Page(run / "report.html").text
 
 
-def test_of_many_pictures_the_last_and_some_earlier_ones_are_shown(tmp_path):
+def test_of_many_pictures_the_last_and_some_earlier_ones_are_shown(tmp_path, no_curves):
     run = write_run(tmp_path / "run", sheets=tuple(range(10, 201, 10)))
     write_report(run, {"stage 1": run}, {})
     links = [link for link in Page(run / "report.html").links if link.startswith("data:")]

@@ -14,6 +14,7 @@ from small_runs import TRANSFORMER, stage1, stage2, write_pictures
 
 from hqtvae_fast.classes import Classes
 from hqtvae_fast.sheet import Sheet
+from hqtvae_fast.train import telling
 from hqtvae_fast.train.run import train_stage1, train_stage2
 from hqtvae_fast.train.stage2 import Stage2
 
@@ -31,6 +32,13 @@ def trained_vae(pictures, tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp("vae")
     train_stage1(stage1(pictures, out, steps=1))
     return out / "model"
+
+
+@pytest.fixture(autouse=True)
+def no_page(request, monkeypatch):
+    """Pages take longer than these runs."""
+    if "page" not in request.node.name:
+        monkeypatch.setattr(telling, "write_report", lambda *_: None)
 
 
 @pytest.fixture
@@ -106,7 +114,7 @@ def test_a_run_leaves_its_page_and_says_its_end(pictures, trained_vae, tmp_path,
     run = stage2(pictures, trained_vae, tmp_path / "run", validation=str(pictures), steps=3, picture_every=2)
     train_stage2(run)
     page = (tmp_path / "run" / "report.html").read_text()
-    for told in ("20, and 20 held out", "bright (10), dark (10)", "finished after update 3", "held out"):
+    for told in ("20 to train on, 20 held out", "bright (10), dark (10)", "finished after update 3", "held out"):
         assert told in page
     assert 'http-equiv="refresh"' not in page
     assert {file.name for file in (tmp_path / "run" / "pictures").iterdir()} == {"0000002.png", "0000003.png"}
