@@ -32,6 +32,7 @@ from hqtvae_fast.train.data import (
     make_loader,
     open_source,
 )
+from hqtvae_fast.train.data import dataset as dataset_module
 from hqtvae_fast.train.data.dataset import Chance, chance
 
 BROKEN = b"\x89PNG not a picture"
@@ -605,3 +606,22 @@ def test_broken_count_says_a_few():
     broken.add(list("abcdefg"))
     assert str(broken) == "8 broken skipped: a, b, c, d, e, ..."
     assert Chance().flip >= 0.5  # evaluation never mirrors
+
+
+def test_a_cameras_picture_is_decoded_once_and_the_same_again(tmp_path, monkeypatch):
+    """1200x900 pixels to a square of 16: made smaller, kept, and the same whether it was kept or not."""
+    ramp = np.linspace(0, 255, 1200, dtype=np.float64)
+    array = np.stack([np.broadcast_to(ramp, (900, 1200)), np.broadcast_to(ramp[:900, None], (900, 1200))], axis=-1)
+    Image.fromarray(np.dstack([array, array[..., :1]]).astype(np.uint8)).save(tmp_path / "photo.png")
+    read, opened = dataset_module.read_picture, []
+    monkeypatch.setattr(dataset_module, "read_picture", lambda *given: opened.append(1) or read(*given))
+    kept = PictureDataset(open_source(tmp_path), 16, crops=(0.5, 1.0), flip=True, seed=3)
+    samples = [kept[Draw(epoch, 0)].image for epoch in range(5)]
+    assert len(opened) == 1
+    monkeypatch.setattr(dataset_module, "KEPT_BYTES", 0)
+    again = PictureDataset(open_source(tmp_path), 16, crops=(0.5, 1.0), flip=True, seed=3)
+    assert all(torch.equal(again[Draw(epoch, 0)].image, sample) for epoch, sample in enumerate(samples))
+    assert len(opened) == 6
+    monkeypatch.setattr(dataset_module, "ENOUGH", 1e9)  # as it is: the crop itself is hardly another
+    exact = PictureDataset(open_source(tmp_path), 16, crops=(0.5, 1.0), flip=True, seed=3)
+    assert all((exact[Draw(epoch, 0)].image - sample).abs().max() < 0.02 for epoch, sample in enumerate(samples))

@@ -42,7 +42,15 @@ def stage_1_alone(tmp_path_factory):
 
 
 def given(pictures, init, out) -> dict:
-    return {"data": str(pictures), "init": str(init), "out": str(out), "steps": 1, "batch_size": 2, "workers": 0, "picture_every": 0}
+    return {
+        "data": str(pictures),
+        "init": str(init),
+        "out": str(out),
+        "steps": 1,
+        "batch_size": 2,
+        "workers": 0,
+        "picture_every": 0,
+    }
 
 
 def vae_weights(path) -> dict[str, torch.Tensor]:

@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import shlex
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -98,7 +99,8 @@ def test_a_signal_in_the_last_update_ends_the_process_all_the_same(pictures, tmp
 # ------------------------------------------------------------------------------------------- in real processes
 
 START = multiprocessing.get_context("forkserver")  # imports once, then forks: a process starts in no time
-START.set_forkserver_preload(["hqtvae_fast.cli", "hqtvae_fast.train.run"])
+LATE = ("torch._dynamo", "torch.utils.tensorboard", "matplotlib.pyplot")  # what training imports on its way
+START.set_forkserver_preload(["hqtvae_fast.cli", "hqtvae_fast.train.run", *LATE])
 
 
 class Run:
@@ -120,6 +122,7 @@ class Run:
 
 def _run(arguments: list[str], log: str) -> None:
     os.setpgid(0, 0)
+    multiprocessing.set_start_method(None, force=True)  # of this process itself, as a command has it
     out = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     for stream in (1, 2):
         os.dup2(out, stream)
@@ -212,3 +215,26 @@ def test_a_kill_costs_no_more_than_what_was_not_saved(commands, whole, tmp_path,
     assert "going on from" in run.log.read_text()
     assert losses(out) == losses(whole(stage))
     assert same(weights(out), weights(whole(stage)))
+
+
+@pytest.mark.slow
+def test_a_signal_to_a_launcher_stops_all_processes_after_the_same_update(commands, tmp_path):
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone"]
+    env = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+    for name, number in (("whole", None), ("stopped", signal.SIGTERM), ("stopped", None)):
+        out = tmp_path / name
+        command = [*launch, "-m", "hqtvae_fast.cli", *commands("stage1", out)]
+        with (tmp_path / "log").open("w+") as log, subprocess.Popen(command, env=env, stderr=log) as started:
+            if number is not None:
+                while not (out / "losses.jsonl").exists():
+                    assert started.poll() is None
+                    time.sleep(0.01)
+                started.send_signal(number)
+            started.wait(180)
+        said = (tmp_path / "log").read_text()
+        assert (started.returncode == 0) == (number is None), said
+        if number is not None:
+            assert said.count(f" of {STEPS}, saved as ") == 1, said
+            assert not (out / "model").exists()
+    assert losses(tmp_path / "stopped") == losses(tmp_path / "whole")
+    assert same(weights(tmp_path / "stopped"), weights(tmp_path / "whole"))

@@ -18,6 +18,9 @@ from hqtvae_fast.train.data.sources import Source, read_picture
 
 Conditioning = Literal["none", "class", "text"]
 MAX_BROKEN_IN_A_ROW = 100
+ENOUGH = 1.5
+"""Pixels of a picture's short side for each of the smallest crop's: what is scaled twice is as sharp as once."""
+KEPT_BYTES = 256 * 2**20  # of pictures made smaller, in each process that reads
 _PROBED = 10  # pictures whose fields are looked at before training starts
 _CHANCES = 2  # first of the numbers that a draw's chances are made from; the order of an epoch has 1 there
 
@@ -125,6 +128,7 @@ class PictureDataset(Dataset[Sample]):
         self.num_classes, self.training, self.flip, self.seed = num_classes, training, flip, seed
         self.crops = crops if training else (1.0, 1.0)
         self.stored = stored
+        self._kept: dict[int, Image.Image] = {}
         self._probe()
 
     def __len__(self) -> int:
@@ -158,14 +162,27 @@ class PictureDataset(Dataset[Sample]):
         """The picture as float32 [3, R, R] in [-1, 1], by default its centre square. UnreadableError if broken."""
         low, high = self.crops
         try:
-            image = _square(
-                read_picture(self.source, index), self.resolution, chances, low + (high - low) * chances.area
-            )
+            image = _square(self._opened(index), self.resolution, chances, low + (high - low) * chances.area)
         except BrokenPictureError as error:
             raise UnreadableError(str(error)) from error
         if self._mirrored(chances):
             image = ImageOps.mirror(image)
         return to_tensor([image], self.resolution)[0].contiguous()
+
+    def _opened(self, index: int) -> Image.Image:
+        """The picture. In training one far larger than is needed is made smaller and kept, for a camera's pictures take
+        longer to decode than to train on: it is the same whether it was kept or not."""
+        if (kept := self._kept.get(index)) is not None:
+            return kept
+        image = read_picture(self.source, index)
+        short = math.ceil(ENOUGH * self.resolution / math.sqrt(self.crops[0]))
+        if not self.training or min(image.size) < 2 * short:
+            return image
+        width, height = (round(length * short / min(image.size)) for length in image.size)
+        image = image.resize((width, height), Image.Resampling.BILINEAR)
+        if (len(self._kept) + 1) * width * height * 3 <= KEPT_BYTES:
+            self._kept[index] = image
+        return image
 
     def _mirrored(self, chances: Chance) -> bool:
         return self.flip and chances.flip < 0.5
