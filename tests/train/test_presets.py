@@ -173,7 +173,7 @@ def test_the_command_lists_all(capsys, monkeypatch):
 
 def test_the_command_takes_a_preset(capsys, monkeypatch):
     runs = []
-    monkeypatch.setattr("hqtvae_fast.train.run.train_stage2", lambda run, _telling: runs.append(run))
+    monkeypatch.setattr("hqtvae_fast.train.run.train_stage2", lambda run, again: runs.append(run))
     flags = ["--preset", "global-refiner", "--prior", "runs/prior/model", "--data", "x", "--out", "y", "--steps", "3"]
     assert main(["train", "stage2", *flags]) == 0
     (run,) = runs
