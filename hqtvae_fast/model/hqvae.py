@@ -77,9 +77,9 @@ class Codebook(nn.Module):
         """One EMA step on statistics of :func:`code_statistics`, summed over all ranks.
 
         ``restart``: gives K vectors [K, C]. Codes whose running count is below a tenth of what each would have if all
-        were chosen alike start anew from those vectors, a little above that threshold: what nothing chooses is soon given
-        another vector. (A fixed threshold would restart codes in use
-        where a batch has fewer vectors than there are codes.)
+        were chosen alike start anew from those vectors, a little above that threshold: what nothing chooses is soon
+        given another vector. (A fixed threshold would restart codes in use where a batch has fewer vectors than there
+        are codes.)
         """
         state = (self.embedding, self.cluster_size, self.embedding_sum)
         ema_update(*state, counts_K, sums_KC, self.decay, self.epsilon)
