@@ -9,8 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+import hqtvae_fast
 from hqtvae_fast import checkpoint as checkpoints
 from hqtvae_fast.checkpoint import Checkpoint
+from hqtvae_fast.checkpoint_config import read_config
 from hqtvae_fast.config import PRESETS, BlocksConfig, ConfigError, HQTVAEConfig, TransformerConfig, VAEConfig
 from hqtvae_fast.engine import SamplingParams, image_seeds
 from hqtvae_fast.model import HQTransformer
@@ -42,7 +44,7 @@ TINY = HQTVAEConfig(
 )
 """A model of the usual shape that runs in a second: it shows that the benchmark works, and says nothing about speed."""
 
-BENCHMARK_PRESETS = {**PRESETS, "tiny": TINY}
+BENCHMARK_PRESETS = {**PRESETS, "tiny": TINY, "demo": read_config(Path(hqtvae_fast.__file__).parent / "assets/demo")}
 
 
 def open_model(preset: str, directory: Path | None) -> Checkpoint:

@@ -1,4 +1,5 @@
-"""The decoder as one writes it down: the same weights through torch's own operations, nothing folded or fused."""
+"""Encoder and decoder as one writes them down: the same weights through torch's own operations, nothing folded or
+fused."""
 
 from __future__ import annotations
 
@@ -9,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hqtvae_fast.model import HQVAE
-from hqtvae_fast.model.autoencoder import AttnBlock, ResBlock, Upsample
+from hqtvae_fast.model.autoencoder import AttnBlock, Decoder, Downsample, Encoder, ResBlock, Upsample
 
 
 class PlainDecoder:
@@ -29,11 +30,26 @@ class PlainDecoder:
         vae, decoder = self.vae, self.vae.decoder
         pairs = zip(vae.codebooks, codes, strict=True)
         embeddings = [F.embedding(level, book.embedding).permute(0, 3, 1, 2).contiguous() for book, level in pairs]
-        x = _conv(decoder.conv_in, vae.combine(embeddings).contiguous(memory_format=self.layout))
-        for layers in (decoder.middle, *decoder.up):
-            for layer in layers:
-                x = _layer(layer, x)
-        return _conv(decoder.conv_out, F.silu(_norm(decoder.norm_out.norm, x)))
+        return decoded(decoder, vae.combine(embeddings).contiguous(memory_format=self.layout))
+
+
+def decoded(decoder: Decoder, x: Tensor) -> Tensor:
+    """Latents to images."""
+    x = _conv(decoder.conv_in, x)
+    for layers in (decoder.middle, *decoder.up):
+        for layer in layers:
+            x = _layer(layer, x)
+    return _conv(decoder.conv_out, F.silu(_norm(decoder.norm_out.norm, x)))
+
+
+def encoded(encoder: Encoder, images: Tensor) -> Tensor:
+    """Images to features, before the 1x1 convolution."""
+    first = encoder.conv_in
+    x = F.conv2d(images, first.weight, first.bias, first.stride, first.padding)
+    for layers in (*encoder.down, encoder.middle):
+        for layer in layers:
+            x = _layer(layer, x)
+    return _conv(encoder.conv_out, F.silu(_norm(encoder.norm_out.norm, x)))
 
 
 def _layer(layer: nn.Module, x: Tensor) -> Tensor:
@@ -45,6 +61,8 @@ def _layer(layer: nn.Module, x: Tensor) -> Tensor:
         return x + _attention(layer, _norm(layer.norm, x))
     if isinstance(layer, Upsample):
         return _conv(layer.conv, F.interpolate(x, scale_factor=2.0, mode="nearest"))
+    if isinstance(layer, Downsample):
+        return F.conv2d(F.pad(x, (0, 1, 0, 1)), layer.conv.weight, layer.conv.bias, stride=2)
     return layer(x)
 
 

@@ -24,14 +24,20 @@ class NotWrittenDown(ValueError):
     """The model has parts that this module does not know."""
 
 
+def refuse_unknown(model: HQTransformer) -> None:
+    """NotWrittenDown for what is neither drawn from nor trained here."""
+    embedding = model.embedding
+    known = isinstance(embedding, LocalEmbedding) and len(embedding.blocks.layers) == 0
+    if not known or not isinstance(model.head, PyramidHead) or model.config.scrambled_middle:
+        raise NotWrittenDown("plain torch: expected a pyramid's head and codes embedded without attention (IET)")
+
+
 class PlainTransformer:
     """Draws ``batch`` images at once. ``dtype``: of the cached keys and values, in which autocast computes them."""
 
     def __init__(self, model: HQTransformer, batch: int, params: SamplingParams, dtype: torch.dtype) -> None:
+        refuse_unknown(model)
         embedding, head, config = model.embedding, model.head, model.config
-        known = isinstance(embedding, LocalEmbedding) and len(embedding.blocks.layers) == 0
-        if not known or not isinstance(head, PyramidHead) or config.scrambled_middle:
-            raise NotWrittenDown("plain torch: expected a pyramid's head and codes embedded without attention (IET)")
         self.model, self.batch, self.params, self.config = model, batch, params, config
         device = model.norm.weight.device
         self._capacity = config.prefix_positions + config.num_steps - 1
@@ -81,14 +87,14 @@ class PlainTransformer:
         """The body at these positions, then the head, group by group: codes [B, n]."""
         model, head = self.model, self.model.head
         seen = self._steps[: self._capacity] <= positions[:, None]
-        h_BD = _norm(model.norm, _blocks(model.body, x_BTD, self.caches[0], positions, seen)[:, -1])
+        h_BD = plain_norm(model.norm, _blocks(model.body, x_BTD, self.caches[0], positions, seen)[:, -1])
         codes = torch.zeros(self.batch, self.config.num_local, dtype=torch.int64, device=x_BTD.device)
         for group in self.config.groups:
             places, known = self._steps[group.start : group.stop], self.caches[1][..., : group.stop, :]
             x_BGD = _blocks(head.blocks, head.inputs(h_BD, codes, group), known, places, None)
             for q in group:
                 level = self.config.local_levels[q]
-                logits = F.linear(_norm(head.norms[level], x_BGD[:, q - group.start]), head.logits[level].weight)
+                logits = F.linear(plain_norm(head.norms[level], x_BGD[:, q - group.start]), head.logits[level].weight)
                 codes = codes.index_copy(1, self._steps[q : q + 1], self._draw(logits, level)[:, None])
         return codes
 
@@ -109,21 +115,42 @@ def _blocks(blocks: Blocks, x_BTD: Tensor, cache: Tensor, positions: Tensor, see
 
 
 def _block(block: Block, x_BTD: Tensor, keys: Tensor, values: Tensor, positions: Tensor, seen: Tensor | None) -> Tensor:
-    attention, mlp, (B, T, D) = block.attention, block.mlp, x_BTD.shape
-    qkv = _linear(attention.qkv, _norm(block.norm1, x_BTD)).view(B, T, 3, attention.num_heads, -1)
-    q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)
+    q, k, v = _qkv(block, x_BTD)
     keys.index_copy_(2, positions, k)
     values.index_copy_(2, positions, v)
     y = F.scaled_dot_product_attention(q, keys, values, attn_mask=seen)
-    x_BTD = x_BTD + _linear(attention.out, y.transpose(1, 2).reshape(B, T, D))
-    hidden = _linear(mlp.up, _norm(block.norm2, x_BTD))
+    x_BTD = x_BTD + _joined(block, y)
+    return x_BTD + _mlp(block, x_BTD)
+
+
+def plain_block(block: Block, x_BTD: Tensor, mask: Tensor | None) -> Tensor:
+    """A block over a whole sequence, in training; without a mask, each position sees those before it."""
+    dropout = block.attention.dropout
+    y = F.scaled_dot_product_attention(*_qkv(block, x_BTD), attn_mask=mask, dropout_p=dropout, is_causal=mask is None)
+    x_BTD = x_BTD + block.dropout(_joined(block, y))
+    return x_BTD + block.dropout(_mlp(block, x_BTD))
+
+
+def _qkv(block: Block, x_BTD: Tensor) -> tuple[Tensor, ...]:
+    B, T, _ = x_BTD.shape
+    qkv = plain_linear(block.attention.qkv, plain_norm(block.norm1, x_BTD))
+    return qkv.view(B, T, 3, block.attention.num_heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
+
+
+def _joined(block: Block, y_BHTE: Tensor) -> Tensor:
+    return plain_linear(block.attention.out, y_BHTE.transpose(1, 2).flatten(2))
+
+
+def _mlp(block: Block, x_BTD: Tensor) -> Tensor:
+    mlp = block.mlp
+    hidden = plain_linear(mlp.up, plain_norm(block.norm2, x_BTD))
     hidden = F.gelu(hidden) if mlp.gelu == "exact" else hidden * torch.sigmoid(1.702 * hidden)
-    return x_BTD + _linear(mlp.down, hidden)
+    return plain_linear(mlp.down, hidden)
 
 
-def _linear(layer: nn.Linear, x: Tensor) -> Tensor:
+def plain_linear(layer: nn.Linear, x: Tensor) -> Tensor:
     return F.linear(x, layer.weight, layer.bias)
 
 
-def _norm(norm: nn.LayerNorm, x: Tensor) -> Tensor:
+def plain_norm(norm: nn.LayerNorm, x: Tensor) -> Tensor:
     return F.layer_norm(x, norm.normalized_shape, norm.weight, norm.bias, norm.eps)

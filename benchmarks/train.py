@@ -5,11 +5,13 @@ python -m benchmarks.train --stage 1 --preset tiny --device cpu --batch 4
 
 It is :class:`hqtvae_fast.train.stage1.Stage1` or ``Stage2`` as ``hqtvae train`` runs them, fed the same random pictures
 each time: forward, backward, optimiser, codebooks or soft labels, words to tokens, and none of reading data, logging or
-saving.
+saving. ``--plain`` puts a loop of plain torch beside it (:mod:`benchmarks.plain_training`), in turns, both on stored
+codes in stage 2; ``--profile`` says what takes the time.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
@@ -20,11 +22,16 @@ from accelerate.state import AcceleratorState, PartialState
 
 import hqtvae_fast
 from benchmarks.calls import Entrant, Json, measure, show
+from benchmarks.costs import costs, in_words
 from benchmarks.environment import describe
 from benchmarks.generate import _pick_device
 from benchmarks.ours import BENCHMARK_PRESETS, SEED, open_model
+from benchmarks.plain_training import PlainStage1, PlainStage2
 from benchmarks.schema import Results
-from hqtvae_fast.train.data import Batch
+from hqtvae_fast.config import VAEConfig
+from hqtvae_fast.train.code_cache import split_codes
+from hqtvae_fast.train.data import Batch, Content
+from hqtvae_fast.train.losses import Stage1Weights
 from hqtvae_fast.train.stage1 import Stage1, Stage1Settings
 from hqtvae_fast.train.stage2 import Stage2, Stage2Settings
 
@@ -43,6 +50,11 @@ Precision = Annotated[str, typer.Option(help=f"Autocast: {', '.join(PRECISIONS)}
 Checkpointing = Annotated[
     bool, typer.Option("--activation-checkpointing", help="Stage 2: activations again, backward.")
 ]
+Discriminator = Annotated[bool, typer.Option(help="Stage 1: against a discriminator, as the paper's.")]
+Beside = Annotated[
+    bool, typer.Option("--plain", help="Plain torch beside ours, in turns; stage 2 then trains on stored codes.")
+]
+Profiled = Annotated[bool, typer.Option("--profile", help="Name the three largest costs of an update.")]
 Repeats = Annotated[int, typer.Option(min=1, help="Timed updates, after two that do not count.")]
 
 
@@ -53,6 +65,9 @@ def train(
     batch: BatchSize = 8,
     precision: Precision = "no",
     activation_checkpointing: Checkpointing = False,
+    discriminator: Discriminator = True,
+    plain: Beside = False,
+    profile: Profiled = False,
     repeats: Repeats = 5,
     json: Json = None,
 ) -> None:
@@ -62,21 +77,62 @@ def train(
         raise typer.BadParameter(
             f"expected one of {', '.join(PRECISIONS)}; got {precision!r}", param_hint="--precision"
         )
-    task = make_task(stage, preset, target, precision, activation_checkpointing)
-    pictures = make_batch(preset, batch, target)
-    step = iter(range(STEPS))
+    how = (precision, activation_checkpointing, discriminator)
+    entrants = [
+        Entrant("hqtvae_fast", ours(make_task(stage, preset, target, *how, codes=plain), preset, batch, target))
+    ]
+    if plain:
+        task = make_task(stage, preset, target, *how, codes=True)  # the same weights again
+        entrants.append(Entrant("plain torch", beside(task, preset, batch, target, precision), ours=False))
     name = f"{preset}, stage {stage}, batch {batch}, {precision if precision != 'no' else 'fp32'}: update"
     name += ", activations recomputed" if activation_checkpointing and stage == 2 else ""
+    name += ", no discriminator" if stage == 1 and not discriminator else ""
+    name += ", stored codes" if stage == 2 and plain else ""
     work = {"model": preset, "batch": batch, "stage": stage, "precision": precision}
-    entrant = Entrant("hqtvae_fast", lambda: task.update([pictures], next(step)))
-    show(
-        Results("train", describe(target, "train"), tuple(measure(name, [entrant], batch, target, repeats, work))), json
-    )
+    rows = tuple(measure(name, entrants, batch, target, repeats, work))
+    show(Results("train", describe(target, "train"), rows), json)
+    if plain:
+        typer.echo(f"ours / plain torch: {rows[0].median / rows[1].median:.2f}")
+    if profile:
+        for entrant in entrants:
+            typer.echo(f"{entrant.name}: {in_words(costs(entrant.run, target))}")
 
 
-def make_task(stage: int, preset: str, device: torch.device, precision: str, checkpointing: bool) -> Stage1 | Stage2:
+def ours(task: Stage1 | Stage2, preset: str, count: int, device: torch.device) -> Callable[[], dict[str, float]]:
+    """One update of it, whose figures are read, as a run reads them."""
+    batch, step = make_batch(preset, count, device, task.vae.config if _stored(task) else None), iter(range(STEPS))
+    return lambda: {name: float(value) for name, value in task.update([batch], next(step)).items()}
+
+
+def beside(
+    task: Stage1 | Stage2, preset: str, count: int, device: torch.device, precision: str
+) -> Callable[[], dict[str, float]]:
+    """The same update of the same weights in plain torch."""
+    batch = make_batch(preset, count, device, task.vae.config if _stored(task) else None)
+    if isinstance(task, Stage1):
+        discriminator = None if task.discriminator is None else task.accelerator.unwrap_model(task.discriminator)
+        loop = PlainStage1(task.vae, discriminator, device, precision)
+        return lambda: loop.update(batch.images)
+    stage2, config = PlainStage2(task.transformer, device, precision), task.vae.config
+    codes, condition = split_codes(batch.images, config.level_sides), task._condition(batch, [])
+    return lambda: stage2.update(codes, condition)
+
+
+def _stored(task: Stage1 | Stage2) -> bool:
+    return isinstance(task, Stage2) and task.stored == "codes"
+
+
+def make_task(
+    stage: int,
+    preset: str,
+    device: torch.device,
+    precision: str,
+    checkpointing: bool,
+    discriminator: bool = True,
+    codes: bool = False,
+) -> Stage1 | Stage2:
     """The stage with random weights, and the released codes' discriminator; without a perceptual loss, whose weights
-    this repository does not have."""
+    this repository does not have. ``codes``: stage 2 on stored codes, which are its labels too."""
     model = open_model(preset, None)
     # accelerate keeps the device and precision of a process's first accelerator.
     AcceleratorState._reset_state(reset_partial_state=True)
@@ -84,19 +140,26 @@ def make_task(stage: int, preset: str, device: torch.device, precision: str, che
     accelerator = Accelerator(mixed_precision=precision, cpu=device.type == "cpu")
     torch.manual_seed(SEED)
     if stage == 1:
-        return Stage1(accelerator, model.vae, Stage1Settings(STEPS))
+        weights = Stage1Weights(adversarial=Stage1Weights.adversarial if discriminator else 0.0)
+        return Stage1(accelerator, model.vae, Stage1Settings(STEPS, weights=weights))
     assert model.transformer is not None
     transformer = model.transformer.set_activation_checkpointing(checkpointing)
     tokenizer = HERE / TOKENIZER if transformer.config.condition == "text" else None
-    return Stage2(accelerator, model.vae, transformer, Stage2Settings(STEPS), tokenizer_file=tokenizer)
+    settings = Stage2Settings(STEPS, soft_labels=None) if codes else Stage2Settings(STEPS)
+    stored: Content | None = "codes" if codes else None
+    return Stage2(accelerator, model.vae, transformer, settings, tokenizer_file=tokenizer, stored=stored)
 
 
-def make_batch(preset: str, count: int, device: torch.device) -> Batch:
-    """Random pictures, with labels and captions. Of what words does not matter: all are padded to one length."""
+def make_batch(preset: str, count: int, device: torch.device, codes: VAEConfig | None = None) -> Batch:
+    """Random pictures, with labels and captions. Of what words does not matter: all are padded to one length.
+    ``codes``: random codes of this HQ-VAE in the pixels' place."""
     config = BENCHMARK_PRESETS[preset]
     draw = torch.Generator().manual_seed(SEED)
     side = config.vae.resolution
     images = torch.rand((count, 3, side, side), generator=draw) * 2 - 1
+    if codes is not None:
+        levels = zip(codes.level_sides, codes.codebook_sizes, strict=True)
+        images = torch.cat([torch.randint(size, (count, side**2), generator=draw) for side, size in levels], dim=1)
     classes = config.transformer.num_classes if config.transformer is not None else 1
     labels = torch.randint(max(1, classes), (count,), generator=draw)
     captions = tuple(CAPTIONS[image % len(CAPTIONS)] for image in range(count))

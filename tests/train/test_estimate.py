@@ -7,8 +7,9 @@ import dataclasses
 import pytest
 import torch
 
+from benchmarks.ours import TINY
 from hqtvae_fast import hardware
-from hqtvae_fast.config import PRESETS, BlocksConfig, HQTVAEConfig, TransformerConfig, VAEConfig
+from hqtvae_fast.config import PRESETS, HQTVAEConfig
 from hqtvae_fast.hardware import Device
 from hqtvae_fast.model.cost import decode_flops, encode_flops
 from hqtvae_fast.train import estimate
@@ -21,23 +22,7 @@ from hqtvae_fast.train.estimate import (
     work,
 )
 
-VAE = VAEConfig(
-    resolution=32,
-    channels=32,
-    channel_multipliers=(1, 2),
-    num_res_blocks=1,
-    attention_resolutions=(8,),
-    latent_channels=32,
-    embed_dim=32,
-    codebook_sizes=(64, 64),
-)
-BLOCKS = BlocksConfig(num_layers=2, num_heads=4)
-SMALL = HQTVAEConfig(
-    vae=VAE,
-    transformer=TransformerConfig(
-        codebook_sizes=(64, 64), side=4, dim=64, body=BLOCKS, head=BLOCKS, num_classes=10, max_positions=16
-    ),
-)
+SMALL, VAE = TINY, TINY.vae
 MACHINE = Device("a machine", flops=100e9, bandwidth=20e9, memory=8 * 10**9, dtype=torch.float32)
 
 
