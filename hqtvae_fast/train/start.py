@@ -11,7 +11,6 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedDataParallelKwargs, set_seed
-from rich.console import Console
 
 from hqtvae_fast.files import write_file
 from hqtvae_fast.hardware import pick_device
@@ -32,6 +31,7 @@ from hqtvae_fast.train.data import (
 from hqtvae_fast.train.estimate import training_precision
 from hqtvae_fast.train.position import more_updates
 from hqtvae_fast.train.sizes import Picked, pick
+from hqtvae_fast.train.words import say
 from hqtvae_fast.world import WorldError, world
 
 DATA_FILE = "data.json"
@@ -61,9 +61,7 @@ class Started(Generic[Config]):
     def take_changes(self) -> None:
         """For the main process, when the run stands where it goes on from: it does so with the fields it has now."""
         if self.changed:
-            Console(stderr=True).print(
-                f"changed: {'; '.join(self.changed)}", soft_wrap=True, highlight=False, markup=False
-            )
+            say(f"changed: {'; '.join(self.changed)}")
         write_run(Path(self.run.out), self.run)
 
 
@@ -84,7 +82,7 @@ def start(run: Config, settle: Callable[[Config, Source], tuple[Config, list[str
     accelerator = join_world(precision, directory)
     accelerator.init_trackers(LOGS)
     for line in told:
-        accelerator.print(line)
+        say(line)
     facts = known(directory, accelerator, run, source)
     picked = Picked("", _remembered(run, earlier)) if earlier else pick(run, facts, device)
     size = {"size": picked.size} if picked.size else {}
@@ -108,7 +106,7 @@ def known(directory: Path, accelerator: Accelerator, run: RunConfig, source: Sou
         facts = survey(source, caption)
         write_file(file, facts.json().encode())
         if facts.note:
-            accelerator.print(facts.note)
+            say(facts.note)
     accelerator.wait_for_everyone()
     return facts or Facts.read(file, source, caption) or survey(source, caption)
 

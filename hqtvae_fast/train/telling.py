@@ -6,8 +6,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
 from hqtvae_fast.classes import Classes
 from hqtvae_fast.config import HQTVAEConfig
 from hqtvae_fast.hardware import device_name
@@ -20,7 +18,7 @@ from hqtvae_fast.train.estimate import training_seconds
 from hqtvae_fast.train.memory import extras, share
 from hqtvae_fast.train.report import data_in_words, write_report
 from hqtvae_fast.train.start import Started
-from hqtvae_fast.train.words import duration
+from hqtvae_fast.train.words import duration, say
 
 
 @dataclass
@@ -64,10 +62,6 @@ class Telling:
     def _place(self, run: RunConfig) -> tuple[Path, dict[str, Path]]:
         own = Path(run.out)
         return (own, {run.title: own}) if self.whole is None else (self.whole, stage_runs(self.whole))
-
-
-def say(line: str) -> None:
-    Console(stderr=True).print(line, soft_wrap=True, highlight=False, markup=False)
 
 
 def _of(facts: Facts) -> str:

@@ -158,7 +158,7 @@ def test_F3_F10_torchrun_train_is_one_run(tmp_path):
     said = torchrun(tmp_path)
     whole = losses(tmp_path / "run")
     assert [row["step"] for row in whole] == [1, 2, 3, 4]
-    assert said.count("20 pictures, 5 updates an epoch, 4 in all") == 1
+    assert said.count("batches of 4, 4 updates (") == 1
     assert (tmp_path / "run" / "model" / "config.json").is_file()
     newest = tmp_path / "run" / "checkpoints" / "step-0000004"
     own = newest / "random_states_1.pkl"  # of the second process

@@ -310,6 +310,6 @@ def test_stage_1_is_kept_where_it_reconstructs_the_pictures(captioned, tmp_path,
     for index, array in enumerate(noise):
         Image.fromarray(array).save(tmp_path / "noise" / f"{index}.png")
     assert not keeps_vae(accelerator, vae, open_source(tmp_path / "noise"))
-    kept, trained = capsys.readouterr().out.splitlines()
+    kept, trained = capsys.readouterr().err.splitlines()
     assert kept.endswith("dB: kept as it is")
     assert "dB: trained on" in trained

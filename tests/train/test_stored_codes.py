@@ -71,15 +71,15 @@ def figures(out: Path, name: str) -> list[float]:
 
 def test_codes_alone_are_enough(pictures, codes, vae, tmp_path, capsys):
     train_stage2(on_codes(codes, tmp_path / "short", flip=True))
-    told = capsys.readouterr().out
+    told = capsys.readouterr().err
     assert "soft_labels: off, as the data are codes" in told
     assert "flip: off, as the data are codes" in told
     assert f"vae: {vae}, which made the codes" in told
     said = {"soft_labels": 0.0, "vae": str(vae)}
     train_stage2(on_codes(codes, tmp_path / "long", **said))
-    assert "as the data are codes" not in capsys.readouterr().out
+    assert "as the data are codes" not in capsys.readouterr().err
     train_stage2(on_codes(pictures, tmp_path / "cached", code_cache=str(codes), vae=str(vae)))
-    assert "soft_labels: off, as the data are codes" in capsys.readouterr().out
+    assert "soft_labels: off, as the data are codes" in capsys.readouterr().err
     for other in ("long", "cached"):
         assert figures(tmp_path / other, "loss") == figures(tmp_path / "short", "loss")
     assert len(set(figures(tmp_path / "short", "loss"))) == 3
@@ -117,7 +117,7 @@ def test_the_whole_run_takes_codes_too(codes, vae, tmp_path, capsys):
 
     found = train_whole({"data": str(codes), "out": str(tmp_path / "run"), "steps": 1, "workers": 0})
     assert found == tmp_path / "run" / "model"
-    assert f"vae: {vae}, which made the codes" in capsys.readouterr().out
+    assert f"vae: {vae}, which made the codes" in capsys.readouterr().err
     assert not (tmp_path / "run" / "stage1").exists()
 
 
