@@ -10,6 +10,7 @@ from hqtvae_fast.checkpoint_config import read_config
 from hqtvae_fast.run_folder import MODEL, PICTURES, REPORT
 from hqtvae_fast.train.records import LOSSES, read_records
 from hqtvae_fast.train.report import figures
+from hqtvae_fast.train.words import say
 
 SHOWN = 3  # classes in a command
 ANY_PROMPT = "what to draw"
