@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import Any, Generic
 
 import torch
 from accelerate import Accelerator
-from accelerate.state import AcceleratorState
+from accelerate.state import AcceleratorState, PartialState
 from accelerate.utils import DistributedDataParallelKwargs, set_seed
 
 from hqtvae_fast.files import write_file
@@ -149,6 +150,8 @@ def join_world(precision: str, directory: Path) -> Accelerator:
         project_dir=str(directory),
         kwargs_handlers=[plain],
     )
+    if here.size > 1:
+        atexit.register(PartialState().destroy_process_group)  # nothing, the second time
     found = (accelerator.process_index, accelerator.num_processes)
     if found != (here.rank, here.size):
         raise WorldError(

@@ -42,7 +42,7 @@ class Telling:
         seconds = training_seconds(config, run.stage, share(begun), steps, device, run.precision, extras(run))
         self.facts |= {**data_in_words(begun.facts, len(begun.training), held_out), run.title: f"{model}; {how}"}
         self.facts["device"], self.example = device_name(device), begun.facts.example
-        say(f"{run.title}: {model}; {pictures}; {how}; about {duration(seconds)} here (estimated)")
+        say(f"{run.title}: {model}; {pictures}; {how}; {_about(seconds)} here (estimated)")
 
     def page(self, run: RunConfig) -> None:
         """Write the run's page."""
@@ -72,6 +72,10 @@ def _of(facts: Facts) -> str:
         return ", with captions"
     classes = Classes(len(facts.classes), facts.classes)
     return f", of {len(classes.trained):,} classes: {classes.listed()}"
+
+
+def _about(seconds: float) -> str:
+    return "a few seconds" if seconds < 5 else f"about {duration(seconds)}"
 
 
 def _model(config: HQTVAEConfig, run: RunConfig) -> str:
