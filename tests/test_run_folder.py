@@ -106,5 +106,5 @@ def test_every_reader_opens_the_same(tmp_path, capsys):
         check_tokenizer(run, config)
     with pytest.warns(UserWarning, match="not finished"):
         assert checkpoint.load(run).config == config
-    assert main(["info", str(run)]) == 0
+    assert main(["sample", str(run), "--prompt", "owl", "--out", str(tmp_path / "owl.png")]) == 0
     assert capsys.readouterr().err.count("warning: " + f"{run}: not finished; opening checkpoints/step-0000500") == 1

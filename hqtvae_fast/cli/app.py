@@ -115,7 +115,7 @@ def _run(arguments: list[str], debug: bool) -> int:
     try:
         with warnings.catch_warnings():
             if not debug:
-                warnings.showwarning = _show_warning
+                warnings.showwarning = _shown_once()
             code = command_of(app).main(args=arguments, prog_name=PROGRAM, standalone_mode=False)
     except (KeyboardInterrupt, typer.Abort):
         code = INTERRUPTED
@@ -164,5 +164,14 @@ def _is_out_of_memory(error: Exception) -> bool:
     return is_out_of_memory(error)
 
 
-def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
-    typer.echo(f"warning: {' '.join(str(message).split())}", err=True)
+def _shown_once() -> Callable[..., None]:
+    """Python itself forgets what it has shown whenever some library touches the filters."""
+    said = set[str]()
+
+    def show(message: Warning | str, *_: Any, **__: Any) -> None:
+        line = f"warning: {' '.join(str(message).split())}"
+        if line not in said:
+            said.add(line)
+            typer.echo(line, err=True)
+
+    return show

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 import pytest
 import torch
 
@@ -18,6 +20,7 @@ class Clock:
         self.alone, self.together, self.now, self.had_one = alone, together, 0.0, []
         monkeypatch.setattr(module.time, "perf_counter", lambda: self.now)
         monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+        monkeypatch.setattr(module, "one_thread", nullcontext)  # else it would leave the process with two
 
     def run(self, cores: Cores, updates: int) -> list[bool]:
         """Whether each of them had one thread."""

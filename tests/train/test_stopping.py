@@ -13,6 +13,7 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 
 pytest.importorskip("accelerate", reason="training needs the train extra")
@@ -126,6 +127,7 @@ def _run(arguments: list[str], log: str) -> None:
     out = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     for stream in (1, 2):
         os.dup2(out, stream)
+    torch.set_num_threads(1)  # so that no update's number of threads follows the machine's load
     sys.argv = ["hqtvae", *arguments]
     sys.exit(main())
 
