@@ -216,10 +216,13 @@ def measure_this_machine(device: str | torch.device | None = None, dtype: torch.
 def _gemm_rate(device: torch.device, dtype: torch.dtype, sizes: tuple[int, ...]) -> float:
     """FLOP/s of the best of these n x n x n products. Sizes ascend; the rest are left out once one would take long."""
     rate, budget = 0.0, BUDGET_SECONDS / len(sizes)
+    noise = torch.Generator(device)  # else what is drawn after a measurement would be other than without one
     for n in sizes:
         if rate > 0 and 2 * n**3 / rate > BUDGET_SECONDS:
             break
-        left, right = (torch.randn(n, n, dtype=torch.float32, device=device).to(dtype) for _ in range(2))
+        left, right = (
+            torch.randn(n, n, dtype=torch.float32, device=device, generator=noise).to(dtype) for _ in range(2)
+        )
         out = torch.empty_like(left)
         seconds = _best_seconds(lambda: torch.mm(left, right, out=out), device, budget)  # noqa: B023
         rate = max(rate, 2 * n**3 / seconds)

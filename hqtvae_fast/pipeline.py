@@ -176,9 +176,9 @@ class HQTVAEPipeline:
         return self
 
     def refresh(self) -> HQTVAEPipeline:
-        """Take the weights as they now are. Needed after writes to ``weight.data`` alone, which torch does not count;
-        all other changes (``load_state_dict``, ``copy_``, a fused LoRA, an optimizer's step) are seen at the start of
-        each request."""
+        """Take the weights as they now are. Needed after what torch does not count: writes to ``weight.data``, and
+        steps of an optimizer with ``fused=True``. All other changes (``load_state_dict``, ``copy_``, a fused LoRA, any
+        other optimizer's step) are seen at the start of each request."""
         self._executor.doubt()
         return self
 

@@ -171,3 +171,9 @@ def test_measured_gpu_stays_under_its_published_peaks() -> None:
         assert device.shared_memory == peak.shared_memory
         assert 0.5 * peak.flops < device.flops <= 1.02 * peak.flops
         assert 0.7 * peak.bandwidth < device.bandwidth <= 1.02 * peak.bandwidth
+
+
+def test_measuring_takes_no_number_from_the_global_stream():
+    before = torch.get_rng_state()
+    hardware._gemm_rate(torch.device("cpu"), torch.float32, (8, 16))
+    assert torch.equal(torch.get_rng_state(), before)

@@ -28,6 +28,10 @@ from hqtvae_fast.ops.soft_label_cross_entropy import soft_labels
 
 FOLDABLE = (nn.Conv2d, nn.ConvTranspose2d, nn.PixelShuffle, nn.UpsamplingNearest2d)
 RESTART_SHARE = 0.1  # of the count that each code would have if all were chosen alike
+RESTART_COUNT = 1.3 * RESTART_SHARE
+"""Where a restarted code begins: some 25 updates above the threshold at a decay of 0.99. From the whole count it is 230
+until a vector that nothing chooses is tried anew: on sixty pictures 44% and 33% of the codes (top and bottom) were in
+use after 300 updates, and PSNR was 0.8 dB lower, after 875 too (two seeds, size tiny)."""
 
 
 class Codebook(nn.Module):
@@ -73,8 +77,9 @@ class Codebook(nn.Module):
         """One EMA step on statistics of :func:`code_statistics`, summed over all ranks.
 
         ``restart``: gives K vectors [K, C]. Codes whose running count is below a tenth of what each would have if all
-        were chosen alike start anew from those vectors, at that count. (A fixed threshold would restart codes in use
-        where a batch has fewer vectors than there are codes.)
+        were chosen alike start anew from those vectors, a little above that threshold: what nothing chooses is soon
+        given another vector. (A fixed threshold would restart codes in use where a batch has fewer vectors than there
+        are codes.)
         """
         state = (self.embedding, self.cluster_size, self.embedding_sum)
         ema_update(*state, counts_K, sums_KC, self.decay, self.epsilon)
@@ -82,9 +87,10 @@ class Codebook(nn.Module):
             uniform = counts_K.mean()
             unused_K = self.cluster_size < RESTART_SHARE * uniform
             fresh_KC = restart(len(self.embedding)).to(self.embedding.dtype)
-            self.cluster_size.copy_(torch.where(unused_K, uniform, self.cluster_size))
+            start = RESTART_COUNT * uniform
+            self.cluster_size.copy_(torch.where(unused_K, start, self.cluster_size))
             self.embedding.copy_(torch.where(unused_K[:, None], fresh_KC, self.embedding))
-            self.embedding_sum.copy_(torch.where(unused_K[:, None], fresh_KC * uniform, self.embedding_sum))
+            self.embedding_sum.copy_(torch.where(unused_K[:, None], fresh_KC * start, self.embedding_sum))
 
 
 def _rows(z_BCHW: Tensor) -> Tensor:

@@ -2,8 +2,8 @@
 
 Each such thing is a :class:`Made`. It is right as long as the tensors that it was made of are the same ones, in the
 same memory, and have not been written since. Their versions tell that: torch counts an optimizer's writes, ``copy_``,
-``load_state_dict``, whatever is done to the tensor itself. What is done to ``weight.data`` it does not count: after
-that, :meth:`Made.doubt`.
+``load_state_dict``, whatever is done to the tensor itself. What is done to ``weight.data`` it does not count, nor, up
+to 2.13, the step of an optimizer with ``fused=True``: after these, :meth:`Made.doubt`.
 """
 
 from __future__ import annotations

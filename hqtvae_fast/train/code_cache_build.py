@@ -22,6 +22,7 @@ from hqtvae_fast.train.code_cache import CacheSpec, CodeCache, join_codes, pictu
 from hqtvae_fast.train.data import Source
 from hqtvae_fast.train.data.squares import CentreSquares
 from hqtvae_fast.train.progress import picture_bar
+from hqtvae_fast.train.words import say
 
 BATCH = 32  # pictures encoded at once: at 256x256 the encoder's widest activations take 1 GiB
 POLL_SECONDS = 1.0
@@ -56,7 +57,7 @@ def open_code_cache(
         time.sleep(POLL_SECONDS)
     cache = CodeCache(file, spec)
     if cache.broken:
-        accelerator.print(f"code cache {file}: {cache.broken:,} of {spec.pictures:,} pictures are broken")
+        say(f"code cache {file}: {cache.broken:,} of {spec.pictures:,} pictures are broken")
     return cache
 
 

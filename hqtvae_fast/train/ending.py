@@ -6,12 +6,11 @@ import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from rich.console import Console
-
 from hqtvae_fast.checkpoint_config import read_config
 from hqtvae_fast.run_folder import MODEL, PICTURES, REPORT
 from hqtvae_fast.train.records import LOSSES, read_records
 from hqtvae_fast.train.report import figures
+from hqtvae_fast.train.words import say
 
 SHOWN = 3  # classes in a command
 ANY_PROMPT = "what to draw"
@@ -20,7 +19,7 @@ ANY_PROMPT = "what to draw"
 def say_end(directory: Path, runs: Mapping[str, Path], *, example: str = "", data: Sequence[str] = ()) -> None:
     """Print :func:`end_lines` to stderr; for the main process."""
     for line in end_lines(directory, runs, example=example, data=data):
-        Console(stderr=True).print(line, soft_wrap=True, highlight=False, markup=False)
+        say(line)
 
 
 def end_lines(directory: Path, runs: Mapping[str, Path], *, example: str = "", data: Sequence[str] = ()) -> list[str]:

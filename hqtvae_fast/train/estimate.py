@@ -125,20 +125,6 @@ def training_precision(device: str | torch.device) -> Autocast:
     return cast(Autocast, {torch.bfloat16: "bf16", torch.float16: "fp16"}.get(default_dtype(device), "no"))
 
 
-def in_words(seconds: float) -> str:
-    """A duration that is a guess: about 40 seconds, about 6 minutes, about 3 hours."""
-    if seconds < 5:
-        return "a few seconds"
-    if seconds < 60:
-        return f"about {round(seconds, -1):.0f} seconds"
-    name, count = "minute", round(seconds / 60)
-    if seconds >= 5400:
-        name, count = "hour", round(seconds / 3600)
-    if seconds >= 2 * 86_400:
-        name, count = "day", round(seconds / 86_400)
-    return f"about {count} {name}{'' if count == 1 else 's'}"
-
-
 # -------------------------------------------------------------------------------------------------------------- counted
 
 

@@ -25,6 +25,7 @@ from hqtvae_fast.train.data import PictureDataset, Source
 from hqtvae_fast.train.models import make_transformer_config, make_vae_config, with_changes
 from hqtvae_fast.train.tokenizer import Vocabulary
 from hqtvae_fast.train.validation import HeldOut, validate_vae
+from hqtvae_fast.train.words import say
 
 PREFIX = "prefix."
 TABLES = ("prefix.embedding.weight", "prefix.head.weight")
@@ -70,7 +71,7 @@ def keeps_vae(accelerator: Accelerator, vae: HQVAE, source: Source) -> bool:
     vae.train(mode)
     keeps = quality >= KEPT_FROM
     what = "kept as it is" if keeps else f"trained on, as that is below {KEPT_FROM:.0f} dB"
-    accelerator.print(f"stage 1 reconstructs these pictures with {quality:.1f} dB: {what}")
+    say(f"stage 1 reconstructs these pictures with {quality:.1f} dB: {what}")
     return keeps
 
 
@@ -85,7 +86,7 @@ def init_transformer(
     changes: Mapping[str, Any],
     vae: VAEConfig,
     *,
-    say: Say = print,
+    say: Say = say,
 ) -> HQTransformer:
     """The HQ-Transformer of the checkpoint at ``path``, in fp32, made to draw from what the data have; without one, the
     run's own and random weights.

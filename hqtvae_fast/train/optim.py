@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
 from torch.optim import Adam, AdamW
 
 from hqtvae_fast.model import HQTransformer
+
+Optimizing = TypeVar("Optimizing", bound=torch.optim.Optimizer)
 
 STAGE1_LEARNING_RATE = 4e-5
 STAGE1_BETAS = (0.5, 0.9)
@@ -43,7 +45,7 @@ def fused(device: torch.device) -> bool | None:
 def stage1_optimizer(module: nn.Module, lr: float = STAGE1_LEARNING_RATE, *, fused: bool | None = None) -> Adam:
     """Adam for HQ-VAE, or for its discriminator. Codebooks are buffers: they follow their averages, not this."""
     trainable = [parameter for parameter in module.parameters() if parameter.requires_grad]
-    return Adam(trainable, lr=lr, betas=STAGE1_BETAS, fused=fused)
+    return _counted(Adam(trainable, lr=lr, betas=STAGE1_BETAS, fused=fused))
 
 
 def stage2_optimizer(
@@ -61,4 +63,15 @@ def stage2_optimizer(
         text = transformer.config.condition == "text"
         lr = STAGE2_TEXT_LEARNING_RATE if text else STAGE2_LEARNING_RATE
     groups = parameter_groups(transformer, weight_decay)
-    return AdamW(groups, lr=lr, betas=STAGE2_BETAS, fused=fused)
+    return _counted(AdamW(groups, lr=lr, betas=STAGE2_BETAS, fused=fused))
+
+
+def _counted(optimizer: Optimizing) -> Optimizing:
+    """With its writes counted: torch's fused kernels leave the weights' versions as they were, by which what was made
+    of weights (packed, folded) is known to be out of date."""
+
+    def count(done: torch.optim.Optimizer, *_: Any) -> None:
+        torch.autograd.graph.increment_version([value for group in done.param_groups for value in group["params"]])
+
+    optimizer.register_step_post_hook(count)
+    return optimizer

@@ -48,6 +48,7 @@ from hqtvae_fast.train.stored_codes import (
 from hqtvae_fast.train.telling import Telling
 from hqtvae_fast.train.tokenizer import make_tokenizer, survey_captions
 from hqtvae_fast.train.validation import HeldOut
+from hqtvae_fast.train.words import say
 
 
 def train_stage1(run: Stage1Run, telling: Telling | None = None) -> Path | None:
@@ -67,7 +68,7 @@ def train_stage1(run: Stage1Run, telling: Telling | None = None) -> Path | None:
     perceptual = load_perceptual(_path(run.perceptual_weights), _path(run.lpips_weights))
     if run.perceptual:
         name = "off, as no weights were named" if perceptual is None else perceptual.name
-        accelerator.print(f"perceptual loss: {name}")
+        say(f"perceptual loss: {name}")
     held_out = open_held_out(begun, vae.config.resolution, {})
     task = Stage1(accelerator, vae, settings, perceptual=perceptual, held_out=held_out)
     return go(begun, whole, task, loader, stream, settings.steps, telling or Telling())
@@ -106,11 +107,11 @@ def train_stage2(run: Stage2Run, telling: Telling | None = None) -> Path | None:
     if condition == "text":
         words = make_tokenizer(run, accelerator, begun.source, own_vocabulary(run.init))
     torch.manual_seed(run.seed)  # the same initial weights on every rank
-    transformer = init_transformer(run.init, condition, classes, words, run.model, vae.config, say=accelerator.print)
+    transformer = init_transformer(run.init, condition, classes, words, run.model, vae.config)
     config = transformer.config
     prior = open_prior(run.prior, vae, config)
     if config.condition == "codes" and prior is None:
-        accelerator.print("no prior was named: the result will be half a model; hqtvae convert joins the halves")
+        say("no prior was named: the result will be half a model; hqtvae convert joins the halves")
     whole = HQTVAEConfig(vae=vae.config, transformer=config)
     begun = in_memory(begun, whole)
     data = _conditions(run, config)
@@ -223,7 +224,7 @@ def _open_stored(
         return open_code_cache(file, accelerator, vae, source, **needs, workers=run.workers)
     stored = codes_as_cache(file, source, vae, **needs)
     if stored.broken:
-        accelerator.print(f"codes in {file}: {stored.broken:,} of {len(source):,} pictures are broken")
+        say(f"codes in {file}: {stored.broken:,} of {len(source):,} pictures are broken")
     return stored
 
 

@@ -16,6 +16,7 @@ from hqtvae_fast.checkpoint import CheckpointError
 from hqtvae_fast.run_folder import CHECKPOINTS, damage
 from hqtvae_fast.train.position import OtherRunError, Position, read_position
 from hqtvae_fast.train.run_checkpoints import RunCheckpoints
+from hqtvae_fast.train.words import say
 
 PROBLEM = 300  # characters of an error; torch's of a model of other sizes lists every weight
 
@@ -108,7 +109,7 @@ class RunState:
             told = "; ".join(f"{path}: {problem}" for path, problem in refused.items())
             raise TrainingError(f"expected a checkpoint to go on from; got {told}")
         if found is not None:
-            self.accelerator.print(f"going on from {found}, update {self.position.step}")
+            say(f"going on from {found}, update {self.position.step}")
         return self._tidy(refused) if self.accelerator.is_main_process else {}
 
     def _load(self, checkpoint: Path) -> str:

@@ -171,9 +171,10 @@ class Runner:
         return self._finished
 
     def close(self) -> None:
-        """End the logs and the group of processes."""
+        """End the logs. The group of processes stays: the next stage is theirs too."""
         with self.state.writing(self.directory / LOGS):
-            self.accelerator.end_training()
+            for tracker in self.accelerator.trackers:
+                tracker.finish()
 
     @property
     def _finished(self) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -9,9 +10,8 @@ from typing import Any, Generic
 
 import torch
 from accelerate import Accelerator
-from accelerate.state import AcceleratorState
+from accelerate.state import AcceleratorState, PartialState
 from accelerate.utils import DistributedDataParallelKwargs, set_seed
-from rich.console import Console
 
 from hqtvae_fast.files import write_file
 from hqtvae_fast.hardware import pick_device
@@ -32,6 +32,7 @@ from hqtvae_fast.train.data import (
 from hqtvae_fast.train.estimate import training_precision
 from hqtvae_fast.train.position import more_updates
 from hqtvae_fast.train.sizes import Picked, pick
+from hqtvae_fast.train.words import say
 from hqtvae_fast.world import WorldError, world
 
 DATA_FILE = "data.json"
@@ -61,9 +62,7 @@ class Started(Generic[Config]):
     def take_changes(self) -> None:
         """For the main process, when the run stands where it goes on from: it does so with the fields it has now."""
         if self.changed:
-            Console(stderr=True).print(
-                f"changed: {'; '.join(self.changed)}", soft_wrap=True, highlight=False, markup=False
-            )
+            say(f"changed: {'; '.join(self.changed)}")
         write_run(Path(self.run.out), self.run)
 
 
@@ -84,7 +83,7 @@ def start(run: Config, settle: Callable[[Config, Source], tuple[Config, list[str
     accelerator = join_world(precision, directory)
     accelerator.init_trackers(LOGS)
     for line in told:
-        accelerator.print(line)
+        say(line)
     facts = known(directory, accelerator, run, source)
     picked = Picked("", _remembered(run, earlier)) if earlier else pick(run, facts, device)
     size = {"size": picked.size} if picked.size else {}
@@ -108,7 +107,7 @@ def known(directory: Path, accelerator: Accelerator, run: RunConfig, source: Sou
         facts = survey(source, caption)
         write_file(file, facts.json().encode())
         if facts.note:
-            accelerator.print(facts.note)
+            say(facts.note)
     accelerator.wait_for_everyone()
     return facts or Facts.read(file, source, caption) or survey(source, caption)
 
@@ -151,6 +150,8 @@ def join_world(precision: str, directory: Path) -> Accelerator:
         project_dir=str(directory),
         kwargs_handlers=[plain],
     )
+    if here.size > 1:
+        atexit.register(PartialState().destroy_process_group)  # nothing, the second time
     found = (accelerator.process_index, accelerator.num_processes)
     if found != (here.rank, here.size):
         raise WorldError(

@@ -97,12 +97,13 @@ def settle(run: Stage2Run, source: Source) -> tuple[Stage2Run, list[str]]:
     HQ-VAE that made them, no soft labels, no mirrored pictures; and a line for each of these. They count as given:
     what is picked for a run to fit does not change them.
 
-    ConfigError where nothing names an HQ-VAE, or what names it has gone.
+    ConfigError where nothing names an HQ-VAE, where what names it has gone, or on soft labels that were asked for.
     """
     changes: dict[str, Any] = {}
     if not (run.vae or run.prior or run.init):
         changes["vae"] = _maker(whole_of(source))
-    if _shards(run, source):
+    if codes := _shards(run, source):
+        _check_wishes(codes, bool(run.soft_labels), mirrored=False)
         changes["flip"] = False
         if run.soft_labels is None:
             changes["soft_labels"] = 0.0
@@ -112,9 +113,12 @@ def settle(run: Stage2Run, source: Source) -> tuple[Stage2Run, list[str]]:
     return dataclasses.replace(run, **changes, given=tuple(sorted({*run.given, *changes}))), told
 
 
-def _shards(run: Stage2Run, source: Source) -> bool:
-    """Whether a run reads shards of codes."""
-    return isinstance(whole_of(source), CodedPictures) or (run.code_cache is not None and Path(run.code_cache).is_dir())
+def _shards(run: Stage2Run, source: Source) -> str:
+    """What messages call the shards of codes that a run reads; empty if it reads none."""
+    data, cache = whole_of(source), run.code_cache or ""
+    if isinstance(data, CodedPictures):
+        return data.name
+    return cache if cache and Path(cache).is_dir() else ""
 
 
 def _maker(data: Source) -> str:

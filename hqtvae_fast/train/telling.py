@@ -6,8 +6,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
 from hqtvae_fast.classes import Classes
 from hqtvae_fast.config import HQTVAEConfig
 from hqtvae_fast.hardware import device_name
@@ -16,10 +14,11 @@ from hqtvae_fast.run_folder import stage_runs
 from hqtvae_fast.train.config import RunConfig
 from hqtvae_fast.train.data import Facts
 from hqtvae_fast.train.ending import say_end
-from hqtvae_fast.train.estimate import in_words, training_seconds
+from hqtvae_fast.train.estimate import training_seconds
 from hqtvae_fast.train.memory import extras, share
 from hqtvae_fast.train.report import data_in_words, write_report
 from hqtvae_fast.train.start import Started
+from hqtvae_fast.train.words import duration, say
 
 
 @dataclass
@@ -43,7 +42,7 @@ class Telling:
         seconds = training_seconds(config, run.stage, share(begun), steps, device, run.precision, extras(run))
         self.facts |= {**data_in_words(begun.facts, len(begun.training), held_out), run.title: f"{model}; {how}"}
         self.facts["device"], self.example = device_name(device), begun.facts.example
-        say(f"{run.title}: {model}; {pictures}; {how}; {in_words(seconds)} here (estimated)")
+        say(f"{run.title}: {model}; {pictures}; {how}; {_about(seconds)} here (estimated)")
 
     def page(self, run: RunConfig) -> None:
         """Write the run's page."""
@@ -65,10 +64,6 @@ class Telling:
         return (own, {run.title: own}) if self.whole is None else (self.whole, stage_runs(self.whole))
 
 
-def say(line: str) -> None:
-    Console(stderr=True).print(line, soft_wrap=True, highlight=False, markup=False)
-
-
 def _of(facts: Facts) -> str:
     """What they come with."""
     if facts.condition == "none":
@@ -77,6 +72,10 @@ def _of(facts: Facts) -> str:
         return ", with captions"
     classes = Classes(len(facts.classes), facts.classes)
     return f", of {len(classes.trained):,} classes: {classes.listed()}"
+
+
+def _about(seconds: float) -> str:
+    return "a few seconds" if seconds < 5 else f"about {duration(seconds)}"
 
 
 def _model(config: HQTVAEConfig, run: RunConfig) -> str:

@@ -9,8 +9,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
 from hqtvae_fast.files import sync_folder
 from hqtvae_fast.run_folder import MODEL
 from hqtvae_fast.train.changes import earlier_run
@@ -20,6 +18,7 @@ from hqtvae_fast.train.initial import init_vae, keeps_vae, own_condition
 from hqtvae_fast.train.run import train_stage1, train_stage2
 from hqtvae_fast.train.start import join_world
 from hqtvae_fast.train.telling import Telling
+from hqtvae_fast.train.words import say
 from hqtvae_fast.world import world
 
 CODES = "codes.safetensors"
@@ -67,7 +66,7 @@ def _stage1(given: Mapping[str, Any], out: Path, telling: Telling) -> Path | Non
     if run.init is not None and _keeps_init(run.init, run, out):
         return Path(run.init)
     if _is_done(run):
-        _say(f"stage 1 is done: {folder / MODEL}")
+        say(f"stage 1 is done: {folder / MODEL}")
         return folder / MODEL
     model = train_stage1(run, telling)
     if model is not None and world().rank == 0:
@@ -108,8 +107,3 @@ def _link(source: str, target: str) -> None:
         os.link(source, target)
     except OSError:  # of a file system without links
         shutil.copy2(source, target)
-
-
-def _say(line: str) -> None:
-    if world().rank == 0:
-        Console(stderr=True).print(line, soft_wrap=True, highlight=False, markup=False)

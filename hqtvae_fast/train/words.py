@@ -5,9 +5,18 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 
+from rich.console import Console
+
 from hqtvae_fast.config import level_names
+from hqtvae_fast.world import world
 
 HELD_OUT = "val_"  # what the names of held-out figures begin with
+
+
+def say(line: str) -> None:
+    """A line on stderr, of the main process alone."""
+    if world().rank == 0:
+        Console(stderr=True).print(line, soft_wrap=True, highlight=False, markup=False)
 
 
 def in_words(metrics: Mapping[str, float]) -> list[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from hqtvae_fast.model.hqvae import Codebook, _full_precision
+from hqtvae_fast.model.hqvae import RESTART_COUNT, RESTART_SHARE, Codebook, _full_precision
 
 
 def codebook(size: int = 64, dim: int = 4) -> Codebook:
@@ -47,8 +47,10 @@ def test_an_unused_code_restarts_from_the_batch_and_a_used_one_does_not():
     )
     assert torch.equal(book.embedding[2:], fresh[2:])
     assert float(book.embedding[:2].max()) < 2
-    assert torch.equal(book.cluster_size[2:], torch.ones(2))  # the mean count: not restarted again in the next step
-    assert torch.equal(book.embedding_sum[2:], fresh[2:])
+    start = RESTART_COUNT * 1.0  # of the mean count, above the threshold: not restarted again in the next step
+    assert start > RESTART_SHARE
+    assert torch.allclose(book.cluster_size[2:], torch.full((2,), start))
+    assert torch.allclose(book.embedding_sum[2:], fresh[2:] * start)
 
 
 def test_full_precision_changes_tf32_alone():

@@ -97,7 +97,7 @@ def test_F10_a_cut_newest_checkpoint(whole, run, pictures, capsys, listed):
         (newest / CONTENTS).unlink()
     go(pictures, run)
     said = capsys.readouterr()
-    assert f"going on from {newest.with_name('step-0000002')}, update 2" in said.out
+    assert f"going on from {newest.with_name('step-0000002')}, update 2" in said.err
     assert f"left out: {newest}, a damaged checkpoint (" in said.err
     assert ("model.safetensors: expected " in said.err) == listed
     assert steps(run) == ["damaged-step-0000004", "step-0000002", "step-0000004", "step-0000006"]

@@ -67,12 +67,14 @@ def test_G11_variables_that_fit_no_job(monkeypatch, variables, message):
 @pytest.mark.parametrize("command", ["evaluate", "sample", "train"])
 def test_G11_every_command_names_the_variable(monkeypatch, tmp_path, capsys, command):
     pytest.importorskip("accelerate", reason="training needs the train extra")
+    from tests.train.small_runs import write_pictures
+
     monkeypatch.setenv("WORLD_SIZE", "two")
     folder = tmp_path / "out"
     arguments = {
         "evaluate": ["--reference", "none", "--samples", "none"],
         "sample": [CHECKPOINT, "--classes", "1", "--shards", folder],
-        "train": ["stage1", "--data", tmp_path, "--out", folder, "--steps", "1"],
+        "train": ["stage1", "--data", write_pictures(tmp_path / "set"), "--out", folder, "--steps", "1"],
     }
     assert main([command, *map(str, arguments[command])]) == 2
     assert "WORLD_SIZE: expected 1 or more" in capsys.readouterr().err
@@ -87,7 +89,7 @@ def test_G11_an_empty_variable_is_none(monkeypatch):
 def _joins(rank: int, size: int, port: int, folder: Path) -> None:
     from accelerate.state import PartialState
 
-    from hqtvae_fast.train.run import join_world
+    from hqtvae_fast.train.start import join_world
 
     PartialState._reset_state()
     torch.set_num_threads(1)
@@ -117,7 +119,7 @@ def test_F3_processes_without_a_gpu_train_together(tmp_path):
 
 def test_F3_training_refuses_a_world_that_accelerate_does_not_see(monkeypatch, tmp_path):
     pytest.importorskip("accelerate", reason="training needs the train extra")
-    from hqtvae_fast.train import run
+    from hqtvae_fast.train import start
 
     class Alone:
         process_index, num_processes, device = 0, 1, "cpu"
@@ -125,11 +127,11 @@ def test_F3_training_refuses_a_world_that_accelerate_does_not_see(monkeypatch, t
         def __init__(self, **_: object) -> None:
             pass
 
-    monkeypatch.setattr(run, "Accelerator", Alone)
+    monkeypatch.setattr(start, "Accelerator", Alone)
     for name, value in launched(1, 2).items():
         monkeypatch.setenv(name, value)
     with pytest.raises(WorldError, match=r"WORLD_SIZE: expected process 1 of 2, .*; accelerate found 0 of 1"):
-        run.join_world("no", tmp_path)
+        start.join_world("no", tmp_path)
 
 
 def torchrun(folder: Path) -> str:
@@ -156,7 +158,7 @@ def test_F3_F10_torchrun_train_is_one_run(tmp_path):
     said = torchrun(tmp_path)
     whole = losses(tmp_path / "run")
     assert [row["step"] for row in whole] == [1, 2, 3, 4]
-    assert said.count("20 pictures, 5 updates an epoch, 4 in all") == 1
+    assert said.count("batches of 4, 4 updates (") == 1
     assert (tmp_path / "run" / "model" / "config.json").is_file()
     newest = tmp_path / "run" / "checkpoints" / "step-0000004"
     own = newest / "random_states_1.pkl"  # of the second process

@@ -105,7 +105,7 @@ def test_a_broken_picture_is_replaced_as_without_a_cache(broken, trained_vae, tm
     train_stage2(stage2(broken, trained_vae, tmp_path / "pictures"))
     train_stage2(stage2(broken, trained_vae, tmp_path / "cached", code_cache=str(tmp_path / "codes")))
     assert_equal_rows(tmp_path / "cached", tmp_path / "pictures")
-    assert "2 of 20 pictures are broken" in capsys.readouterr().out
+    assert "2 of 20 pictures are broken" in capsys.readouterr().err
     cache = make(tmp_path / "codes", broken, trained_vae)
     with pytest.raises(UnreadableError):
         cache.read(3, False)

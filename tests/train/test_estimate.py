@@ -16,7 +16,6 @@ from hqtvae_fast.train import estimate
 from hqtvae_fast.train.estimate import (
     Extras,
     fits,
-    in_words,
     training_bytes,
     training_precision,
     training_seconds,
@@ -118,19 +117,3 @@ def test_bf16_where_the_processor_has_it(monkeypatch):
 def test_stage2_without_a_transformer_is_an_error():
     with pytest.raises(ValueError, match=r"stage: expected a configuration with a transformer"):
         work(HQTVAEConfig(vae=VAE, transformer=None), "stage2")
-
-
-@pytest.mark.parametrize(
-    "time, words",
-    [
-        (3, "a few seconds"),
-        (42, "about 40 seconds"),
-        (100, "about 2 minutes"),
-        (372, "about 6 minutes"),
-        (4000, "about 67 minutes"),
-        (10_000, "about 3 hours"),
-        (400_000, "about 5 days"),
-    ],
-)
-def test_in_words(time, words):
-    assert in_words(time) == words

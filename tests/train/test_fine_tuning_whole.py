@@ -68,11 +68,11 @@ def test_a_stage_1_that_does_is_kept(pictures, both_stages, tmp_path, monkeypatc
     assert same(vae_weights(both_stages), vae_weights(made))
     assert not (tmp_path / "stage1").exists()
     assert checkpoint.load(made).config.id2label == ("bright", "dark")
-    said = capsys.readouterr().out
+    said = capsys.readouterr().err
     assert "kept as it is" in said
     assert "classes by name: dark; new: bright" in said
     train_whole(given(pictures, both_stages, tmp_path))
-    assert "kept as it is" not in capsys.readouterr().out
+    assert "kept as it is" not in capsys.readouterr().err
 
 
 def test_another_is_trained_on(pictures, both_stages, tmp_path, monkeypatch):

@@ -145,6 +145,11 @@ def equal(left: dict[str, torch.Tensor], right: dict[str, torch.Tensor]) -> bool
     return left.keys() == right.keys() and all(torch.equal(value, right[name]) for name, value in left.items())
 
 
+def shared_rows(left: torch.Tensor, right: torch.Tensor) -> int:
+    """Of the rows of two tables, how many pairs are the same."""
+    return int((left[:, None] == right[None]).all(dim=-1).sum())
+
+
 def test_classes_of_the_same_names_keep_their_rows(by_class):
     said: list[str] = []
     model = init(by_class, "class", classes=("bird", "cat", None, "fish"), say=said.append)
@@ -154,7 +159,7 @@ def test_classes_of_the_same_names_keep_their_rows(by_class):
     rows = after["prefix.embedding.weight"]
     assert torch.equal(rows[1], before["prefix.embedding.weight"][1])
     others = rows[[0, 2, 3]]
-    assert not torch.isin(others, before["prefix.embedding.weight"]).any()
+    assert not shared_rows(others, before["prefix.embedding.weight"])
     assert 0.01 < float(others.std()) < 0.03
     assert len(said) == 1
     assert "cat" in said[0]
@@ -175,9 +180,8 @@ def test_without_names_labels_decide_where_there_are_as_many(tmp_path):
     assert equal(state_of(path), model.state_dict())
     assert "by their labels" in said[0]
     other = init(path, "class", classes=("a", "b", "c"))
-    assert not torch.isin(
-        other.state_dict()["prefix.embedding.weight"], state_of(path)["prefix.embedding.weight"]
-    ).any()
+    table = "prefix.embedding.weight"
+    assert not shared_rows(other.state_dict()[table], state_of(path)[table])
 
 
 def test_more_classes_than_the_data_have_may_be_asked_for(by_class):
@@ -202,7 +206,7 @@ def test_tokens_of_the_same_spelling_keep_their_rows(by_text, tmp_path):
     for part in ("prefix.embedding.weight", "prefix.head.weight"):
         kept = after[part][[new_ids[token] for token in shared]]
         assert torch.equal(kept, before[part][[old_ids[token] for token in shared]])
-        assert not torch.isin(after[part][[new_ids[token] for token in fresh]], before[part]).any()
+        assert not shared_rows(after[part][[new_ids[token] for token in fresh]], before[part])
     shorter = min(len(before["prefix.position.weight"]), new.length)
     assert torch.equal(after["prefix.position.weight"][:shorter], before["prefix.position.weight"][:shorter])
     assert torch.equal(after["prefix.norm.weight"], before["prefix.norm.weight"])
@@ -306,6 +310,6 @@ def test_stage_1_is_kept_where_it_reconstructs_the_pictures(captioned, tmp_path,
     for index, array in enumerate(noise):
         Image.fromarray(array).save(tmp_path / "noise" / f"{index}.png")
     assert not keeps_vae(accelerator, vae, open_source(tmp_path / "noise"))
-    kept, trained = capsys.readouterr().out.splitlines()
+    kept, trained = capsys.readouterr().err.splitlines()
     assert kept.endswith("dB: kept as it is")
     assert "dB: trained on" in trained

@@ -173,7 +173,7 @@ def test_the_command_lists_all(capsys, monkeypatch):
 
 def test_the_command_takes_a_preset(capsys, monkeypatch):
     runs = []
-    monkeypatch.setattr("hqtvae_fast.train.run.train_stage2", runs.append)
+    monkeypatch.setattr("hqtvae_fast.train.run.train_stage2", lambda run, again: runs.append(run))
     flags = ["--preset", "global-refiner", "--prior", "runs/prior/model", "--data", "x", "--out", "y", "--steps", "3"]
     assert main(["train", "stage2", *flags]) == 0
     (run,) = runs
@@ -260,7 +260,7 @@ def test_prior_and_refiner_draw_as_one(pictures, prior, tmp_path):
 
 def test_a_refiner_alone_can_be_joined_later(pictures, vae, prior, tmp_path, capsys):
     half = stage2(pictures, tmp_path / "refiner", "global-refiner", vae=str(vae), model=TINY)
-    assert "half a model; hqtvae convert joins the halves" in capsys.readouterr().out
+    assert "half a model; hqtvae convert joins the halves" in capsys.readouterr().err
     assert main(["convert", str(prior), str(tmp_path / "whole"), "--refiner", str(half)]) == 0
     pipe = HQTVAEPipeline.from_pretrained(tmp_path / "whole", device="cpu")
     assert len(pipe(1, progress=False).images) == 1

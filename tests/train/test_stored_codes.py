@@ -71,15 +71,15 @@ def figures(out: Path, name: str) -> list[float]:
 
 def test_codes_alone_are_enough(pictures, codes, vae, tmp_path, capsys):
     train_stage2(on_codes(codes, tmp_path / "short", flip=True))
-    told = capsys.readouterr().out
+    told = capsys.readouterr().err
     assert "soft_labels: off, as the data are codes" in told
     assert "flip: off, as the data are codes" in told
     assert f"vae: {vae}, which made the codes" in told
     said = {"soft_labels": 0.0, "vae": str(vae)}
     train_stage2(on_codes(codes, tmp_path / "long", **said))
-    assert "as the data are codes" not in capsys.readouterr().out
+    assert "as the data are codes" not in capsys.readouterr().err
     train_stage2(on_codes(pictures, tmp_path / "cached", code_cache=str(codes), vae=str(vae)))
-    assert "soft_labels: off, as the data are codes" in capsys.readouterr().out
+    assert "soft_labels: off, as the data are codes" in capsys.readouterr().err
     for other in ("long", "cached"):
         assert figures(tmp_path / other, "loss") == figures(tmp_path / "short", "loss")
     assert len(set(figures(tmp_path / "short", "loss"))) == 3
@@ -117,13 +117,14 @@ def test_the_whole_run_takes_codes_too(codes, vae, tmp_path, capsys):
 
     found = train_whole({"data": str(codes), "out": str(tmp_path / "run"), "steps": 1, "workers": 0})
     assert found == tmp_path / "run" / "model"
-    assert f"vae: {vae}, which made the codes" in capsys.readouterr().out
+    assert f"vae: {vae}, which made the codes" in capsys.readouterr().err
     assert not (tmp_path / "run" / "stage1").exists()
 
 
 def test_a_tau_that_was_named_is_refused(codes, tmp_path):
     with pytest.raises(ConfigError, match=r"^soft_labels: expected 0 with codes as data, .* got codes in "):
-        train_stage2(on_codes(codes, tmp_path, soft_labels=1.0))
+        train_stage2(on_codes(codes, tmp_path / "run", soft_labels=1.0))
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize("preset", ["S", "S-onehot"])
@@ -228,7 +229,7 @@ def test_held_out_codes_give_the_losses_of_their_pictures(pictures, codes, vae, 
 def test_a_tenth_is_held_out_of_codes_and_of_caches(pictures, codes, vae, tmp_path, cached):
     """The same pictures, from codes as from pixels."""
     model = {**MODEL, "body": STILL, "head": STILL}
-    common = {"validate_every": 1, "vae": str(vae), "soft_labels": 0.0, "model": model}
+    common = {"validate_every": 1, "validation": [], "vae": str(vae), "soft_labels": 0.0, "model": model}
     cache = {"code_cache": str(tmp_path / "cache")} if cached else {}
     train_stage2(on_codes(pictures if cached else codes, tmp_path / "codes", **cache, **common))
     train_stage2(on_codes(pictures, tmp_path / "pictures", **common))

@@ -80,3 +80,11 @@ def test_bytes_of_a_picture_in_the_cache():
     spec = {"data": "", "vae": "", "config": make_vae_config({}), "pictures": 1, "mirrored": False}
     assert CacheSpec(**spec, content="codes").picture_bytes == 640
     assert CacheSpec(**spec, content="latents").picture_bytes == 256 * 1024
+
+
+def test_what_it_says_of_fine_tuning():
+    from hqtvae_fast.train.initial import KEPT_FROM
+    from hqtvae_fast.train.sizes import FINE_TUNING, pictures_seen
+
+    assert f"{KEPT_FROM:.0f} dB or more" in PAGE
+    assert pictures_seen("stage2", FINE_TUNING, 60) == pictures_seen("stage2", "tiny", 60) / 8
