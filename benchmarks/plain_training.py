@@ -42,11 +42,12 @@ class PlainStage1:
     def __init__(self, vae: HQVAE, discriminator: PatchDiscriminator | None, device: torch.device, precision: str):
         if vae.config.num_levels != 2 or vae.config.resampler != "pixel_shuffle" or vae.config.combine != "concat":
             raise NotImplementedError("plain torch: expected two levels, pixel_shuffle and concat")
-        self.vae, self.discriminator = vae.to(device).train(), discriminator
+        # Torch's own group norm takes ten times as long on channels-last maps in bf16.
+        self.vae, self.discriminator = vae.to(device, memory_format=torch.contiguous_format).train(), discriminator
         self.precision, self.device = precision, device
         self.optimizer = torch.optim.Adam(vae.parameters(), lr=STAGE1_LEARNING_RATE, betas=STAGE1_BETAS)
         if discriminator is not None:
-            discriminator.to(device)
+            discriminator.to(device, memory_format=torch.contiguous_format)
             self.adversary = torch.optim.Adam(discriminator.parameters(), lr=STAGE1_LEARNING_RATE, betas=STAGE1_BETAS)
 
     def update(self, images: Tensor) -> dict[str, float]:

@@ -11,9 +11,11 @@ codes in stage 2; ``--profile`` says what takes the time.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from statistics import median
+from typing import Annotated, Any
 
 import torch
 import typer
@@ -93,6 +95,9 @@ def train(
     show(Results("train", describe(target, "train"), rows), json)
     if plain:
         typer.echo(f"ours / plain torch: {rows[0].median / rows[1].median:.2f}")
+    if plain and target.type == "cpu":
+        found = cpu_quotient(entrants[0].run, entrants[1].run, repeats)
+        typer.echo(f"ours / plain torch: {found:.2f} in CPU time of one thread, to which other processes add little")
     if profile:
         for entrant in entrants:
             typer.echo(f"{entrant.name}: {in_words(costs(entrant.run, target))}")
@@ -116,6 +121,28 @@ def beside(
     stage2, config = PlainStage2(task.transformer, device, precision), task.vae.config
     codes, condition = split_codes(batch.images, config.level_sides), task._condition(batch, [])
     return lambda: stage2.update(codes, condition)
+
+
+def cpu_quotient(first: Callable[[], Any], second: Callable[[], Any], turns: int) -> float:
+    """The median of first / second in CPU time of one thread, taken in turn, who begins changing, after two calls that
+    do not count."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        for run in (first, second, first, second):
+            run()
+        return median(_quotient(first, second, turn % 2 == 1) for turn in range(turns))
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _quotient(first: Callable[[], Any], second: Callable[[], Any], second_begins: bool) -> float:
+    times = {}
+    for run in (second, first) if second_begins else (first, second):
+        began = time.process_time()
+        run()
+        times[run] = time.process_time() - began
+    return times[first] / times[second]
 
 
 def _stored(task: Stage1 | Stage2) -> bool:

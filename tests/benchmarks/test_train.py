@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import time
-from statistics import median
-
 import pytest
 import torch
 
@@ -70,20 +67,20 @@ def test_kinds_of_costs(operation, kind):
 @pytest.mark.parametrize("stage, batch", [(1, 8), (2, 16)])
 def test_not_slower_than_plain_torch(stage, batch, precision):
     """The demo's model, without a discriminator: CPU time of one thread, which other work does not add to."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        pair = both(stage, "demo", batch, precision, discriminator=False)
-        for run in (*pair, *pair):
-            run()
-        quotients = []
-        for turn in range(7):
-            times = {}
-            for run in pair if turn % 2 else pair[::-1]:
-                began = time.process_time()
-                run()
-                times[run] = time.process_time() - began
-            quotients.append(times[pair[0]] / times[pair[1]])
-    finally:
-        torch.set_num_threads(threads)
-    assert median(quotients) < MARGIN
+    assert train.cpu_quotient(*both(stage, "demo", batch, precision, discriminator=False), turns=7) < MARGIN
+
+
+def test_a_quotient_of_turns(monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(train.time, "process_time", lambda: now[0])
+    order = []
+
+    def takes(name, seconds):
+        def run():
+            order.append(name)
+            now[0] += seconds
+
+        return run
+
+    assert train.cpu_quotient(takes("a", 3.0), takes("b", 2.0), 3) == 1.5
+    assert "".join(order) == "abab" + "ab" + "ba" + "ab"
