@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,12 @@ def earlier_run(folder: Path) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise ConfigError(f"{file}: expected the fields of a run; got {type(found).__name__}")
     return {name: value for name, value in found.items() if not passes(name)}
+
+
+def remembered(run: RunConfig, earlier: Mapping[str, Any]) -> dict[str, Any]:
+    """What stands in ``earlier`` and may stand in ``run``."""
+    known = {f.name for f in fields(run)}
+    return {name: value for name, value in earlier.items() if value is not None and name in known}
 
 
 def write_run(folder: Path, run: RunConfig) -> None:

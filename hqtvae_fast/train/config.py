@@ -74,9 +74,9 @@ class RunConfig:
     workers: Interval = field(default=2, metadata=FREE)
     seed: Seed = 0
     log_every: Interval = field(default=10, metadata=FREE)
-    save_every: Interval = field(default=500, metadata=FREE)
-    picture_every: Interval = field(default=500, metadata=FREE)
-    validate_every: Interval = field(default=500, metadata=FREE)
+    save_every: Interval | None = field(default=None, metadata=FREE)
+    picture_every: Interval | None = field(default=None, metadata=FREE)
+    validate_every: Interval | None = field(default=None, metadata=FREE)
     """Updates between two validations; 0: none."""
     keep: Counted = field(default=2, metadata=FREE)
     """Checkpoints, the newest ones."""

@@ -26,7 +26,7 @@ VECTORS_PER_CODE = 6
 """Vectors of the training set for each code: with fewer, a code stands for one place of one picture."""
 LEAST_CODES = 64
 FEW = 60
-SEEN = {"stage1": (14_000, 0.3), "stage2": (8_000, 0.7)}
+SEEN = {"stage1": (12_000, 0.3), "stage2": (14_000, 0.7)}
 """Pictures that training passes over before its losses level off: so many of a set of FEW, and their number to the
 power of the second of a larger one. Stage 1 learns strokes and colours, which pictures share; stage 2 each picture."""
 FINE_TUNING = "fine-tuning"

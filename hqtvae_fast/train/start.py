@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import atexit
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Generic
+from typing import Generic
 
 import torch
 from accelerate import Accelerator
@@ -16,7 +16,7 @@ from accelerate.utils import DistributedDataParallelKwargs, set_seed
 from hqtvae_fast.files import write_file
 from hqtvae_fast.hardware import pick_device
 from hqtvae_fast.run_folder import LOGS
-from hqtvae_fast.train.changes import changes, earlier_run, write_run
+from hqtvae_fast.train.changes import changes, earlier_run, remembered, write_run
 from hqtvae_fast.train.config import Config, RunConfig, completed
 from hqtvae_fast.train.data import (
     ClassFolder,
@@ -85,18 +85,13 @@ def start(run: Config, settle: Callable[[Config, Source], tuple[Config, list[str
     for line in told:
         say(line)
     facts = known(directory, accelerator, run, source)
-    picked = Picked("", _remembered(run, earlier)) if earlier else pick(run, facts, device)
+    picked = Picked("", remembered(run, earlier)) if earlier else pick(run, facts, device)
     size = {"size": picked.size} if picked.size else {}
     run = completed(run, {**picked.fields, **size, "precision": precision})
     set_seed(run.seed, device_specific=True)
     split = parts(run, source, facts)
     changed, more = tuple(changes(run, earlier)), more_updates(directory, run.batch_size)
     return Started(run, accelerator, source, *split, facts, picked.size, bool(earlier), changed, more)
-
-
-def _remembered(run: RunConfig, earlier: Mapping[str, Any]) -> dict[str, Any]:
-    known = {f.name for f in fields(run)}
-    return {name: value for name, value in earlier.items() if value is not None and name in known}
 
 
 def known(directory: Path, accelerator: Accelerator, run: RunConfig, source: Source) -> Facts:
@@ -129,7 +124,8 @@ def intervals(run: RunConfig, steps: int) -> dict[str, int]:
     """How often a run saves, draws and validates: as it says, or some ten times."""
     usual = min(MOST, max(1, steps // PARTS))
     names = ("save_every", "picture_every", "validate_every")
-    return {name: getattr(run, name) if name in run.given else usual for name in names}
+    named = {name: getattr(run, name) for name in names}
+    return {name: usual if value is None else value for name, value in named.items()}
 
 
 def join_world(precision: str, directory: Path) -> Accelerator:

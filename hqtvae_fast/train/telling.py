@@ -55,7 +55,7 @@ class Telling:
 
     def say_end(self, run: RunConfig) -> None:
         """The page as it stays, unless no pictures are drawn, and the last lines."""
-        if run.picture_every:
+        if run.picture_every != 0:
             self.page(run)
         say_end(*self._place(run), example=self.example, data=run.data)
 

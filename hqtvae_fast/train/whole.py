@@ -11,8 +11,8 @@ from typing import Any
 
 from hqtvae_fast.files import sync_folder
 from hqtvae_fast.run_folder import MODEL
-from hqtvae_fast.train.changes import earlier_run
-from hqtvae_fast.train.config import RunConfig, Stage1Run, Stage2Run, read_run
+from hqtvae_fast.train.changes import changes, earlier_run, remembered
+from hqtvae_fast.train.config import RunConfig, Stage1Run, Stage2Run, completed, read_run
 from hqtvae_fast.train.data import are_codes, open_source, select
 from hqtvae_fast.train.initial import init_vae, keeps_vae, own_condition
 from hqtvae_fast.train.run import train_stage1, train_stage2
@@ -66,6 +66,8 @@ def _stage1(given: Mapping[str, Any], out: Path, telling: Telling) -> Path | Non
     if run.init is not None and _keeps_init(run.init, run, out):
         return Path(run.init)
     if _is_done(run):
+        earlier = earlier_run(folder)
+        changes(completed(run, remembered(run, earlier)), earlier)  # of which none may ask for another model
         say(f"stage 1 is done: {folder / MODEL}")
         return folder / MODEL
     model = train_stage1(run, telling)

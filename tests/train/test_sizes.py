@@ -47,12 +47,12 @@ def test_a_cpu_trains_the_tiny_model_of_sixty_pictures():
     assert size == "tiny"
     assert run.model["resolution"] == 64
     assert run.batch_size == 16
-    assert run.steps == 875
+    assert run.steps == 750
     assert run.model["codebook_sizes"] == [128, 512]  # six vectors a code: 960 top ones, 3,840 bottom ones
     assert run.restart_unused
     assert run.crops < 1
     size, run = picked(Stage2Run, 60)
-    assert (size, run.steps, run.batch_size) == ("tiny", 500, 16)
+    assert (size, run.steps, run.batch_size) == ("tiny", 875, 16)
 
 
 @pytest.mark.parametrize("pictures, gib, size", [(60, 80, "small"), (49_999, 80, "small"), (50_000, 80, "paper"),

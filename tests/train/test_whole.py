@@ -13,6 +13,7 @@ pytest.importorskip("accelerate", reason="training needs the train extra")
 from small_runs import write_pictures
 
 from hqtvae_fast import HQTVAEPipeline
+from hqtvae_fast.config import ConfigError
 from hqtvae_fast.train.records import read_records, without_times
 from hqtvae_fast.train.stage1 import Stage1
 from hqtvae_fast.train.stage2 import Stage2
@@ -73,6 +74,13 @@ def test_what_is_done_is_not_done_again(pictures, whole, monkeypatch, capsys):
     assert run(pictures, whole) == whole / "model"
     assert (whole / "codes.safetensors").stat().st_mtime_ns == before
     assert "stage 1 is done" in capsys.readouterr().err
+
+
+def test_a_stage_1_that_is_done_stays_what_it_is(pictures, whole):
+    with pytest.raises(
+        ConfigError, match=r"resolution: expected 16, as .*; got 32: .* another --out"
+    ):
+        run(pictures, whole, resolution=32)
 
 
 def test_time_is_for_both_stages(pictures, tmp_path):
