@@ -18,6 +18,7 @@ from hqtvae_fast.engine import SamplingParams, image_seeds
 from hqtvae_fast.model import HQTransformer
 from hqtvae_fast.ops.sample_logits import check_sampling
 from hqtvae_fast.pipeline import HQTVAEPipeline
+from hqtvae_fast.train.sizes import size_config
 
 SEED = 0
 
@@ -44,7 +45,13 @@ TINY = HQTVAEConfig(
 )
 """A model of the usual shape that runs in a second: it shows that the benchmark works, and says nothing about speed."""
 
-BENCHMARK_PRESETS = {**PRESETS, "tiny": TINY, "demo": read_config(Path(hqtvae_fast.__file__).parent / "assets/demo")}
+BENCHMARK_PRESETS = {
+    **PRESETS,
+    "tiny": TINY,
+    "demo": read_config(Path(hqtvae_fast.__file__).parent / "assets/demo"),
+    "size-tiny": size_config("tiny"),
+    "size-small": size_config("small"),
+}
 
 
 def open_model(preset: str, directory: Path | None) -> Checkpoint:

@@ -12,9 +12,10 @@ from typing import Any
 
 import torch
 
+from hqtvae_fast.config import HQTVAEConfig
 from hqtvae_fast.train.config import RunConfig, Size, merged
 from hqtvae_fast.train.data import Facts
-from hqtvae_fast.train.models import make_vae_config
+from hqtvae_fast.train.models import make_transformer_config, make_vae_config
 from hqtvae_fast.train.presets import load_preset, load_size
 
 PAPER = {"class": "S", "text": "S-text", "none": "FFHQ"}
@@ -66,6 +67,13 @@ def pick(run: RunConfig, facts: Facts, device: torch.device) -> Picked:
     epochs = fields.pop("epochs", 0)
     seen = max(epochs * facts.pictures, pictures_seen(run.stage, kind, facts.pictures))
     return Picked(size, {**fields, "steps": max(1, math.ceil(seen / batch))})
+
+
+def size_config(name: str, num_classes: int = 10) -> HQTVAEConfig:
+    """Both stages of ``tiny`` or ``small`` with all of their codes, drawn from classes."""
+    vae = make_vae_config(load_size(name, "stage1")["model"])
+    fields = {**load_size(name, "stage2")["model"], "condition": "class", "num_classes": num_classes}
+    return HQTVAEConfig(vae=vae, transformer=make_transformer_config(fields, vae))
 
 
 def pictures_seen(stage: str, kind: str, pictures: int) -> float:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import atexit
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -128,6 +127,13 @@ def intervals(run: RunConfig, steps: int) -> dict[str, int]:
     return {name: usual if value is None else value for name, value in named.items()}
 
 
+def leave_world() -> None:
+    """End the group of processes that :func:`join_world` began, if there is one; another may begin."""
+    if world().size > 1:
+        PartialState().destroy_process_group()
+        AcceleratorState._reset_state(reset_partial_state=True)
+
+
 def join_world(precision: str, directory: Path) -> Accelerator:
     """This process among those that train together, which are the ones that :func:`hqtvae_fast.world.world` tells of.
 
@@ -146,8 +152,6 @@ def join_world(precision: str, directory: Path) -> Accelerator:
         project_dir=str(directory),
         kwargs_handlers=[plain],
     )
-    if here.size > 1:
-        atexit.register(PartialState().destroy_process_group)  # nothing, the second time
     found = (accelerator.process_index, accelerator.num_processes)
     if found != (here.rank, here.size):
         raise WorldError(

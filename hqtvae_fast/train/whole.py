@@ -16,7 +16,7 @@ from hqtvae_fast.train.config import RunConfig, Stage1Run, Stage2Run, completed,
 from hqtvae_fast.train.data import are_codes, open_source, select
 from hqtvae_fast.train.initial import init_vae, keeps_vae, own_condition
 from hqtvae_fast.train.run import train_stage1, train_stage2
-from hqtvae_fast.train.start import join_world
+from hqtvae_fast.train.start import join_world, leave_world
 from hqtvae_fast.train.telling import Telling
 from hqtvae_fast.train.words import say
 from hqtvae_fast.world import world
@@ -47,6 +47,7 @@ def train_whole(given: Mapping[str, Any], again: str = "") -> Path | None:
         fields["stop_after_minutes"] = max(0.01, minutes - (time.monotonic() - began) / 60)
     run = read_run(Stage2Run, None, fields)
     found = train_stage2(run, telling)
+    leave_world()
     if found is None:
         return None
     if world().rank == 0:

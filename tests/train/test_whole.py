@@ -77,9 +77,7 @@ def test_what_is_done_is_not_done_again(pictures, whole, monkeypatch, capsys):
 
 
 def test_a_stage_1_that_is_done_stays_what_it_is(pictures, whole):
-    with pytest.raises(
-        ConfigError, match=r"resolution: expected 16, as .*; got 32: .* another --out"
-    ):
+    with pytest.raises(ConfigError, match=r"resolution: expected 16, as .*; got 32: .* another --out"):
         run(pictures, whole, resolution=32)
 
 
