@@ -21,16 +21,23 @@ UNKNOWN = float("inf")
 
 def in_memory(begun: Begun, config: HQTVAEConfig, free: float | None = None) -> Begun:
     """The run in the fewest micro-batches that ``free`` bytes hold, by default those of its device, if it begins and
-    nobody has named a number. A warning where not even single pictures will fit."""
+    nobody has named a number. Where not even single pictures of stage 2 fit, activations are computed twice; a warning
+    where that does not help either."""
     run, pictures = begun.run, share(begun)
     if begun.goes_on or "accumulate" in run.given:
         return begun
     free = free_bytes(begun.accelerator.device) if free is None else free
     parts = [count for count in range(1, pictures + 1) if pictures % count == 0]
     asked = (config, run.stage)
-    found = next((n for n in parts if fits(*asked, pictures // n, free, run.precision, extras(run))), pictures)
-    if not fits(*asked, pictures // found, free, run.precision, extras(run)):
-        needed = training_bytes(*asked, 1, run.precision, extras(run)) / 2**30
+    runs = [run]
+    if isinstance(run, Stage2Run) and "activation_checkpointing" not in run.given:
+        runs.append(dataclasses.replace(run, activation_checkpointing=True))
+    for run in runs:
+        found = next((n for n in parts if fits(*asked, pictures // n, free, run.precision, extras(run))), None)
+        if found is not None:
+            break
+    else:
+        found, needed = pictures, training_bytes(*asked, 1, run.precision, extras(run)) / 2**30
         warnings.warn(
             f"memory: a picture at a time needs about {needed:.1f} GiB (estimated), and {free / 2**30:.1f} are free:"
             " a smaller --size or --resolution needs less",

@@ -118,7 +118,7 @@ def train_stage2(run: Stage2Run, telling: Telling | None = None) -> Path | None:
     stored, held_out_stored = open_stored(begun, vae)
     loader, stream = open_data(begun, vae.config.resolution, data, stored)
     settings = make_stage2_settings(run, stream.batches_per_epoch, begun.more)
-    transformer.set_activation_checkpointing(run.activation_checkpointing)
+    transformer.set_activation_checkpointing(begun.run.activation_checkpointing)
     task = Stage2(
         accelerator,
         vae,

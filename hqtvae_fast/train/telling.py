@@ -39,6 +39,10 @@ class Telling:
         model = f"{f'size {begun.size}, ' if begun.size else ''}{_model(config, run)}"
         precision = "fp32" if run.precision == "no" else run.precision
         how = f"batches of {run.batch_size}, {steps:,} updates ({passes:,.3g} passes), {precision}"
+        if run.accumulate > 1:
+            how += f", in {run.accumulate:,} micro-batches"
+        if getattr(run, "activation_checkpointing", False):
+            how += ", activations computed twice"
         seconds = training_seconds(config, run.stage, share(begun), steps, device, run.precision, extras(run))
         self.facts |= {**data_in_words(begun.facts, len(begun.training), held_out), run.title: f"{model}; {how}"}
         self.facts["device"], self.example = device_name(device), begun.facts.example

@@ -136,6 +136,23 @@ def test_a_picture_that_does_not_fit_is_said(config):
         memory.in_memory(begun(16), config, free=1e6)
 
 
+def test_stage_2_computes_activations_twice_before_it_gives_up():
+    config = sizes.size_config("small")
+    run = read_run(Stage2Run, None, {**USER, "vae": "vae", "batch_size": 2, "code_cache": "codes"})
+    once, twice = (
+        memory.training_bytes(config, "stage2", 1, "no", memory.extras(dataclasses.replace(run, **changes)))
+        for changes in ({}, {"activation_checkpointing": True})
+    )
+    assert twice < once
+    started = _Started(run, SimpleNamespace(num_processes=1, device=CPU))
+    assert not memory.in_memory(started, config, free=once / 0.9 * 1.01).run.activation_checkpointing
+    found = memory.in_memory(started, config, free=(once + twice) / 2 / 0.9).run
+    assert found.activation_checkpointing
+    assert found.accumulate in (1, 2)
+    with pytest.warns(UserWarning, match="memory: a picture at a time"):
+        memory.in_memory(started, config, free=twice / 2)
+
+
 def test_what_was_named_or_begun_stays(config):
     assert memory.in_memory(begun(16, accumulate=2), config, free=1e6).run.accumulate == 2
     assert memory.in_memory(dataclasses.replace(begun(16), goes_on=True), config, free=1e6).run.accumulate == 1
