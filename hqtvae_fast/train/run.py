@@ -293,10 +293,10 @@ def go(
             leave_world()
         raise
     runner.close()
-    if telling.whole is None:
-        leave_world()
     if finished and accelerator.is_main_process:
         telling.end(run)
+    if telling.whole is None:
+        leave_world(together=True)
     return directory / MODEL if finished else None
 
 

@@ -127,11 +127,15 @@ def intervals(run: RunConfig, steps: int) -> dict[str, int]:
     return {name: usual if value is None else value for name, value in named.items()}
 
 
-def leave_world() -> None:
-    """End the group of processes that :func:`join_world` began, if there is one; another may begin."""
-    if world().size > 1:
+def leave_world(*, together: bool = False) -> None:
+    """End the group of processes that :func:`join_world` began, if there is one: the last thing that a run does.
+
+    ``together``: when all have come so far, for one that still talks to others that have gone may fail at its end.
+    """
+    if world().size > 1 and torch.distributed.is_initialized():
+        if together:
+            torch.distributed.barrier()
         PartialState().destroy_process_group()
-        AcceleratorState._reset_state(reset_partial_state=True)
 
 
 def join_world(precision: str, directory: Path) -> Accelerator:

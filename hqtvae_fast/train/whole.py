@@ -33,7 +33,17 @@ def train_whole(given: Mapping[str, Any], again: str = "") -> Path | None:
     Called again it goes on where it was stopped. Returns the finished model's folder, ``out/model``; None if the run
     was stopped before its end. ``again``: the command that goes on with it.
     """
-    out, began = Path(given["out"]), time.monotonic()
+    try:
+        model = _train(given, Path(given["out"]), again)
+    except BaseException:
+        leave_world()
+        raise
+    leave_world(together=True)
+    return model
+
+
+def _train(given: Mapping[str, Any], out: Path, again: str) -> Path | None:
+    began = time.monotonic()
     telling = Telling(again, out)
     fields = {**given, "out": str(out / "stage2")}
     if not are_codes(given["data"]):
@@ -47,7 +57,6 @@ def train_whole(given: Mapping[str, Any], again: str = "") -> Path | None:
         fields["stop_after_minutes"] = max(0.01, minutes - (time.monotonic() - began) / 60)
     run = read_run(Stage2Run, None, fields)
     found = train_stage2(run, telling)
-    leave_world()
     if found is None:
         return None
     if world().rank == 0:
