@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from benchmarks.plain_decoder import decoded, encoded
 from benchmarks.plain_transformer import plain_block, plain_norm, refuse_unknown
+from hqtvae_fast.config import ConfigError
 from hqtvae_fast.model import HQVAE, HQTransformer
 from hqtvae_fast.model.embedding import LocalEmbedding
 from hqtvae_fast.model.head import PyramidHead, _group_mask
@@ -40,8 +41,10 @@ class PlainStage1:
     """HQ-VAE of two levels between pixel shuffles, and its discriminator where one is given."""
 
     def __init__(self, vae: HQVAE, discriminator: PatchDiscriminator | None, device: torch.device, precision: str):
-        if vae.config.num_levels != 2 or vae.config.resampler != "pixel_shuffle" or vae.config.combine != "concat":
-            raise NotImplementedError("plain torch: expected two levels, pixel_shuffle and concat")
+        config = vae.config
+        if (config.num_levels, config.resampler, config.combine) != (2, "pixel_shuffle", "concat"):
+            got = f"{config.num_levels} levels, {config.resampler} and {config.combine}"
+            raise ConfigError(f"plain torch: expected two levels, pixel_shuffle and concat; got {got}")
         # Torch's own group norm takes ten times as long on channels-last maps in bf16.
         self.vae, self.discriminator = vae.to(device, memory_format=torch.contiguous_format).train(), discriminator
         self.precision, self.device = precision, device

@@ -43,7 +43,7 @@ class Prepared(nn.Module):
         raise NotImplementedError
 
     def doubt(self) -> None:
-        """Take nothing for right any more: after writes to ``weight.data``, which no version tells of."""
+        """Take nothing for right any more: after what no version tells of, see :mod:`hqtvae_fast.ops.made`."""
         for module in tree(self):
             for value in module.__dict__.values():
                 if isinstance(value, Made):
