@@ -30,11 +30,11 @@ from hqtvae_fast.engine.fused_step import FusedStep
 from hqtvae_fast.engine.whole_head import weights_of, why_not
 from hqtvae_fast.model import HQTransformer
 from hqtvae_fast.model.head import PyramidHead
+from hqtvae_fast.model.linear import quantize_linears
 from hqtvae_fast.ops import sample_logits
 from hqtvae_fast.ops.explain import peaks_of
-from hqtvae_fast.ops.linear import quantize_linears
-from hqtvae_fast.ops.prediction_head import BACKENDS, PredictionHead
-from hqtvae_fast.ops.prediction_head.spec import cost
+from hqtvae_fast.ops.kernels.prediction_head import BACKENDS, PredictionHead
+from hqtvae_fast.ops.kernels.prediction_head.spec import cost
 from hqtvae_fast.ops.spec import Case
 
 QUANTIZATIONS = (None, "int8")

@@ -11,7 +11,7 @@ from hqtvae_fast.model import HQTransformer
 from hqtvae_fast.model.embedding import LocalEmbedding, ReduceEmbedding
 from hqtvae_fast.model.head import PyramidHead
 from hqtvae_fast.model.layers import Blocks
-from hqtvae_fast.ops.embed_codes import Mode, embed_codes
+from hqtvae_fast.ops.kernels.embed_codes import Mode, embed_codes
 
 
 class BodyEmbedding:

@@ -24,9 +24,16 @@ from hqtvae_fast.engine.tables import CLASSES, StepTables, num_starts
 from hqtvae_fast.model import HQTransformer
 from hqtvae_fast.model.head import CodeHead, PyramidHead
 from hqtvae_fast.model.layers import MLP, Block, Blocks
-from hqtvae_fast.ops import add_layer_norm, bias_gelu, decode_attention, linear, local_attention, prefill_attention
-from hqtvae_fast.ops.linear import Linear
-from hqtvae_fast.ops.linear.fused import MOST_ROWS, Workspace
+from hqtvae_fast.model.linear import Linear
+from hqtvae_fast.ops import (
+    add_layer_norm,
+    bias_gelu,
+    decode_attention,
+    local_attention,
+    prefill_attention,
+    skinny_linear,
+)
+from hqtvae_fast.ops.kernels.skinny_linear.triton import MOST_ROWS, Workspace
 
 Attend = Callable[[Tensor, "Tensor | None", int], Tensor]
 """(q/k/v [B, T, 3, H, E] without their bias, the bias, the layer's number) -> [B, T, D]. Without queries: k/v."""
@@ -128,7 +135,7 @@ class FusedStep:
         """The wide inside of an MLP, [B, T, 4 D]."""
         if self._few(x):
             weight, scale = mlp.up.streamed
-            return linear(x, weight, mlp.up.bias, scale=scale, gelu=mlp.gelu, **self._few_rows)
+            return skinny_linear(x, weight, mlp.up.bias, scale=scale, gelu=mlp.gelu, **self._few_rows)
         return bias_gelu(F.linear(x, mlp.up.weight), mlp.up.bias, mlp.gelu)
 
     def _multiply(self, x: Tensor, layer: nn.Module, first: int = 0) -> Tensor:
@@ -137,7 +144,7 @@ class FusedStep:
         if not self._few(x):
             return F.linear(x, layer.weight[first:])
         weight, scale = layer.streamed
-        return linear(x, weight[first:], scale=None if scale is None else scale[first:], **self._few_rows)
+        return skinny_linear(x, weight[first:], scale=None if scale is None else scale[first:], **self._few_rows)
 
     def _few(self, x: Tensor) -> bool:
         """Whether a product with these rows is the time to read its weight, which our kernel does alone."""

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
-from hqtvae_fast.ops.linear.fused import DEPENDENT_CAPABILITY
+from hqtvae_fast.ops.kernels.skinny_linear.triton import DEPENDENT_CAPABILITY
 
 
 @dataclass(frozen=True)
@@ -16,7 +16,7 @@ class EngineOptions:
     neither top-k nor top-p is set, draw inside the head's product, its logits never stored
     (:func:`hqtvae_fast.ops.draw_from_head`). ``overlap``: draw a batch while the one before it is decoded
     (:mod:`hqtvae_fast.engine.lanes`); None: on a GPU. ``dependent_launch``: Hopper's programmatic dependent launch, of
-    products of up to 16 rows (:mod:`hqtvae_fast.ops.linear.kernels`) and of the head where it is one kernel.
+    products of up to 16 rows (:func:`hqtvae_fast.ops.skinny_linear`) and of the head where it is one kernel.
     ``skip_query``: leave out the queries of the head's first pass, whose one position sees itself alone. ``tf32``:
     multiply fp32 numbers as TF32."""
 

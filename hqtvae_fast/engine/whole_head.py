@@ -13,10 +13,10 @@ from hqtvae_fast.config import TransformerConfig
 from hqtvae_fast.model import HQTransformer
 from hqtvae_fast.model.head import PyramidHead
 from hqtvae_fast.model.layers import Block
+from hqtvae_fast.model.linear import Linear
 from hqtvae_fast.model.prepared import ALTERED
-from hqtvae_fast.ops.linear import Linear
-from hqtvae_fast.ops.prediction_head import BlockWeights, HeadWeights, LevelWeights, PredictionHead
-from hqtvae_fast.ops.prediction_head.table import MOST_IMAGES
+from hqtvae_fast.ops.kernels.prediction_head import BlockWeights, HeadWeights, LevelWeights, PredictionHead
+from hqtvae_fast.ops.kernels.prediction_head.table import MOST_IMAGES
 
 OP, BACKEND = "prediction_head", "cuda"
 

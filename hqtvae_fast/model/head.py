@@ -7,8 +7,8 @@ from torch import Tensor, nn
 
 from hqtvae_fast.config import TransformerConfig
 from hqtvae_fast.model.layers import LAYER_NORM_EPS, Blocks, StackCache
+from hqtvae_fast.model.linear import Linear
 from hqtvae_fast.model.pyramid import parents
-from hqtvae_fast.ops.linear import Linear
 
 
 class CodeHead(nn.Module):

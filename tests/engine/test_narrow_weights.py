@@ -13,8 +13,8 @@ from hqtvae_fast import HQTVAEPipeline
 from hqtvae_fast.engine import fused_step
 from hqtvae_fast.engine.fused_step import FusedStep
 from hqtvae_fast.engine.step import StepOptions
-from hqtvae_fast.ops.linear import Linear, quantize_linears
-from hqtvae_fast.ops.linear.reference import NARROW, quantize
+from hqtvae_fast.model.linear import Linear, quantize_linears
+from hqtvae_fast.ops.kernels.skinny_linear.reference import NARROW, quantize
 
 CASES = ["class_parallel", "class_parallel_iet1", "uncond_reduce"]
 both = pytest.mark.parametrize("to", NARROW)
@@ -27,14 +27,14 @@ def quantized(case, to="int8"):
 def few_rows_everywhere(monkeypatch):
     """As on a GPU; here the product itself is the reference's."""
     seen = []
-    linear = fused_step.linear
+    linear = fused_step.skinny_linear
 
     def watched(x, weight, *bias, **options):
         seen.append((weight.dtype, options["scale"] is not None))
         return linear(x, weight, *bias, **options)
 
     monkeypatch.setattr(FusedStep, "_few", lambda self, x: True)
-    monkeypatch.setattr(fused_step, "linear", watched)
+    monkeypatch.setattr(fused_step, "skinny_linear", watched)
     return seen
 
 
@@ -76,13 +76,13 @@ def test_logits_of_few_rows_are_those_of_the_rounded_weights(to, monkeypatch):
 @pytest.mark.parametrize("wanted", [False, True])
 def test_products_of_few_rows_are_told_to_prefetch(wanted, monkeypatch):
     monkeypatch.setattr(FusedStep, "_few", lambda self, x: True)
-    told, linear = set(), fused_step.linear
+    told, linear = set(), fused_step.skinny_linear
 
     def watched(*tensors, **options):
         told.add(options.pop("prefetch"))
         return linear(*tensors, **options)
 
-    monkeypatch.setattr(fused_step, "linear", watched)
+    monkeypatch.setattr(fused_step, "skinny_linear", watched)
     draw(golden_pipeline("class_parallel").transformer, "fused", options=StepOptions(dependent_launch=wanted))
     assert told == {wanted}
 

@@ -15,9 +15,9 @@ from hqtvae_fast.engine import whole_head
 from hqtvae_fast.engine.cache import KVCache
 from hqtvae_fast.engine.loop import SamplingParams, StepRunner, draw_codes
 from hqtvae_fast.engine.step import StepOptions, make_caches
+from hqtvae_fast.model.linear import quantize_linears
 from hqtvae_fast.ops import PredictionHead
-from hqtvae_fast.ops.linear import quantize_linears
-from hqtvae_fast.ops.prediction_head import HeadWeights, reference, spec, table
+from hqtvae_fast.ops.kernels.prediction_head import HeadWeights, reference, spec, table
 from hqtvae_fast.ops.spec import Case
 
 CASE, NARROW_CASE = spec.SMALL_CASES[-1], spec.SMALL_CASES[4]

@@ -20,7 +20,7 @@ from hqtvae_fast.engine.encoding import EncodeReplay, make_encoder
 from hqtvae_fast.engine.loop import make_step
 from hqtvae_fast.engine.whole_head import WholeHead
 from hqtvae_fast.model.autoencoder import Upsample
-from hqtvae_fast.ops.linear import Linear
+from hqtvae_fast.model.linear import Linear
 from hqtvae_fast.ops.made import Made
 
 CASE = GOLDEN / "class_parallel"
