@@ -7,17 +7,17 @@ from typing import Annotated, Any
 
 import typer
 
-from benchmarks.encode import encode
-from benchmarks.gate import compare
-from benchmarks.generate import generate
-from benchmarks.html import report
-from benchmarks.launches import launches
-from benchmarks.ops import ops
+from benchmarks.gate.compare import compare
+from benchmarks.gate.proxies import main as proxies
 from benchmarks.options import ManyValues
-from benchmarks.precision import precision
-from benchmarks.proxies import main as proxies
-from benchmarks.steps import steps
-from benchmarks.train import train
+from benchmarks.report.html import report
+from benchmarks.studies.launches import launches
+from benchmarks.studies.precision import precision
+from benchmarks.suites.encode import encode
+from benchmarks.suites.generate import generate
+from benchmarks.suites.ops import ops
+from benchmarks.suites.steps import steps
+from benchmarks.suites.train import train
 
 app = typer.Typer(
     rich_markup_mode="rich",

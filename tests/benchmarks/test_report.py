@@ -11,9 +11,10 @@ import pytest
 import torch
 from PIL import Image
 
-from benchmarks import html, plots, schema
-from benchmarks.environment import HERE, describe
-from benchmarks.schema import Results, Row
+from benchmarks.measuring import schema
+from benchmarks.measuring.environment import HERE, describe
+from benchmarks.measuring.schema import Results, Row
+from benchmarks.report import html, plots
 from hqtvae_fast import cli
 
 FACTS = describe(torch.device("cpu"), "ops")

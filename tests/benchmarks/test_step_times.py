@@ -7,8 +7,8 @@ import re
 import pytest
 import torch
 
-from benchmarks.ours import TINY
-from benchmarks.steps import main
+from benchmarks.entrants.ours import TINY
+from benchmarks.suites.steps import main
 from hqtvae_fast.engine.cache import table_bytes
 
 TIME = r"[\d.]+ ms \(min [\d.]+\)"
