@@ -26,9 +26,9 @@ from benchmarks.measuring.schema import Results, Row
 from benchmarks.suites.generate import _pick_device
 from benchmarks.suites.train import DeviceName, Preset, Repeats
 from hqtvae_fast.engine.graph import Replay
-from hqtvae_fast.engine.step import FusedStep, head_weights, why_no_whole_head
+from hqtvae_fast.engine.step import FusedStep, why_no_whole_head
 from hqtvae_fast.model import HQTransformer
-from hqtvae_fast.model.head import PyramidHead
+from hqtvae_fast.model.head import PyramidHead, head_weights
 from hqtvae_fast.ops import sample_logits
 from hqtvae_fast.ops.explain import peaks_of
 from hqtvae_fast.ops.linear import quantize_linears

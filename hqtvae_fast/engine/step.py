@@ -29,13 +29,13 @@ from hqtvae_fast.engine.cache import CLASSES, KVCache, StepTables, make_caches, 
 from hqtvae_fast.engine.options import EngineOptions
 from hqtvae_fast.model import HQTransformer
 from hqtvae_fast.model.embedding import BodyEmbedding, HeadEmbedding
-from hqtvae_fast.model.head import CodeHead, PyramidHead
+from hqtvae_fast.model.head import CodeHead, PyramidHead, head_weights, split_group
 from hqtvae_fast.model.layers import Block, Blocks
 from hqtvae_fast.model.prepared import ALTERED
 from hqtvae_fast.ops import add_layer_norm, bias_gelu, decode_attention, linear, local_attention, prefill_attention
 from hqtvae_fast.ops.linear import Linear
 from hqtvae_fast.ops.linear.fused import MOST_ROWS, Workspace
-from hqtvae_fast.ops.prediction_head import BlockWeights, HeadWeights, LevelWeights, PredictionHead
+from hqtvae_fast.ops.prediction_head import PredictionHead
 from hqtvae_fast.ops.prediction_head.table import MOST_IMAGES
 
 Engine = Literal["fused", "reference"]
@@ -104,24 +104,6 @@ def make_step(
     return FusedStep(model, batch, options, tables) if engine == "fused" else ReferenceStep(model, batch)
 
 
-@dataclass(frozen=True)
-class GroupPart:
-    """The positions of a group that are of one level."""
-
-    level: int
-    positions: range
-
-
-def split_group(model: HQTransformer, group: range) -> list[GroupPart]:
-    """A group's positions by level, top first; they are neighbours."""
-    levels = [model.config.local_levels[q] for q in group]
-    starts = [group.start + levels.index(level) for level in sorted(set(levels))]
-    ends = [*starts[1:], group.stop]
-    return [
-        GroupPart(level, range(start, end)) for level, start, end in zip(sorted(set(levels)), starts, ends, strict=True)
-    ]
-
-
 class ReferenceStep:
     """The model's own modules, as they read in :mod:`hqtvae_fast.model`, with caches."""
 
@@ -140,7 +122,7 @@ class ReferenceStep:
 
     def head(self, h_BD: Tensor, local_BN: Tensor, group: range) -> Sequence[LevelLogits]:
         logits = self.model.head.draw(h_BD, local_BN, group, self.caches[1])
-        parts = split_group(self.model, group)
+        parts = split_group(self.model.config, group)
         return [LevelLogits(part.level, part.positions.start, x) for part, x in zip(parts, logits, strict=True)]
 
     def skip(self, h_BD: Tensor) -> None:
@@ -165,7 +147,7 @@ class _Entry:
 
 
 class FusedStep:
-    """See :class:`Step`. The model's parameters are read in place, none is copied but the positions' few rows, at each
+    """See :class:`Step`. The model's parameters are read in place, none is copied but the positions' sums, at each
     first step. The draw takes over the head's last product only where its weight is not quantized. ``tables``: None
     makes them where the options ask for them."""
 
@@ -205,7 +187,7 @@ class FusedStep:
         return self._run(_Entry(model.body, x_BSD, attend), model.norm)[1][:, -1]
 
     def head(self, h_BD: Tensor, local_BN: Tensor, group: range) -> Sequence[LevelLogits | LevelFeatures]:
-        head, parts = self.model.head, split_group(self.model, group)
+        head, parts = self.model.head, split_group(self.model.config, group)
         if isinstance(head, CodeHead):
             return [self._predict(0, 0, h_BD[:, None], head.logits)]
         norms = [cast(nn.LayerNorm, head.norms[part.level]) for part in parts]
@@ -332,22 +314,9 @@ class WholeHead:
         weights = head_weights(cast(PyramidHead, model.head))
         return cls(PredictionHead.of(weights, config.num_heads, config.gelu, dependent=dependent))
 
-    def __call__(
-        self,
-        h_BD: Tensor,
-        local_BN: Tensor,
-        *,
-        seeds: Tensor,
-        step: Tensor,
-        temperature: Tensor,
-        top_k: Tensor,
-        top_p: Tensor,
-        invalid: Tensor,
-        keep_top: bool,
-    ) -> None:
-        filters = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
-        options = {"invalid": invalid, "draw_top": not keep_top, "backend": HEAD_BACKEND}
-        self.head(h_BD.contiguous(), local_BN, seeds=seeds, step=step, **filters, **options)  # type: ignore[arg-type]
+    def __call__(self, h_BD: Tensor, local_BN: Tensor, *, keep_top: bool, **how: Tensor) -> None:
+        """``how``: seeds, step and filters of every level, as the operation takes them."""
+        self.head(h_BD.contiguous(), local_BN, draw_top=not keep_top, backend=HEAD_BACKEND, **how)  # type: ignore[arg-type]
 
 
 def why_no_whole_head(config: TransformerConfig, batch: int) -> str | None:
@@ -359,23 +328,3 @@ def why_no_whole_head(config: TransformerConfig, batch: int) -> str | None:
     if batch > MOST_IMAGES:
         return f"expected at most {MOST_IMAGES} images; got {batch}"
     return None
-
-
-@torch.no_grad()
-def head_weights(head: PyramidHead) -> HeadWeights:
-    """The head's own tensors, quantized ones where a matrix has been rounded; only the rows of the positions may be a
-    copy."""
-
-    def norm(layer: nn.Module) -> tuple[Tensor, Tensor]:
-        return cast(Tensor, layer.weight), cast(Tensor, layer.bias)
-
-    def block(layer: Block) -> BlockWeights:
-        attention, mlp = layer.attention, layer.mlp
-        projections = (attention.qkv, attention.out, mlp.up, mlp.down)
-        qkv, out, up, down = ((*linear.streamed, linear.bias) for linear in projections)
-        return BlockWeights(*norm(layer.norm1), *qkv, *out, *norm(layer.norm2), *up, *down)
-
-    pairs = zip(head.norms, head.logits, strict=True)
-    levels = tuple(LevelWeights(*norm(own), *cast(Linear, logits).streamed) for own, logits in pairs)
-    blocks = tuple(block(cast(Block, layer)) for layer in head.blocks.layers)
-    return HeadWeights(head.start, head.position.weight[:4], cast(Tensor, head.codes[0].weight), blocks, levels)

@@ -178,11 +178,11 @@ def fails_above(limit: int, error: Exception, drawn: list[int]):
 )
 def test_less_memory_makes_smaller_batches_and_says_so(error):
     drawn: list[int] = []
-    with pytest.warns(UserWarning, match="not enough memory for .* at once") as said:
+    with pytest.warns(UserWarning, match="not enough memory for .* at once") as caught:
         finished = list(generate(job(fails_above(2, error, drawn)), Cutter(7, 8), CPU))
     assert drawn == [2, 2, 2, 1]
     assert torch.cat([batch.codes[0] for batch in finished]).flatten().tolist() == list(range(7))
-    messages = [str(warning.message) for warning in said]
+    messages = [str(warning.message) for warning in caught]
     assert messages[0] == "not enough memory for 7 images at once: going on with 4"
     assert len(messages) == 2  # once a size, not once a batch
 

@@ -347,7 +347,7 @@ def test_a_failed_capture_names_the_operator_and_leaves_a_working_device():
 
 @pytest.mark.gpu
 def test_captures_on_two_streams_at_once_give_what_they_give_alone():
-    """Products of few rows split their inputs and meet in a workspace: two graphs must not have the same one."""
+    """Skinny products split their inputs and meet in a workspace: two graphs must not have the same one."""
     x, weight = torch.randn(2, 8, 8192, device="cuda"), torch.randn(8192, 512, device="cuda")
     outs = [torch.zeros(8, 512, device="cuda") for _ in range(2)]
 

@@ -139,7 +139,7 @@ def test_the_engine_is_chosen_by_name():
 
 
 def test_kernels_of_a_step_are_within_their_budget():
-    """Preset S: at most 8 kernels a block and pass, 7 for few rows, and 190 in all; the modules take more."""
+    """Preset S: at most 8 kernels a block and pass, 7 of skinny products, and 190 in all; the modules take more."""
     config = preset("S").transformer
     assert launches_a_block(config, "fused", batch=64) == {"body": 8, "head": 16}  # the head runs twice
     assert launches_a_block(config, "fused", batch=1) == {"body": 7, "head": 14}

@@ -15,7 +15,8 @@ from hqtvae_fast.engine import EngineOptions
 from hqtvae_fast.engine import step as step_module
 from hqtvae_fast.engine.cache import KVCache, make_caches
 from hqtvae_fast.engine.loop import Drawing, SamplingParams, draw_codes
-from hqtvae_fast.engine.step import WholeHead, head_weights
+from hqtvae_fast.engine.step import WholeHead
+from hqtvae_fast.model.head import head_weights
 from hqtvae_fast.ops import PredictionHead
 from hqtvae_fast.ops.linear import quantize_linears
 from hqtvae_fast.ops.prediction_head import HeadWeights, reference, spec, table
