@@ -43,7 +43,7 @@ def report(files: Files, out: Out = Path("report")) -> None:
 
 def _pictures(every: Sequence[Results]) -> list[dict[str, bytes]]:
     """Of each run PNGs by file name: ``<what>-<theme>.png``, with a number from the second run's of a name on."""
-    from benchmarks import plots  # matplotlib is not needed for what else this module does
+    from benchmarks.report import plots  # matplotlib is not needed for what else this module does
 
     taken: dict[str, int] = {}
     drawn = []
