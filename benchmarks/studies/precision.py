@@ -20,7 +20,7 @@ from torch import Tensor
 
 from benchmarks.options import run
 from hqtvae_fast import HQTVAEPipeline
-from hqtvae_fast.engine.precision import Quantization
+from hqtvae_fast.engine.options import Quantization
 from hqtvae_fast.hardware import fp32_products
 from hqtvae_fast.model import HQTransformer
 

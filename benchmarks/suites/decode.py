@@ -33,7 +33,7 @@ from benchmarks.suites.decode_layers import to_table as layers_table
 from hqtvae_fast.checkpoint import load
 from hqtvae_fast.config import ConfigError, VAEConfig
 from hqtvae_fast.engine import decode_codes
-from hqtvae_fast.engine.graph import DecodeReplay
+from hqtvae_fast.engine.coding import DecodeReplay
 from hqtvae_fast.hardware import Device, default_dtype
 from hqtvae_fast.model import HQVAE
 from hqtvae_fast.model.cost import decode_flops

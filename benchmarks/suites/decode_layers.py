@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from benchmarks.measuring.figures import plain
 from benchmarks.measuring.timing import Marks
-from hqtvae_fast.engine.decoding import chunk_size
+from hqtvae_fast.engine.coding import chunk_size
 from hqtvae_fast.hardware import Device
 from hqtvae_fast.model import HQVAE
 from hqtvae_fast.model.autoencoder import AttnBlock, NormSwish, Upsample

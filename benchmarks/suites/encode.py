@@ -22,7 +22,7 @@ from benchmarks.measuring.environment import describe
 from benchmarks.measuring.schema import Results
 from benchmarks.suites.generate import _pick_device
 from benchmarks.suites.train import BatchSize, DeviceName, Preset, Repeats, make_batch
-from hqtvae_fast.engine.encoding import EncodeReplay
+from hqtvae_fast.engine.coding import EncodeReplay
 from hqtvae_fast.model.cost import encode_flops
 
 Compile = Annotated[bool, typer.Option("--compile", help="Time torch.compile's encoder as well.")]

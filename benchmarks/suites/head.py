@@ -25,11 +25,10 @@ from benchmarks.measuring.environment import describe
 from benchmarks.measuring.schema import Results, Row
 from benchmarks.suites.generate import _pick_device
 from benchmarks.suites.train import DeviceName, Preset, Repeats
-from hqtvae_fast.engine.capture import Replay
-from hqtvae_fast.engine.fused_step import FusedStep
-from hqtvae_fast.engine.whole_head import weights_of, why_not
+from hqtvae_fast.engine.graph import Replay
+from hqtvae_fast.engine.step import FusedStep, why_no_whole_head
 from hqtvae_fast.model import HQTransformer
-from hqtvae_fast.model.head import PyramidHead
+from hqtvae_fast.model.head import PyramidHead, head_weights
 from hqtvae_fast.ops import sample_logits
 from hqtvae_fast.ops.explain import peaks_of
 from hqtvae_fast.ops.linear import quantize_linears
@@ -101,9 +100,9 @@ def _ways(model: HQTransformer, batch: int) -> dict[str, Callable[[], object]]:
                 sample_logits(part.logits, out=out, **place, **own)
 
     ways: dict[str, Callable[[], object]] = {"fused step": fused}
-    reason = why_not(config, batch)
+    reason = why_no_whole_head(config, batch)
     if reason is None:
-        whole = PredictionHead.of(weights_of(cast(PyramidHead, model.head)), config.head.num_heads, config.head.gelu)
+        whole = PredictionHead.of(head_weights(cast(PyramidHead, model.head)), config.head.num_heads, config.head.gelu)
         invalid = torch.zeros((), dtype=torch.bool, device=device)
         inputs = (h, codes, invalid, seeds, number, *filters.values())
         reason = BACKENDS[0].why_not(*inputs, whole, True)

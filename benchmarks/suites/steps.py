@@ -1,4 +1,4 @@
-"""What options of a step gain (:class:`hqtvae_fast.engine.step.StepOptions`): its time with each, and with none.
+"""What options of a step gain (:class:`hqtvae_fast.engine.EngineOptions`): its time with each, and with none.
 
 ``hqtvae bench steps --preset S --device cpu --batch 1 --options tables skip_query``. All take turns, run by
 run; weights and codes are random. A run draws nothing: it is the body and the head's passes of the first ``--steps``
@@ -21,9 +21,8 @@ from torch import Tensor
 from benchmarks.entrants.ours import BENCHMARK_PRESETS
 from benchmarks.options import run
 from hqtvae_fast.config import TransformerConfig
-from hqtvae_fast.engine.fused_step import FusedStep, make_tables
 from hqtvae_fast.engine.options import EngineOptions, check_options
-from hqtvae_fast.engine.step import StepOptions
+from hqtvae_fast.engine.step import FusedStep, make_tables
 from hqtvae_fast.model import HQTransformer
 
 NONE = "none"
@@ -80,15 +79,15 @@ def _line(what: str, times: dict[str, list[float]]) -> str:
     return f"{what}: {'; '.join(told)}"
 
 
-def _with(name: str, model: HQTransformer) -> StepOptions:
+def _with(name: str, model: HQTransformer, batch: int) -> FusedStep:
     """One option."""
     if name != "tables":
-        return StepOptions(**{name: True})
+        return FusedStep(model, batch, EngineOptions(**{name: True}))
     start = time.perf_counter()
     tables = make_tables(model)
     _synchronise(model.norm.weight.device)
     print(f"tables: {tables.bytes / 1e6:.1f} MB, made in {time.perf_counter() - start:.2f} s")
-    return StepOptions(tables)
+    return FusedStep(model, batch, tables=tables)
 
 
 class Numbers(str, Enum):
@@ -135,7 +134,7 @@ def steps(
         model = HQTransformer(config).to(DTYPES[dtype.value]).eval()
         inputs = _inputs(config, batch)
     timed = {NONE: FusedStep(model, batch)}
-    timed |= {name: FusedStep(model, batch, _with(name, model)) for name in names}
+    timed |= {name: _with(name, model, batch) for name in names}
     times = _measure(timed, inputs, count, repeats)
     print(_line("first step", {name: [run[0] for run in runs] for name, runs in times.items()}))
     print(_line("a later step", {name: [t for run in runs for t in run[1:]] for name, runs in times.items()}))

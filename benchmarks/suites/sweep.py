@@ -22,7 +22,7 @@ from benchmarks.suites.outcomes import Entrant, Outcome, Roof, Workload
 from hqtvae_fast.checkpoint import Checkpoint
 from hqtvae_fast.config import HQTVAEConfig
 from hqtvae_fast.engine import SamplingParams
-from hqtvae_fast.engine.precision import check_precision, default_precision, read_precision
+from hqtvae_fast.engine.options import check_precision, default_precision, read_precision
 from hqtvae_fast.hardware import Device
 from hqtvae_fast.model.cost import image_cost
 

@@ -1,4 +1,4 @@
-"""Narrow weights in the engine: read by products of few rows, the same numbers to everyone else."""
+"""Quantized weights in the engine: read by skinny products, the same numbers to everyone else."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from conftest import GOLDEN, golden_pipeline
 from test_fused_step import condition_of, draw, same
 
 from hqtvae_fast import HQTVAEPipeline
-from hqtvae_fast.engine import fused_step
-from hqtvae_fast.engine.fused_step import FusedStep
-from hqtvae_fast.engine.step import StepOptions
+from hqtvae_fast.engine import EngineOptions
+from hqtvae_fast.engine import step as step_module
+from hqtvae_fast.engine.step import FusedStep
 from hqtvae_fast.ops.linear import Linear, quantize_linears
 from hqtvae_fast.ops.linear.reference import NARROW, quantize
 
@@ -24,27 +24,27 @@ def quantized(case, to="int8"):
     return quantize_linears(copy.deepcopy(golden_pipeline(case).transformer), to)
 
 
-def few_rows_everywhere(monkeypatch):
+def skinny_everywhere(monkeypatch):
     """As on a GPU; here the product itself is the reference's."""
     seen = []
-    linear = fused_step.linear
+    linear = step_module.linear
 
     def watched(x, weight, *bias, **options):
         seen.append((weight.dtype, options["scale"] is not None))
         return linear(x, weight, *bias, **options)
 
-    monkeypatch.setattr(FusedStep, "_few", lambda self, x: True)
-    monkeypatch.setattr(fused_step, "linear", watched)
+    monkeypatch.setattr(step_module, "is_skinny", lambda x: True)
+    monkeypatch.setattr(step_module, "linear", watched)
     return seen
 
 
 @both
 @pytest.mark.parametrize("case", CASES)
-def test_few_rows_read_narrow_numbers_and_give_the_same_codes(case, to, monkeypatch):
+def test_skinny_products_read_quantized_numbers_and_give_the_same_codes(case, to, monkeypatch):
     model, plain = quantized(case, to), golden_pipeline(case).transformer
     wanted, many_rows = draw(model, "reference"), draw(model, "fused")
     assert same(many_rows, wanted)
-    seen = few_rows_everywhere(monkeypatch)
+    seen = skinny_everywhere(monkeypatch)
     assert same(draw(model, "fused"), wanted)
     assert set(seen) == {(NARROW[to], True)}
     seen.clear()
@@ -53,7 +53,7 @@ def test_few_rows_read_narrow_numbers_and_give_the_same_codes(case, to, monkeypa
 
 
 @both
-def test_logits_of_few_rows_are_those_of_the_rounded_weights(to, monkeypatch):
+def test_logits_of_skinny_products_are_those_of_the_rounded_weights(to, monkeypatch):
     model = quantized("class_parallel", to)
     config, batch = model.config, 2
     local, condition = (
@@ -68,22 +68,22 @@ def test_logits_of_few_rows_are_those_of_the_rounded_weights(to, monkeypatch):
             return [part.logits for group in config.groups for part in step.head(h, local[:, 0], group)]
 
     wanted = logits()
-    few_rows_everywhere(monkeypatch)
+    skinny_everywhere(monkeypatch)
     for got, expected in zip(logits(), wanted, strict=True):
         torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("wanted", [False, True])
-def test_products_of_few_rows_are_told_to_prefetch(wanted, monkeypatch):
-    monkeypatch.setattr(FusedStep, "_few", lambda self, x: True)
-    told, linear = set(), fused_step.linear
+def test_skinny_products_are_told_to_prefetch(wanted, monkeypatch):
+    monkeypatch.setattr(step_module, "is_skinny", lambda x: True)
+    told, linear = set(), step_module.linear
 
     def watched(*tensors, **options):
         told.add(options.pop("prefetch"))
         return linear(*tensors, **options)
 
-    monkeypatch.setattr(fused_step, "linear", watched)
-    draw(golden_pipeline("class_parallel").transformer, "fused", options=StepOptions(dependent_launch=wanted))
+    monkeypatch.setattr(step_module, "linear", watched)
+    draw(golden_pipeline("class_parallel").transformer, "fused", options=EngineOptions(dependent_launch=wanted))
     assert told == {wanted}
 
 
@@ -110,18 +110,18 @@ def test_a_weight_in_training_is_not_streamed_as_int8():
 @pytest.mark.parametrize("to,step", [("int8", 1 / 250), ("fp8", 1 / 27)])
 def test_the_pipelines_option(to, step):
     options = {"device": "cpu", "dtype": "fp32"}
-    plain, narrow = (
+    plain, rounded = (
         HQTVAEPipeline.from_pretrained(GOLDEN / "class_parallel", **options, quantization=quantization)
         for quantization in (None, to)
     )
-    for name, weight in narrow.transformer.named_parameters():
+    for name, weight in rounded.transformer.named_parameters():
         before = plain.transformer.get_parameter(name).detach()
-        is_linear = isinstance(narrow.transformer.get_submodule(name.rpartition(".")[0]), Linear)
+        is_linear = isinstance(rounded.transformer.get_submodule(name.rpartition(".")[0]), Linear)
         assert torch.equal(weight, before) != (is_linear and name.endswith("weight")), name
         assert float((weight.detach() - before).abs().max()) <= float(before.abs().max()) * step
     assert all(
         torch.equal(a, b)
-        for a, b in zip(plain.vae.state_dict().values(), narrow.vae.state_dict().values(), strict=True)
+        for a, b in zip(plain.vae.state_dict().values(), rounded.vae.state_dict().values(), strict=True)
     )
     with pytest.raises(ValueError, match="quantization: expected 'int8', 'fp8' or None; got 'int4'"):
         HQTVAEPipeline.from_pretrained(GOLDEN / "class_parallel", **options, quantization="int4")

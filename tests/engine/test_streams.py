@@ -7,7 +7,8 @@ from contextlib import contextmanager
 import pytest
 import torch
 
-from hqtvae_fast.engine import Batch, Job, lanes
+from hqtvae_fast.engine import streams
+from hqtvae_fast.engine.streams import Drawn, GPUStreams
 
 CPU = torch.device("cpu")
 
@@ -37,7 +38,7 @@ class Fakes:
         patch.setattr(torch.cuda, "Stream", lambda device=None: FakeStream(self.log, next(names)))
         patch.setattr(torch.cuda, "current_stream", lambda device=None: self.current)
         patch.setattr(torch.cuda, "stream", self.on)
-        patch.setattr(lanes, "_to_host", self.to_host)
+        patch.setattr(streams, "_to_host", self.to_host)
 
     @contextmanager
     def on(self, stream):
@@ -58,23 +59,24 @@ def fakes(monkeypatch):
     return Fakes(monkeypatch)
 
 
-def job(fakes):
-    def draw(batch, invalid):
-        fakes.log.append(f"draw on {fakes.current.name}")
-        return (torch.arange(batch.size)[:, None, None],)
+def issue(fakes, own, count, size):
+    """A batch of ``count`` images among ``size`` rows, as the executor issues it."""
 
     def decode(codes, count):
         fakes.log.append(f"decode on {fakes.current.name}")
         return codes[0][:count] / 2
 
-    return Job(draw, decode, str)
+    with own.drawing():
+        fakes.log.append(f"draw on {fakes.current.name}")
+        codes = (torch.arange(size)[:, None, None],)
+    return own.decoding(Drawn(codes, torch.tensor(False), count), decode)
 
 
 @pytest.mark.parametrize("overlap", [True, False])
 def test_a_batch_is_decoded_after_it_is_drawn(fakes, overlap):
-    own = lanes._Streams(CPU, overlap)
+    own = GPUStreams(CPU, overlap)
     fakes.log.clear()
-    wait = own.issue(job(fakes), Batch(0, 2, 3))
+    wait = issue(fakes, own, 2, 3)
     first, second = ("drawing", "decoding") if overlap else ("caller's", "caller's")
     between = ["decoding waits for drawing"] if overlap else []
     copies = [f"copy on {second}"] * 3
@@ -87,20 +89,20 @@ def test_a_batch_is_decoded_after_it_is_drawn(fakes, overlap):
 
 
 def test_weights_on_their_way_are_waited_for(fakes):
-    lanes._Streams(CPU, overlap=True)
+    GPUStreams(CPU, overlap=True)
     assert fakes.log == ["drawing waits for caller's", "decoding waits for caller's"]
 
 
 def test_what_a_caller_keeps_is_no_page_locked_memory(fakes):
-    done = lanes._Streams(CPU, overlap=True).issue(job(fakes), Batch(0, 2, 2))()
+    done = issue(fakes, GPUStreams(CPU, overlap=True), 2, 2)()
     locked = {value.data_ptr() for value in fakes.locked}
     assert not locked & {done.codes[0].data_ptr(), done.images.data_ptr()}
 
 
 def test_a_failed_device_does_not_hide_which_batch_it_failed_in(fakes):
     """Leaving, the streams are waited for once more, where a failed device raises again; the first error counts."""
-    own = lanes._Streams(CPU, overlap=True)
-    own.decoding.broken = True
+    own = GPUStreams(CPU, overlap=True)
+    own._decoding.broken = True
     own.close()
     assert fakes.log[-1] == "the host waits for decoding"
     with pytest.raises(RuntimeError, match="illegal memory access"):

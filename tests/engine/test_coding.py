@@ -8,8 +8,8 @@ import pytest
 import torch
 from conftest import golden_pipeline, golden_values
 
-from hqtvae_fast.engine.capture import CaptureError
-from hqtvae_fast.engine.encoding import EncodeReplay, make_encoder
+from hqtvae_fast.engine.coding import EncodeReplay, make_encoder
+from hqtvae_fast.engine.graph import CaptureError
 
 CASES = ("class_parallel", "class_level3", "stage1_avgpool", "stage1_conv2")
 

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import threading
 import warnings
+from contextlib import nullcontext
 
 import pytest
 import torch
 
 from hqtvae_fast.engine import Batch, Cutter, GenerationError, Job, generate
-from hqtvae_fast.engine.lanes import Done
+from hqtvae_fast.engine.streams import Done
 
 CPU = torch.device("cpu")
-both_lanes = pytest.mark.parametrize("overlap", [False, True])
+both_ways = pytest.mark.parametrize("overlap", [False, True])
 
 
 def cuts(total: int, limit: int, *, fixed: bool = False) -> list[tuple[int, int, int]]:
@@ -42,7 +43,7 @@ def test_buckets_hold_what_is_left():
     assert Cutter(55, 60, buckets=True).next(0) == Batch(0, 55, 60)  # no bucket of that size: the limit itself
 
 
-def draw(batch: Batch, invalid: torch.Tensor) -> tuple[torch.Tensor, ...]:
+def draw(batch: Batch, invalid: torch.Tensor, on_step=None) -> tuple[torch.Tensor, ...]:
     """Codes that name the image: its index, and nine in the padding."""
     own = torch.arange(batch.start, batch.stop)
     return (torch.cat([own, torch.full((batch.size - batch.count,), 9)])[:, None, None],)
@@ -57,10 +58,10 @@ def describe(batch: Batch) -> str:
 
 
 def job(draw=draw, decode=decode) -> Job:
-    return Job(draw, decode, describe)
+    return Job(lambda batch: (batch,), draw, decode, describe, nullcontext(lambda: None))
 
 
-@both_lanes
+@both_ways
 @pytest.mark.parametrize("fixed", [False, True])
 def test_batches_come_in_order_without_their_padding(fixed, overlap):
     finished = list(generate(job(), Cutter(7, 3, fixed=fixed), CPU, overlap=overlap))
@@ -76,7 +77,7 @@ def test_nothing_is_done_that_is_not_asked_for():
     """A consumer that stops ends the drawing; no thread is left."""
     drawn, threads = [], threading.active_count()
 
-    def counted(batch, invalid):
+    def counted(batch, invalid, on_step):
         drawn.append(batch.start)
         return draw(batch, invalid)
 
@@ -94,7 +95,7 @@ def test_on_a_cpu_the_next_batch_is_drawn_while_one_is_decoded():
     """Each waits for the other to have begun: one after the other they would wait for ever."""
     drawing, decoding, seen = threading.Event(), threading.Event(), []
 
-    def second_draws(batch, invalid):
+    def second_draws(batch, invalid, on_step):
         if batch.start == 2:
             seen.append(decoding.wait(20))
             drawing.set()
@@ -114,7 +115,7 @@ def test_on_a_cpu_the_next_batch_is_drawn_while_one_is_decoded():
 def test_one_batch_is_drawn_ahead_and_no_thread_stays():
     drawn, threads = [], threading.active_count()
 
-    def counted(batch, invalid):
+    def counted(batch, invalid, on_step):
         drawn.append(batch.start)
         return draw(batch, invalid)
 
@@ -139,11 +140,11 @@ def test_a_decoding_thread_that_fails_names_its_batch_and_stays_nowhere():
     assert threading.active_count() == threads
 
 
-@both_lanes
+@both_ways
 def test_a_consumer_that_fails_ends_the_drawing(overlap):
     drawn = []
 
-    def counted(batch, invalid):
+    def counted(batch, invalid, on_step):
         drawn.append(batch.start)
         return draw(batch, invalid)
 
@@ -158,7 +159,7 @@ def test_a_consumer_that_fails_ends_the_drawing(overlap):
 
 
 def fails_above(limit: int, error: Exception, drawn: list[int]):
-    def limited(batch, invalid):
+    def limited(batch, invalid, on_step):
         if batch.size > limit:
             raise error
         drawn.append(batch.size)
@@ -177,16 +178,16 @@ def fails_above(limit: int, error: Exception, drawn: list[int]):
 )
 def test_less_memory_makes_smaller_batches_and_says_so(error):
     drawn: list[int] = []
-    with pytest.warns(UserWarning, match="not enough memory for .* at once") as said:
+    with pytest.warns(UserWarning, match="not enough memory for .* at once") as caught:
         finished = list(generate(job(fails_above(2, error, drawn)), Cutter(7, 8), CPU))
     assert drawn == [2, 2, 2, 1]
     assert torch.cat([batch.codes[0] for batch in finished]).flatten().tolist() == list(range(7))
-    messages = [str(warning.message) for warning in said]
+    messages = [str(warning.message) for warning in caught]
     assert messages[0] == "not enough memory for 7 images at once: going on with 4"
     assert len(messages) == 2  # once a size, not once a batch
 
 
-@both_lanes
+@both_ways
 def test_decoding_may_run_out_of_memory_too(overlap):
     def limited(codes, count):
         if len(codes[0]) > 1:
@@ -210,7 +211,7 @@ def test_fixed_batches_do_not_shrink():
 
 
 def test_a_failing_device_names_the_batch():
-    def broken(batch, invalid):
+    def broken(batch, invalid, on_step):
         if batch.start == 2:
             raise RuntimeError("CUDA error: an illegal memory access was encountered\nmore lines")
         return draw(batch, invalid)
@@ -227,9 +228,13 @@ class Late:
     def __init__(self, fails_at):
         self.fails_at, self.calls = fails_at, []
 
-    def issue(self, job, batch):
-        self._call(f"issue {batch.start}")
-        return lambda: self._call(f"wait {batch.start}")
+    def drawing(self):
+        return nullcontext()
+
+    def decoding(self, drawn, decode):
+        start = int(drawn.codes[0][0])
+        self._call(f"issue {start}")
+        return lambda: self._call(f"wait {start}")
 
     def _call(self, what):
         self.calls.append(what)
@@ -254,15 +259,15 @@ class Late:
     ],
 )
 def test_a_device_that_tells_late_names_all_batches_under_way(fails_at, named, monkeypatch):
-    lanes = Late(fails_at)
-    monkeypatch.setattr("hqtvae_fast.engine.stream.make_lanes", lambda *_: lanes)
+    streams = Late(fails_at)
+    monkeypatch.setattr("hqtvae_fast.engine.executor.make_streams", lambda *_: streams)
     with pytest.raises(GenerationError, match=f"^{named}"):
         list(generate(job(), Cutter(6, 2), CPU))
-    assert lanes.calls[-1] == "close"
+    assert streams.calls[-1] == "close"
 
 
 def test_bad_values_stay_value_errors():
-    def broken(batch, invalid):
+    def broken(batch, invalid, on_step):
         raise ValueError("the model gave NaN logits")
 
     with pytest.raises(ValueError, match="images 0 to 1: the model gave NaN logits"):
@@ -273,7 +278,7 @@ def test_nan_logits_are_found_when_the_batch_is_done():
     """On a GPU they are only known then; nothing waits for that before the decode is issued."""
     decoded = []
 
-    def wrong(batch, invalid):
+    def wrong(batch, invalid, on_step):
         invalid |= batch.start == 2
         return draw(batch, invalid)
 
@@ -302,7 +307,7 @@ def test_a_batch_is_drawn_ahead_on_a_gpu():
     device = torch.device("cuda")
     issued = []
 
-    def ahead(batch, invalid):
+    def ahead(batch, invalid, on_step):
         issued.append(batch.start)
         torch.cuda._sleep(10_000_000)
         return tuple(level.to(device) for level in draw(batch, invalid))
@@ -320,7 +325,7 @@ def test_both_orders_give_the_same_on_a_gpu():
     device = torch.device("cuda")
     weight = torch.randn(512, 512, device=device)
 
-    def drawn(batch, invalid):
+    def drawn(batch, invalid, on_step):
         value = torch.full((batch.size, 512), float(batch.start), device=device)
         for _ in range(50):
             value = (value @ weight).clamp(-1, 1)

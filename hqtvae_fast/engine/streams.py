@@ -9,33 +9,32 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import nullcontext, suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-from hqtvae_fast.engine.batches import Batch
 from hqtvae_fast.modes import inference
 
 Codes = tuple[Tensor, ...]
+Decode = Callable[[Codes, int], Tensor]
 
 
 @dataclass(frozen=True)
-class Job:
-    """What is done with each batch, in order: ``draw`` gives the codes of its rows and sets a bool scalar where logits
-    were NaN, ``decode`` (None: not wanted) gives the pictures of the first rows of codes, as many as are asked for.
-    Both only issue work on the device's current stream. ``describe`` names a batch to a user."""
+class Drawn:
+    """A batch's codes on the device, with their padding: the first ``count`` are wanted; ``invalid``, a bool scalar, is
+    set where logits were NaN."""
 
-    draw: Callable[[Batch, Tensor], Codes]
-    decode: Callable[[Codes, int], Tensor] | None
-    describe: Callable[[Batch], str]
+    codes: Codes
+    invalid: Tensor
+    count: int
 
 
 @dataclass(frozen=True)
 class Done:
-    """A batch on the CPU, without its padding: codes int64 [count, h, w] a level; images as the job decodes them, or
+    """A batch on the CPU, without its padding: codes int64 [count, h, w] a level; images as ``decode`` gives them, or
     None; and whether any of its logits were NaN."""
 
     codes: Codes
@@ -43,14 +42,18 @@ class Done:
     invalid: bool
 
 
-class Lanes(Protocol):
+class Streams(Protocol):
     ahead: int
     """How many batches are issued before the oldest one is waited for."""
     late: bool
     """Whether a failure may show while another batch is issued or waited for, as a device's does."""
 
-    def issue(self, job: Job, batch: Batch) -> Callable[[], Done]:
-        """Begin a batch; what is returned waits for it, and holds what the device still reads until then."""
+    def drawing(self) -> AbstractContextManager[Any]:
+        """What is issued inside is a batch's drawing."""
+
+    def decoding(self, drawn: Drawn, decode: Decode | None) -> Callable[[], Done]:
+        """Begin to decode it, or only to fetch its codes (None). What is returned waits for the batch, and holds what
+        the device still reads until then."""
 
     def drain(self) -> None:
         """Wait for all that was issued, whatever has become of it."""
@@ -59,11 +62,11 @@ class Lanes(Protocol):
         """Drain, and leave no thread behind."""
 
 
-def make_lanes(device: torch.device, overlap: bool | None = None) -> Lanes:
+def make_streams(device: torch.device, overlap: bool | None = None) -> Streams:
     """``overlap``: None means on a GPU. On a CPU, whose cores either half keeps busy, it is to be asked for."""
     if device.type == "cuda":
-        return _Streams(device, overlap is not False)
-    return _Threads(device) if overlap else _Serial(device)
+        return GPUStreams(device, overlap is not False)
+    return _Threads() if overlap else _Serial()
 
 
 class _Serial:
@@ -71,12 +74,11 @@ class _Serial:
 
     ahead, late = 0, False
 
-    def __init__(self, device: torch.device) -> None:
-        self.device = device
+    def drawing(self) -> AbstractContextManager[Any]:
+        return nullcontext()
 
-    def issue(self, job: Job, batch: Batch) -> Callable[[], Done]:
-        codes, invalid = _draw(job, batch, self.device)
-        done = _decode(job, batch, codes, invalid)
+    def decoding(self, drawn: Drawn, decode: Decode | None) -> Callable[[], Done]:
+        done = _finish(drawn, decode)
         return lambda: done
 
     def drain(self) -> None:
@@ -91,15 +93,16 @@ class _Threads:
 
     ahead, late = 1, False
 
-    def __init__(self, device: torch.device) -> None:
-        self.device = device
+    def __init__(self) -> None:
         self._decoder = ThreadPoolExecutor(1, thread_name_prefix="decode")
         self._running: list[Future[Done]] = []
 
-    def issue(self, job: Job, batch: Batch) -> Callable[[], Done]:
-        codes, invalid = _draw(job, batch, self.device)
+    def drawing(self) -> AbstractContextManager[Any]:
+        return nullcontext()
+
+    def decoding(self, drawn: Drawn, decode: Decode | None) -> Callable[[], Done]:
         self._running = [future for future in self._running if not future.done()]
-        future = self._decoder.submit(_decode, job, batch, codes, invalid)
+        future = self._decoder.submit(_finish, drawn, decode)
         self._running.append(future)
         return future.result
 
@@ -114,42 +117,39 @@ class _Threads:
         self._decoder.shutdown()
 
 
-def _draw(job: Job, batch: Batch, device: torch.device) -> tuple[Codes, Tensor]:
-    invalid = torch.zeros((), dtype=torch.bool, device=device)
-    return job.draw(batch, invalid), invalid
-
-
 @inference()  # a thread has modes of its own
-def _decode(job: Job, batch: Batch, drawn: Codes, invalid: Tensor) -> Done:
-    images = None if job.decode is None else job.decode(drawn, batch.count)
-    codes = tuple(level[: batch.count].cpu() for level in drawn)
-    return Done(codes, None if images is None else images.cpu(), bool(invalid))
+def _finish(drawn: Drawn, decode: Decode | None) -> Done:
+    images = None if decode is None else decode(drawn.codes, drawn.count)
+    codes = tuple(level[: drawn.count].cpu() for level in drawn.codes)
+    return Done(codes, None if images is None else images.cpu(), bool(drawn.invalid))
 
 
-class _Streams:
-    """Two streams of a GPU, or one; no threads. The host issues one batch ahead and waits for the older one."""
+class GPUStreams:
+    """Two streams of a GPU, or the caller's own; no threads. The host issues one batch ahead and waits for the older
+    one."""
 
     late = True
 
     def __init__(self, device: torch.device, overlap: bool) -> None:
         self.device, self.ahead = device, int(overlap)
-        self.drawing = torch.cuda.Stream(device) if overlap else None
-        self.decoding = torch.cuda.Stream(device) if overlap else None
-        for stream in (self.drawing, self.decoding):
+        self._drawing = torch.cuda.Stream(device) if overlap else None
+        self._decoding = torch.cuda.Stream(device) if overlap else None
+        for stream in (self._drawing, self._decoding):
             if stream is not None:  # weights may still be on their way on the caller's stream
                 stream.wait_stream(torch.cuda.current_stream(device))
 
-    def issue(self, job: Job, batch: Batch) -> Callable[[], Done]:
-        with self._on(self.drawing):
-            drawn, invalid = _draw(job, batch, self.device)
-        if self.decoding is not None and self.drawing is not None:
-            self.decoding.wait_stream(self.drawing)
-        with self._on(self.decoding):
-            images = None if job.decode is None else job.decode(drawn, batch.count)
-            codes = tuple(_to_host(level[: batch.count]) for level in drawn)
-            pictures, wrong = None if images is None else _to_host(images), _to_host(invalid)
+    def drawing(self) -> AbstractContextManager[Any]:
+        return _on(self._drawing)
+
+    def decoding(self, drawn: Drawn, decode: Decode | None) -> Callable[[], Done]:
+        if self._decoding is not None and self._drawing is not None:
+            self._decoding.wait_stream(self._drawing)
+        with _on(self._decoding):
+            images = None if decode is None else decode(drawn.codes, drawn.count)
+            codes = tuple(_to_host(level[: drawn.count]) for level in drawn.codes)
+            pictures, wrong = None if images is None else _to_host(images), _to_host(drawn.invalid)
             event = torch.cuda.current_stream(self.device).record_event()
-        held: list[Any] = [drawn, images, invalid]
+        held: list[Any] = [drawn, images]
 
         def wait() -> Done:
             event.synchronize()
@@ -160,11 +160,8 @@ class _Streams:
 
         return wait
 
-    def _on(self, stream: torch.cuda.Stream | None) -> Any:
-        return nullcontext() if stream is None else torch.cuda.stream(stream)
-
     def drain(self) -> None:
-        for stream in (self.drawing, self.decoding):
+        for stream in (self._drawing, self._decoding):
             if stream is not None:
                 stream.synchronize()
 
@@ -172,6 +169,10 @@ class _Streams:
         # A device that has failed does so again here, and whoever waited for its batch has been told which that was.
         with suppress(RuntimeError):
             self.drain()
+
+
+def _on(stream: torch.cuda.Stream | None) -> AbstractContextManager[Any]:
+    return nullcontext() if stream is None else torch.cuda.stream(stream)
 
 
 def _to_host(value: Tensor) -> Tensor:
