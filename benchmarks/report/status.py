@@ -39,17 +39,16 @@ by name. "no" under "met a GPU" means: no figure, no result of a tensor core, no
 
 @dataclass(frozen=True)
 class Part:
-    """What is no operation. ``checked``: how, without a GPU. ``met``: whether a row of a GPU's results file is of it."""
+    """What is no operation. ``checked``: how, without a GPU. ``met``: whether a row of a results file is of it."""
 
     name: str
     checked: str
     met: Callable[[Results, Row], bool]
 
 
-def _generate(what: str = "") -> Callable[[Results, Row], bool]:
-    return lambda results, row: (
-        results.benchmark == "generate" and row.ours and row.work.get("part", "").startswith(what)
-    )
+def _generate(part: str = "") -> Callable[[Results, Row], bool]:
+    """Ours in a run of ``generate``: one part of it, or any."""
+    return lambda results, row: results.benchmark == "generate" and row.ours and part in ("", row.work.get("part"))
 
 
 def _asked(*options: str) -> Callable[[Results, Row], bool]:
@@ -74,7 +73,9 @@ PATHS = (
     Part("drawing codes, a captured step", "its code over static buffers gives the loop's codes", _generate("draw")),
     Part("decoding, captured", "its code over static buffers gives the decoder's pictures", _generate("decode")),
     Part(
-        "drawing and decoding overlapped on two streams", "two threads on a CPU; a stand-in for torch", _generate("st")
+        "drawing and decoding overlapped on two streams",
+        "two threads on a CPU; a stand-in for torch",
+        _generate("stream"),
     ),
     Part("int8 weights", "logits against fp32's on a CPU", _asked("--quantize", "int8")),
     Part("fp8 weights", "logits against fp32's on a CPU", _asked("--quantize", "fp8")),
