@@ -31,3 +31,19 @@ def test_every_study_is_in_the_list():
     listed = (HERE / "studies/README.md").read_text(encoding="utf-8")
     for file in [*(HERE / "studies").glob("*.md"), *(HERE / "studies").glob("*.py")]:
         assert file.name in listed or file.stem in ("README", "__init__"), file.name
+
+
+BELOW = {  # what a folder's modules import of the others'
+    "measuring": set(),
+    "entrants": set(),
+    "report": {"measuring"},
+    "suites": {"measuring", "entrants", "options"},
+    "gate": {"measuring", "entrants", "suites"},
+    "studies": {"measuring", "entrants", "gate", "options"},
+}
+
+
+@pytest.mark.parametrize("folder", BELOW)
+def test_imports_run_one_way(folder):
+    text = "".join(file.read_text(encoding="utf-8") for file in (HERE / folder).glob("*.py"))
+    assert set(re.findall(r"^\s*from benchmarks\.(\w+)", text, re.M)) <= {*BELOW[folder], folder}
