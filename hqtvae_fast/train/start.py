@@ -131,7 +131,8 @@ def intervals(run: RunConfig, steps: int) -> dict[str, int]:
 def join_world(precision: str, directory: Path) -> Accelerator:
     """This process among those that train together, which are the ones that :func:`hqtvae_fast.world.world` tells of.
 
-    Their group, if this begins it, ends with the process: a script may train one run after another. WorldError where accelerate sees others: each process would be the only one, and all would write one run.
+    Their group, if this begins it, ends with the process: a script may train one run after another. WorldError where
+    accelerate sees others: each process would be the only one, and all would write one run.
     """
     here = world()
     # Codebooks are the same on every rank by construction: nothing to send before each pass.
