@@ -19,6 +19,7 @@ import typer
 
 from benchmarks.measuring.figures import of_floor, plain
 from benchmarks.measuring.schema import Results, Row, read
+from hqtvae_fast.plots import THEMES, draw
 
 Files = Annotated[list[Path], typer.Argument(help="Results files, of any suites and devices.")]
 Out = Annotated[Path, typer.Option(help="The folder to write to; it is made if need be.")]
@@ -58,7 +59,8 @@ def _pictures(every: Sequence[Results]) -> list[dict[str, bytes]]:
         for name, (plot, size) in wanted.items():
             taken[name] = taken.get(name, 0) + 1
             numbered = name if taken[name] == 1 else f"{name}-{taken[name]}"
-            own |= {f"{numbered}-{theme.name}.png": plots.draw(plot, theme, size) for theme in plots.THEMES}
+            for theme in THEMES:
+                own[f"{numbered}-{theme.name}.png"] = draw(lambda axes, plot=plot: plot(axes[0]), size, theme=theme)
         drawn.append(own)
     return drawn
 

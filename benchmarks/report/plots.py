@@ -1,73 +1,31 @@
 """The report's pictures: throughput against batch, a roofline, and ours beside each baseline, op by op.
 
-Each is drawn for light and for dark pages. Every figure in them is a row of a results file: nothing is computed here
-but quotients and their means. Colours are Okabe and Ito's, told apart with any kind of sight.
+How they look is :mod:`hqtvae_fast.plots`'s. Every figure in them is a row of a results file: nothing is computed here
+but quotients and their means.
 """
 
 from __future__ import annotations
 
 import functools
-import io
 import itertools
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
-import matplotlib
-
-matplotlib.use("Agg")  # files only: no window, no display
-
-import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from benchmarks.measuring import stats
 from benchmarks.measuring.figures import plain
 from benchmarks.measuring.schema import Results, Row
+from hqtvae_fast.plots import COLOURS
 
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
-SIZE, DPI = (7.2, 4.2), 110
+SIZE = (7.2, 4.2)
 WIDE = (9.4, 4.8)  # with a legend beside it
 LINE_HEIGHT = 0.2  # inches
 MARKERS = "osD^vP*X<>"
 LABELS = {"draw": "drawing codes", "decode": "decoding to pixels"}
 PLAIN = FuncFormatter(lambda value, _: f"{value:g}")  # 0.5 and 20, not powers of ten
-
-
-@dataclass(frozen=True)
-class Theme:
-    name: str
-    ink: str
-    faint: str
-    page: str
-
-
-THEMES = (Theme("light", "#24292f", "#d0d7de", "#ffffff"), Theme("dark", "#e6edf3", "#3d444d", "#0d1117"))
-
-
-def draw(plot: Callable[[Axes], None], theme: Theme, size: tuple[float, float] = SIZE) -> bytes:
-    """A PNG of what ``plot`` does with the axes, in the theme's colours."""
-    settings = {
-        **dict.fromkeys(("text.color", "axes.labelcolor", "axes.titlecolor", "xtick.color", "ytick.color"), theme.ink),
-        **dict.fromkeys(("figure.facecolor", "axes.facecolor", "savefig.facecolor"), theme.page),
-        **dict.fromkeys(("axes.edgecolor", "grid.color"), theme.faint),
-        "axes.prop_cycle": matplotlib.cycler(color=COLOURS),
-        **{"axes.spines.top": False, "axes.spines.right": False, "legend.frameon": False},
-        **{"font.size": 9.5, "axes.titlesize": 10.5, "axes.titlelocation": "left"},
-    }
-    with matplotlib.rc_context(settings):
-        figure, axes = plt.subplots(figsize=size, dpi=DPI, layout="constrained")
-        plot(axes)
-        return _png(figure)
-
-
-def _png(figure: Figure) -> bytes:
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png")
-    plt.close(figure)
-    return buffer.getvalue()
 
 
 # --------------------------------------------------------------------------------------------------------- throughput

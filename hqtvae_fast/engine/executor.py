@@ -255,11 +255,15 @@ def generate(
                 in_flight.clear()
                 _shrink(job, cutter, batch)
                 start = batch.start
-            elif done.invalid:
-                raise ValueError(f"{job.describe(batch)}: {NAN_LOGITS}")
             else:
-                images = None if done.images is None else ordinary(done.images)
-                yield Finished(batch, tuple(map(ordinary, done.codes)), images)
+                yield _finished(job, batch, done)
+
+
+def _finished(job: Job, batch: Batch, done: Done) -> Finished:
+    if done.invalid:
+        raise ValueError(f"{job.describe(batch)}: {NAN_LOGITS}")
+    images = None if done.images is None else ordinary(done.images)
+    return Finished(batch, tuple(map(ordinary, done.codes)), images)
 
 
 @dataclass

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
 import signal
@@ -14,6 +15,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from benchmarks.cli import COMMANDS, function_of
 from benchmarks.gate import compare, counters, pairs, proxies, revisions, worker
 from benchmarks.gate.pairs import Paired, Plan, Side, Worker, measure
 from benchmarks.measuring import schema
@@ -216,6 +218,30 @@ def test_an_extra_that_is_missing_is_named(monkeypatch, capsys):
 def test_the_group_has_help(capsys):
     assert cli.main(["bench", "--help"]) == 0
     assert "compare" in capsys.readouterr().out
+
+
+def test_an_installed_package_without_a_checkout_says_so_in_a_line(tmp_path):
+    """The package alone in a folder, as an installation has it."""
+    (tmp_path / "hqtvae_fast").symlink_to(ROOT / "hqtvae_fast")
+    command = [sys.executable, "-m", "hqtvae_fast.cli", "bench", "generate", "--preset", "tiny"]
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    result = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert (result.returncode, result.stdout) == (2, "")
+    assert len(result.stderr.splitlines()) == 1
+    assert "expected a checkout of the repository with benchmarks/" in result.stderr
+    assert "pip install -e '.[bench]'" in result.stderr
+
+
+@pytest.mark.parametrize("arguments", [[], ["--help"], ["bogus"]])
+def test_help_and_typos_do_not_import_torch(arguments):
+    code = f"import sys, hqtvae_fast.cli as cli; cli.main({['bench', *arguments]}); print('torch' in sys.modules)"
+    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert result.stdout.splitlines()[-1] == "False"
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_the_list_of_commands_says_what_their_help_says(name):
+    assert " ".join(inspect.getdoc(function_of(name)).split("\n\n")[0].split()) == COMMANDS[name][1]
 
 
 def test_importing_the_command_line_does_not_import_benchmarks():

@@ -41,9 +41,8 @@ def path_to(frame) -> tuple[tuple[str, str], ...] | None:
 
 def test_the_path_of_a_product_is_short(monkeypatch):
     monkeypatch.setattr(step_module, "is_skinny", lambda x: True)
-    pipe = HQTVAEPipeline.from_pretrained(
-        "demo", device="cpu", dtype="fp32", skip_query=True
-    )  # which is the fused step's
+    skip = {"skip_query": True}  # an option that the fused step alone has
+    pipe = HQTVAEPipeline.from_pretrained("demo", device="cpu", dtype="fp32", **skip)
     paths = set()
 
     def watch(frame, event, _):
