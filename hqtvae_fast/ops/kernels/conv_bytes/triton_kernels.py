@@ -5,9 +5,8 @@
 three. So memory is the floor, and what counts is that nothing but 0.2 MB of bytes is written: as bf16 or fp32 pixels
 and then bytes, two more passes and launches would follow.
 
-**Schedule.** As a matrix product (:mod:`hqtvae_fast.ops.kernels.upsample_conv.triton_kernels`): a pixel is read for nine
-taps, eight times from a cache. Sums, bias, scaling and rounding are fp32.
-"""
+**Schedule.** As a matrix product (:mod:`hqtvae_fast.ops.kernels.upsample_conv.triton_kernels`): a pixel is read for
+nine taps, eight times from a cache. Sums, bias, scaling and rounding are fp32."""
 
 # mypy: ignore-errors
 

@@ -1,11 +1,11 @@
 """The head's product and the draw in one pass, no logits stored: Triton kernels. Import only where Triton is wanted.
 
 **Method.** A program makes one tile of the product, ROWS x CODES, in registers, rounds it to the dtype in which it
-would have been stored, adds the noise of :mod:`hqtvae_fast.ops.kernels.sample_logits.noise`, and keeps the best
-score of each row and its code: 8 bytes in place of CODES logits. A second kernel takes the best over the tiles. Both take the lowest
-index among equal scores, and tiles lie in the order of their codes, so the result does not depend on the order of
-arrival. This works because without top-k and top-p the draw is a maximum and nothing else: no code depends on another
-one's logit.
+would have been stored, adds the noise of :mod:`hqtvae_fast.ops.kernels.sample_logits.noise`, and keeps the best score
+of each row and its code: 8 bytes in place of CODES logits. A second kernel takes the best over the tiles. Both take the
+lowest index among equal scores, and tiles lie in the order of their codes, so the result does not depend on the order
+of arrival. This works because without top-k and top-p the draw is a maximum and nothing else: no code depends on
+another one's logit.
 
 Noise is scored roughly first, as in the draw from stored logits (which see for the margin). What leaves a tile must be
 exact, since it is compared with other tiles' bests: where each row has one code near its best, only that one's noise is

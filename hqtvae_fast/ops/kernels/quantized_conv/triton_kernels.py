@@ -1,10 +1,10 @@
 """Convolutions of 8-bit channels-last maps as matrix products: a Triton kernel. Import only where Triton is wanted.
 
 **Method.** As in :mod:`hqtvae_fast.ops.kernels.upsample_conv.triton_kernels`: a tile of ROWS pixels x COLUMNS output
-channels, summed over taps and channels, with nothing unfolded in memory; one phase of a folded upsampling, or the only one of a 3x3
-convolution. Channels are taken block by block of one scale: all taps of a block are summed by the tensor cores (int32
-for int8, exactly; fp32 for fp8), then added to an fp32 sum with the block's scale. With a scale a map the block is all
-channels, and there is one such addition.
+channels, summed over taps and channels, with nothing unfolded in memory; one phase of a folded upsampling, or the only
+one of a 3x3 convolution. Channels are taken block by block of one scale: all taps of a block are summed by the tensor
+cores (int32 for int8, exactly; fp32 for fp8), then added to an fp32 sum with the block's scale. With a scale a map the
+block is all channels, and there is one such addition.
 
 **Cost.** At 128 channels and 256x256 pixels: 19.3 GFLOP an image, 10 us of an H100's 1,979 TFLOP/s, and 8.4 MB to read
 and 16.8 to write in bf16, 8 us of its 3.35 TB/s: half of what bf16 takes of each but for the writing, where arithmetic
