@@ -42,8 +42,8 @@ PARTS="1|120|200|GPU tests, one process a CPU; then those that want the GPU to t
 8|400|900|the gate: this revision against itself, and the same with ops"
 
 # Options, preset and batches: results in a file of their own.
-generate() { echo "$PYTHON -m benchmarks.generate --device cuda --repeats 3 --json $out/generate-$1.json ${*:2}"; }
-train() { echo "$PYTHON -m benchmarks.train --stage $1 --preset $2 --device cuda --batch 32 --precision bf16 --json $out/train-$1-$2.json"; }
+generate() { echo "$PYTHON -m benchmarks.suites.generate --device cuda --repeats 3 --json $out/generate-$1.json ${*:2}"; }
+train() { echo "$PYTHON -m benchmarks.suites.train --stage $1 --preset $2 --device cuda --batch 32 --precision bf16 --json $out/train-$1-$2.json"; }
 compare() { echo "$PYTHON -m benchmarks.cli compare HEAD HEAD --device cuda --rounds 10 --turns 4 --json $out/compare-$1.json ${*:2}"; }
 
 JOBS="${JOBS:-$(nproc)}"
@@ -59,8 +59,8 @@ commands() {
     1) gpu_tests -n "$JOBS" ${ALONE[*]/#/--ignore=} --deselect "$SLOW" tests
        gpu_tests "${ALONE[@]}" ;;
     2) echo "$PYTHON -m benchmarks.sanitizer --tool memcheck racecheck" ;;
-    3) echo "$PYTHON -m benchmarks.ops --all --device cuda --repeats 20 --json $out/ops.json"
-       echo "$PYTHON -m benchmarks.head --preset S --device cuda --json $out/head.json" ;;
+    3) echo "$PYTHON -m benchmarks.suites.ops --all --device cuda --repeats 20 --json $out/ops.json"
+       echo "$PYTHON -m benchmarks.suites.head --preset S --device cuda --json $out/head.json" ;;
     4) generate S --preset S --batches 50 1 256 --baselines none ;;
     5) generate S-paper --preset S --batch 50 --images 1000 --released "${RELEASED:-RELEASED}" --released-repeats 1 ;;
     6) generate sweep --preset S M L --batches 1 8 50 256 --baselines none
@@ -70,11 +70,11 @@ commands() {
        generate S-tables --preset S --batches 1 50 --tables --baselines none
        generate S-fused-draw --preset S --batches 1 50 256 --fused-draw --baselines none
        generate S-skip-query --preset S --batches 1 8 50 --skip-query --baselines none
-       echo "$PYTHON -m benchmarks.steps --preset S --device cuda --dtype bf16 --batch 1 --steps 64"
-       echo "$PYTHON -m benchmarks.idle --preset S --batch 1 50" ;;
+       echo "$PYTHON -m benchmarks.suites.steps --preset S --device cuda --dtype bf16 --batch 1 --steps 64"
+       echo "$PYTHON -m benchmarks.studies.idle --preset S --batch 1 50" ;;
     7) train 1 S; train 2 S; train 2 S-text
-       echo "$PYTHON -m benchmarks.encode --preset S --device cuda --batch 64 --compile --json $out/encode.json"
-       echo "$PYTHON -m benchmarks.generate --decode-only --device cuda --preset S --batch 50 --repeats 5 --json $out/decode-S-50.json"
+       echo "$PYTHON -m benchmarks.suites.encode --preset S --device cuda --batch 64 --compile --json $out/encode.json"
+       echo "$PYTHON -m benchmarks.suites.generate --decode-only --device cuda --preset S --batch 50 --repeats 5 --json $out/decode-S-50.json"
        echo "$PYTHON -m benchmarks.sanitizer --tool initcheck synccheck"
        gpu_tests "$SLOW" ;;
     8) compare generate --preset S --batch 50; compare ops --suite ops ;;

@@ -8,10 +8,11 @@ import pytest
 from typer import Typer
 from typer.testing import CliRunner
 
-from benchmarks import rates, schema
-from benchmarks.environment import HERE
-from benchmarks.pairs import Paired
-from benchmarks.revisions import commit_of
+from benchmarks.gate.pairs import Paired
+from benchmarks.gate.revisions import commit_of
+from benchmarks.measuring import schema
+from benchmarks.measuring.environment import HERE
+from benchmarks.studies import rates
 
 
 @pytest.fixture

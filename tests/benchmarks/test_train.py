@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from benchmarks import costs, schema, train
+from benchmarks.measuring import costs, schema
+from benchmarks.suites import train
 from hqtvae_fast import cli
 
 CPU = torch.device("cpu")
