@@ -45,8 +45,22 @@ def options(path: list[str]) -> set[str]:
     """Every option of a command of hqtvae, and of those below it."""
     from hqtvae_fast.cli.app import app
 
+    if path[:1] == ["bench"]:
+        return _bench_options(path[1:])
     found = typer.main.get_command(app)
     for name in path:
         found = found.commands[name]
     below = [options([*path, name]) for name in getattr(found, "commands", {})]
-    return {option for parameter in found.params for option in parameter.opts}.union(*below)
+    return {option for parameter in found.params for option in [*parameter.opts, *parameter.secondary_opts]}.union({"--help"}, *below)
+
+
+def _bench_options(names: list[str]) -> set[str]:
+    """``hqtvae bench`` knows its commands' options only once they run."""
+    from benchmarks.cli import COMMANDS, function_of
+
+    found = {"--help"}
+    for name in names or COMMANDS:
+        app = typer.Typer()
+        app.command(name)(function_of(name))
+        found |= {option for parameter in typer.main.get_command(app).params for option in [*parameter.opts, *parameter.secondary_opts]}
+    return found
