@@ -1,1 +1,1 @@
-"""Timing of what this package does, run from a checkout: ``python -m benchmarks.generate --help``."""
+"""Timing of what this package does, run from a checkout: ``python -m benchmarks.suites.generate --help``."""

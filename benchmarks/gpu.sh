@@ -7,7 +7,8 @@
 #
 # PYTHON: the interpreter (default: .venv/bin/python, else python3). JOBS: processes of the tests (default: a CPU each).
 # RELEASED: a checkout of the released implementation, for part 5. A part that fails or runs over its limit does not
-# stop the others; the exit code is 1 then.
+# stop the others; the exit code is 1 then. Afterwards: DIR/*.json to benchmarks/results, and
+# python -m benchmarks.report.status.
 set -uo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -17,7 +18,7 @@ PYTHON="${PYTHON:-$default_python}"
 RELEASED="${RELEASED:-}"
 out="" dry=0 only=""
 
-usage() { sed -n '2,10p' "${BASH_SOURCE[0]}" | sed 's/^# \{0,1\}//'; }
+usage() { sed -n '2,11p' "${BASH_SOURCE[0]}" | sed 's/^# \{0,1\}//'; }
 
 while [ $# -gt 0 ]; do
   case "$1" in
@@ -37,13 +38,13 @@ PARTS="1|120|200|GPU tests, one process a CPU; then those that want the GPU to t
 3|110|150|ops: every spec's cases against baselines and floor; the head at small batch
 4|60|130|generate: S at batch 1, 50 and 256: AR and decode apart, overlap, roof, images per joule
 5|500|900|baselines: the paper's protocol (S, batch 50, 1000 images) in turns with plain torch, torch.compile and the released implementation (needs RELEASED)
-6|500|900|generate: S, M, L at batch 1, 8, 50 and 256; S at 128, 512 and 1024; S-text; S with narrow weights, tables, fused draw; idle time
+6|500|900|generate: S, M, L at batch 1, 8, 50 and 256; S at 128, 512 and 1024; S-text; S with 8-bit weights, tables, fused draw; idle time
 7|500|1000|train, encode and decode alone: both stages and text, images/s, memory, layers; compute-sanitizer's other tools
 8|400|900|the gate: this revision against itself, and the same with ops"
 
 # Options, preset and batches: results in a file of their own.
-generate() { echo "$PYTHON -m benchmarks.generate --device cuda --repeats 3 --json $out/generate-$1.json ${*:2}"; }
-train() { echo "$PYTHON -m benchmarks.train --stage $1 --preset $2 --device cuda --batch 32 --precision bf16 --json $out/train-$1-$2.json"; }
+generate() { echo "$PYTHON -m benchmarks.suites.generate --device cuda --repeats 3 --json $out/generate-$1.json ${*:2}"; }
+train() { echo "$PYTHON -m benchmarks.suites.train --stage $1 --preset $2 --device cuda --batch 32 --precision bf16 --json $out/train-$1-$2.json"; }
 compare() { echo "$PYTHON -m benchmarks.cli compare HEAD HEAD --device cuda --rounds 10 --turns 4 --json $out/compare-$1.json ${*:2}"; }
 
 JOBS="${JOBS:-$(nproc)}"
@@ -59,22 +60,22 @@ commands() {
     1) gpu_tests -n "$JOBS" ${ALONE[*]/#/--ignore=} --deselect "$SLOW" tests
        gpu_tests "${ALONE[@]}" ;;
     2) echo "$PYTHON -m benchmarks.sanitizer --tool memcheck racecheck" ;;
-    3) echo "$PYTHON -m benchmarks.ops --all --device cuda --repeats 20 --json $out/ops.json"
-       echo "$PYTHON -m benchmarks.head --preset S --device cuda --json $out/head.json" ;;
+    3) echo "$PYTHON -m benchmarks.suites.ops --all --device cuda --repeats 20 --json $out/ops.json"
+       echo "$PYTHON -m benchmarks.suites.head --preset S --device cuda --json $out/head.json" ;;
     4) generate S --preset S --batches 50 1 256 --baselines none ;;
     5) generate S-paper --preset S --batch 50 --images 1000 --released "${RELEASED:-RELEASED}" --released-repeats 1 ;;
     6) generate sweep --preset S M L --batches 1 8 50 256 --baselines none
        generate S-large --preset S --batches 128 512 1024 --baselines none
        generate S-text --preset S-text --batches 50 --baselines none
-       for narrow in int8 fp8; do generate "S-$narrow" --preset S --batches 1 50 --quantize "$narrow" --baselines none; done
+       for numbers in int8 fp8; do generate "S-$numbers" --preset S --batches 1 50 --quantize "$numbers" --baselines none; done
        generate S-tables --preset S --batches 1 50 --tables --baselines none
        generate S-fused-draw --preset S --batches 1 50 256 --fused-draw --baselines none
        generate S-skip-query --preset S --batches 1 8 50 --skip-query --baselines none
-       echo "$PYTHON -m benchmarks.steps --preset S --device cuda --dtype bf16 --batch 1 --steps 64"
-       echo "$PYTHON -m benchmarks.idle --preset S --batch 1 50" ;;
+       echo "$PYTHON -m benchmarks.suites.steps --preset S --device cuda --dtype bf16 --batch 1 --steps 64"
+       echo "$PYTHON -m benchmarks.studies.idle --preset S --batch 1 50" ;;
     7) train 1 S; train 2 S; train 2 S-text
-       echo "$PYTHON -m benchmarks.encode --preset S --device cuda --batch 64 --compile --json $out/encode.json"
-       echo "$PYTHON -m benchmarks.generate --decode-only --device cuda --preset S --batch 50 --repeats 5 --json $out/decode-S-50.json"
+       echo "$PYTHON -m benchmarks.suites.encode --preset S --device cuda --batch 64 --compile --json $out/encode.json"
+       echo "$PYTHON -m benchmarks.suites.generate --decode-only --device cuda --preset S --batch 50 --repeats 5 --json $out/decode-S-50.json"
        echo "$PYTHON -m benchmarks.sanitizer --tool initcheck synccheck"
        gpu_tests "$SLOW" ;;
     8) compare generate --preset S --batch 50; compare ops --suite ops ;;
@@ -95,7 +96,7 @@ if [ "$dry" = 1 ]; then
     commands "$part" | sed 's/^/    /'
     case " $chosen " in *" $part "*) total=$((total + $(limit_of "$part"))) expected=$((expected + $(expected_of "$part"))) ;; esac
   done
-  echo "about $expected s, at most $total s for part(s) $chosen. Guesses and limits, not measurements: no part has run on a GPU yet."
+  echo "about $expected s, at most $total s for part(s) $chosen. Guesses and limits: benchmarks/STATUS.md says what has run on a GPU."
   exit 0
 fi
 
@@ -128,6 +129,7 @@ files=$(ls "$out"/*.json 2>/dev/null)
 # shellcheck disable=SC2086
 [ -n "$files" ] && "$PYTHON" -m benchmarks.cli report $files --out "$out/report"
 printf '%s' "$summary" >"$out/summary.txt"
+"$PYTHON" -m benchmarks.report.parts "$out/summary.txt" "$out/gpu-parts.json"
 echo; echo "part | seconds | outcome | what"
 printf '%s' "$summary" | sed 's/|/ | /g'
 exit "$failed"

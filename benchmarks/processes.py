@@ -14,19 +14,19 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks.environment import HERE
-from benchmarks.schema import Results, merge, read, write
+from benchmarks.measuring.environment import HERE
+from benchmarks.measuring.schema import Results, merge, read, write
 
 
 def run_in_processes(suite: str, arguments: Sequence[str], count: int) -> Results:
-    """``python -m benchmarks.SUITE ARGUMENTS`` in ``count`` processes; RuntimeError where one fails."""
+    """``python -m benchmarks.suites.SUITE ARGUMENTS`` in ``count`` processes; RuntimeError where one fails."""
     if count < 1:
         raise ValueError(f"processes: expected at least 1; got {count}")
     parts = []
     with tempfile.TemporaryDirectory() as folder:
         for index in range(count):
             file = Path(folder, f"{index}.json")
-            command = [sys.executable, "-m", f"benchmarks.{suite}", *arguments, "--json", str(file)]
+            command = [sys.executable, "-m", f"benchmarks.suites.{suite}", *arguments, "--json", str(file)]
             code = subprocess.run(command, cwd=HERE.parent, check=False).returncode
             if code != 0:
                 raise RuntimeError(f"process {index + 1} of {count} ended with exit code {code}: {' '.join(command)}")

@@ -9,8 +9,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from benchmarks.op_timing import SEED, fresh, map_tensors
-from benchmarks.ours import Ours, open_model, same_for_all
+from benchmarks.entrants.ours import Ours, open_model, same_for_all
+from benchmarks.suites.op_timing import SEED, fresh, map_tensors
 from hqtvae_fast.ops.spec import all_specs
 
 CPU = torch.device("cpu")

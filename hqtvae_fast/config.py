@@ -29,7 +29,7 @@ WINDOW = 2  # r: a code's side, in codes of the next finer level. HQ-Transformer
 # Images at a time: the paper's protocol; enough rows on a CPU that the weights' stream is shared.
 DEFAULT_BATCH = {"cuda": 50, "cpu": 8}
 BUCKETS = (1, 2, 4, 8, 16, 32, 50, 64, 128, 256, 512)
-"""Batch sizes where none were measured (:mod:`hqtvae_fast.engine.batch_tuning`). 50 is the paper's; the others fill
+"""Batch sizes where none were measured (:mod:`hqtvae_fast.engine.batches`). 50 is the paper's; the others fill
 whole tiles of a matrix product."""
 GROUPS = 32
 """Of every GroupNorm: HQ-VAE's channels are a multiple of it."""

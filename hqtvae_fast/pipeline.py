@@ -18,19 +18,18 @@ from hqtvae_fast.arguments import positive
 from hqtvae_fast.checkpoint import Checkpoint
 from hqtvae_fast.codes import read_levels
 from hqtvae_fast.config import BUCKETS, HQTVAEConfig
-from hqtvae_fast.engine import Batch, Executor, Finished, Job, generate
-from hqtvae_fast.engine.batch_tuning import BatchTuning
-from hqtvae_fast.engine.encoding import encode_images
-from hqtvae_fast.engine.options import EngineOptions, check_options
-from hqtvae_fast.engine.precision import (
+from hqtvae_fast.engine import EngineOptions, Executor, Finished, Job, generate
+from hqtvae_fast.engine.batches import BatchTuning
+from hqtvae_fast.engine.coding import encode_images
+from hqtvae_fast.engine.options import (
     Precision,
     Quantization,
+    check_options,
     check_precision,
     default_precision,
     is_precision,
     read_precision,
 )
-from hqtvae_fast.engine.work import picture_flops
 from hqtvae_fast.hardware import pick_device
 from hqtvae_fast.hub import CardFacts, push
 from hqtvae_fast.model import HQVAE, HQTransformer
@@ -46,7 +45,7 @@ from hqtvae_fast.request import (
     read_drawing,
 )
 from hqtvae_fast.text import load_tokenizer
-from hqtvae_fast.threads import threads_for
+from hqtvae_fast.threads import picture_flops, threads_for
 from hqtvae_fast.tuning import BatchSizes, any_request, tuning_facts
 
 Number = int | float | None
@@ -112,7 +111,7 @@ class HQTVAEPipeline:
 
         Options of speed, none of which changes codes but by rounding. ``graphs``: capture each batch size's work as
         CUDA graphs and replay them; None: on a GPU. ``tables``: compute what depends on a code or a class alone once
-        and keep it (379 MB for preset S in bf16, see :func:`hqtvae_fast.engine.tables.table_bytes`). ``fused_draw``:
+        and keep it (379 MB for preset S in bf16, see :func:`hqtvae_fast.engine.cache.table_bytes`). ``fused_draw``:
         where a request has neither top-k nor top-p, draw inside the head's product, its logits never stored.
         ``overlap``: draw a batch's codes while the one before it is decoded; None: on a GPU. ``dependent_launch``: at
         up to 16 rows on Hopper, fetch a product's weight while the kernel before it runs. ``skip_query``: leave out the
@@ -326,7 +325,7 @@ class HQTVAEPipeline:
     ) -> BatchTuning:
         """Time drawing and decoding at each of ``sizes``, and use those worth having from now on.
 
-        The times are kept in ``file`` (None: :func:`hqtvae_fast.engine.batch_tuning.default_file`), where the next
+        The times are kept in ``file`` (None: :func:`hqtvae_fast.engine.batches.default_file`), where the next
         pipeline of this model, device, dtype and options finds them if that is the default one. ``on_size`` is told
         each size and its seconds. Where batches overlap, a size's time is a third of three batches'.
         """
@@ -380,19 +379,14 @@ class HQTVAEPipeline:
         first = int(request.given is not None and self.refiner is not None)  # given codes stand for the prior's
         steps = sum(model.config.num_steps for model in self._models()[first:]) * -(-total // cutter.limit)
 
-        def work() -> Generator[Finished, None, None]:
-            with drawing_steps(total, steps, on_step, shown=progress) as step:
-
-                def draw(batch: Batch, invalid: Tensor) -> tuple[Tensor, ...]:
-                    rows = request.rows(batch.start, batch.count, self.device, padded=batch.size)
-                    given = rows.given
-                    return self._executor.draw(rows.condition, rows.seeds, rows.params, given, invalid, step)
-
-                decode = partial(self._executor.decode, as_bytes=output_type == "pil")
-                job = Job(draw, None if output_type == "codes" else decode, request.describe)
-                yield from generate(job, cutter, self.device, overlap=self._options.overlap)
-
-        return work()
+        job = Job(
+            rows=lambda batch: request.rows(batch.start, batch.count, self.device, padded=batch.size),
+            draw=self._executor.draw,
+            decode=None if output_type == "codes" else partial(self._executor.decode, as_bytes=output_type == "pil"),
+            describe=request.describe,
+            steps=drawing_steps(total, steps, on_step, shown=progress),
+        )
+        return generate(job, cutter, self.device, overlap=self._options.overlap)
 
     def _tokens(self, prompts: Sequence[str]) -> Tensor:
         if self.tokenizer is None:

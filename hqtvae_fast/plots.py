@@ -4,12 +4,27 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable
+from dataclasses import dataclass
 from importlib import import_module
 from typing import Any
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")  # Okabe and Ito's
-INK, FAINT = "#24292f", "#d0d7de"
 DPI = 120
+
+
+@dataclass(frozen=True)
+class Theme:
+    """Colours of text and lines, of what is faint, and of the ground, as #rrggbb."""
+
+    name: str
+    ink: str
+    faint: str
+    page: str
+
+
+LIGHT, DARK = Theme("light", "#24292f", "#d0d7de", "#ffffff"), Theme("dark", "#e6edf3", "#3d444d", "#0d1117")
+THEMES = (LIGHT, DARK)
+INK, FAINT = LIGHT.ink, LIGHT.faint
 
 
 def draw(
@@ -20,11 +35,12 @@ def draw(
     columns: int = 1,
     share_y: bool = False,
     kind: str = "png",
+    theme: Theme = LIGHT,
 ) -> bytes:
     """A picture of what ``plot`` does with the axes of ``rows`` by ``columns`` panels (a list of them, row by row).
 
-    ``size`` in inches. ``kind``: png, on white; or svg, without a ground, for :func:`on_a_page`. ValueError without
-    matplotlib.
+    ``size`` in inches. ``kind``: png, on the theme's ground; or svg, without one, for :func:`on_a_page`, which wants
+    LIGHT. ValueError without matplotlib.
     """
     try:
         matplotlib = import_module("matplotlib")
@@ -33,8 +49,9 @@ def draw(
     matplotlib.use("Agg")  # files only: no window, no display
     pyplot = import_module("matplotlib.pyplot")
     settings = {
-        **dict.fromkeys(("text.color", "axes.labelcolor", "axes.titlecolor", "xtick.color", "ytick.color"), INK),
-        **dict.fromkeys(("axes.edgecolor", "grid.color"), FAINT),
+        **dict.fromkeys(("text.color", "axes.labelcolor", "axes.titlecolor", "xtick.color", "ytick.color"), theme.ink),
+        **dict.fromkeys(("figure.facecolor", "axes.facecolor", "savefig.facecolor"), theme.page),
+        **dict.fromkeys(("axes.edgecolor", "grid.color"), theme.faint),
         "axes.prop_cycle": matplotlib.cycler(color=COLOURS),
         **{"axes.spines.top": False, "axes.spines.right": False, "legend.frameon": False},
         **{"font.size": 9.5, "axes.titlesize": 10.5, "axes.titlelocation": "left"},

@@ -14,7 +14,7 @@ from hqtvae_fast.arguments import entries, integer, integers, is_sequence, real,
 from hqtvae_fast.classes import Classes
 from hqtvae_fast.codes import read_level
 from hqtvae_fast.config import HQTVAEConfig, TransformerConfig, VAEConfig, check_condition, first_level
-from hqtvae_fast.engine import Batch, SamplingParams, image_seeds
+from hqtvae_fast.engine import Batch, Rows, SamplingParams, image_seeds
 from hqtvae_fast.hardware import send
 
 
@@ -28,7 +28,7 @@ class Request:
     seeds: Tensor
     params: list[SamplingParams]
 
-    def rows(self, start: int, count: int, device: torch.device, padded: int = 0) -> Request:
+    def rows(self, start: int, count: int, device: torch.device, padded: int = 0) -> Rows:
         """Images ``start`` to ``start + count``, on a device; the last one again and again up to ``padded`` rows."""
 
         def cut(part: Tensor) -> Tensor:
@@ -40,7 +40,7 @@ class Request:
 
         condition = None if self.condition is None else cut(self.condition)
         given = None if self.given is None else cut(self.given)
-        return Request(condition, given, cut(self.seeds), self.params)
+        return Rows(condition, cut(self.seeds), self.params, given)
 
     def describe(self, batch: Batch) -> str:
         """Names a batch in an error message: its images, and what draws them again."""

@@ -15,11 +15,9 @@ from torch import Tensor
 
 from hqtvae_fast.arguments import positive
 from hqtvae_fast.config import BUCKETS, DEFAULT_BATCH, HQTVAEConfig, TransformerConfig, to_dict
-from hqtvae_fast.engine import SamplingParams
-from hqtvae_fast.engine.batch_tuning import BatchTuning, Facts, default_file, load, measure, save
-from hqtvae_fast.engine.batches import Cutter
-from hqtvae_fast.engine.options import EngineOptions
-from hqtvae_fast.engine.precision import Precision
+from hqtvae_fast.engine import EngineOptions, SamplingParams
+from hqtvae_fast.engine.batches import BatchTuning, Cutter, Facts, default_file, load, measure, save
+from hqtvae_fast.engine.options import Precision
 from hqtvae_fast.hardware import device_name
 from hqtvae_fast.request import Request
 
@@ -59,7 +57,7 @@ class BatchSizes:
         file: Path | None,
         on_size: Callable[[int, float], None] | None,
     ) -> BatchTuning:
-        """Times ``run`` as :func:`hqtvae_fast.engine.batch_tuning.measure` does, and goes by the times from now on."""
+        """Times ``run`` as :func:`hqtvae_fast.engine.batches.measure` does, and goes by the times from now on."""
         sizes = [positive("sizes", size) for size in sizes]
         where = default_file() if file is None else file
         load(self._facts(), where)  # a file that cannot be kept is told of before the minutes are spent

@@ -279,7 +279,7 @@ def test_errors_name_the_images(class_pipeline, monkeypatch):
     def broken(*_, **__):
         raise RuntimeError("device-side assert triggered")
 
-    monkeypatch.setattr("hqtvae_fast.engine.executor.draw_codes", broken)
+    monkeypatch.setattr("hqtvae_fast.engine.executor.Drawing.run", broken)
     with pytest.raises(GenerationError, match=r"images 0 to 2 \(classes 1, 2, 3; seeds 7, 8, 9\): device-side assert"):
         class_pipeline([1, 2, 3], seed=[7, 8, 9], **QUIET)
 

@@ -1,7 +1,7 @@
 """Make and measure the demo-size ablations of the paper's tables 4, 5 and 6, with ``hqtvae train``.
 
     python tools/ablations.py train --data shards/ --work runs/ablations
-    python tools/ablations.py report --data shards/ --work runs/ablations --out benchmarks/ablations.json
+    python tools/ablations.py report --data shards/ --work runs/ablations --out benchmarks/studies/ablations.json
 
 ``train`` makes the runs that are not done yet, one after the other, and may be stopped and started at will. ``report``
 measures those that are done, on the held-out pictures, and writes JSON and, beside it, a Markdown table. The data is

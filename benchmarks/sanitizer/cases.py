@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import torch
 
-from benchmarks.op_timing import SEED
+from benchmarks.suites.op_timing import SEED
 from hqtvae_fast.backend import BackendError
 from hqtvae_fast.ops.spec import all_specs
 

@@ -1,5 +1,6 @@
-"""The command ``hqtvae``. ``main`` is its entry point; one module a group of commands."""
+"""The command ``hqtvae``; one module a group of commands. ``main`` returns an exit code, ``run`` leaves the process."""
 
 from hqtvae_fast.cli.app import app, main
+from hqtvae_fast.cli.leave import run
 
-__all__ = ["app", "main"]
+__all__ = ["app", "main", "run"]

@@ -1,7 +1,5 @@
 """``python -m hqtvae_fast.cli``."""
 
-import sys
+from hqtvae_fast.cli.leave import run
 
-from hqtvae_fast.cli import main
-
-sys.exit(main())
+run()

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import typer
@@ -18,25 +20,33 @@ SETTINGS = {"allow_extra_args": True, "ignore_unknown_options": True, "help_opti
 
 def bench(context: typer.Context) -> None:
     """Measure speed, report it, and compare revisions (needs a checkout of the repository)."""
-    with waiting("Starting"):
-        group = command_of(load())
-    # Errors and exit codes are this program's, so the inner group must not end the process by itself.
-    code = group.main(args=context.args, prog_name=context.command_path, standalone_mode=False)
+    with _extras_named():
+        with waiting("Starting"):
+            group = command_of(load())
+        # Errors and exit codes are this program's, so the inner group must not end the process by itself.
+        arguments = context.args or ["--help"]
+        code = group.main(args=arguments, prog_name=context.command_path, standalone_mode=False)
     if isinstance(code, int) and code:
         raise typer.Exit(code)
 
 
 def load() -> typer.Typer:
-    """The group of commands. ValueError where the package does not lie in a checkout, or an extra is missing."""
+    """The group of commands. ValueError where the package does not lie in a checkout."""
     if not (ROOT / PACKAGE / "cli.py").is_file():
         raise ValueError(
             f"bench: expected a checkout of the repository with {PACKAGE}/; {ROOT} has none, for an installed package"
-            " comes without it. Clone the repository, `pip install -e '.[bench]'` there, and run hqtvae again"
+            " comes without it. `git clone` the repository, `pip install -e '.[bench]'` there, and run hqtvae again"
         )
     if str(ROOT) not in sys.path:
         sys.path.insert(0, str(ROOT))
+    return importlib.import_module(f"{PACKAGE}.cli").app
+
+
+@contextmanager
+def _extras_named() -> Iterator[None]:
+    """What a command imports may belong to an extra: ValueError with how to get it."""
     try:
-        return importlib.import_module(f"{PACKAGE}.cli").app
+        yield
     except ModuleNotFoundError as error:
         if error.name is None or error.name.partition(".")[0] == PACKAGE:
             raise

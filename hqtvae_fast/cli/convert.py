@@ -73,7 +73,7 @@ def convert(
         raise ValueError("--tokenizer: expected a text-conditional model; got another")
     with waiting(f"Opening {checkpoint}"):
         from hqtvae_fast import checkpoint as checkpoints
-        from hqtvae_fast.engine.precision import PRECISIONS
+        from hqtvae_fast.engine.options import PRECISIONS
         from hqtvae_fast.text import load_tokenizer
 
         model = checkpoints.load(checkpoint)

@@ -19,8 +19,8 @@ from hqtvae_fast.checkpoint_config import describe
 from hqtvae_fast.classes import Classes
 from hqtvae_fast.cli.output import facts, show, table, waiting
 from hqtvae_fast.config import HQTVAEConfig, to_dict
-from hqtvae_fast.engine.activation_memory import decoding_memory
-from hqtvae_fast.engine.precision import PRECISIONS
+from hqtvae_fast.engine.batches import decoding_memory
+from hqtvae_fast.engine.options import PRECISIONS
 from hqtvae_fast.hardware import Device, default_dtype, measure_this_machine, published
 from hqtvae_fast.model import cost
 from hqtvae_fast.ops import cpu_library

@@ -78,7 +78,7 @@ def tune(
     check_file(file)
     if config_of(checkpoint).transformer is None:
         raise ValueError("this checkpoint has stage 1 only: there is nothing to draw in batches")
-    from hqtvae_fast.engine.batch_tuning import default_file
+    from hqtvae_fast.engine.batches import default_file
 
     pipe = open_pipeline(checkpoint, device, dtype, quantization=narrow, **engine)
     found = pipe.tune_batches(

@@ -1,32 +1,42 @@
-"""Draws and decodes batches with a checkpoint's models: by captured graphs on a GPU, step by step elsewhere."""
+"""Draws and decodes with a checkpoint's models, by captured graphs on a GPU, step by step elsewhere; and a request's
+batches in order, one issued ahead of the one that is waited for (:mod:`hqtvae_fast.engine.streams`)."""
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
-from typing import Any
+from collections import deque
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import AbstractContextManager, closing, contextmanager
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from hqtvae_fast.engine.batches import Cutter
-from hqtvae_fast.engine.capture import CaptureError
-from hqtvae_fast.engine.decoding import decode_codes
-from hqtvae_fast.engine.fused_step import make_tables
-from hqtvae_fast.engine.graph import DecodeReplay, DrawReplay
-from hqtvae_fast.engine.graph_cache import GraphCache
-from hqtvae_fast.engine.loop import OnStep, SamplingParams, draw_codes
+from hqtvae_fast.engine.batches import Batch, Cutter, is_out_of_memory
+from hqtvae_fast.engine.cache import StepTables
+from hqtvae_fast.engine.coding import DecodeReplay, decode_codes
+from hqtvae_fast.engine.graph import CaptureError, DrawReplay, GraphCache
+from hqtvae_fast.engine.loop import NAN_LOGITS, Drawing, OnStep, SamplingParams
 from hqtvae_fast.engine.options import EngineOptions
-from hqtvae_fast.engine.step import StepOptions
-from hqtvae_fast.engine.tables import StepTables
+from hqtvae_fast.engine.step import make_tables
+from hqtvae_fast.engine.streams import Codes, Decode, Done, Drawn, Streams, make_streams
 from hqtvae_fast.hardware import fp32_products
 from hqtvae_fast.model import HQVAE, HQTransformer
 from hqtvae_fast.model.prepared import Prepared
 from hqtvae_fast.modes import inference, ordinary
 from hqtvae_fast.ops.made import Made, weights_of
 
-Codes = tuple[Tensor, ...]
+
+class Rows(NamedTuple):
+    """What draws a batch, one row an image, on the device: ``condition`` [B], [B, P] or None, ``seeds`` [B]; parameters
+    of each model; ``given`` top codes [B, h, w] or None."""
+
+    condition: Tensor | None
+    seeds: Tensor
+    params: Sequence[SamplingParams]
+    given: Tensor | None
 
 
 class Executor:
@@ -67,17 +77,7 @@ class Executor:
         for tables in self._tables:
             tables.doubt()
 
-    def _keep_captures_right(self) -> None:
-        """What was made from weights is made again in place, where a capture reads it; captures are given up where
-        anything has moved: weights (another device, ``weight.data = ...``), or what is made of them."""
-        assert self.graphs is not None
-        tables = [made for index in range(len(self.models)) if (made := self.tables(index)) is not None]
-        addresses = [address for model in (*self.models, self.vae) for address in model.addresses()]
-        addresses += [tensor.data_ptr() for made in tables for tensor in made.tensors]
-        if self._addresses not in (None, addresses):
-            self.graphs.clear()
-        self._addresses = addresses
-
+    @inference()
     def draw(
         self,
         condition: Tensor | None,
@@ -91,45 +91,31 @@ class Executor:
 
         One entry of ``params`` a model; ``invalid``, a bool scalar, is set where logits were NaN.
         """
-        prior = self.models[0].config
-        if prior.decoding != "global":
-            return self._draw_with(0, condition, seeds, params[0], given, invalid, on_step)
-        codes: Codes | None = None if given is None else (given,)
-        for index, model in enumerate(self.models):
-            if model.config.condition == "codes":
-                assert codes is not None
-                codes += self._draw_with(index, codes[0].flatten(1), seeds, params[index], None, invalid, on_step)
-            elif codes is None:
-                codes = self._draw_with(index, condition, seeds, params[index], None, invalid, on_step)
-        assert codes is not None
-        return codes
-
-    def _draw_with(
-        self,
-        index: int,
-        condition: Tensor | None,
-        seeds: Tensor,
-        params: SamplingParams,
-        given: Tensor | None,
-        invalid: Tensor,
-        on_step: OnStep,
-    ) -> Codes:
-        model, batch = self.models[index], len(seeds)
-        fused_draw = self.options.fused_draw and not params.filtered
-        options = StepOptions(self.tables(index), fused_draw, self.options.dependent_launch, self.options.skip_query)
-        what = ("top codes given" if given is not None else "all codes", "fused draw" if fused_draw else "any draw")
-        with self._products():
-            replay = self._captured(
-                model,
-                ("draw", index, batch, *what),
-                lambda: DrawReplay(model, batch, given=given is not None, options=options),
-            )
-            if replay is None:
-                how: dict[str, Any] = {"given_top_codes": given, "on_step": on_step, "invalid": invalid}
-                return draw_codes(model, condition, seeds, params, options=options, **how)
-            codes = replay(condition, seeds, params, given, invalid)
-        for _ in range(model.config.num_steps):  # issued all at once
-            on_step()
+        codes: Codes = ()
+        if given is not None and self.models[0].config.decoding == "global":
+            codes, given = (given,), None  # in place of what the prior draws
+        for index, (model, own) in enumerate(zip(self.models, params, strict=True)):
+            refines = model.config.condition == "codes"
+            if codes and not refines:
+                continue
+            sees = codes[0].flatten(1) if refines else condition
+            tables, fused_draw = self.tables(index), self.options.fused_draw and not own.filtered
+            how: dict[str, Any] = {"tables": tables}
+            how["options"] = replace(self.options, tables=tables is not None, fused_draw=fused_draw)
+            what = ("top codes given" if given is not None else "all codes", "fused draw" if fused_draw else "any draw")
+            with self._products():
+                key = ("draw", index, len(seeds), *what)
+                make = partial(DrawReplay, model, len(seeds), given=given is not None, **how)
+                replay = self._captured(model, key, make)
+                if replay is None:
+                    drawing = Drawing.make(model, sees, seeds, own, given=given, **how)
+                    drawing.run(on_step)
+                    invalid |= drawing.draw.invalid
+                    codes += drawing.maps()
+                else:
+                    codes += replay(sees, seeds, own, given, invalid)
+                    for _ in range(model.config.num_steps):  # issued all at once
+                        on_step()
         return codes
 
     def decode(self, codes: Sequence[Tensor], count: int, *, as_bytes: bool = False) -> Tensor:
@@ -180,7 +166,7 @@ class Executor:
         """The capture, or None where there is to be none. Hooks would run once, while it is made."""
         if self.graphs is None or model.altered() is not None:
             return None
-        self._keep_captures_right()
+        self._keep_captures_right(self.graphs)
         try:
             return self.graphs.get(key, make)
         except CaptureError as error:
@@ -188,3 +174,127 @@ class Executor:
             self.graphs.clear()
             self.graphs = None
             return None
+
+    def _keep_captures_right(self, graphs: GraphCache) -> None:
+        """What was made from weights is made again in place, where a capture reads it; captures are given up where
+        anything has moved: weights (another device, ``weight.data = ...``), or what is made of them."""
+        tables = [made for index in range(len(self.models)) if (made := self.tables(index)) is not None]
+        addresses = [address for model in (*self.models, self.vae) for address in model.addresses()]
+        addresses += [tensor.data_ptr() for made in tables for tensor in made.tensors]
+        if self._addresses not in (None, addresses):
+            graphs.clear()
+        self._addresses = addresses
+
+
+# ------------------------------------------------------------------------------------------------------------- batches
+
+
+class GenerationError(RuntimeError):
+    """The device failed; the message says in which images, with which conditions and seeds; or in which batches it was
+    at work, for a GPU tells of a failure later."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """What is done with each batch, in order. ``rows`` gives what draws it, the first arguments of ``draw``; ``draw``
+    takes these, a bool scalar that it sets where logits were NaN, and what it calls after each step, and gives the
+    codes of all rows; ``decode`` (None: not wanted) gives the pictures of the first rows of codes, as many as are asked
+    for. All only issue work on the device's current stream. ``describe`` names a batch to a user; ``steps`` is entered
+    when work begins, and gives what is called after each step."""
+
+    rows: Callable[[Batch], tuple[Any, ...]]
+    draw: Callable[..., Codes]
+    decode: Decode | None
+    describe: Callable[[Batch], str]
+    steps: AbstractContextManager[OnStep]
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A batch on the CPU, without its padding: codes int64 [count, h, w] a level; images as the job decodes them, or
+    None."""
+
+    batch: Batch
+    codes: Codes
+    images: Tensor | None
+
+
+def generate(
+    job: Job, cutter: Cutter, device: torch.device, *, overlap: bool | None = None
+) -> Generator[Finished, None, None]:
+    """Do all batches; yields them in order. A consumer that is slow, stops or fails holds up nothing but the batch in
+    flight.
+
+    A batch that runs out of memory is done again in smaller ones (:meth:`Cutter.shrink`). ValueError and
+    :class:`GenerationError` name the batch. ``overlap``: draw a batch while the one before it is decoded; None: on a
+    GPU.
+    """
+    in_flight: deque[tuple[Batch, Callable[[], Done]]] = deque()
+    start = 0
+    with job.steps as on_step, closing(make_streams(device, overlap)) as streams:
+        while start < cutter.total or in_flight:
+            while start < cutter.total and len(in_flight) <= streams.ahead:
+                batch = cutter.next(start)
+                with _attempt(job, [*(other for other, _ in in_flight if streams.late), batch]) as attempt:
+                    with streams.drawing():
+                        invalid = torch.zeros((), dtype=torch.bool, device=device)
+                        codes = job.draw(*job.rows(batch), invalid, on_step)
+                    in_flight.append((batch, streams.decoding(Drawn(codes, invalid, batch.count), job.decode)))
+                    start = batch.stop
+                if attempt.out_of_memory:
+                    _rest(streams)
+                    if in_flight:
+                        break  # what is in flight holds memory too: take it first
+                    _shrink(job, cutter, batch)
+            running = [batch for batch, _ in in_flight]
+            batch, wait = in_flight.popleft()
+            with _attempt(job, running if streams.late else running[:1]) as attempt:
+                done = wait()
+            if attempt.out_of_memory:  # again from there on, smaller
+                _rest(streams)
+                in_flight.clear()
+                _shrink(job, cutter, batch)
+                start = batch.start
+            else:
+                yield _finished(job, batch, done)
+
+
+def _finished(job: Job, batch: Batch, done: Done) -> Finished:
+    if done.invalid:
+        raise ValueError(f"{job.describe(batch)}: {NAN_LOGITS}")
+    images = None if done.images is None else ordinary(done.images)
+    return Finished(batch, tuple(map(ordinary, done.codes)), images)
+
+
+@dataclass
+class _Attempt:
+    out_of_memory: bool = False
+
+
+@contextmanager
+def _attempt(job: Job, batches: Sequence[Batch]) -> Iterator[_Attempt]:
+    """What is done inside may run out of memory, and then that is noted. Other failures name ``batches``, those that
+    may have failed."""
+    attempt = _Attempt()
+    try:
+        with inference():
+            yield attempt
+    except ValueError as error:  # the host's, of the last batch
+        raise ValueError(f"{job.describe(batches[-1])}: {error}") from error
+    except (MemoryError, RuntimeError) as error:
+        attempt.out_of_memory = is_out_of_memory(error)
+        if not attempt.out_of_memory:
+            first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            raise GenerationError(f"{' or '.join(map(job.describe, batches))}: {first}") from error
+
+
+def _rest(streams: Streams) -> None:
+    """After memory did not suffice: wait until nothing is running, and give back what is held for reuse."""
+    streams.drain()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+def _shrink(job: Job, cutter: Cutter, batch: Batch) -> None:
+    if not cutter.shrink(batch):
+        raise MemoryError(f"{job.describe(batch)}: not enough memory for {batch.size} at once")

@@ -1,24 +1,161 @@
-"""A batch's drawing, or its decoding, over named static buffers: captured once as a CUDA graph, then replayed.
+"""Work over static buffers, captured once as a CUDA graph and replayed; a batch's drawing; and the captures kept.
 
 The loop of :mod:`hqtvae_fast.engine.loop` is what is captured, all steps of it with the draws inside. Whatever a
 request may change without changing a shape (conditions, seeds, temperature, top-k, top-p, given top codes) lies in a
 buffer that a replay reads. Drawing and decoding are two graphs, so that they can run on two streams.
+
+A capture keeps its activations in a memory pool of its own for as long as it lives. Three runs come before it, on the
+stream that is then captured: in the first, libraries choose their algorithms, and Triton compiles. No setting
+of the allocator is needed or changed; where captures of many sizes leave too little in one piece, torch's own
+``PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True`` is for that, and the cap on all captures together is
+:class:`GraphCache`'s.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+import gc
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Hashable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from hqtvae_fast.engine.capture import Replay
-from hqtvae_fast.engine.decoding import chunk_size, decode_codes
-from hqtvae_fast.engine.loop import SamplingParams, StepRunner, check_given
-from hqtvae_fast.engine.step import Engine, StepOptions
-from hqtvae_fast.model import HQVAE, HQTransformer
+from hqtvae_fast.engine.cache import StepTables
+from hqtvae_fast.engine.loop import Drawing, SamplingParams, check_given
+from hqtvae_fast.engine.options import EngineOptions
+from hqtvae_fast.engine.step import Engine
+from hqtvae_fast.model import HQTransformer
 from hqtvae_fast.modes import inference
+
+WARM_UPS = 3
+Work = Callable[[], object]
+
+
+class CaptureError(RuntimeError):
+    """Something in the work cannot be captured; the message names the operator."""
+
+
+class Replay:
+    """``work``, which reads and writes static buffers alone: a graph on a GPU, a plain call elsewhere.
+
+    Who owns the buffers owns the replay, and gives it the work at each call: were it kept here, the two would hold each
+    other, and with them a capture's memory after it was given up, until Python looks for cycles.
+    """
+
+    def __init__(self, work: Work, device: torch.device) -> None:
+        self.bytes = 0
+        """Of memory that the capture holds."""
+        self._device = device
+        self._last: torch.cuda.Event | None = None
+        self._lock = threading.Lock()
+        self._graph = None if device.type != "cuda" else self._capture(work)
+
+    def __call__(self, work: Work) -> None:
+        if self._graph is None:
+            work()
+        else:
+            self._graph.replay()
+
+    @contextlib.contextmanager
+    def turn(self) -> Iterator[None]:
+        """One use, from its first input's copy to its last result's. The buffers are its own meanwhile: another thread
+        waits for it, and on the device a use on another stream does. (Two streams of pictures that a user reads in turn
+        have the same buffers.)"""
+        with self._lock:
+            if self._graph is None:
+                yield
+                return
+            stream = torch.cuda.current_stream(self._device)
+            if self._last is not None:
+                stream.wait_event(self._last)
+            try:
+                yield
+            finally:
+                self._last = stream.record_event()
+
+    def _capture(self, work: Work) -> torch.cuda.CUDAGraph:
+        stream = torch.cuda.Stream(self._device)
+        stream.wait_stream(torch.cuda.current_stream(self._device))
+        # This sets the device too, and sets both back where a capture fails to end, which torch.cuda.graph does not.
+        with torch.cuda.stream(stream):
+            for _ in range(WARM_UPS):
+                work()
+            torch.cuda.synchronize(self._device)
+            gc.collect()  # for what dead cycles hold
+            _forget_workspaces()
+            torch.cuda.empty_cache()  # as the capture will: what it frees then must not be subtracted from its own
+            before = torch.cuda.memory_reserved(self._device)
+            try:
+                graph = _captured(work, stream)
+            finally:
+                _forget_workspaces()
+            self.bytes = max(0, torch.cuda.memory_reserved(self._device) - before)
+        torch.cuda.current_stream(self._device).wait_stream(stream)
+        return graph
+
+
+def _captured(work: Work, stream: torch.cuda.Stream) -> torch.cuda.CUDAGraph:
+    graph, pool, watch = torch.cuda.CUDAGraph(), torch.cuda.graph_pool_handle(), _LastOperator()
+    try:
+        # Other threads (a loader's, say) may go on using the device meanwhile.
+        with torch.cuda.graph(graph, pool=pool, stream=stream, capture_error_mode="thread_local"), watch:
+            work()
+    except RuntimeError as error:
+        _close_pool(pool)
+        # An operator's error makes the capture's end fail as well; the first of the two says more.
+        first = watch.error or str(error)
+        if watch.out_of_memory:
+            raise torch.OutOfMemoryError(first) from error
+        raise CaptureError(f"cannot be captured in a CUDA graph: {watch.name} ({first.splitlines()[0]})") from error
+    return graph
+
+
+def _forget_workspaces() -> None:
+    """cuBLAS has a workspace for each stream, which torch keeps. One that is there when a capture begins is written
+    into its graph: then graphs captured on one stream share it, though they may run side by side, and it may be given
+    up while a graph still uses it. With none there, it comes from the capture's own pool, and stays the capture's own
+    if it is forgotten afterwards."""
+    # Torch's private name, from 1.13 on: a torch without it is taken for one that needs no help.
+    forget = getattr(torch._C, "_cuda_clearCublasWorkspaces", None)
+    if forget is not None:
+        forget()
+
+
+def _close_pool(pool: Any) -> None:
+    """Torch leaves a pool open whose capture could not be ended: its allocator would go on asking a graph that is gone
+    which allocations are its own. Where the end was reached the graph closes it, and torch refuses to do so here."""
+    device = torch.cuda.current_device()
+    with contextlib.suppress(RuntimeError, AttributeError):
+        torch._C._cuda_endAllocateToPool(device, pool)
+        torch._C._cuda_releasePool(device, pool)
+
+
+class _LastOperator(TorchDispatchMode):
+    """Remembers what was called last, and what it raised."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.name = "nothing yet"
+        self.error = ""
+        self.out_of_memory = False
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.name = str(function)
+        return function(*args, **(kwargs or {}))
+
+    def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
+        # Words, not the error itself, which holds what its frames hold.
+        self.error = "" if error is None else str(error).strip() or type(error).__name__
+        self.out_of_memory = isinstance(error, torch.OutOfMemoryError)
+        super().__exit__(kind, error, trace)
+
+
+# -------------------------------------------------------------------------------------------------------------- drawing
 
 
 class DrawReplay:
@@ -32,7 +169,8 @@ class DrawReplay:
         *,
         given: bool = False,
         engine: Engine | None = None,
-        options: StepOptions | None = None,
+        options: EngineOptions | None = None,
+        tables: StepTables | None = None,
     ) -> None:
         config, device = model.config, model.norm.weight.device
         self.config, self.batch = config, batch
@@ -41,16 +179,17 @@ class DrawReplay:
         self.condition = self._condition_buffer(device)
         levels = config.num_levels
         everything = SamplingParams((1.0,) * levels, (None,) * levels, (None,) * levels)
-        top = torch.zeros(batch, config.num_steps, 1, dtype=torch.int64, device=device) if given else None
+        side = config.side
+        top = torch.zeros(batch, side, side, dtype=torch.int64, device=device) if given else None
         with inference():
-            how: dict[str, Any] = {"given": top, "engine": engine, "options": options}
-            self.run = StepRunner.make(model, self.condition, self.seeds, everything, **how)
+            how: dict[str, Any] = {"given": top, "engine": engine, "options": options, "tables": tables}
+            self.drawing = Drawing.make(model, self.condition, self.seeds, everything, **how)
             self.replay = Replay(self._work, device)
 
     @property
     def bytes(self) -> int:
         """Of memory that the capture holds, its keys and values among it."""
-        return self.replay.bytes + sum(cache.keys.nbytes + cache.values.nbytes for cache in self.run.step.caches)
+        return self.replay.bytes + sum(cache.keys.nbytes + cache.values.nbytes for cache in self.drawing.step.caches)
 
     def _condition_buffer(self, device: torch.device) -> Tensor | None:
         shapes = {"none": None, "class": (self.batch,)}
@@ -58,8 +197,8 @@ class DrawReplay:
         return None if shape is None else torch.zeros(shape, dtype=torch.int64, device=device)
 
     def _work(self) -> None:
-        self.run.draw.invalid.zero_()
-        self.run.all_steps()
+        self.drawing.draw.invalid.zero_()
+        self.drawing.run()
 
     @inference()
     def __call__(
@@ -75,8 +214,8 @@ class DrawReplay:
         params.check(self.config)
         if self.fused_draw and params.filtered:
             raise ValueError("this capture draws inside the head's product: expected neither top_k nor top_p; got some")
-        if len(seeds) != self.batch or (given_top_codes is not None) != self.run.keep_top:
-            wanted = f"{self.batch} seeds, top codes {'given' if self.run.keep_top else 'drawn'}"
+        if len(seeds) != self.batch or (given_top_codes is not None) != self.drawing.keep_top:
+            wanted = f"{self.batch} seeds, top codes {'given' if self.drawing.keep_top else 'drawn'}"
             got = f"{len(seeds)}, top codes {'drawn' if given_top_codes is None else 'given'}"
             raise ValueError(f"this capture is for {wanted}; got {got}")
         if self.condition is not None and (condition is None or condition.shape != self.condition.shape):
@@ -88,58 +227,85 @@ class DrawReplay:
             if self.condition is not None and condition is not None:
                 self.condition.copy_(condition)
             if given is not None:
-                self.run.local_BTN[:, :, :1].copy_(given)
-            self.run.draw.load(params, self.config)
+                self.drawing.local_BTN[:, :, :1].copy_(given)
+            self.drawing.draw.load(params, self.config)
             self.replay(self._work)
             if invalid is not None:
-                invalid |= self.run.draw.invalid
-            return tuple(level.clone() for level in self.run.maps())
+                invalid |= self.drawing.draw.invalid
+            return tuple(level.clone() for level in self.drawing.maps())
 
 
-class DecodeReplay:
-    """:func:`hqtvae_fast.engine.decode_codes` for up to ``batch`` images; ``present``: which of the VAE's levels have
-    codes, by default all."""
+# -------------------------------------------------------------------------------------------------------- captures kept
 
-    def __init__(
-        self, vae: HQVAE, batch: int, *, present: Sequence[bool] | None = None, as_bytes: bool = False
-    ) -> None:
-        sides, device = vae.config.level_sides, vae.post_quant_conv.weight.device
-        self.codes = [
-            torch.zeros(batch, side, side, dtype=torch.int64, device=device) if here else None
-            for side, here in zip(sides, present or [True] * len(sides), strict=True)
-        ]
-        self.vae, self.batch, self.as_bytes = vae, batch, as_bytes
-        self.images: Tensor | None = None
-        # How much memory is free is asked once, here: a replay has to do what was captured. What torch keeps for reuse
-        # is not free to the driver, whom it asks.
-        if device.type == "cuda":
-            torch.cuda.empty_cache()
-        self.chunk = min(batch, chunk_size(vae, device))
-        with inference():
-            self.replay = Replay(self._work, device)
+GPU_SHARE = 0.5  # of the device's memory, for all captures together
+
+
+@dataclass(frozen=True)
+class CaptureReport:
+    """One capture that is kept: what it is for, the bytes that it holds, and how often it was used."""
+
+    key: Hashable
+    bytes: int
+    uses: int
+
+    def __str__(self) -> str:
+        return f"{self.key}: {self.bytes / 2**20:,.0f} MiB, used {self.uses} times"
+
+
+class GraphCache:
+    """Keeps what ``make`` captures, up to ``limit`` bytes; None: half of the device's memory."""
+
+    def __init__(self, device: torch.device, limit: int | None = None) -> None:
+        if limit is None and device.type == "cuda":
+            limit = int(torch.cuda.get_device_properties(device).total_memory * GPU_SHARE)
+        self.device, self.limit = device, limit
+        self._kept: OrderedDict[Hashable, Any] = OrderedDict()
+        self._uses: dict[Hashable, int] = {}
+        self._lock = threading.Lock()
+
+    def __reduce__(self) -> tuple[type[GraphCache], tuple[torch.device, int | None]]:
+        return GraphCache, (self.device, self.limit)  # copies and pickles begin without captures
+
+    def get(self, key: Hashable, make: Callable[[], Any]) -> Any:
+        """The capture for ``key``, made by ``make`` if there is none. It has an attribute ``bytes``.
+
+        A capture larger than the cap alone is kept all the same, as the only one. Where memory does not suffice for it,
+        all others are given up first.
+        """
+        with self._lock:  # CUDA captures one graph at a time
+            if key not in self._kept:
+                self._kept[key] = self._made(make)
+                self._uses[key] = 0
+            self._kept.move_to_end(key)
+            self._uses[key] += 1
+            while self.limit is not None and self.bytes > self.limit and len(self._kept) > 1:
+                given_up, _ = self._kept.popitem(last=False)
+                del self._uses[given_up]
+            return self._kept[key]
+
+    def _made(self, make: Callable[[], Any]) -> Any:
+        try:
+            return make()
+        except torch.OutOfMemoryError:
+            if not self._kept:
+                raise
+        self.clear()
+        return make()
 
     @property
     def bytes(self) -> int:
-        """Of memory that the capture holds."""
-        return self.replay.bytes
+        return sum(kept.bytes for kept in self._kept.values())
 
-    def _work(self) -> None:
-        self.images = decode_codes(self.vae, self.codes, chunk=self.chunk, as_bytes=self.as_bytes)
+    def clear(self) -> None:
+        """Give up all captures: memory is short, or nothing more is to be captured. Waits for a GPU first: what still
+        runs on another stream reads their buffers."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        self._kept.clear()
+        self._uses.clear()
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
 
-    @inference()
-    def __call__(self, codes: Sequence[Tensor | None]) -> Tensor:
-        """Images, float32 [B, 3, R, R] in [0, 1] or uint8 [B, R, R, 3], the caller's own, of codes [B, h, w] from any
-        device. Rows of the buffers beyond B keep what an earlier call left: an image depends on its codes alone."""
-        shapes = [None if level is None else tuple(level.shape) for level in codes]
-        count = next(shape[0] for shape in shapes if shape is not None)
-        wanted = [None if own is None else (count, *own.shape[1:]) for own in self.codes]
-        if shapes != wanted or not 1 <= count <= self.batch:
-            own_shapes = [None if own is None else list(own.shape) for own in self.codes]
-            raise ValueError(f"this capture is for codes {own_shapes}, or fewer images; got {shapes}")
-        with self.replay.turn():
-            for own, level in zip(self.codes, codes, strict=True):
-                if own is not None and level is not None:
-                    own[:count].copy_(level, non_blocking=True)
-            self.replay(self._work)
-            assert self.images is not None
-            return self.images[:count].clone()
+    def report(self) -> list[CaptureReport]:
+        """What is kept, the most recently used last."""
+        return [CaptureReport(key, kept.bytes, self._uses[key]) for key, kept in self._kept.items()]

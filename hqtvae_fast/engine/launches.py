@@ -22,7 +22,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from hqtvae_fast.backend import VARIABLE
 from hqtvae_fast.config import TransformerConfig
-from hqtvae_fast.engine.loop import SamplingParams, StepRunner
+from hqtvae_fast.engine.loop import Drawing, SamplingParams
 from hqtvae_fast.engine.step import Engine
 from hqtvae_fast.model import HQTransformer
 from hqtvae_fast.model.empty import without_values
@@ -90,9 +90,9 @@ def count_launches(
                 condition = torch.zeros(shape, dtype=torch.int64)
             levels = config.num_levels
             params = SamplingParams((1.0,) * levels, (min(2048, *config.codebook_sizes),) * levels, (None,) * levels)
-            runner = StepRunner.make(model, condition, seeds, params, engine=engine)
+            drawing = Drawing.make(model, condition, seeds, params, engine=engine)
             with _Launches() as launches:
-                runner(1)
+                drawing.run(steps=range(1, 2))
     return launches.kernels
 
 

@@ -6,7 +6,6 @@ allocated before the first step; inside, nothing is concatenated and nothing wai
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -16,26 +15,16 @@ from torch import Tensor
 
 from hqtvae_fast.codes import read_level
 from hqtvae_fast.config import TransformerConfig
-from hqtvae_fast.engine.fused_step import FusedStep
-from hqtvae_fast.engine.step import (
-    ENGINES,
-    Engine,
-    LevelFeatures,
-    LevelLogits,
-    ReferenceStep,
-    Step,
-    StepOptions,
-)
-from hqtvae_fast.engine.whole_head import WholeHead
-from hqtvae_fast.engine.work import drawing_flops
+from hqtvae_fast.engine.cache import StepTables
+from hqtvae_fast.engine.options import EngineOptions
+from hqtvae_fast.engine.step import Engine, LevelFeatures, LevelLogits, Step, WholeHead, make_step
 from hqtvae_fast.hardware import send
 from hqtvae_fast.model import HQTransformer
-from hqtvae_fast.model.prepared import ALTERED
 from hqtvae_fast.model.pyramid import to_local, to_maps
 from hqtvae_fast.modes import inference
 from hqtvae_fast.ops.draw_from_head import draw_from_head
 from hqtvae_fast.ops.sample_logits import check_sampling, sample_logits
-from hqtvae_fast.threads import threads_for
+from hqtvae_fast.threads import drawing_flops, threads_for
 
 OnStep = Callable[[], None]
 NAN_LOGITS = "the model gave NaN logits: expected finite weights in a dtype that holds its activations"
@@ -73,8 +62,8 @@ def draw_codes(
     given_top_codes: Tensor | None = None,
     on_step: OnStep | None = None,
     engine: Engine | None = None,
-    options: StepOptions | None = None,
-    invalid: Tensor | None = None,
+    options: EngineOptions | None = None,
+    tables: StepTables | None = None,
 ) -> tuple[Tensor, ...]:
     """Draw code maps, int64 [B, h, w] a predicted level, top first.
 
@@ -82,28 +71,21 @@ def draw_codes(
     :func:`hqtvae_fast.engine.rng.image_seeds`; ``given_top_codes`` [B, h, w] are kept and only finer codes are drawn
     (the paper's figure 4b). ``on_step`` is called after each of the T steps has been issued. The same seed gives the
     same codes in any batch, as far as matrix products give the same logits there. ``options``: a fused draw is one only
-    without top-k and top-p. Raises ValueError on parameters out of range and, at the end on a GPU and at once on a CPU,
-    on logits that are NaN. ``invalid``, a bool scalar on a GPU, is set there instead, and nothing waits for it.
+    without top-k and top-p; ``tables``: those that they ask for, where they are made already. Raises ValueError on
+    parameters out of range and, at the end on a GPU and at once on a CPU, on logits that are NaN.
     """
-    config, batch = model.config, len(seeds)
-    params.check(config)
-    given = None if given_top_codes is None else check_given(given_top_codes, config, batch)
-    options = options or StepOptions()
-    options = replace(options, fused_draw=options.fused_draw and not params.filtered)
-    run = StepRunner.make(model, condition, seeds, params, given=given, engine=engine, options=options)
-    with threads_for(batch * drawing_flops(config)):
-        run.all_steps(on_step)
-    if invalid is not None:
-        invalid |= run.draw.invalid
-    elif bool(run.draw.invalid):
+    how: dict[str, Any] = {"given": given_top_codes, "engine": engine, "options": options, "tables": tables}
+    drawing = Drawing.make(model, condition, seeds, params, **how)
+    drawing.run(on_step)
+    if bool(drawing.draw.invalid):
         raise ValueError(NAN_LOGITS)
-    return run.maps()
+    return drawing.maps()
 
 
 @dataclass(frozen=True)
-class StepRunner:
-    """The loop's step over named static buffers: called with 0, 1, ..., T - 1 it fills ``local_BTN``. Inside, nothing
-    is sent to the device and nothing waits for it."""
+class Drawing:
+    """One batch's loop over named static buffers, which fills ``local_BTN``. Inside, nothing is sent to the device and
+    nothing waits for it."""
 
     config: TransformerConfig
     step: Step
@@ -125,69 +107,48 @@ class StepRunner:
         *,
         given: Tensor | None = None,
         engine: Engine | None = None,
-        options: StepOptions | None = None,
-    ) -> StepRunner:
-        """Allocates everything. ``given``: top codes [B, T, 1]."""
+        options: EngineOptions | None = None,
+        tables: StepTables | None = None,
+    ) -> Drawing:
+        """Checks, and allocates everything. Arguments and errors as for :func:`draw_codes`; ``given``: top codes."""
         config, batch = model.config, len(seeds)
+        params.check(config)
         if config.scrambled_middle:
             raise ValueError("scrambled_middle: this model needs codes not drawn yet; it can only be evaluated")
         local_BTN = torch.zeros(batch, config.num_steps, config.num_local, dtype=torch.int64, device=seeds.device)
         if given is not None:
-            local_BTN[:, :, :1] = given
+            local_BTN[:, :, :1] = check_given(given, config, batch)
         draw = _Draw.on_device(params, seeds, _noise_offset(config), config)
-        step, options = make_step(model, batch, engine, options), options or StepOptions()
+        options = options or EngineOptions()
+        options = replace(options, fused_draw=options.fused_draw and not params.filtered)
+        step = make_step(model, batch, engine, options, tables)
         whole = WholeHead.if_asked_for(model, batch, options.dependent_launch)
         return cls(config, step, draw, condition, local_BTN, given is not None, whole)
 
-    def all_steps(self, on_step: OnStep | None = None) -> None:
-        """Draw everything, from the first step on; may be called again."""
+    def run(self, on_step: OnStep | None = None, steps: range | None = None) -> None:
+        """Draw everything, from the first step on; may be called again. A step is the body at one position, then the
+        head's groups in order, each drawn. ``steps``: some alone."""
         for cache in self.step.caches:
             cache.reset()
-        for index in range(self.config.num_steps):
-            self(index)
-            if on_step is not None:
-                on_step()
+        with threads_for(len(self.local_BTN) * drawing_flops(self.config)):
+            for index in steps or range(self.config.num_steps):
+                h_BD, local_BN = self.step.body(index, self.condition, self.local_BTN), self.local_BTN[:, index]
+                if self.whole_head is not None:
+                    self.whole_head(h_BD, local_BN, **self.draw.all_levels(index), keep_top=self.keep_top)
+                else:
+                    for group in self.config.groups:
+                        if self.keep_top and group == range(1):
+                            self.step.skip(h_BD)
+                            continue
+                        for part in self.step.head(h_BD, local_BN, group):
+                            if not self.keep_top or part.first > 0:
+                                self.draw(part, local_BN, index)
+                if on_step is not None:
+                    on_step()
 
     def maps(self) -> tuple[Tensor, ...]:
         """The codes drawn, int64 [B, h, w] a level."""
         return to_maps(self.local_BTN, self.config.side, self.config.level_widths)
-
-    def __call__(self, index: int) -> None:
-        """The body at one position, then the head's groups in order, each drawn."""
-        h_BD, local_BN = self.step.body(index, self.condition, self.local_BTN), self.local_BTN[:, index]
-        if self.whole_head is not None:
-            self.whole_head(h_BD, local_BN, **self.draw.all_levels(index), keep_top=self.keep_top)
-            return
-        for group in self.config.groups:
-            if self.keep_top and group == range(1):
-                self.step.skip(h_BD)
-                continue
-            for part in self.step.head(h_BD, local_BN, group):
-                if not self.keep_top or part.first > 0:
-                    self.draw(part, local_BN, index)
-
-
-def make_step(
-    model: HQTransformer, batch: int, engine: Engine | None = None, options: StepOptions | None = None
-) -> Step:
-    """Who runs the steps: "fused", the kernels of :mod:`hqtvae_fast.ops`, or "reference", the model's own modules.
-    None: the kernels on a GPU or with any option, which only they have; else the modules, which on a CPU have packed
-    weights. Raises ValueError on another, and on "reference" with an option. A model whose modules were wrapped or have
-    hooks is run by its modules, and a warning says so; ValueError where the kernels were asked for."""
-    options, altered = options or StepOptions(), model.altered()
-    model.look()
-    if engine is None:
-        engine = "fused" if model.norm.weight.is_cuda or options.any else "reference"
-        if engine == "fused" and altered is not None:
-            warnings.warn(f"{altered}: {ALTERED}: drawing by the model's modules, which is slower", stacklevel=2)
-            return ReferenceStep(model, batch)
-    if engine == "fused" and altered is not None:
-        raise ValueError(f"engine: expected 'reference', since {altered} {ALTERED}; got 'fused'")
-    if engine not in ENGINES:
-        raise ValueError(f"engine: expected one of {', '.join(ENGINES)}; got {engine!r}")
-    if engine == "reference" and options.any:
-        raise ValueError("options: expected engine 'fused', which alone has any; got 'reference'")
-    return FusedStep(model, batch, options) if engine == "fused" else ReferenceStep(model, batch)
 
 
 @dataclass(frozen=True)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple, cast
+
 import torch
 from torch import Tensor, nn
 
 from hqtvae_fast.config import TransformerConfig
-from hqtvae_fast.model.layers import LAYER_NORM_EPS, Blocks, StackCache
+from hqtvae_fast.model.layers import LAYER_NORM_EPS, Block, Blocks, StackCache
 from hqtvae_fast.model.pyramid import parents
 from hqtvae_fast.ops.linear import Linear
+from hqtvae_fast.ops.prediction_head import BlockWeights, HeadWeights, LevelWeights
 
 
 class CodeHead(nn.Module):
@@ -74,11 +77,10 @@ class PyramidHead(nn.Module):
     def draw(self, h_MD: Tensor, local_MN: Tensor, group: range, cache: StackCache) -> list[Tensor]:
         """One pass over a group, keys and values of the earlier ones cached: logits [M, positions, K] of each level."""
         x_MGD = self.blocks(self.inputs(h_MD, local_MN, group), cache=cache)
-        levels = [self.config.local_levels[q] for q in group]
         logits: list[Tensor] = []
-        for level in sorted(set(levels)):
-            first, count = levels.index(level), levels.count(level)
-            logits.append(self.logits[level](self.norms[level](x_MGD[:, first : first + count])))
+        for level, positions in split_group(self.config, group):
+            own_MGD = x_MGD[:, positions.start - group.start : positions.stop - group.start]
+            logits.append(self.logits[level](self.norms[level](own_MGD)))
         return logits
 
     def skip(self, h_MD: Tensor, cache: StackCache) -> None:
@@ -93,6 +95,20 @@ def _sources(config: TransformerConfig, position: int) -> tuple[int, ...]:
     if config.decoding == "sequential":
         return (position - 1,)
     return _ancestors(config, position)
+
+
+class GroupPart(NamedTuple):
+    """The positions of a group that are of one level."""
+
+    level: int
+    positions: range
+
+
+def split_group(config: TransformerConfig, group: range) -> list[GroupPart]:
+    """A group's positions by level, top first; they are neighbours."""
+    levels = [config.local_levels[q] for q in group]
+    starts = {level: group.start + levels.index(level) for level in sorted(set(levels))}
+    return [GroupPart(level, range(start, start + levels.count(level))) for level, start in starts.items()]
 
 
 def tabled_groups(config: TransformerConfig) -> list[range]:
@@ -128,3 +144,23 @@ def _group_mask(config: TransformerConfig) -> Tensor:
 
 def build_head(config: TransformerConfig) -> CodeHead | PyramidHead:
     return CodeHead(config) if config.decoding == "global" else PyramidHead(config)
+
+
+@torch.no_grad()
+def head_weights(head: PyramidHead) -> HeadWeights:
+    """The head's own tensors, quantized ones where a matrix has been rounded; only the rows of the positions may be a
+    copy."""
+
+    def norm(layer: nn.Module) -> tuple[Tensor, Tensor]:
+        return cast(Tensor, layer.weight), cast(Tensor, layer.bias)
+
+    def block(layer: Block) -> BlockWeights:
+        attention, mlp = layer.attention, layer.mlp
+        projections = (attention.qkv, attention.out, mlp.up, mlp.down)
+        qkv, out, up, down = ((*linear.streamed, linear.bias) for linear in projections)
+        return BlockWeights(*norm(layer.norm1), *qkv, *out, *norm(layer.norm2), *up, *down)
+
+    pairs = zip(head.norms, head.logits, strict=True)
+    levels = tuple(LevelWeights(*norm(own), *cast(Linear, logits).streamed) for own, logits in pairs)
+    blocks = tuple(block(cast(Block, layer)) for layer in head.blocks.layers)
+    return HeadWeights(head.start, head.position.weight[:4], cast(Tensor, head.codes[0].weight), blocks, levels)

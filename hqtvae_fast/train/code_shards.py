@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from hqtvae_fast.engine.encoding import Encode, make_encoder
+from hqtvae_fast.engine.coding import Encode, make_encoder
 from hqtvae_fast.files import json_text, read_text, whole_file, write_file
 from hqtvae_fast.model import HQVAE
 from hqtvae_fast.shard_files import add_member, keep_spec

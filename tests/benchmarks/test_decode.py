@@ -9,10 +9,10 @@ from conftest import CASES, golden_pipeline, golden_values
 from torch import nn
 from typer.testing import CliRunner
 
-from benchmarks import decode, generate
-from benchmarks.decode_layers import decode_layers
-from benchmarks.plain_decoder import PlainDecoder
-from benchmarks.schema import read
+from benchmarks.entrants.plain_decoder import PlainDecoder
+from benchmarks.measuring.schema import read
+from benchmarks.suites import decode, generate
+from benchmarks.suites.decode_layers import decode_layers
 from hqtvae_fast.model.autoencoder import AttnBlock, NormSwish, Upsample
 from hqtvae_fast.model.cost import decode_flops
 
@@ -86,7 +86,7 @@ def test_plain_decoders_keep_to_torchs_convolutions(monkeypatch):
 def test_layers_are_all_of_the_decoder(monkeypatch):
     vae = golden_pipeline("class_parallel").vae
     codes = [torch.zeros(2, side, side, dtype=torch.int64) for side in vae.config.level_sides]
-    monkeypatch.setattr("benchmarks.decode_layers.chunk_size", lambda vae, device: 2)
+    monkeypatch.setattr("benchmarks.suites.decode_layers.chunk_size", lambda vae, device: 2)
     *layers, rest = decode_layers(vae, codes, torch.device("cpu"))
     kinds = (nn.Conv2d, Upsample, NormSwish, AttnBlock)
     inner = sum(isinstance(layer, Upsample) for layer in vae.decoder.modules())  # each has a convolution of its own

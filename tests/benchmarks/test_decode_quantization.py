@@ -8,8 +8,8 @@ import torch
 from conftest import golden_pipeline, golden_values
 from PIL import Image
 
-from benchmarks.decode_quantization import ROWS, calibrate, layers, main, measure, with_convolutions
-from benchmarks.schema import read
+from benchmarks.measuring.schema import read
+from benchmarks.studies.decode_quantization import ROWS, calibrate, layers, main, measure, with_convolutions
 from hqtvae_fast.engine import decode_codes
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
 import signal
@@ -14,10 +15,12 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from benchmarks import gate, pairs, proxies, revisions, schema, tally, worker
-from benchmarks.environment import describe
-from benchmarks.pairs import Paired, Plan, Side, Worker, measure
-from benchmarks.schema import Results, Row
+from benchmarks.cli import COMMANDS, function_of
+from benchmarks.gate import compare, counters, pairs, proxies, revisions, worker
+from benchmarks.gate.pairs import Paired, Plan, Side, Worker, measure
+from benchmarks.measuring import schema
+from benchmarks.measuring.environment import describe
+from benchmarks.measuring.schema import Results, Row
 from hqtvae_fast import cli
 from hqtvae_fast.cli import bench
 
@@ -27,7 +30,7 @@ WORKLOAD = {"suite": "generate", "preset": "tiny", "batch": 1, "device": "cpu", 
 
 @pytest.fixture
 def folder(tmp_path):
-    """A side's folder, as :func:`benchmarks.revisions.checked_out` makes it, of this checkout itself."""
+    """A side's folder, as :func:`benchmarks.gate.revisions.checked_out` makes it, of this checkout itself."""
     for name in ("hqtvae_fast", "benchmarks"):
         (tmp_path / name).symlink_to(ROOT / name)
     return tmp_path
@@ -189,12 +192,12 @@ def test_what_cannot_be_compared_is_said_in_a_line(arguments, message, capsys):
 
 
 def test_shares():
-    assert gate.parse_share("3%") == gate.parse_share("0.03") == 0.03
+    assert compare.parse_share("3%") == compare.parse_share("0.03") == 0.03
 
 
 def test_all_cases_of_an_op_can_be_asked_for():
-    assert {op for op, _ in gate.cases(["nearest_code"], small=True)} == {"nearest_code"}
-    assert len(gate.cases(None, small=False)) > len(gate.cases(["nearest_code"], small=False)) > 0
+    assert {op for op, _ in compare.cases(["nearest_code"], small=True)} == {"nearest_code"}
+    assert len(compare.cases(None, small=False)) > len(compare.cases(["nearest_code"], small=False)) > 0
 
 
 def test_without_a_checkout_the_command_says_what_is_missing(monkeypatch, tmp_path, capsys):
@@ -217,6 +220,30 @@ def test_the_group_has_help(capsys):
     assert "compare" in capsys.readouterr().out
 
 
+def test_an_installed_package_without_a_checkout_says_so_in_a_line(tmp_path):
+    """The package alone in a folder, as an installation has it."""
+    (tmp_path / "hqtvae_fast").symlink_to(ROOT / "hqtvae_fast")
+    command = [sys.executable, "-m", "hqtvae_fast.cli", "bench", "generate", "--preset", "tiny"]
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    result = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert (result.returncode, result.stdout) == (2, "")
+    assert len(result.stderr.splitlines()) == 1
+    assert "expected a checkout of the repository with benchmarks/" in result.stderr
+    assert "pip install -e '.[bench]'" in result.stderr
+
+
+@pytest.mark.parametrize("arguments", [[], ["--help"], ["bogus"]])
+def test_help_and_typos_do_not_import_torch(arguments):
+    code = f"import sys, hqtvae_fast.cli as cli; cli.main({['bench', *arguments]}); print('torch' in sys.modules)"
+    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert result.stdout.splitlines()[-1] == "False"
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_the_list_of_commands_says_what_their_help_says(name):
+    assert " ".join(inspect.getdoc(function_of(name)).split("\n\n")[0].split()) == COMMANDS[name][1]
+
+
 def test_importing_the_command_line_does_not_import_benchmarks():
     code = "import sys, hqtvae_fast.cli; print(any(name.startswith('benchmarks') for name in sys.modules))"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "False"
@@ -227,7 +254,7 @@ def test_importing_the_command_line_does_not_import_benchmarks():
 
 def test_what_is_counted_is_right():
     x, y = torch.ones(4, 8), torch.ones(8, 16)
-    counts = tally.count(lambda: (x.T.T @ y).view(-1) + 1)
+    counts = counters.count(lambda: (x.T.T @ y).view(-1) + 1)
     assert counts.operations == 2  # the transposes and the view are none
     assert counts.flops == 2 * 4 * 8 * 16
     assert counts.bytes == 4 * (4 * 8 + 8 * 16 + 64 + 64 + 64)
@@ -236,7 +263,7 @@ def test_what_is_counted_is_right():
 def test_what_inference_hides_is_counted_too():
     layer = torch.nn.Linear(8, 16)
     with torch.inference_mode():
-        counts = tally.count(lambda: layer(torch.ones(4, 8)))
+        counts = counters.count(lambda: layer(torch.ones(4, 8)))
     assert counts.flops == 2 * 4 * 8 * 16
 
 
@@ -247,15 +274,15 @@ def test_peak_memory_is_what_was_held_at_once():
             torch.empty(500, dtype=torch.int8)
         return kept
 
-    assert 1500 <= tally.peak_bytes(run) <= 1500 + 2 * 64
+    assert 1500 <= counters.peak_bytes(run) <= 1500 + 2 * 64
 
 
 def test_graph_breaks_are_counted():
     def broken(x):
         return x + 1 if bool(x.sum() > 0) else x - 1
 
-    assert tally.graph_breaks(lambda x: x + 1, torch.ones(2)) == 0
-    assert tally.graph_breaks(broken, torch.ones(2)) == 1
+    assert counters.graph_breaks(lambda x: x + 1, torch.ones(2)) == 0
+    assert counters.graph_breaks(broken, torch.ones(2)) == 1
 
 
 def test_counts_repeat_exactly():

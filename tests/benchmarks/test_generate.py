@@ -1,4 +1,4 @@
-"""``python -m benchmarks.generate``: models and batches in one run, the plain baselines, roof, overlap, energy."""
+"""``hqtvae bench generate``: models and batches in one run, the plain baselines, roof, overlap, energy."""
 
 from __future__ import annotations
 
@@ -8,13 +8,14 @@ from statistics import median
 import pytest
 import torch
 
-from benchmarks import generate, report, schema, sweep
-from benchmarks.baselines import Plain
+from benchmarks.entrants.baselines import Plain
+from benchmarks.entrants.ours import TINY, Ours, open_model, random_condition, same_for_all
+from benchmarks.entrants.plain_transformer import NotWrittenDown, PlainTransformer
+from benchmarks.measuring import schema
+from benchmarks.measuring.timing import Timing
 from benchmarks.options import spread
-from benchmarks.ours import TINY, Ours, open_model, random_condition, same_for_all
-from benchmarks.plain_transformer import NotWrittenDown, PlainTransformer
-from benchmarks.report import Entrant, Outcome, Roof, Workload
-from benchmarks.timing import Timing
+from benchmarks.suites import generate, outcomes, sweep
+from benchmarks.suites.outcomes import Entrant, Outcome, Roof, Workload
 from hqtvae_fast import checkpoint, cli
 from hqtvae_fast.config import PRESETS, BlocksConfig
 from hqtvae_fast.engine import SamplingParams, draw_codes, image_seeds
@@ -105,7 +106,7 @@ def test_several_batches_in_one_run(tmp_path, capsys, monkeypatch):
     names = {(row.name, row.entrant) for row in results.rows}
     labels = ("tiny, batch 1, 2 images", "tiny, batch 2")
     entrants = ("hqtvae_fast", "paper's protocol", "plain torch")
-    expected = {(f"{label}: {part}", name) for label in labels for part in report.PARTS for name in entrants}
+    expected = {(f"{label}: {part}", name) for label in labels for part in outcomes.PARTS for name in entrants}
     assert names == expected | {(f"{labels[0]}: {how}", "hqtvae_fast") for how in ("batch by batch", "stream")}
     assert all(len(row.runs) == 2 and row.work["floor_seconds"] > 0 for row in results.rows)
     assert tuple(results.details["roofs"]) == labels
@@ -196,29 +197,29 @@ def test_overlap_and_energy_are_told():
         "batch by batch": [Timing(2.0, 0.0, joules=100.0)] * 3,
         "stream": [Timing(s, 0.0, joules=80.0) for s in (1.0, 1.25, 9.0)],
     }
-    told = report.tell_whole(outcome(50, [1.9], whole))
+    told = outcomes.tell_whole(outcome(50, [1.9], whole))
     assert told.endswith(
         "batch by batch 50 images/s, stream 80 images/s: 1.60 times as fast; 1.25 images/J as a stream"
     )
-    assert report.tell_whole(outcome(50, [1.9])) is None
+    assert outcomes.tell_whole(outcome(50, [1.9])) is None
     facts = ("device", "cpus", "threads", "torch", "load_average", "git_revision", "date")
-    table = report.to_table(outcome(50, [2.0], joules=50.0), dict.fromkeys(facts))
+    table = outcomes.to_table(outcome(50, [2.0], joules=50.0), dict.fromkeys(facts))
     cells = dict(zip(table.columns[0]._cells, table.columns[1]._cells, strict=True))
     assert cells["images/J"] == "2"
     assert cells["of the roof"] == "5.0%"
-    assert report.median_joules([Timing(1, 1, joules=3.0), Timing(1, 1)]) is None  # one run was too short to count
+    assert outcomes.median_joules([Timing(1, 1, joules=3.0), Timing(1, 1)]) is None  # one run was too short to count
 
 
 def test_the_best_batch_counts_the_stream():
     stream = {"batch by batch": [Timing(1.0, 0.0)], "stream": [Timing(0.5, 0.0)]}
-    lines = report.tell_best([outcome(8, [1.0], stream), outcome(50, [0.8])])
+    lines = outcomes.tell_best([outcome(8, [1.0], stream), outcome(50, [0.8])])
     assert lines == ["S: best at batch 8, 200 images/s, 20.0%"]
-    assert report.tell_best([outcome(8, [1.0])]) == []
+    assert outcomes.tell_best([outcome(8, [1.0])]) == []
 
 
 def test_rows_say_what_a_run_did():
     one = outcome(50, [2.0, 4.0], joules=50.0)
-    rows = {row.name: row for row in report.to_results([one], {}, {}).rows}
+    rows = {row.name: row for row in outcomes.to_results([one], {}, {}).rows}
     total = rows["S, batch 50, 100 images: total"]
     assert total.median == median([2.0, 4.0])
     assert total.work["joules"] == 50

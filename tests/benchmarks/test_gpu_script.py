@@ -15,10 +15,12 @@ import typer
 import yaml
 from torch.cuda._utils import _get_device_index
 
-from benchmarks import encode, gate, generate, head, ops, train
+from benchmarks.gate import compare
+from benchmarks.measuring import environment
 from benchmarks.options import ManyValues
 from benchmarks.sanitizer import __main__ as sanitizer
 from benchmarks.sanitizer import cases
+from benchmarks.suites import encode, generate, head, ops, train
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "benchmarks/gpu.sh"
@@ -48,7 +50,7 @@ def test_a_dry_run_lists_the_parts_and_their_time():
 
 def test_every_program_that_it_names_exists():
     modules = set(re.findall(r"-m (benchmarks[.\w]*)", gpu("--dry-run").stdout))
-    assert {"benchmarks.ops", "benchmarks.generate", "benchmarks.sanitizer"} <= modules
+    assert {"benchmarks.suites.ops", "benchmarks.suites.generate", "benchmarks.sanitizer"} <= modules
     for module in modules:
         path = ROOT / module.replace(".", "/")
         assert path.with_suffix(".py").is_file() or (path / "__main__.py").is_file(), module
@@ -59,8 +61,8 @@ def test_every_benchmark_that_it_runs_takes_its_options(tmp_path):
     lines = re.findall(r"-m (benchmarks[.\w]*) (.*)", gpu("--dry-run", "--out", str(tmp_path)).stdout)
     commands = {"ops": ops.ops, "generate": generate.generate, "train": train.train, "encode": encode.encode}
     commands["head"] = head.head
-    parsers = {f"benchmarks.{name}": typer.main.get_command(_app(run)) for name, run in commands.items()}
-    parsers["benchmarks.cli"] = typer.main.get_command(_app(gate.compare))
+    parsers = {f"benchmarks.suites.{name}": typer.main.get_command(_app(run)) for name, run in commands.items()}
+    parsers["benchmarks.cli"] = typer.main.get_command(_app(compare.compare))
     seen = 0
     for module, arguments in lines:
         if module in parsers:
@@ -76,7 +78,7 @@ def test_a_gpu_is_picked_with_and_without_its_number(name, number, monkeypatch):
     chosen = []
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(torch.cuda, "set_device", lambda device: chosen.append(_get_device_index(device)))
-    assert generate._pick_device(name) == torch.device(name)
+    assert environment.pick_device(name) == torch.device(name)
     assert chosen == [number]
 
 
@@ -95,7 +97,7 @@ def test_one_part():
 STAND_IN = """#!/usr/bin/env bash
 case "$*" in
   *sanitizer*) echo "no sanitizer" >&2; exit 3 ;;
-  *benchmarks.ops*) echo "a wrong op"; exit 1 ;;
+  *benchmarks.suites.ops*) echo "a wrong op"; exit 1 ;;
 esac
 """
 

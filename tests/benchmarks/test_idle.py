@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from benchmarks import idle
-from benchmarks.ours import open_model
+from benchmarks.entrants.ours import open_model
+from benchmarks.studies import idle
 from hqtvae_fast import HQTVAEPipeline
 
 

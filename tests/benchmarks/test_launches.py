@@ -7,7 +7,7 @@ import re
 import typer
 from typer.testing import CliRunner
 
-from benchmarks.launches import launches
+from benchmarks.studies.launches import launches
 
 
 def test_table():

@@ -1,4 +1,4 @@
-"""``python -m benchmarks.ops`` on ops made up for it."""
+"""``python -m benchmarks.suites.ops`` on ops made up for it."""
 
 from __future__ import annotations
 
@@ -12,8 +12,9 @@ import torch
 import typer
 from typer.testing import CliRunner
 
-from benchmarks import memory, op_timing, ops
-from benchmarks.op_timing import Outcome, Plan, measure
+from benchmarks.measuring import memory
+from benchmarks.suites import op_timing, ops
+from benchmarks.suites.op_timing import Outcome, Plan, measure
 from hqtvae_fast.backend import VARIABLE, Backend, choose
 from hqtvae_fast.hardware import TERA, Device
 from hqtvae_fast.ops.spec import Case, Cost, Spec
@@ -200,7 +201,7 @@ def test_table_and_json(invoke, tmp_path):
     document = json.loads(file.read_text())
     assert document["benchmark"] == "ops"
     assert document["schema"] == 1
-    assert document["environment"]["command"].startswith("python -m benchmarks.ops")
+    assert document["environment"]["command"].startswith("python -m benchmarks.suites.ops")
     assert {"device", "torch", "git_revision", "date"} <= set(document["environment"])
     assert document["peaks"]["name"] == document["measured_peaks"]["name"] == "abacus"
     row = next(row for row in document["rows"] if row["entrant"] == "asleep")

@@ -1,4 +1,4 @@
-"""benchmarks/paper.md names what exists, and the ablations' table is the one that their figures make."""
+"""benchmarks/studies/paper.md names what exists, and the ablations' table is the one that their figures make."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 from hqtvae_fast.train.presets import STAGES, load_preset, preset_names
 
 ROOT = Path(__file__).parents[2]
-PAPER = (ROOT / "benchmarks" / "paper.md").read_text(encoding="utf-8")
+PAPER = (ROOT / "benchmarks" / "studies" / "paper.md").read_text(encoding="utf-8")
 ROWS = {1: 13, 2: 5, 3: 8, 4: 4, 5: 5, 6: 4}  # of the paper's tables; 5 with the released bidirectional model
 
 
@@ -52,8 +52,8 @@ def tools(monkeypatch):
 def test_the_ablations_table_is_of_their_figures(tools):
     from ablation_table import markdown
 
-    results = json.loads((ROOT / "benchmarks" / "ablations.json").read_text())
-    assert (ROOT / "benchmarks" / "ablations.md").read_text(encoding="utf-8") == markdown(results)
+    results = json.loads((ROOT / "benchmarks" / "studies" / "ablations.json").read_text())
+    assert (ROOT / "benchmarks" / "studies" / "ablations.md").read_text(encoding="utf-8") == markdown(results)
 
 
 def test_ablations_differ_in_what_their_table_varies(tools):

@@ -7,7 +7,7 @@ import re
 import torch
 from conftest import GOLDEN
 
-from benchmarks.precision import compare, main
+from benchmarks.studies.precision import compare, main
 
 
 def test_compare():

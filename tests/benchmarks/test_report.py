@@ -11,10 +11,12 @@ import pytest
 import torch
 from PIL import Image
 
-from benchmarks import html, plots, schema
-from benchmarks.environment import HERE, describe
-from benchmarks.schema import Results, Row
+from benchmarks.measuring import schema
+from benchmarks.measuring.environment import HERE, describe
+from benchmarks.measuring.schema import Results, Row
+from benchmarks.report import html, plots
 from hqtvae_fast import cli
+from hqtvae_fast.plots import THEMES, draw
 
 FACTS = describe(torch.device("cpu"), "ops")
 PEAKS = {"name": "abacus", "flops": 1e12, "bandwidth": 1e11, "dtype": "float32"}
@@ -47,7 +49,7 @@ def _images(batch):
     return {"model": "tiny", "images": batch, "batch": batch, "part": "total", "precision": "float32"}
 
 
-@pytest.mark.parametrize("theme", plots.THEMES, ids=lambda theme: theme.name)
+@pytest.mark.parametrize("theme", THEMES, ids=lambda theme: theme.name)
 def test_pictures_are_drawn_in_both_themes(theme):
     bars, size = plots.bars(ops())
     for plot, wanted in (
@@ -55,7 +57,8 @@ def test_pictures_are_drawn_in_both_themes(theme):
         (plots.roofline(ops()), plots.WIDE),
         (bars, size),
     ):
-        picture = Image.open(io.BytesIO(plots.draw(plot, theme, wanted))).convert("RGB")
+        data = draw(lambda axes, plot=plot: plot(axes[0]), wanted, theme=theme)
+        picture = Image.open(io.BytesIO(data)).convert("RGB")
         corner = picture.getpixel((0, 0))
         assert "#{:02x}{:02x}{:02x}".format(*corner) == theme.page
         assert np.ptp(np.asarray(picture)) > 100  # something is drawn on it

@@ -8,9 +8,10 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from benchmarks import clocks, processes, schema
-from benchmarks.environment import HERE, describe
-from benchmarks.schema import Results, Row, SchemaError
+from benchmarks import processes
+from benchmarks.measuring import clocks, schema
+from benchmarks.measuring.environment import HERE, describe
+from benchmarks.measuring.schema import Results, Row, SchemaError
 
 CPU = torch.device("cpu")
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy.stats import mannwhitneyu, wilcoxon
 
-from benchmarks import stats
+from benchmarks.measuring import stats
 
 
 @pytest.mark.parametrize("count", [1, 5, 9, 20])

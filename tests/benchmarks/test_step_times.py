@@ -7,9 +7,9 @@ import re
 import pytest
 import torch
 
-from benchmarks.ours import TINY
-from benchmarks.steps import main
-from hqtvae_fast.engine.tables import table_bytes
+from benchmarks.entrants.ours import TINY
+from benchmarks.suites.steps import main
+from hqtvae_fast.engine.cache import table_bytes
 
 TIME = r"[\d.]+ ms \(min [\d.]+\)"
 TIMES = rf"none {TIME}; tables {TIME}, -?[\d.]+% saved; skip_query {TIME}, -?[\d.]+% saved"

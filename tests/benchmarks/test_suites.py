@@ -7,9 +7,10 @@ from dataclasses import replace
 import pytest
 import torch
 
-from benchmarks import calls, schema, train
-from benchmarks.calls import Entrant
-from benchmarks.ours import BENCHMARK_PRESETS, TINY
+from benchmarks.entrants.ours import BENCHMARK_PRESETS, TINY
+from benchmarks.measuring import calls, schema
+from benchmarks.measuring.calls import Entrant
+from benchmarks.suites import train
 from hqtvae_fast import cli
 
 CPU = torch.device("cpu")
@@ -33,7 +34,7 @@ def test_a_suite_writes_what_it_measured(suite, options, names, tmp_path, capsys
     assert run(suite, "--batch", "2", "--repeats", "2", "--json", str(file), *options) == 0, capsys.readouterr().err
     results = schema.read(file)
     assert results.benchmark == suite
-    assert results.environment["command"].startswith(f"python -m benchmarks.{suite}")
+    assert results.environment["command"].startswith(f"python -m benchmarks.suites.{suite}")
     assert [row.name for row in results.rows] == names
     assert all(len(row.runs) == 2 and row.work["images"] == 2 and row.work["peak_memory"] > 0 for row in results.rows)
     assert "images/s" in capsys.readouterr().out

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from conftest import GOLDEN
 
-from hqtvae_fast.engine import batch_tuning
+from hqtvae_fast.engine import batches
 
 from .conftest import Run, assert_one_line_error
 
@@ -18,7 +18,7 @@ MODEL = (GOLDEN / "class_parallel", "--device", "cpu", "--dtype", "fp32")
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("HQTVAE_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(batch_tuning, "SECONDS", 0.0)
+    monkeypatch.setattr(batches, "SECONDS", 0.0)
 
 
 def test_prints_what_it_found_and_keeps_it(run: Run, tmp_path: Path) -> None:

@@ -11,11 +11,11 @@ import pytest
 import torch
 
 from hqtvae_fast.config import VAEConfig
-from hqtvae_fast.engine import decoding
-from hqtvae_fast.engine.activation_memory import ActivationMemory, decoding_memory, peak_bytes
-from hqtvae_fast.engine.decoding import chunk_size, decode_codes
-from hqtvae_fast.engine.work import decoding_flops
+from hqtvae_fast.engine import coding
+from hqtvae_fast.engine.batches import ActivationMemory, decoding_memory, peak_bytes
+from hqtvae_fast.engine.coding import chunk_size, decode_codes
 from hqtvae_fast.model import HQVAE
+from hqtvae_fast.threads import decoding_flops
 
 CONFIG = VAEConfig(
     resolution=128,
@@ -119,9 +119,9 @@ def test_a_budget_sets_the_chunk(monkeypatch):
     memory = decoding_memory(SMALL, torch.float32)
     cpu = torch.device("cpu")
     assert chunk_size(vae, cpu, memory.total(7)) == 7
-    assert chunk_size(vae, cpu) == decoding.SMALL // decoding_flops(SMALL) > decoding.CPU_CHUNK
-    monkeypatch.setattr(decoding, "SMALL", 0.0)
-    assert chunk_size(vae, cpu) == decoding.CPU_CHUNK
+    assert chunk_size(vae, cpu) == coding.SMALL // decoding_flops(SMALL) > coding.CPU_CHUNK
+    monkeypatch.setattr(coding, "SMALL", 0.0)
+    assert chunk_size(vae, cpu) == coding.CPU_CHUNK
     seen = []
     original = vae.decode
     monkeypatch.setattr(vae, "decode", lambda part: seen.append(len(part[0])) or original(part))

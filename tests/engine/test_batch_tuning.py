@@ -9,9 +9,8 @@ import torch
 from conftest import GOLDEN
 
 from hqtvae_fast import HQTVAEPipeline
-from hqtvae_fast.engine import batch_tuning
-from hqtvae_fast.engine.batch_tuning import BatchTuning, default_file, load, measure, save
-from hqtvae_fast.engine.batches import Batch, Cutter
+from hqtvae_fast.engine import batches
+from hqtvae_fast.engine.batches import Batch, BatchTuning, Cutter, default_file, load, measure, save
 
 FACTS = {"device": "a", "dtype": "bf16"}
 
@@ -35,7 +34,7 @@ class Clock:
 
     def __init__(self, monkeypatch, cost):
         self.now, self.cost, self.runs = 0.0, cost, []
-        monkeypatch.setattr(batch_tuning.time, "perf_counter", lambda: self.now)
+        monkeypatch.setattr(batches.time, "perf_counter", lambda: self.now)
 
     def run(self, size):
         self.runs.append(size)
@@ -110,7 +109,7 @@ def test_where_the_file_is(monkeypatch, tmp_path):
 @pytest.fixture
 def opened(monkeypatch, tmp_path):
     monkeypatch.setenv("HQTVAE_CACHE", str(tmp_path))
-    monkeypatch.setattr(batch_tuning, "SECONDS", 0.0)
+    monkeypatch.setattr(batches, "SECONDS", 0.0)
 
     def open_(case="class_parallel", dtype="fp32", **options):
         return HQTVAEPipeline.from_pretrained(GOLDEN / case, device="cpu", dtype=dtype, **options)

@@ -16,10 +16,8 @@ import torch
 from conftest import golden_pipeline
 
 from hqtvae_fast import HQTVAEPipeline
-from hqtvae_fast.engine.capture import WARM_UPS, CaptureError, Replay, _LastOperator
-from hqtvae_fast.engine.encoding import EncodeReplay
-from hqtvae_fast.engine.graph import DecodeReplay, DrawReplay
-from hqtvae_fast.engine.graph_cache import GraphCache
+from hqtvae_fast.engine.coding import DecodeReplay, EncodeReplay
+from hqtvae_fast.engine.graph import WARM_UPS, CaptureError, DrawReplay, GraphCache, Replay, _LastOperator
 
 CPU, SECOND = torch.device("cpu"), torch.device("cuda", 1)
 CACHED, OWN = 70, 50  # bytes that the warm-up leaves in the allocator's cache, and that a capture takes
@@ -249,13 +247,13 @@ def test_what_watches_a_capture_changes_nothing(case):
     with torch.inference_mode():
         draw.seeds.copy_(torch.tensor([3, 4]))
         draw._work()
-        wanted = draw.run.local_BTN.clone()
+        wanted = draw.drawing.local_BTN.clone()
         decode._work()
         pixels = decode.images
         with _LastOperator() as watch:
             draw._work()
             decode._work()
-    assert torch.equal(draw.run.local_BTN, wanted)
+    assert torch.equal(draw.drawing.local_BTN, wanted)
     assert torch.equal(decode.images, pixels)
     assert watch.name.startswith("aten.")
 
@@ -288,8 +286,8 @@ def test_what_a_cache_gives_up_is_gone_at_once(make, no_collection):
     gone = [weakref.ref(made)]
     if isinstance(made, DrawReplay):
         with torch.inference_mode():
-            made.run.all_steps()
-        gone += [weakref.ref(made.run.step.caches[0]), weakref.ref(made.run.local_BTN)]
+            made.drawing.run()
+        gone += [weakref.ref(made.drawing.step.caches[0]), weakref.ref(made.drawing.local_BTN)]
     del made
     cache.clear()
     assert [reference() for reference in gone] == [None] * len(gone)
@@ -306,7 +304,9 @@ def test_a_pipeline_is_gone_with_its_last_user(no_collection):
 
 def test_keys_and_values_count_as_memory():
     replay = DrawReplay(golden_pipeline("class_parallel").transformer, 2)
-    assert replay.bytes == sum(part.nbytes for cache in replay.run.step.caches for part in (cache.keys, cache.values))
+    assert replay.bytes == sum(
+        part.nbytes for cache in replay.drawing.step.caches for part in (cache.keys, cache.values)
+    )
 
 
 # ---------------------------------------------------------------------------------------------------------- on a GPU
@@ -314,7 +314,7 @@ def test_keys_and_values_count_as_memory():
 FAILED_CAPTURE = """
 import torch
 from hqtvae_fast import HQTVAEPipeline
-from hqtvae_fast.engine.capture import CaptureError, Replay
+from hqtvae_fast.engine.graph import CaptureError, Replay
 
 device, value = torch.device("cuda"), torch.ones(4, device="cuda")
 stream = torch.cuda.current_stream()
@@ -347,7 +347,7 @@ def test_a_failed_capture_names_the_operator_and_leaves_a_working_device():
 
 @pytest.mark.gpu
 def test_captures_on_two_streams_at_once_give_what_they_give_alone():
-    """Products of few rows split their inputs and meet in a workspace: two graphs must not have the same one."""
+    """Skinny products split their inputs and meet in a workspace: two graphs must not have the same one."""
     x, weight = torch.randn(2, 8, 8192, device="cuda"), torch.randn(8192, 512, device="cuda")
     outs = [torch.zeros(8, 512, device="cuda") for _ in range(2)]
 

@@ -10,9 +10,8 @@ import torch
 from conftest import GOLDEN
 
 from hqtvae_fast import HQTVAEPipeline
-from hqtvae_fast.engine import options, precision
-from hqtvae_fast.engine.options import EngineOptions, check_options
-from hqtvae_fast.engine.precision import Precision, check_precision, read_precision
+from hqtvae_fast.engine import options
+from hqtvae_fast.engine.options import EngineOptions, Precision, check_options, check_precision, read_precision
 from hqtvae_fast.hardware import fp32_products
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
@@ -75,7 +74,7 @@ def test_tf32_needs_a_gpu():
 
 @pytest.mark.parametrize("capability,allowed", [((8, 0), False), ((8, 6), False), ((8, 9), True), ((9, 0), True)])
 def test_fp8_needs_the_instruction(capability, allowed, monkeypatch):
-    monkeypatch.setattr(precision.torch.cuda, "get_device_capability", lambda device: capability)
+    monkeypatch.setattr(options.torch.cuda, "get_device_capability", lambda device: capability)
     bf16 = Precision(torch.bfloat16)
     check_precision(bf16, "int8", CUDA)
     if allowed:

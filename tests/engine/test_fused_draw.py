@@ -10,16 +10,16 @@ from conftest import GOLDEN, golden_pipeline
 from test_fused_step import condition_of, same
 
 from hqtvae_fast import HQTVAEPipeline
-from hqtvae_fast.engine import draw_codes, image_seeds, loop
+from hqtvae_fast.engine import EngineOptions, draw_codes, image_seeds, loop
 from hqtvae_fast.engine.graph import DrawReplay
-from hqtvae_fast.engine.loop import SamplingParams, make_step
-from hqtvae_fast.engine.step import StepOptions
+from hqtvae_fast.engine.loop import SamplingParams
+from hqtvae_fast.engine.step import FusedStep, make_step
 from hqtvae_fast.ops.linear import quantize_linears
 
 CASES = ["class_parallel", "class_parallel_iet1", "class_sequential", "class_level3", "uncond_reduce", "global_top"]
 
 
-INSIDE = StepOptions(fused_draw=True)
+INSIDE = EngineOptions(fused_draw=True)
 
 
 def params(levels, top_k=None, top_p=None):
@@ -79,8 +79,8 @@ def test_the_pipeline_keeps_a_capture_of_each(drawn_inside):
     assert len(pipe._executor.graphs.report()) == 2
 
 
-def test_narrow_heads_give_logits(drawn_inside):
-    """The draw inside the product reads wide weights only, and the narrow ones are half the bytes."""
+def test_quantized_heads_give_logits(drawn_inside):
+    """The draw inside the product reads plain weights only, and the quantized ones are half the bytes."""
     model = quantize_linears(copy.deepcopy(golden_pipeline("class_parallel").transformer))
     assert same(draw(model, options=INSIDE), draw(model))
     assert not drawn_inside
@@ -90,7 +90,7 @@ def test_the_modules_cannot():
     model = golden_pipeline("class_parallel").transformer
     with pytest.raises(ValueError, match="expected engine 'fused'"):
         make_step(model, 1, "reference", INSIDE)
-    assert isinstance(make_step(model, 1, options=INSIDE), loop.FusedStep)
+    assert isinstance(make_step(model, 1, options=INSIDE), FusedStep)
 
 
 def test_nan_is_reported():

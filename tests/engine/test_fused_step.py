@@ -11,11 +11,9 @@ from conftest import CASES, GOLDEN, golden_pipeline, golden_values
 
 from hqtvae_fast import HQTVAEPipeline
 from hqtvae_fast.config import preset
-from hqtvae_fast.engine import SamplingParams, draw_codes, image_seeds
-from hqtvae_fast.engine.fused_step import FusedStep
+from hqtvae_fast.engine import EngineOptions, SamplingParams, draw_codes, image_seeds
 from hqtvae_fast.engine.launches import count_launches, launches_a_block
-from hqtvae_fast.engine.loop import make_step
-from hqtvae_fast.engine.step import ReferenceStep, StepOptions
+from hqtvae_fast.engine.step import FusedStep, ReferenceStep, make_step
 
 DRAWN = [
     case
@@ -79,19 +77,19 @@ def test_given_top_codes():
 @pytest.mark.parametrize("case", DRAWN)
 def test_without_the_first_query(case):
     model = golden_pipeline(case).transformer
-    options = StepOptions(skip_query=True)
+    options = EngineOptions(skip_query=True)
     assert same(draw(model, None, options=options), draw(model, "reference"))
     if model.config.decoding != "global":
         top = draw(model, "reference")[0]
-        given = [draw(model, None, options=which, given_top_codes=top) for which in (options, StepOptions())]
+        given = [draw(model, None, options=which, given_top_codes=top) for which in (options, EngineOptions())]
         assert same(*given)
 
 
 def test_the_pipeline_passes_the_option_on(monkeypatch):
     found, told = [], []
-    multiply = FusedStep._multiply
+    run = FusedStep._run
     monkeypatch.setattr(
-        FusedStep, "_multiply", lambda self, *inputs: (told.append(self.options.skip_query), multiply(self, *inputs))[1]
+        FusedStep, "_run", lambda self, *inputs: (told.append(self.options.skip_query), run(self, *inputs))[1]
     )
     for options in ({"tables": False}, {"skip_query": True}, {"skip_query": True, "graphs": True}):
         pipe = HQTVAEPipeline.from_pretrained(GOLDEN / "class_parallel", device="cpu", dtype="fp32", **options)
@@ -111,7 +109,7 @@ def test_the_first_pass_alone_multiplies_no_queries(skip_query, parts, monkeypat
         return linear(x, weight, *bias)
 
     monkeypatch.setattr(F, "linear", watched)
-    step = FusedStep(model, 2, StepOptions(skip_query=skip_query))
+    step = FusedStep(model, 2, EngineOptions(skip_query=skip_query))
     for group, expected in ((range(1), parts * D), (range(1, 5), 3 * D)):
         outputs.clear()
         with torch.inference_mode():
@@ -141,7 +139,7 @@ def test_the_engine_is_chosen_by_name():
 
 
 def test_kernels_of_a_step_are_within_their_budget():
-    """Preset S: at most 8 kernels a block and pass, 7 for few rows, and 190 in all; the modules take more."""
+    """Preset S: at most 8 kernels a block and pass, 7 of skinny products, and 190 in all; the modules take more."""
     config = preset("S").transformer
     assert launches_a_block(config, "fused", batch=64) == {"body": 8, "head": 16}  # the head runs twice
     assert launches_a_block(config, "fused", batch=1) == {"body": 7, "head": 14}
@@ -155,13 +153,13 @@ def test_kernels_of_a_step_are_within_their_budget():
 
 
 def test_the_count_sees_one_more_kernel(monkeypatch):
-    from hqtvae_fast.engine import fused_step
+    from hqtvae_fast.engine import step as step_module
 
     config = preset("S").transformer
     config = dataclasses.replace(config, dim=192, side=2, codebook_sizes=(64, 64))
     before = count_launches(config, "fused", batch=64)
-    gelu = fused_step.bias_gelu
-    monkeypatch.setattr(fused_step, "bias_gelu", lambda x, bias, form: gelu(x, bias, form) * 1.0)
+    gelu = step_module.bias_gelu
+    monkeypatch.setattr(step_module, "bias_gelu", lambda x, bias, form: gelu(x, bias, form) * 1.0)
     after = count_launches(config, "fused", batch=64)
     assert sum(after.values()) == sum(before.values()) + config.body.num_layers + 2 * config.head.num_layers
     assert before["bias_gelu"] == config.body.num_layers + 2 * config.head.num_layers

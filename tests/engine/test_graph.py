@@ -12,9 +12,8 @@ from conftest import golden_pipeline, golden_values
 
 from hqtvae_fast import HQTVAEPipeline
 from hqtvae_fast.engine import Executor, SamplingParams, decode_codes, draw_codes, image_seeds
-from hqtvae_fast.engine.capture import CaptureError
-from hqtvae_fast.engine.graph import DecodeReplay, DrawReplay
-from hqtvae_fast.engine.graph_cache import GraphCache
+from hqtvae_fast.engine.coding import DecodeReplay
+from hqtvae_fast.engine.graph import CaptureError, DrawReplay, GraphCache
 from hqtvae_fast.hardware import fp32_products
 
 CPU = torch.device("cpu")
@@ -364,11 +363,11 @@ def test_nothing_waits_inside(gpu_pipeline):
     device = gpu_pipeline.device
     runner = DrawReplay(gpu_pipeline.transformer, 2)
     with torch.inference_mode():
-        runner.run.all_steps()
+        runner.drawing.run()
         torch.cuda.synchronize()
         torch.cuda.set_sync_debug_mode("error")
         try:
-            runner.run.all_steps()
+            runner.drawing.run()
             runner.replay(runner._work)
         finally:
             torch.cuda.set_sync_debug_mode("default")

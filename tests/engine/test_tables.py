@@ -9,12 +9,11 @@ from test_fused_step import DRAWN, condition_of, draw, same
 
 from hqtvae_fast import HQTVAEPipeline
 from hqtvae_fast.config import preset
-from hqtvae_fast.engine.fused_step import FusedStep, make_tables
+from hqtvae_fast.engine.cache import table_bytes
 from hqtvae_fast.engine.graph import DrawReplay
-from hqtvae_fast.engine.loop import SamplingParams, make_step
+from hqtvae_fast.engine.loop import SamplingParams
 from hqtvae_fast.engine.rng import image_seeds
-from hqtvae_fast.engine.step import StepOptions
-from hqtvae_fast.engine.tables import table_bytes
+from hqtvae_fast.engine.step import FusedStep, make_step, make_tables
 
 
 @pytest.mark.parametrize("case", DRAWN)
@@ -29,7 +28,7 @@ def test_numbers_are_those_without_tables(case):
     ]
     local, condition = torch.stack(codes, dim=2), condition_of(config, batch)
     with torch.inference_mode():
-        plain, tabled = FusedStep(model, batch), FusedStep(model, batch, StepOptions(tables))
+        plain, tabled = FusedStep(model, batch), FusedStep(model, batch, tables=tables)
         for step in range(3):
             h, h_tabled = (own.body(step, condition, local) for own in (plain, tabled))
             torch.testing.assert_close(h_tabled, h, rtol=1e-5, atol=1e-5)
@@ -42,7 +41,7 @@ def test_numbers_are_those_without_tables(case):
 @pytest.mark.parametrize("case", DRAWN)
 def test_codes_are_those_without_tables(case):
     model = golden_pipeline(case).transformer
-    assert same(draw(model, None, options=StepOptions(make_tables(model))), draw(model, "reference"))
+    assert same(draw(model, None, tables=make_tables(model)), draw(model, "reference"))
 
 
 def test_tables_are_read():
@@ -51,18 +50,18 @@ def test_tables_are_read():
     plain = draw(model, "fused")
     for name in ("qkv", "start"):
         tables = make_tables(model)
-        assert same(draw(model, "fused", options=StepOptions(tables)), plain)
+        assert same(draw(model, "fused", tables=tables), plain)
         tensor = next(iter(tables.qkv.values())) if name == "qkv" else tables.start.h
         with torch.inference_mode():
             tensor.copy_(tensor.flip(0))
-        assert not same(draw(model, "fused", options=StepOptions(tables)), plain), name
+        assert not same(draw(model, "fused", tables=tables), plain), name
 
 
 def test_a_replay_and_the_pipeline():
     model = golden_pipeline("class_parallel").transformer
     levels = model.config.num_levels
     params = SamplingParams((0.9,) * levels, (40,) * levels, (0.95,) * levels)
-    replay = DrawReplay(model, 3, options=StepOptions(make_tables(model)))
+    replay = DrawReplay(model, 3, tables=make_tables(model))
     assert same(replay(condition_of(model.config, 3), image_seeds(7, 3), params), draw(model, "reference"))
     found = [
         HQTVAEPipeline.from_pretrained(GOLDEN / "class_parallel", device="cpu", dtype="fp32", tables=tables)(
@@ -85,5 +84,5 @@ def test_memory_of_presets():
 def test_the_reference_reads_none():
     model = golden_pipeline("class_parallel").transformer
     with pytest.raises(ValueError, match="options: expected engine 'fused', which alone has any; got 'reference'"):
-        make_step(model, 1, "reference", StepOptions(make_tables(model)))
-    assert isinstance(make_step(model, 1, None, StepOptions(make_tables(model))), FusedStep)
+        make_step(model, 1, "reference", tables=make_tables(model))
+    assert isinstance(make_step(model, 1, tables=make_tables(model)), FusedStep)

@@ -11,10 +11,12 @@ from conftest import golden_pipeline
 
 from hqtvae_fast import _cuda
 from hqtvae_fast.backend import BackendError
-from hqtvae_fast.engine import whole_head
-from hqtvae_fast.engine.cache import KVCache
-from hqtvae_fast.engine.loop import SamplingParams, StepRunner, draw_codes
-from hqtvae_fast.engine.step import StepOptions, make_caches
+from hqtvae_fast.engine import EngineOptions
+from hqtvae_fast.engine import step as step_module
+from hqtvae_fast.engine.cache import KVCache, make_caches
+from hqtvae_fast.engine.loop import Drawing, SamplingParams, draw_codes
+from hqtvae_fast.engine.step import WholeHead
+from hqtvae_fast.model.head import head_weights
 from hqtvae_fast.ops import PredictionHead
 from hqtvae_fast.ops.linear import quantize_linears
 from hqtvae_fast.ops.prediction_head import HeadWeights, reference, spec, table
@@ -35,7 +37,7 @@ def test_logits_are_the_models(model):
     codes = torch.randint(min(config.codebook_sizes), (3, 5))
     head_cache: KVCache = make_caches(model, 3)[1]
     wanted = [model.head.draw(h, codes, group, head_cache)[0] for group in config.groups]
-    weights = whole_head.weights_of(model.head)
+    weights = head_weights(model.head)
     got = reference.logits(h, codes, weights, config.head.num_heads, config.head.gelu)
     for own, theirs in zip(got, wanted, strict=True):
         torch.testing.assert_close(own, theirs, rtol=1e-5, atol=1e-5)
@@ -48,7 +50,7 @@ def test_the_loop_draws_the_same_codes_through_it(model, monkeypatch):
     plain = draw_codes(*arguments)
     given = plain[0]
     monkeypatch.setenv("HQTVAE_BACKEND", "prediction_head=cuda")
-    monkeypatch.setattr(whole_head, "BACKEND", "cuda")
+    monkeypatch.setattr(step_module, "HEAD_BACKEND", "cuda")
     monkeypatch.setattr(PredictionHead, "__call__", on_the_reference(PredictionHead.__call__))
     for drawn in (draw_codes(*arguments), draw_codes(*arguments, given_top_codes=given)):
         assert all(torch.equal(own, wanted) for own, wanted in zip(drawn, plain, strict=True))
@@ -90,7 +92,7 @@ def test_the_check_sees_a_wrong_code():
 def test_a_quantized_model_gives_its_narrow_matrices(model, to, monkeypatch):
     """All of them, those of the logits too; drawn from them the codes are the model's own."""
     model = quantize_linears(copy.deepcopy(model), to)
-    weights = whole_head.weights_of(model.head)
+    weights = head_weights(model.head)
     assert weights.stored == to
     scales = [x for name, x in weights.named().items() if name.endswith("_scale")]
     assert len(scales) == 4 * len(weights.blocks) + 2
@@ -164,10 +166,10 @@ def test_inputs_are_checked_and_the_kernel_says_why_it_cannot_run():
 def test_the_engines_option_makes_the_launch_a_dependent_one(model, monkeypatch):
     monkeypatch.setenv("HQTVAE_BACKEND", "prediction_head=cuda")
     for wanted in (False, True):
-        options = StepOptions(dependent_launch=wanted)
+        options = EngineOptions(dependent_launch=wanted)
         params = SamplingParams((1.0, 1.0), (None, None), (None, None))
-        runner = StepRunner.make(model, torch.tensor([1]), torch.tensor([7]), params, options=options)
-        assert runner.whole_head.head.dependent == wanted
+        drawing = Drawing.make(model, torch.tensor([1]), torch.tensor([7]), params, options=options)
+        assert drawing.whole_head.head.dependent == wanted
 
 
 @pytest.mark.parametrize(
@@ -201,10 +203,10 @@ def test_a_launch_is_told_so(monkeypatch):
 
 
 def test_the_engine_refuses_where_it_was_asked_for_and_does_not_fit(model, monkeypatch):
-    assert whole_head.WholeHead.if_asked_for(model, 2) is None
+    assert WholeHead.if_asked_for(model, 2) is None
     monkeypatch.setenv("HQTVAE_BACKEND", "prediction_head=cuda")
     with pytest.raises(BackendError, match="expected at most 16 images; got 17"):
-        whole_head.WholeHead.if_asked_for(model, 17)
+        WholeHead.if_asked_for(model, 17)
     other = golden_pipeline("class_sequential").transformer
     with pytest.raises(BackendError, match="expected hierarchical decoding over two levels; got sequential"):
-        whole_head.WholeHead.if_asked_for(other, 1)
+        WholeHead.if_asked_for(other, 1)

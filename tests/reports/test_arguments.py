@@ -12,8 +12,8 @@ from hqtvae_fast import HQTVAEPipeline
 from hqtvae_fast import checkpoint as checkpoints
 from hqtvae_fast.arguments import integer, integers, real
 from hqtvae_fast.engine import image_seeds
-from hqtvae_fast.engine.encoding import EncodeReplay
-from hqtvae_fast.engine.precision import read_precision
+from hqtvae_fast.engine.coding import EncodeReplay
+from hqtvae_fast.engine.options import read_precision
 from hqtvae_fast.ops.hierarchical_quantize import hierarchical_quantize
 
 R = 64

@@ -7,10 +7,12 @@ import re
 import pytest
 import torch
 
-from benchmarks import compare, environment, html, plots, schema
-from benchmarks.environment import HERE
-from benchmarks.figures import of_floor, plain
-from benchmarks.schema import Results, Row
+from benchmarks.gate import verdicts
+from benchmarks.measuring import environment, schema
+from benchmarks.measuring.environment import HERE
+from benchmarks.measuring.figures import of_floor, plain
+from benchmarks.measuring.schema import Results, Row
+from benchmarks.report import html, plots
 from hqtvae_fast import cli, hardware
 
 FACTS = {
@@ -101,8 +103,8 @@ def test_T5_processors_of_one_name_are_told_apart(monkeypatch, tmp_path):
     assert (new.machine, old.machine) == ("EPYC (AVX512-BF16)", "EPYC (AVX2)")
     assert "EPYC (AVX512-BF16), 24 GiB" in html.caption(new)
     schema.write(old, tmp_path / "old.json")
-    with pytest.raises(compare.CannotCompare, match=r"expected results of generate on EPYC \(AVX512-BF16\)"):
-        compare.stored_baseline(tmp_path, new)
+    with pytest.raises(verdicts.CannotCompare, match=r"expected results of generate on EPYC \(AVX512-BF16\)"):
+        verdicts.stored_baseline(tmp_path, new)
 
 
 def test_T5_the_committed_files_report_plainly(tmp_path, capsys):

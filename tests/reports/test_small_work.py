@@ -9,13 +9,12 @@ import torch
 
 from hqtvae_fast import HQTVAEPipeline, threads
 from hqtvae_fast.config import PRESETS
-from hqtvae_fast.engine.decoding import chunk_size, decode_codes
-from hqtvae_fast.engine.work import decoding_flops, drawing_flops, picture_flops
+from hqtvae_fast.engine.coding import chunk_size, decode_codes
 from hqtvae_fast.model.cost import decode_flops, draw_steps, encode_flops
 from hqtvae_fast.ops.decode_attention import decode_attention, reference
 from hqtvae_fast.ops.group_norm_silu.native import runs_of
 from hqtvae_fast.ops.sample_logits import sample_logits
-from hqtvae_fast.threads import SMALL, threads_for
+from hqtvae_fast.threads import SMALL, decoding_flops, drawing_flops, picture_flops, threads_for
 
 
 @pytest.fixture(autouse=True)

@@ -7,7 +7,7 @@ import dataclasses
 import pytest
 import torch
 
-from benchmarks.ours import BENCHMARK_PRESETS, TINY
+from benchmarks.entrants.ours import BENCHMARK_PRESETS, TINY
 from hqtvae_fast import hardware
 from hqtvae_fast.config import PRESETS, HQTVAEConfig
 from hqtvae_fast.hardware import Device

@@ -32,7 +32,7 @@ def test_one_pass_gives_what_many_do():
 
 @pytest.mark.parametrize("stage", [1, 2])
 def test_both_stages_train_so(stage):
-    from benchmarks.train import make_task
+    from benchmarks.suites.train import make_task
 
     task = make_task(stage, "tiny", torch.device("cpu"), "no", checkpointing=False)
     assert all(group["fused"] for group in task.optimizer.param_groups)
@@ -52,7 +52,7 @@ def test_its_writes_are_counted(how):
 @pytest.mark.parametrize("stage", [1, 2])
 def test_a_model_in_training_is_judged_as_the_same_model_opened(stage, tmp_path):
     """What was made of its weights in the first validation is not what is judged in the next."""
-    from benchmarks.train import make_batch, make_task
+    from benchmarks.suites.train import make_batch, make_task
 
     task = make_task(stage, "tiny", torch.device("cpu"), "no", checkpointing=False)
     model = task.vae if stage == 1 else task.transformer

@@ -33,7 +33,7 @@ def linear(
     ``x`` [..., K], floating point; ``weight`` [N, K] of the same dtype, or int8 or fp8 (e4m3) with ``scale`` fp32 [N],
     one factor an output (:func:`reference.quantize`; rounding all layers of the demo model moves its logits by a KL of
     1.1e-3 nats at most as int8 and 1.4e-2 as fp8, which has three bits after the leading one, where computing in bf16
-    moves them by 4e-4: ``python -m benchmarks.precision``); ``bias`` [N] and ``residual`` [..., N] as x, or None;
+    moves them by 4e-4: ``hqtvae bench precision``); ``bias`` [N] and ``residual`` [..., N] as x, or None;
     ``gelu``: "none", "exact" or "sigmoid". No gradient. The same every time, bit for bit: sums are added in an order
     that depends on N and K alone, not on the rows beside one nor on what runs when. Sums are fp32; fp32 inputs are
     multiplied as three TF32 products (an error of 2^-21 of a product). ``workspace`` (None: one is made, which costs a

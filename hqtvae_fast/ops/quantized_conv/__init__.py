@@ -1,7 +1,7 @@
 """Convolution of 8-bit maps with 8-bit weights, an experiment: the decoder does not use it.
 
 int8 products are exact and summed in int32, fp8 (e4m3) products exact and summed in fp32: an H100 does twice as many of
-either as of bf16's. What that costs in pictures is measured by ``python -m benchmarks.decode_quantization``.
+either as of bf16's. What that costs in pictures is measured by ``python -m benchmarks.studies.decode_quantization``.
 """
 
 from __future__ import annotations

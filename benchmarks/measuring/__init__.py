@@ -1,0 +1,1 @@
+"""What every figure rests on: clocks, turns, surroundings, statistics, and what a results file says."""

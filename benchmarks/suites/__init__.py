@@ -1,0 +1,1 @@
+"""What is timed regularly, each as a program of its own: ``python -m benchmarks.suites.NAME --help``."""
