@@ -51,7 +51,9 @@ def options(path: list[str]) -> set[str]:
     for name in path:
         found = found.commands[name]
     below = [options([*path, name]) for name in getattr(found, "commands", {})]
-    return {option for parameter in found.params for option in [*parameter.opts, *parameter.secondary_opts]}.union({"--help"}, *below)
+    return {option for parameter in found.params for option in [*parameter.opts, *parameter.secondary_opts]}.union(
+        {"--help"}, *below
+    )
 
 
 def _bench_options(names: list[str]) -> set[str]:
@@ -62,5 +64,9 @@ def _bench_options(names: list[str]) -> set[str]:
     for name in names or COMMANDS:
         app = typer.Typer()
         app.command(name)(function_of(name))
-        found |= {option for parameter in typer.main.get_command(app).params for option in [*parameter.opts, *parameter.secondary_opts]}
+        found |= {
+            option
+            for parameter in typer.main.get_command(app).params
+            for option in [*parameter.opts, *parameter.secondary_opts]
+        }
     return found
