@@ -12,7 +12,6 @@ from pages import ROOT, blocks, options
 pytest.importorskip("accelerate", reason="training needs the train extra")
 
 from hqtvae_fast import checkpoint
-from hqtvae_fast.cli.app import app
 from hqtvae_fast.config import HQTVAEConfig
 from hqtvae_fast.train.config import Stage1Run, Stage2Run, read_run
 from hqtvae_fast.train.models import make_transformer_config, make_vae_config
