@@ -19,7 +19,7 @@ from pathlib import Path
 sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1])]
 import nvcc  # noqa: E402
 
-from hqtvae_fast.ops.prediction_head import cuda as head  # noqa: E402
+from hqtvae_fast.ops.kernels.prediction_head import cuda as head  # noqa: E402
 
 ROOT = Path(__file__).parents[1]
 ARCHITECTURES = "80 90a"

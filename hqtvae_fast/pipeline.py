@@ -34,7 +34,7 @@ from hqtvae_fast.hardware import pick_device
 from hqtvae_fast.hub import CardFacts, push
 from hqtvae_fast.model import HQVAE, HQTransformer
 from hqtvae_fast.model.images import check_images
-from hqtvae_fast.ops.linear import quantize_linears
+from hqtvae_fast.model.linear import quantize_linears
 from hqtvae_fast.output import OUTPUT_TYPES, HQTVAEImage, HQTVAEOutput, OutputType, convert_images
 from hqtvae_fast.pixels import read_pixels
 from hqtvae_fast.progress import OnStep, drawing_steps

@@ -17,7 +17,7 @@ from hqtvae_fast.model import HQTransformer
 from hqtvae_fast.model.embedding import LocalEmbedding
 from hqtvae_fast.model.head import PyramidHead
 from hqtvae_fast.model.layers import Block, Blocks
-from hqtvae_fast.ops.sample_logits.reference import filter_logits
+from hqtvae_fast.ops.kernels.sample_logits.reference import filter_logits
 
 
 class NotWrittenDown(ValueError):

@@ -6,6 +6,8 @@ its folded upsamplings (all but the last convolution, which makes pixels) are co
 channel; inputs with a scale a map, or one for each 32 channels, so that the largest value of the first ``--calibrate``
 pictures is the format's largest number; exact int32 sums for int8, fp32 sums for fp8. Their outputs are rounded to
 bf16; everything else is fp32. It says nothing about speed.
+
+Result: decode_quantization.md.
 """
 
 from __future__ import annotations
@@ -28,8 +30,8 @@ from hqtvae_fast.engine import decode_codes
 from hqtvae_fast.images import psnr
 from hqtvae_fast.model import HQVAE
 from hqtvae_fast.model.autoencoder import Conv3x3, Upsample
-from hqtvae_fast.ops.quantized_conv import LARGEST, quantize, quantize_weights, quantized_conv
-from hqtvae_fast.ops.upsample_conv import fold_upsampling, upsample_conv
+from hqtvae_fast.ops.kernels.quantized_conv import LARGEST, quantize, quantize_weights, quantized_conv
+from hqtvae_fast.ops.kernels.upsample_conv import fold_upsampling, upsample_conv
 
 BLOCK = 32
 FORMATS = {"int8": torch.int8, "fp8 e4m3": torch.float8_e4m3fn}

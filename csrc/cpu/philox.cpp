@@ -1,4 +1,4 @@
-// Random words of the sampler: Philox4x32-10 (Salmon et al., 2011), the same bits as ops/sample_logits/noise.py.
+// Random words of the sampler: Philox4x32-10 (Salmon et al., 2011), the same bits as ops/kernels/sample_logits/noise.py.
 //
 // The word for (seed, step, position, index) is lane index % 4 of the block with counter (index / 4, position, step, 0)
 // and key (seed low, seed high). Blocks do not depend on each other: 16 at a time, in vectors where the processor has

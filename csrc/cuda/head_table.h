@@ -1,5 +1,5 @@
 // What the prediction head's kernel must know of a model and of its work space, in device memory: eight bytes a field,
-// as hqtvae_fast/ops/prediction_head/table.py writes them. All addresses are multiples of 16; all values are bf16, but
+// as hqtvae_fast/ops/kernels/prediction_head/table.py writes them. All addresses are multiples of 16; all values are bf16, but
 // for the matrices: all of them bf16, all int8 or all fp8 (stored_weight.h), as the kernel's name says. Scales: fp32,
 // one a row of a matrix of bytes; null with bf16.
 #pragma once

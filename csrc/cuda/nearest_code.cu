@@ -1,5 +1,5 @@
 // Exact nearest-code search on tensor cores: the method, the bound and its proof are those of
-// hqtvae_fast/ops/nearest_code/kernels.py, with chunks of 64 channels; here is what that costs and how it is laid out.
+// hqtvae_fast/ops/kernels/nearest_code/triton_kernels.py, with chunks of 64 channels; here is what that costs and how it is laid out.
 //
 // FLOP: 2 N K C a product; three products where inputs are fp32 or fp16, split into two bf16 parts (hi hi + hi lo + lo
 // hi). N = 16,384, K = 8192, C = 256: 206 GFLOP, 0.66 ms on an A100 (312 TFLOP/s), 0.21 ms on an H100 (990). Bytes: a

@@ -1,5 +1,5 @@
 // The sampler's noise: Philox4x32-10 words (Salmon et al., 2011) and Gumbel variates, the same bits as
-// hqtvae_fast/ops/sample_logits/noise.py, which is the definition.
+// hqtvae_fast/ops/kernels/sample_logits/noise.py, which is the definition.
 //
 // The word of (seed, step, position, index) is lane index % 4 of the block with counter (index / 4, position, step, 0)
 // and key (seed low, seed high). A block is 40 multiplications for four words, so callers ask for four at a time.

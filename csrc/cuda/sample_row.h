@@ -1,5 +1,5 @@
 // Temperature, top-k, top-p and the draw for one row of logits, by the threads of one block: the rules, tie by tie, of
-// hqtvae_fast/ops/sample_logits/reference.py.
+// hqtvae_fast/ops/kernels/sample_logits/reference.py.
 //
 // The row stands in shared memory as fp32 logits over the temperature; what a filter drops becomes -inf there. Both
 // filters are radix selections. Then every code gets a rough score in place, and only the few (mostly one) that come

@@ -7,6 +7,7 @@ and what is left to do is read from the disk.
 
 from __future__ import annotations
 
+import itertools
 import os
 import time
 import uuid
@@ -18,13 +19,14 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 from torch.distributed import HashStore  # type: ignore[attr-defined]
-from torch.distributed.distributed_c10d import PrefixStore, Store
+from torch.distributed.distributed_c10d import PrefixStore, Store, _get_default_store
 from torch.distributed.rendezvous import rendezvous
 
 from hqtvae_fast.world import world
 
 Item = TypeVar("Item")
 POLL_SECONDS = 0.2
+_teams = itertools.count()  # of this process
 FINISHED, FAILED, TAKEN, DONE = "finished", "failed", "taken", "done"
 
 
@@ -117,6 +119,7 @@ def join_team() -> Iterator[Team]:
 
     A process that fails in there tells the leader, which need not wait for it then.
     """
+    begins = not dist.is_initialized()  # or a script has, by training say
     team = _join()
     try:
         yield team
@@ -125,7 +128,7 @@ def join_team() -> Iterator[Team]:
             team.store.add(FAILED, 1)
         raise
     finally:
-        if dist.is_initialized():
+        if begins and dist.is_initialized():
             dist.destroy_process_group()
 
 
@@ -133,10 +136,14 @@ def _join() -> Team:
     here = world()
     if here.size == 1:
         return Team(0, 1, 0, HashStore())
-    store, _, _ = next(rendezvous("env://", here.rank, here.size))
-    start = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
-    # gloo, whatever the device: a few bytes at the start, and none of a GPU's memory.
-    dist.init_process_group("gloo", store=PrefixStore(f"hqtvae/{start}", store), rank=here.rank, world_size=here.size)
+    if dist.is_initialized():
+        store = _get_default_store()
+    else:
+        store, _, _ = next(rendezvous("env://", here.rank, here.size))
+        # Not where the processes of an earlier start, or an earlier team of these, have left their addresses.
+        own = PrefixStore(f"hqtvae/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}/{next(_teams)}", store)
+        # gloo, whatever the device: a few bytes at the start, and none of a GPU's memory.
+        dist.init_process_group("gloo", store=own, rank=here.rank, world_size=here.size)
     # torchrun's store may outlive the processes: under a name of their own, counters of an earlier start are not found.
     name = Team(here.rank, here.size, here.local_rank, store).share(lambda: uuid.uuid4().hex)
     return Team(here.rank, here.size, here.local_rank, PrefixStore(f"hqtvae/{name}", store))

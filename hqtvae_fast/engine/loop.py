@@ -22,8 +22,8 @@ from hqtvae_fast.hardware import send
 from hqtvae_fast.model import HQTransformer
 from hqtvae_fast.model.pyramid import to_local, to_maps
 from hqtvae_fast.modes import inference
-from hqtvae_fast.ops.draw_from_head import draw_from_head
-from hqtvae_fast.ops.sample_logits import check_sampling, sample_logits
+from hqtvae_fast.ops.kernels.draw_from_head import draw_from_head
+from hqtvae_fast.ops.kernels.sample_logits import check_sampling, sample_logits
 from hqtvae_fast.threads import drawing_flops, threads_for
 
 OnStep = Callable[[], None]

@@ -8,8 +8,8 @@ from typing import Any, Literal
 import torch
 
 from hqtvae_fast.hardware import default_dtype
-from hqtvae_fast.ops.linear.fused import DEPENDENT_CAPABILITY, FP8_CAPABILITY
-from hqtvae_fast.ops.linear.reference import NARROW
+from hqtvae_fast.ops.kernels.skinny_linear.reference import NARROW
+from hqtvae_fast.ops.kernels.skinny_linear.triton import DEPENDENT_CAPABILITY, FP8_CAPABILITY
 
 
 @dataclass(frozen=True)

@@ -31,12 +31,19 @@ from hqtvae_fast.model import HQTransformer
 from hqtvae_fast.model.embedding import BodyEmbedding, HeadEmbedding
 from hqtvae_fast.model.head import CodeHead, PyramidHead, head_weights, split_group
 from hqtvae_fast.model.layers import Block, Blocks
+from hqtvae_fast.model.linear import Linear
 from hqtvae_fast.model.prepared import ALTERED
-from hqtvae_fast.ops import add_layer_norm, bias_gelu, decode_attention, linear, local_attention, prefill_attention
-from hqtvae_fast.ops.linear import Linear
-from hqtvae_fast.ops.linear.fused import MOST_ROWS, Workspace
-from hqtvae_fast.ops.prediction_head import PredictionHead
-from hqtvae_fast.ops.prediction_head.table import MOST_IMAGES
+from hqtvae_fast.ops import (
+    add_layer_norm,
+    bias_gelu,
+    decode_attention,
+    local_attention,
+    prefill_attention,
+    skinny_linear,
+)
+from hqtvae_fast.ops.kernels.prediction_head import PredictionHead
+from hqtvae_fast.ops.kernels.prediction_head.table import MOST_IMAGES
+from hqtvae_fast.ops.kernels.skinny_linear.triton import MOST_ROWS, Workspace
 
 Engine = Literal["fused", "reference"]
 ENGINES: tuple[Engine, ...] = ("fused", "reference")
@@ -161,7 +168,7 @@ class FusedStep:
         self.numbers = torch.arange(config.prefix_positions + config.num_steps, dtype=torch.int64, device=device)
         self.embedding = BodyEmbedding(model.embedding, config)
         self.head_embedding = HeadEmbedding(model.head) if isinstance(model.head, PyramidHead) else None
-        self._skinny = partial(linear, workspace=Workspace.on(device), prefetch=self.options.dependent_launch)
+        self._skinny = partial(skinny_linear, workspace=Workspace.on(device), prefetch=self.options.dependent_launch)
 
     def body(self, step: int, condition: Tensor | None, local_BTN: Tensor) -> Tensor:
         model, (cache, _) = self.model, self.caches
@@ -316,7 +323,7 @@ class WholeHead:
 
     def __call__(self, h_BD: Tensor, local_BN: Tensor, *, keep_top: bool, **how: Tensor) -> None:
         """``how``: seeds, step and filters of every level, as the operation takes them."""
-        self.head(h_BD.contiguous(), local_BN, draw_top=not keep_top, backend=HEAD_BACKEND, **how)  # type: ignore[arg-type]
+        self.head(h_BD.contiguous(), local_BN, draw_top=not keep_top, backend=HEAD_BACKEND, **how)
 
 
 def why_no_whole_head(config: TransformerConfig, batch: int) -> str | None:

@@ -16,12 +16,12 @@ from hqtvae_fast.config import GROUPS, VAEConfig
 from hqtvae_fast.model.attention import attention
 from hqtvae_fast.model.plain import plain
 from hqtvae_fast.modes import is_traced
-from hqtvae_fast.ops.conv_bytes import conv_bytes
-from hqtvae_fast.ops.conv_bytes.reference import to_bytes
-from hqtvae_fast.ops.group_norm_silu import add_group_norm_silu, group_norm_silu
+from hqtvae_fast.ops.kernels.conv_bytes import conv_bytes
+from hqtvae_fast.ops.kernels.conv_bytes.reference import to_bytes
+from hqtvae_fast.ops.kernels.group_norm_silu import add_group_norm_silu, group_norm_silu
+from hqtvae_fast.ops.kernels.upsample_conv import fold_upsampling, upsample_conv
+from hqtvae_fast.ops.kernels.winograd_conv import pays, transform_weights, winograd_conv
 from hqtvae_fast.ops.made import Made
-from hqtvae_fast.ops.upsample_conv import fold_upsampling, upsample_conv
-from hqtvae_fast.ops.winograd_conv import pays, transform_weights, winograd_conv
 
 GROUP_NORM_EPS = 1e-6
 IMAGE_CHANNELS = 3

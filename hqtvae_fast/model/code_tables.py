@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hqtvae_fast.config import VAEConfig
-from hqtvae_fast.ops.code_features import code_features
+from hqtvae_fast.ops.kernels.code_features import code_features
 
 CHUNK_CODES = 256  # of a table made at a time, in fp64
 

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from hqtvae_fast.arguments import integers
 from hqtvae_fast.config import TransformerConfig
 from hqtvae_fast.model.layers import LAYER_NORM_EPS
-from hqtvae_fast.ops.linear import Linear
+from hqtvae_fast.model.linear import Linear
 
 
 class StartVector(nn.Module):

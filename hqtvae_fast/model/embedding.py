@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from hqtvae_fast.config import WINDOW, TransformerConfig
 from hqtvae_fast.model.head import PyramidHead
 from hqtvae_fast.model.layers import Blocks
-from hqtvae_fast.ops.embed_codes import Mode, embed_codes
+from hqtvae_fast.ops.kernels.embed_codes import Mode, embed_codes
 
 
 class TopPosition(nn.Module):

@@ -9,9 +9,9 @@ from torch import Tensor, nn
 
 from hqtvae_fast.config import TransformerConfig
 from hqtvae_fast.model.layers import LAYER_NORM_EPS, Block, Blocks, StackCache
+from hqtvae_fast.model.linear import Linear
 from hqtvae_fast.model.pyramid import parents
-from hqtvae_fast.ops.linear import Linear
-from hqtvae_fast.ops.prediction_head import BlockWeights, HeadWeights, LevelWeights
+from hqtvae_fast.ops.kernels.prediction_head import BlockWeights, HeadWeights, LevelWeights
 
 
 class CodeHead(nn.Module):

@@ -21,10 +21,10 @@ from hqtvae_fast.model.conditioning import TokenPrefix, build_prefix
 from hqtvae_fast.model.embedding import build_embedding
 from hqtvae_fast.model.head import build_head
 from hqtvae_fast.model.layers import LAYER_NORM_EPS, Blocks, StackCache
+from hqtvae_fast.model.linear import pack_linears, round_linears
 from hqtvae_fast.model.prepared import Prepared
 from hqtvae_fast.model.pyramid import join_windows, scramble_middle, to_local
 from hqtvae_fast.modes import single_precision
-from hqtvae_fast.ops.linear import pack_linears, round_linears
 
 INIT_STD = 0.02
 

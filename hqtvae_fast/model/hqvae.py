@@ -19,12 +19,12 @@ from hqtvae_fast.model.images import check_images, check_shape, none_yet, refuse
 from hqtvae_fast.model.plain import plain
 from hqtvae_fast.model.prepared import Prepared
 from hqtvae_fast.modes import is_traced, no_autocast, single_precision
-from hqtvae_fast.ops.ema_update import code_statistics, ema_update
-from hqtvae_fast.ops.hierarchical_quantize import Resampler, commitment, hierarchical_quantize, straight_through
+from hqtvae_fast.ops.kernels.ema_update import code_statistics, ema_update
+from hqtvae_fast.ops.kernels.hierarchical_quantize import Resampler, commitment, hierarchical_quantize, straight_through
+from hqtvae_fast.ops.kernels.nearest_code import nearest_code, not_finite
+from hqtvae_fast.ops.kernels.sample_logits import check_temperature
+from hqtvae_fast.ops.kernels.soft_label_cross_entropy import soft_labels
 from hqtvae_fast.ops.made import Made, tree
-from hqtvae_fast.ops.nearest_code import nearest_code, not_finite
-from hqtvae_fast.ops.sample_logits import check_temperature
-from hqtvae_fast.ops.soft_label_cross_entropy import soft_labels
 
 FOLDABLE = (nn.Conv2d, nn.ConvTranspose2d, nn.PixelShuffle, nn.UpsamplingNearest2d)
 RESTART_SHARE = 0.1  # of the count that each code would have if all were chosen alike

@@ -14,9 +14,9 @@ from torch.utils.checkpoint import checkpoint
 
 from hqtvae_fast.config import BlocksConfig, Gelu
 from hqtvae_fast.model.attention import attention
+from hqtvae_fast.model.linear import Linear
 from hqtvae_fast.model.plain import plain
-from hqtvae_fast.ops.decode_attention import decode_attention
-from hqtvae_fast.ops.linear import Linear
+from hqtvae_fast.ops.kernels.decode_attention import decode_attention
 
 LAYER_NORM_EPS = 1e-5
 

@@ -1,25 +1,25 @@
 """The operations that the model stands on, each with its contract, its reference and, where there are any, kernels."""
 
-from hqtvae_fast.ops.add_layer_norm import add_layer_norm
-from hqtvae_fast.ops.bias_gelu import bias_gelu
-from hqtvae_fast.ops.code_features import code_features
-from hqtvae_fast.ops.conv_bytes import conv_bytes
-from hqtvae_fast.ops.decode_attention import decode_attention
-from hqtvae_fast.ops.draw_from_head import draw_from_head
-from hqtvae_fast.ops.ema_update import code_statistics, ema_update
-from hqtvae_fast.ops.embed_codes import embed_codes
-from hqtvae_fast.ops.group_norm_silu import add_group_norm_silu, group_norm_silu
-from hqtvae_fast.ops.hierarchical_quantize import hierarchical_quantize
-from hqtvae_fast.ops.linear.few_rows import linear
-from hqtvae_fast.ops.local_attention import local_attention
-from hqtvae_fast.ops.nearest_code import nearest_code
-from hqtvae_fast.ops.prediction_head import PredictionHead
-from hqtvae_fast.ops.prefill_attention import prefill_attention
-from hqtvae_fast.ops.quantized_conv import quantized_conv
-from hqtvae_fast.ops.sample_logits import sample_logits
-from hqtvae_fast.ops.soft_label_cross_entropy import soft_label_cross_entropy
-from hqtvae_fast.ops.upsample_conv import upsample_conv
-from hqtvae_fast.ops.winograd_conv import winograd_conv
+from hqtvae_fast.ops.kernels.add_layer_norm import add_layer_norm
+from hqtvae_fast.ops.kernels.bias_gelu import bias_gelu
+from hqtvae_fast.ops.kernels.code_features import code_features
+from hqtvae_fast.ops.kernels.conv_bytes import conv_bytes
+from hqtvae_fast.ops.kernels.decode_attention import decode_attention
+from hqtvae_fast.ops.kernels.draw_from_head import draw_from_head
+from hqtvae_fast.ops.kernels.ema_update import code_statistics, ema_update
+from hqtvae_fast.ops.kernels.embed_codes import embed_codes
+from hqtvae_fast.ops.kernels.group_norm_silu import add_group_norm_silu, group_norm_silu
+from hqtvae_fast.ops.kernels.hierarchical_quantize import hierarchical_quantize
+from hqtvae_fast.ops.kernels.local_attention import local_attention
+from hqtvae_fast.ops.kernels.nearest_code import nearest_code
+from hqtvae_fast.ops.kernels.prediction_head import PredictionHead
+from hqtvae_fast.ops.kernels.prefill_attention import prefill_attention
+from hqtvae_fast.ops.kernels.quantized_conv import quantized_conv
+from hqtvae_fast.ops.kernels.sample_logits import sample_logits
+from hqtvae_fast.ops.kernels.skinny_linear import skinny_linear
+from hqtvae_fast.ops.kernels.soft_label_cross_entropy import soft_label_cross_entropy
+from hqtvae_fast.ops.kernels.upsample_conv import upsample_conv
+from hqtvae_fast.ops.kernels.winograd_conv import winograd_conv
 
 __all__ = [
     "PredictionHead",
@@ -35,12 +35,12 @@ __all__ = [
     "embed_codes",
     "group_norm_silu",
     "hierarchical_quantize",
-    "linear",
     "local_attention",
     "nearest_code",
     "prefill_attention",
     "quantized_conv",
     "sample_logits",
+    "skinny_linear",
     "soft_label_cross_entropy",
     "upsample_conv",
     "winograd_conv",

@@ -1,6 +1,6 @@
 """What an op says of itself once, for tests, ahead-of-time compiles, benchmarks and rooflines alike.
 
-``ops/<op>/spec.py`` defines ``SPEC``; a new op appears in all four by having one.
+``ops/kernels/<op>/spec.py`` defines ``SPEC``; a new op appears in all four by having one.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-import hqtvae_fast.ops
 from hqtvae_fast.backend import Backend
+from hqtvae_fast.ops import kernels
 
 
 @dataclass(frozen=True)
@@ -89,9 +89,9 @@ class Spec:
 def all_specs() -> dict[str, Spec]:
     """Every op's spec, by name."""
     found = {}
-    for module in pkgutil.iter_modules(hqtvae_fast.ops.__path__):
-        if module.ispkg and importlib.util.find_spec(f"hqtvae_fast.ops.{module.name}.spec"):
-            spec = importlib.import_module(f"hqtvae_fast.ops.{module.name}.spec").SPEC
+    for op in pkgutil.iter_modules(kernels.__path__, f"{kernels.__name__}."):
+        if importlib.util.find_spec(f"{op.name}.spec"):
+            spec = importlib.import_module(f"{op.name}.spec").SPEC
             found[spec.op] = spec
     return found
 

@@ -17,7 +17,7 @@ from hqtvae_fast.config import ConfigError
 from hqtvae_fast.files import whole_file
 from hqtvae_fast.model import HQVAE
 from hqtvae_fast.model.images import refuse_invalid
-from hqtvae_fast.ops.nearest_code import not_finite
+from hqtvae_fast.ops.kernels.nearest_code import not_finite
 from hqtvae_fast.train.code_cache import CacheSpec, CodeCache, join_codes, picture_latents, vae_hash
 from hqtvae_fast.train.data import Source
 from hqtvae_fast.train.data.squares import CentreSquares

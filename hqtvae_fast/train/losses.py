@@ -12,7 +12,7 @@ from torch import Tensor
 
 from hqtvae_fast.config import WINDOW
 from hqtvae_fast.model import HQLogits, HQVAEOutput
-from hqtvae_fast.ops.soft_label_cross_entropy import soft_label_cross_entropy
+from hqtvae_fast.ops.kernels.soft_label_cross_entropy import soft_label_cross_entropy
 from hqtvae_fast.train.config import TopOnly
 
 RATIO_EPSILON = 1e-4

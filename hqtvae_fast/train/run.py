@@ -36,7 +36,7 @@ from hqtvae_fast.train.prior import open_prior
 from hqtvae_fast.train.runner import LoopSettings, Runner
 from hqtvae_fast.train.stage1 import Stage1, Stage1Settings
 from hqtvae_fast.train.stage2 import Stage2, Stage2Settings
-from hqtvae_fast.train.start import Started, intervals, leave_world, start
+from hqtvae_fast.train.start import Started, intervals, start
 from hqtvae_fast.train.stored_codes import (
     StoredCodes,
     codes_as_cache,
@@ -290,13 +290,11 @@ def go(
     except BaseException:
         with suppress(Exception):  # a log that cannot be written is no news, and would hide the reason
             runner.close()
-            leave_world()
         raise
     runner.close()
     if finished and accelerator.is_main_process:
         telling.end(run)
-    if telling.whole is None:
-        leave_world(together=True)
+    accelerator.wait_for_everyone()  # one that still talks to others that have gone may fail at its end
     return directory / MODEL if finished else None
 
 

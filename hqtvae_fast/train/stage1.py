@@ -18,7 +18,7 @@ from hqtvae_fast import checkpoint as checkpoints
 from hqtvae_fast.config import HQTVAEConfig
 from hqtvae_fast.images import psnr
 from hqtvae_fast.model import HQVAE, HQVAEOutput
-from hqtvae_fast.ops.ema_update import code_statistics
+from hqtvae_fast.ops.kernels.ema_update import code_statistics
 from hqtvae_fast.train.code_usage import RecentCodes, perplexity
 from hqtvae_fast.train.config import Schedule
 from hqtvae_fast.train.data import Batch

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import Generic
 
 import torch
 from accelerate import Accelerator
-from accelerate.state import AcceleratorState, PartialState
+from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedDataParallelKwargs, set_seed
 
 from hqtvae_fast.files import write_file
@@ -127,27 +128,18 @@ def intervals(run: RunConfig, steps: int) -> dict[str, int]:
     return {name: usual if value is None else value for name, value in named.items()}
 
 
-def leave_world(*, together: bool = False) -> None:
-    """End the group of processes that :func:`join_world` began, if there is one: the last thing that a run does.
-
-    ``together``: when all have come so far, for one that still talks to others that have gone may fail at its end.
-    """
-    if world().size > 1 and torch.distributed.is_initialized():
-        if together:
-            torch.distributed.barrier()
-        PartialState().destroy_process_group()
-
-
 def join_world(precision: str, directory: Path) -> Accelerator:
     """This process among those that train together, which are the ones that :func:`hqtvae_fast.world.world` tells of.
 
-    WorldError where accelerate sees others: each process would be the only one, and all would write one run.
+    Their group, if this begins it, ends with the process: a script may train one run after another. WorldError where
+    accelerate sees others: each process would be the only one, and all would write one run.
     """
     here = world()
     # Codebooks are the same on every rank by construction: nothing to send before each pass.
     plain = DistributedDataParallelKwargs(broadcast_buffers=False)
     # accelerate keeps the precision of a process's first run, and refuses another one for the next.
     AcceleratorState._reset_state(reset_partial_state=False)
+    begins = here.size > 1 and not torch.distributed.is_initialized()
     accelerator = Accelerator(
         # Without a GPU it takes several processes for a job only if it is told that they use the CPU.
         cpu=here.size > 1 and not torch.accelerator.is_available(),
@@ -156,6 +148,8 @@ def join_world(precision: str, directory: Path) -> Accelerator:
         project_dir=str(directory),
         kwargs_handlers=[plain],
     )
+    if begins:
+        atexit.register(_leave_world)
     found = (accelerator.process_index, accelerator.num_processes)
     if found != (here.rank, here.size):
         raise WorldError(
@@ -163,3 +157,8 @@ def join_world(precision: str, directory: Path) -> Accelerator:
             f" {found[0]} of {found[1]} (on {accelerator.device}): start one process, or set ACCELERATE_USE_CPU=true"
         )
     return accelerator
+
+
+def _leave_world() -> None:
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()

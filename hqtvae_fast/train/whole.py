@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from accelerate import PartialState
+
 from hqtvae_fast.files import sync_folder
 from hqtvae_fast.run_folder import MODEL
 from hqtvae_fast.train.changes import changes, earlier_run, remembered
@@ -16,7 +18,7 @@ from hqtvae_fast.train.config import RunConfig, Stage1Run, Stage2Run, completed,
 from hqtvae_fast.train.data import are_codes, open_source, select
 from hqtvae_fast.train.initial import init_vae, keeps_vae, own_condition
 from hqtvae_fast.train.run import train_stage1, train_stage2
-from hqtvae_fast.train.start import join_world, leave_world
+from hqtvae_fast.train.start import join_world
 from hqtvae_fast.train.telling import Telling
 from hqtvae_fast.train.words import say
 from hqtvae_fast.world import world
@@ -33,17 +35,7 @@ def train_whole(given: Mapping[str, Any], again: str = "") -> Path | None:
     Called again it goes on where it was stopped. Returns the finished model's folder, ``out/model``; None if the run
     was stopped before its end. ``again``: the command that goes on with it.
     """
-    try:
-        model = _train(given, Path(given["out"]), again)
-    except BaseException:
-        leave_world()
-        raise
-    leave_world(together=True)
-    return model
-
-
-def _train(given: Mapping[str, Any], out: Path, again: str) -> Path | None:
-    began = time.monotonic()
+    began, out = time.monotonic(), Path(given["out"])
     telling = Telling(again, out)
     fields = {**given, "out": str(out / "stage2")}
     if not are_codes(given["data"]):
@@ -62,6 +54,7 @@ def _train(given: Mapping[str, Any], out: Path, again: str) -> Path | None:
     if world().rank == 0:
         _publish(found, out / MODEL)
         telling.say_end(run)
+    PartialState().wait_for_everyone()
     return out / MODEL
 
 

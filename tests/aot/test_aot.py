@@ -300,8 +300,8 @@ def answer(request, folder: Path, toys) -> dict:
 
 def sums_outside_tensor_cores() -> dict[str, int]:
     """How many times the search's kernel adds a whole tile of products by itself, by the dtype of z."""
-    from hqtvae_fast.ops.nearest_code.spec import SPEC
-    from hqtvae_fast.ops.nearest_code.tensor_cores import SMALL
+    from hqtvae_fast.ops.kernels.nearest_code.spec import SPEC
+    from hqtvae_fast.ops.kernels.nearest_code.triton import SMALL
 
     found = {}
     for z in ("fp32", "bf16"):

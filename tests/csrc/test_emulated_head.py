@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from hqtvae_fast import _nvrtc
-from hqtvae_fast.ops.prediction_head import spec
-from hqtvae_fast.ops.prediction_head.cuda import shared_bytes
-from hqtvae_fast.ops.prediction_head.table import HeadTable
+from hqtvae_fast.ops.kernels.prediction_head import spec
+from hqtvae_fast.ops.kernels.prediction_head.cuda import shared_bytes
+from hqtvae_fast.ops.kernels.prediction_head.table import HeadTable
 from hqtvae_fast.ops.spec import Case
 
 from .emulated import compile_emulated, emulated_source

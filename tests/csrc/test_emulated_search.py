@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from hqtvae_fast.ops import nearest_code
-from hqtvae_fast.ops.nearest_code import cuda as search
+from hqtvae_fast.ops.kernels.nearest_code import cuda as search
 
 from .emulated import compile_emulated, emulated_source
 from .host_library import pointer

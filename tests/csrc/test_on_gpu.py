@@ -9,10 +9,10 @@ import torch
 
 from hqtvae_fast import _cuda
 from hqtvae_fast.ops import nearest_code, sample_logits
-from hqtvae_fast.ops.nearest_code import cuda as search
-from hqtvae_fast.ops.nearest_code import spec as search_spec
-from hqtvae_fast.ops.prediction_head import spec as head_spec
-from hqtvae_fast.ops.sample_logits import spec as draw_spec
+from hqtvae_fast.ops.kernels.nearest_code import cuda as search
+from hqtvae_fast.ops.kernels.nearest_code import spec as search_spec
+from hqtvae_fast.ops.kernels.prediction_head import spec as head_spec
+from hqtvae_fast.ops.kernels.sample_logits import spec as draw_spec
 from hqtvae_fast.ops.spec import Case
 
 pytestmark = pytest.mark.gpu

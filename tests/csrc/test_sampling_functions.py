@@ -11,7 +11,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from hqtvae_fast.ops.sample_logits import COLDEST, noise, reference, spec
+from hqtvae_fast.ops.kernels.sample_logits import COLDEST, noise, reference, spec
 
 from .host_library import compile_library, pointer
 

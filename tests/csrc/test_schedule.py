@@ -7,7 +7,7 @@ import struct
 import pytest
 import torch
 
-from hqtvae_fast.ops.prediction_head import cuda, spec, table
+from hqtvae_fast.ops.kernels.prediction_head import cuda, spec, table
 
 from .host_library import pointer
 

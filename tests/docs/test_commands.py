@@ -128,9 +128,10 @@ def test_its_trainings_run_too(page, workplace, monkeypatch):
     run_all(list(filter(is_run, commands(page))), monkeypatch)
 
 
-@pytest.mark.parametrize(
-    "page", [page for page in PAGES if "```python" in page.read_text(encoding="utf-8")], ids=name_of
-)
+WITH_PYTHON = [page for page in PAGES if any(block.language == "python" for block in blocks(page))]
+
+
+@pytest.mark.parametrize("page", WITH_PYTHON, ids=name_of)
 def test_its_python_runs(page, workplace):
     for block in blocks(page):
         if block.language == "python":

@@ -16,7 +16,7 @@ import pytest
 import hqtvae_fast
 from hqtvae_fast import HQTVAEPipeline
 from hqtvae_fast.engine import step as step_module
-from hqtvae_fast.ops.linear import reference
+from hqtvae_fast.ops.kernels.skinny_linear import reference
 
 PACKAGE = str(Path(hqtvae_fast.__file__).parent)
 NAMES, FILES = 10, 7
@@ -46,7 +46,7 @@ def test_the_path_of_a_product_is_short(monkeypatch):
     paths = set()
 
     def watch(frame, event, _):
-        if event == "call" and frame.f_code is reference.linear.__code__:
+        if event == "call" and frame.f_code is reference.skinny_linear.__code__:
             paths.add(path_to(frame))
 
     def stop(step, _):

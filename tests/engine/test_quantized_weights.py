@@ -13,8 +13,8 @@ from hqtvae_fast import HQTVAEPipeline
 from hqtvae_fast.engine import EngineOptions
 from hqtvae_fast.engine import step as step_module
 from hqtvae_fast.engine.step import FusedStep
-from hqtvae_fast.ops.linear import Linear, quantize_linears
-from hqtvae_fast.ops.linear.reference import NARROW, quantize
+from hqtvae_fast.model.linear import Linear, quantize_linears
+from hqtvae_fast.ops.kernels.skinny_linear.reference import NARROW, quantize
 
 CASES = ["class_parallel", "class_parallel_iet1", "uncond_reduce"]
 both = pytest.mark.parametrize("to", NARROW)
@@ -27,14 +27,14 @@ def quantized(case, to="int8"):
 def skinny_everywhere(monkeypatch):
     """As on a GPU; here the product itself is the reference's."""
     seen = []
-    linear = step_module.linear
+    linear = step_module.skinny_linear
 
     def watched(x, weight, *bias, **options):
         seen.append((weight.dtype, options["scale"] is not None))
         return linear(x, weight, *bias, **options)
 
     monkeypatch.setattr(step_module, "is_skinny", lambda x: True)
-    monkeypatch.setattr(step_module, "linear", watched)
+    monkeypatch.setattr(step_module, "skinny_linear", watched)
     return seen
 
 
@@ -76,13 +76,13 @@ def test_logits_of_skinny_products_are_those_of_the_rounded_weights(to, monkeypa
 @pytest.mark.parametrize("wanted", [False, True])
 def test_skinny_products_are_told_to_prefetch(wanted, monkeypatch):
     monkeypatch.setattr(step_module, "is_skinny", lambda x: True)
-    told, linear = set(), step_module.linear
+    told, linear = set(), step_module.skinny_linear
 
     def watched(*tensors, **options):
         told.add(options.pop("prefetch"))
         return linear(*tensors, **options)
 
-    monkeypatch.setattr(step_module, "linear", watched)
+    monkeypatch.setattr(step_module, "skinny_linear", watched)
     draw(golden_pipeline("class_parallel").transformer, "fused", options=EngineOptions(dependent_launch=wanted))
     assert told == {wanted}
 

@@ -8,8 +8,8 @@ from interpreted import needs_triton, outcomes
 PROGRAM = """
 import torch
 
-from hqtvae_fast.ops.code_features import code_features
-from hqtvae_fast.ops.code_features.spec import SPEC, make_inputs
+from hqtvae_fast.ops.kernels.code_features import code_features
+from hqtvae_fast.ops.kernels.code_features.spec import SPEC, make_inputs
 
 torch.set_num_threads(1)
 CPU = torch.device("cpu")

@@ -8,8 +8,8 @@ from interpreted import needs_triton, outcomes
 PROGRAM = """
 import torch
 
-from hqtvae_fast.ops.conv_bytes import conv_bytes
-from hqtvae_fast.ops.conv_bytes.spec import SPEC, make_inputs
+from hqtvae_fast.ops.kernels.conv_bytes import conv_bytes
+from hqtvae_fast.ops.kernels.conv_bytes.spec import SPEC, make_inputs
 
 torch.set_num_threads(1)
 CPU = torch.device("cpu")

@@ -7,7 +7,7 @@ import torch
 from interpreted import file_outcomes, main, needs_triton
 
 from hqtvae_fast.ops import draw_from_head, sample_logits
-from hqtvae_fast.ops.sample_logits import COLDEST, noise
+from hqtvae_fast.ops.kernels.sample_logits import COLDEST, noise
 
 
 def exact_inputs(B, G, D, K, dtype=torch.float32):
@@ -46,18 +46,18 @@ def near_ties_are_settled_by_the_exact_score():
     """With a margin so wide that every code is near, the draw is still the definition's."""
     import triton.language as tl
 
-    from hqtvae_fast.ops.draw_from_head import kernels
+    from hqtvae_fast.ops.kernels.draw_from_head import triton_kernels
 
     x, weight, options = exact_inputs(4, 4, 10, 100)
     wanted = stored(x, weight, **options)
-    narrow = kernels.MARGIN
+    narrow = triton_kernels.MARGIN
     try:
-        kernels.MARGIN = tl.constexpr(1e9)
+        triton_kernels.MARGIN = tl.constexpr(1e9)
         assert torch.equal(draw_from_head(x, weight, backend="triton", **options), wanted)
-        kernels.MARGIN = tl.constexpr(-1e9)  # none is near: the margin that is set is the one that is used
+        triton_kernels.MARGIN = tl.constexpr(-1e9)  # none is near: the margin that is set is the one that is used
         assert not torch.equal(draw_from_head(x, weight, backend="triton", **options), wanted)
     finally:
-        kernels.MARGIN = narrow
+        triton_kernels.MARGIN = narrow
 
 
 def the_lowest_of_equal_scores():

@@ -8,8 +8,8 @@ from interpreted import needs_triton, outcomes
 PROGRAM = """
 import torch
 
-from hqtvae_fast.ops.ema_update import code_statistics, ema_update
-from hqtvae_fast.ops.ema_update.spec import SPEC
+from hqtvae_fast.ops.kernels.ema_update import code_statistics, ema_update
+from hqtvae_fast.ops.kernels.ema_update.spec import SPEC
 
 torch.set_num_threads(1)
 

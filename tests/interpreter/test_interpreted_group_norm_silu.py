@@ -11,8 +11,8 @@ from interpreted import needs_triton, outcomes
 PROGRAM = """
 import torch
 
-from hqtvae_fast.ops.group_norm_silu import add_group_norm_silu, fused, group_norm_silu, reference
-from hqtvae_fast.ops.group_norm_silu.spec import SPEC, make_inputs
+from hqtvae_fast.ops.kernels.group_norm_silu import add_group_norm_silu, group_norm_silu, reference, triton
+from hqtvae_fast.ops.kernels.group_norm_silu.spec import SPEC, make_inputs
 
 torch.set_num_threads(1)
 CPU = torch.device("cpu")
@@ -49,8 +49,8 @@ def backward():
         for silu in (True, False):
             x, _, weight, bias, groups, eps, *_ = make_inputs(case, CPU, 0, offset=30.0)
             dy = torch.randn(x.shape).to(x.dtype).contiguous(memory_format=torch.channels_last)
-            _, _, mean, rstd = fused.forward(x, None, weight, bias, groups, eps, silu)
-            got = fused.backward(dy, x, weight, bias, mean, rstd, silu)
+            _, _, mean, rstd = triton.forward(x, None, weight, bias, groups, eps, silu)
+            got = triton.backward(dy, x, weight, bias, mean, rstd, silu)
             wide = [y.double() for y in (dy, x, weight, bias)]
             _, _, mean, rstd = reference.forward(wide[1], None, *wide[2:], groups, eps, silu)
             wanted = reference.backward(*wide, mean, rstd, silu)
@@ -65,9 +65,9 @@ def strided_vectors():
     x, residual, weight, bias, groups, eps, silu, _ = make_inputs(SPEC.small[2], CPU, 0)
     vectors = (weight, bias, torch.randn(weight.shape))
     strided = [torch.stack([y, -y], 1)[:, 0] for y in vectors]
-    one, other = (fused.forward(x, residual, w, b, groups, eps, silu, s) for w, b, s in (vectors, strided))
+    one, other = (triton.forward(x, residual, w, b, groups, eps, silu, s) for w, b, s in (vectors, strided))
     assert all(map(torch.equal, one, other))
-    one, other = (fused.backward(x, residual, w, b, *one[2:], silu) for w, b, _ in (vectors, strided))
+    one, other = (triton.backward(x, residual, w, b, *one[2:], silu) for w, b, _ in (vectors, strided))
     assert all(map(torch.equal, one, other))
 
 

@@ -8,9 +8,9 @@ from interpreted import needs_triton, outcomes
 PROGRAM = """
 import torch
 
-from hqtvae_fast.ops.hierarchical_quantize import hierarchical_quantize
-from hqtvae_fast.ops.hierarchical_quantize.spec import SPEC
-from hqtvae_fast.ops.nearest_code import tensor_cores
+from hqtvae_fast.ops.kernels.hierarchical_quantize import hierarchical_quantize
+from hqtvae_fast.ops.kernels.hierarchical_quantize.spec import SPEC
+from hqtvae_fast.ops.kernels.nearest_code import triton
 
 torch.set_num_threads(1)
 
@@ -34,9 +34,9 @@ def narrow_latents():
 def chunks_of_pictures_and_a_view():
     z, *rest = SPEC.make_inputs(SPEC.small[0], torch.device("cpu"), 0)
     wide = torch.cat((z, z, z), dim=1)[:, 8:16]
-    before, tensor_cores.CHUNK_ROWS = tensor_cores.CHUNK_ROWS, 64
+    before, triton.CHUNK_ROWS = triton.CHUNK_ROWS, 64
     SPEC.check(SPEC.run(wide, *rest, backend="triton"), SPEC.reference(z, *rest), (z, *rest))
-    tensor_cores.CHUNK_ROWS = before
+    triton.CHUNK_ROWS = before
 
 
 def duplicated_codes():

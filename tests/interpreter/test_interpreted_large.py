@@ -52,60 +52,60 @@ def zeros(*shape, dtype=FP32):
 
 
 def group_norm():
-    from hqtvae_fast.ops.group_norm_silu import fused
+    from hqtvae_fast.ops.kernels.group_norm_silu import triton
 
     def forward(x):
         w = zeros(x.shape[1], dtype=x.dtype)
-        assert fused.why_not(x, x, w, w, 32, 1e-6, True, w) is None
-        fused.forward(x, x, w, w, 32, 1e-6, True, w)
+        assert triton.why_not(x, x, w, w, 32, 1e-6, True, w) is None
+        triton.forward(x, x, w, w, 32, 1e-6, True, w)
         return w
 
     forward(untouched_map(65535, 512, 16, 16, dtype=BF16))
     w, statistics = forward(x := untouched_map(512, 128, 256, 256, dtype=BF16)), zeros(512, 32)
-    fused.backward(x, x, w, w, statistics, statistics, True)
+    triton.backward(x, x, w, w, statistics, statistics, True)
 
 
 def upsample_conv():
-    from hqtvae_fast.ops.upsample_conv import tensor_cores
+    from hqtvae_fast.ops.kernels.upsample_conv import triton
 
     for B, C, N, H in ((512, 256, 256, 128), (2040, 128, 128, 256)):
         x, folded = untouched_map(B, C, H, H, dtype=BF16), untouched_map(4 * N, C, 2, 2, dtype=BF16)
         bias = zeros(N, dtype=BF16)
-        assert tensor_cores.why_not(x, folded, bias) is None
-        tensor_cores.upsample_conv(x, folded, bias)
+        assert triton.why_not(x, folded, bias) is None
+        triton.upsample_conv(x, folded, bias)
 
 
 def conv_bytes():
-    from hqtvae_fast.ops.conv_bytes import tensor_cores
+    from hqtvae_fast.ops.kernels.conv_bytes import triton
 
     for B in (512, 8191):
         x, weight = untouched_map(B, 128, 256, 256, dtype=BF16), untouched_map(3, 128, 3, 3, dtype=BF16)
         bias = zeros(3, dtype=BF16)
-        assert tensor_cores.why_not(x, weight, bias) is None
-        tensor_cores.conv_bytes(x, weight, bias)
+        assert triton.why_not(x, weight, bias) is None
+        triton.conv_bytes(x, weight, bias)
 
 
 def quantized_conv():
-    from hqtvae_fast.ops.quantized_conv import tensor_cores
+    from hqtvae_fast.ops.kernels.quantized_conv import triton
 
     for C, H, taps, phases in ((128, 256, 3, 1), (256, 128, 2, 4)):
         x = untouched_map(512, C, H, H, dtype=torch.int8)
         weight = untouched_map(phases * C, C, taps, taps, dtype=torch.int8)
-        tensor_cores.quantized_conv(x, weight, zeros(C // 32), zeros(phases * C), zeros(C), BF16)
+        triton.quantized_conv(x, weight, zeros(C // 32), zeros(phases * C), zeros(C), BF16)
 
 
 def code_features():
-    from hqtvae_fast.ops.code_features import gather
+    from hqtvae_fast.ops.kernels.code_features import triton
 
     for B, K in ((40000, 8192), (2, 2**20)):  # many pictures; a table of more than 2^31 values
         codes = [torch.full((B, side, side), K - 1) for side in (8, 16)]
         tables = [untouched(K, pixels, 512, dtype=BF16) for pixels in (4, 1)]
-        gather.code_features(codes, tables, zeros(4, 512, dtype=BF16))
+        triton.code_features(codes, tables, zeros(4, 512, dtype=BF16))
 
 
 def sampling():
-    from hqtvae_fast.ops.draw_from_head import fused as from_head
-    from hqtvae_fast.ops.sample_logits import fused as from_logits
+    from hqtvae_fast.ops.kernels.draw_from_head import triton as from_head
+    from hqtvae_fast.ops.kernels.sample_logits import triton as from_logits
 
     def drawn(B):
         number, invalid, one = torch.tensor(3), torch.tensor(False), torch.ones(())
@@ -118,10 +118,10 @@ def sampling():
 
 
 def step():
-    from hqtvae_fast.ops.add_layer_norm import fused as layer_norm
-    from hqtvae_fast.ops.bias_gelu import fused as gelu
-    from hqtvae_fast.ops.decode_attention import fused as attention
-    from hqtvae_fast.ops.embed_codes import fused as embedding
+    from hqtvae_fast.ops.kernels.add_layer_norm import triton as layer_norm
+    from hqtvae_fast.ops.kernels.bias_gelu import triton as gelu
+    from hqtvae_fast.ops.kernels.decode_attention import triton as attention
+    from hqtvae_fast.ops.kernels.embed_codes import triton as embedding
 
     x, vector = untouched(1_500_000, 1536, dtype=BF16), zeros(1536, dtype=BF16)
     layer_norm.add_layer_norm(x, x, vector, vector, vector, 1e-5)
@@ -135,43 +135,43 @@ def step():
         embedding.embed_codes(codes, tables, sources, rows, torch.tensor(R - 1), "mean")
 
 
-def linear():
-    from hqtvae_fast.ops.linear import fused
+def skinny_linear():
+    from hqtvae_fast.ops.kernels.skinny_linear import triton
 
-    for N, K in ((fused.OUT * fused.MOST_TILES, 16640), (32 * 263, 256), (4608, 1536)):
-        work = fused.Workspace.on(torch.device("cpu"))
+    for N, K in ((triton.OUT * triton.MOST_TILES, 16640), (32 * 263, 256), (4608, 1536)):
+        work = triton.Workspace.on(torch.device("cpu"))
         x, weight = untouched(16, K, dtype=BF16), untouched(N, K, dtype=BF16)
-        fused.linear(x, weight, None, None, None, "none", False, work.partials, work.counters)
+        triton.skinny_linear(x, weight, None, None, None, "none", False, work.partials, work.counters)
 
 
 def ema_update():
-    from hqtvae_fast.ops.ema_update import fused, kernels
+    from hqtvae_fast.ops.kernels.ema_update import triton, triton_kernels
 
     N, C, K = 2**22, 1024, 2**21 + 100
     z, codes = untouched(N, C, dtype=FP32), torch.full((N,), K - 1)
-    kernels.add_rows[(-(-N // 32), C // 64)](
+    triton_kernels.add_rows[(-(-N // 32), C // 64)](
         z, codes, zeros(K), untouched(K, C, dtype=FP32), N, K, C, C, ROWS=32, WIDTH=64
     )
     starts = zeros(101, dtype=INT64)
     starts[100] = 40  # the last code has the last rows
     order = torch.arange(N - 40, N)
-    kernels.add_segments[(100, 8)](z, order, starts, zeros(100), zeros(100, C), C, C, ROWS=16, WIDTH=128)
+    triton_kernels.add_segments[(100, 8)](z, order, starts, zeros(100), zeros(100, C), C, C, ROWS=16, WIDTH=128)
     state = [untouched(K, C, dtype=FP32) for _ in range(3)]
-    fused.ema_update(state[0], zeros(K), state[1], zeros(K), state[2], 0.99, 1e-5)
+    triton.ema_update(state[0], zeros(K), state[1], zeros(K), state[2], 0.99, 1e-5)
 
 
 def soft_labels():
-    from hqtvae_fast.ops.soft_label_cross_entropy import tensor_cores
+    from hqtvae_fast.ops.kernels.soft_label_cross_entropy import triton
 
     N, K = 524_288, 8192
     logits, z, codebook = (untouched(*shape, dtype=BF16) for shape in ((N, K), (N, 32), (K, 32)))
-    tensor_cores._partials(logits, z, codebook, zeros(K), 1.0, tensor_cores.pick_tile(N))
-    tensor_cores.backward(torch.ones(()), logits, z, codebook, torch.ones(4, N), 1.0)
+    triton._partials(logits, z, codebook, zeros(K), 1.0, triton.pick_tile(N))
+    triton.backward(torch.ones(()), logits, z, codebook, torch.ones(4, N), 1.0)
 
 
 def nearest_code():
-    from hqtvae_fast.ops.nearest_code import kernels
-    from hqtvae_fast.ops.nearest_code.tensor_cores import Book, Level, _launch, rows
+    from hqtvae_fast.ops.kernels.nearest_code import triton_kernels
+    from hqtvae_fast.ops.kernels.nearest_code.triton import Book, Level, _launch, rows
 
     def book(K, pixels, d):
         values = torch.zeros(K, pixels * d)
@@ -190,11 +190,20 @@ def nearest_code():
     K = 2**21 + 1000
     parts = [untouched(K, 1024, dtype=dtype) for dtype in (FP32, BF16, BF16)]
     longest = torch.ones(1, dtype=torch.float64)
-    kernels.settle_rows = NotRun()  # it would have to read what all the other programs find
+    triton_kernels.settle_rows = NotRun()  # it would have to read what all the other programs find
     search(rows(zeros(40, 1024)), Book(*parts, torch.arange(K).float(), longest, True))
 
 
-CHECKS = ("group_norm", "upsample_conv", "conv_bytes", "quantized_conv", "code_features", "sampling", "step", "linear")
+CHECKS = (
+    "group_norm",
+    "upsample_conv",
+    "conv_bytes",
+    "quantized_conv",
+    "code_features",
+    "sampling",
+    "step",
+    "skinny_linear",
+)
 CHECKS += ("ema_update", "soft_labels", "nearest_code")
 
 

@@ -13,14 +13,14 @@ from dataclasses import replace
 
 import torch
 
-from hqtvae_fast.ops.nearest_code import nearest_code, reference, tensor_cores
-from hqtvae_fast.ops.nearest_code.spec import SPEC
+from hqtvae_fast.ops.kernels.nearest_code import nearest_code, reference, triton
+from hqtvae_fast.ops.kernels.nearest_code.spec import SPEC
 
 torch.set_num_threads(1)
 
 
 def search(z, codebook):
-    return tensor_cores.search(tensor_cores.rows(z), codebook[:, None])
+    return triton.search(triton.rows(z), codebook[:, None])
 
 
 def exact(z, codebook, message=""):
@@ -80,21 +80,21 @@ def rows_that_are_not_finite():
 def strides_and_chunks():
     z, codebook = torch.randn(8, 90).T, torch.randn(8, 140).T
     exact(z, codebook, "transposed")
-    before = tensor_cores.CHUNK_ROWS, tensor_cores.MOST_OFFSET
-    tensor_cores.CHUNK_ROWS = 32
+    before = triton.CHUNK_ROWS, triton.MOST_OFFSET
+    triton.CHUNK_ROWS = 32
     exact(z, codebook, "chunks")
-    tensor_cores.MOST_OFFSET = 100
+    triton.MOST_OFFSET = 100
     exact(z, codebook, "channels too far apart for 32 bits")
-    tensor_cores.CHUNK_ROWS, tensor_cores.MOST_OFFSET = before
+    triton.CHUNK_ROWS, triton.MOST_OFFSET = before
 
 
 def more_groups_of_blocks_than_one():
-    before, few = tensor_cores.settle_tile, replace(tensor_cores.SETTLE, codes=2)
-    tensor_cores.settle_tile = lambda window, coarser: few
+    before, few = triton.settle_tile, replace(triton.SETTLE, codes=2)
+    triton.settle_tile = lambda window, coarser: few
     codebook = torch.randn(128 * 5 + 1, 2)
     exact(codebook[-20:] + 1e-3, codebook)
     exact(codebook[:20] * 0, torch.cat([codebook, codebook * 0, codebook * 0]))  # duplicates over groups
-    tensor_cores.settle_tile = before
+    triton.settle_tile = before
 
 
 def few_rows_are_settled():

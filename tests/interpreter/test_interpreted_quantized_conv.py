@@ -8,14 +8,14 @@ from interpreted import needs_triton, outcomes
 PROGRAM = """
 import torch
 
-from hqtvae_fast.ops.quantized_conv import tensor_cores
-from hqtvae_fast.ops.quantized_conv.spec import SPEC, make_inputs
-from hqtvae_fast.ops.upsample_conv.tensor_cores import Tile
+from hqtvae_fast.ops.kernels.quantized_conv import triton
+from hqtvae_fast.ops.kernels.quantized_conv.spec import SPEC, make_inputs
+from hqtvae_fast.ops.kernels.upsample_conv.triton import Tile
 
 torch.set_num_threads(1)
 CPU = torch.device("cpu")
 # NumPy multiplies integers without a library.
-tensor_cores.WIDE = tensor_cores.NARROW = Tile(32, 64, 64, warps=4, stages=2)
+triton.WIDE = triton.NARROW = Tile(32, 64, 64, warps=4, stages=2)
 
 
 def small_cases():

@@ -7,7 +7,7 @@ import torch
 from interpreted import file_outcomes, main, needs_triton
 
 from hqtvae_fast.backend import BackendError
-from hqtvae_fast.ops.sample_logits import COLDEST, fused, noise, sample_logits
+from hqtvae_fast.ops.kernels.sample_logits import COLDEST, noise, sample_logits, triton
 
 
 def draw(logits, backend="triton", **options):
@@ -33,27 +33,27 @@ def noise_bit_for_bit():
 
 def the_rough_variate_stays_inside_the_margin():
     """But for the hardware's logarithm, whose error the margin allows for: here it is exact to the last bit or two."""
-    from noise_kernels import gumbel_kernel, kernels
+    from noise_kernels import gumbel_kernel, triton_kernels
 
     ends = torch.cat([torch.arange(2**15), torch.arange(2**32 - 2**15, 2**32)])
     border = 2**27 + torch.arange(-(2**15), 2**15)  # where the series ends
     for words in (ends, border, torch.arange(0, 2**32, 2**16)):
         noises, roughs = torch.zeros(2, 2**16)
         gumbel_kernel[(1,)](words, noises, roughs, N=2**16)
-        assert float((noises - roughs).abs().max()) < kernels.MARGIN.value / 8
+        assert float((noises - roughs).abs().max()) < triton_kernels.MARGIN.value / 8
 
 
 def near_ties_are_settled_by_the_exact_score():
     """With a margin so wide that every code is near, the draw is still the definition's."""
     import triton.language as tl
-    from noise_kernels import kernels
+    from noise_kernels import triton_kernels
 
     def drawn_with(margin):
-        narrow, kernels.MARGIN = kernels.MARGIN, tl.constexpr(margin)
+        narrow, triton_kernels.MARGIN = triton_kernels.MARGIN, tl.constexpr(margin)
         try:
             return draw(logits)
         finally:
-            kernels.MARGIN = narrow
+            triton_kernels.MARGIN = narrow
 
     logits = torch.randn(12, 30)
     wanted = draw(logits, "reference")
@@ -160,7 +160,7 @@ def the_coldest_temperature_draws_the_largest():
 
 def long_rows_are_refused():
     with pytest.raises(BackendError, match="expected at most 8192 codes; got 8193"):
-        draw(torch.zeros(1, fused.LARGEST + 1))
+        draw(torch.zeros(1, triton.LARGEST + 1))
 
 
 CHECKS = {

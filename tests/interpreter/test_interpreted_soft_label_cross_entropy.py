@@ -11,8 +11,8 @@ from interpreted import needs_triton, outcomes
 PROGRAM = """
 import torch
 
-from hqtvae_fast.ops.soft_label_cross_entropy import soft_label_cross_entropy, tensor_cores
-from hqtvae_fast.ops.soft_label_cross_entropy.spec import SPEC
+from hqtvae_fast.ops.kernels.soft_label_cross_entropy import soft_label_cross_entropy, triton
+from hqtvae_fast.ops.kernels.soft_label_cross_entropy.spec import SPEC
 
 torch.set_num_threads(1)
 
@@ -50,10 +50,10 @@ def a_slice_of_rows_and_a_scaled_loss():
 
 def chunks_of_rows():
     inputs = SPEC.make_inputs(SPEC.small[1], torch.device("cpu"), 0)
-    whole, before = SPEC.run(*inputs, backend="triton"), tensor_cores.CHUNK_ROWS
-    tensor_cores.CHUNK_ROWS = 33
+    whole, before = SPEC.run(*inputs, backend="triton"), triton.CHUNK_ROWS
+    triton.CHUNK_ROWS = 33
     torch.testing.assert_close(SPEC.run(*inputs, backend="triton"), whole, rtol=1e-6, atol=1e-9)
-    tensor_cores.CHUNK_ROWS = before
+    triton.CHUNK_ROWS = before
 
 
 def far_codes_and_large_offsets():

@@ -14,8 +14,8 @@ from hqtvae_fast.ops.spec import all_specs
 
 CPU = torch.device("cpu")
 OPS = ["sample_logits", "draw_from_head", "add_layer_norm", "bias_gelu", "local_attention", "decode_attention"]
-OPS += ["embed_codes", "linear"]
-WITH_VECTORS = ["add_layer_norm", "bias_gelu", "local_attention", "decode_attention", "linear"]
+OPS += ["embed_codes", "skinny_linear"]
+WITH_VECTORS = ["add_layer_norm", "bias_gelu", "local_attention", "decode_attention", "skinny_linear"]
 
 
 def same(left, right):

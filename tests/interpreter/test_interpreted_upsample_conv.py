@@ -8,9 +8,9 @@ from interpreted import needs_triton, outcomes
 PROGRAM = """
 import torch
 
-from hqtvae_fast.ops.upsample_conv import tensor_cores, upsample_conv
-from hqtvae_fast.ops.upsample_conv.spec import SPEC, make_inputs
-from hqtvae_fast.ops.upsample_conv.tensor_cores import LARGE, SMALL
+from hqtvae_fast.ops.kernels.upsample_conv import triton, upsample_conv
+from hqtvae_fast.ops.kernels.upsample_conv.spec import SPEC, make_inputs
+from hqtvae_fast.ops.kernels.upsample_conv.triton import LARGE, SMALL
 
 torch.set_num_threads(1)
 CPU = torch.device("cpu")
@@ -18,7 +18,7 @@ CPU = torch.device("cpu")
 
 def small_cases():
     for tile in (SMALL, LARGE):
-        tensor_cores.pick_tile = lambda pixels, channels: tile
+        triton.pick_tile = lambda pixels, channels: tile
         for case in SPEC.small:
             inputs = make_inputs(case, CPU, 0)
             SPEC.check(SPEC.run(*inputs, backend="triton"), SPEC.reference(*inputs), inputs)

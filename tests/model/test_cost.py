@@ -16,7 +16,7 @@ from hqtvae_fast.engine import SamplingParams, draw_codes
 from hqtvae_fast.hardware import DEVICES, Device
 from hqtvae_fast.model import HQVAE, HQTransformer
 from hqtvae_fast.model.cost import StepCost, decode_flops, draw_steps, encode_flops, image_cost, memory, parameters
-from hqtvae_fast.ops.decode_attention import reference
+from hqtvae_fast.ops.kernels.decode_attention import reference
 
 A100, H100 = DEVICES["A100-80GB"], DEVICES["H100"]
 

@@ -15,7 +15,7 @@ from hqtvae_fast.checkpoint import load_stage2_state
 from hqtvae_fast.model.autoencoder import Upsample
 from hqtvae_fast.model.hqvae import Codebook
 from hqtvae_fast.model.pyramid import split_windows
-from hqtvae_fast.ops.sample_logits.reference import filter_logits
+from hqtvae_fast.ops.kernels.sample_logits.reference import filter_logits
 from hqtvae_fast.released.config import parse_transformer
 
 TOLERANCE = 1e-4

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from hqtvae_fast import HQTVAEPipeline
-from hqtvae_fast.ops.linear import Linear
-from hqtvae_fast.ops.linear.reference import quantize
+from hqtvae_fast.model.linear import Linear
+from hqtvae_fast.ops.kernels.skinny_linear.reference import quantize
 
 PROMPTS = ["tiger face, 3d", "red apple, flat", "rocket, shaded", "owl, 3d"]
 

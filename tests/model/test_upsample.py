@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hqtvae_fast.model.autoencoder import Upsample
-from hqtvae_fast.ops.upsample_conv import fold_upsampling
+from hqtvae_fast.ops.kernels.upsample_conv import fold_upsampling
 
 
 @settings(max_examples=20, deadline=None)

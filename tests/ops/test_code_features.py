@@ -7,7 +7,7 @@ import torch
 
 from hqtvae_fast.backend import BackendError
 from hqtvae_fast.ops import code_features
-from hqtvae_fast.ops.code_features.spec import SPEC, make_inputs
+from hqtvae_fast.ops.kernels.code_features.spec import SPEC, make_inputs
 
 CPU = torch.device("cpu")
 

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from hqtvae_fast.backend import BackendError
 from hqtvae_fast.images import to_pil
 from hqtvae_fast.ops import conv_bytes
-from hqtvae_fast.ops.conv_bytes.spec import SPEC, make_inputs
+from hqtvae_fast.ops.kernels.conv_bytes.spec import SPEC, make_inputs
 
 CPU = torch.device("cpu")
 

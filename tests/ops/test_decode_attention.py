@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hqtvae_fast.ops import cpu_library, decode_attention
-from hqtvae_fast.ops.decode_attention import native, reference
+from hqtvae_fast.ops.kernels.decode_attention import native, reference
 
 needs_native = pytest.mark.skipif(
     cpu_library.why_not_bf16() is not None, reason=f"kernels for AVX512-BF16: {cpu_library.why_not_bf16()}"

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from hqtvae_fast.backend import BackendError
 from hqtvae_fast.ops import code_statistics, ema_update
-from hqtvae_fast.ops.ema_update.spec import SPEC
+from hqtvae_fast.ops.kernels.ema_update.spec import SPEC
 
 
 @settings(max_examples=60, deadline=None)

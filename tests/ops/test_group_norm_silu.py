@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from hqtvae_fast.backend import BackendError
 from hqtvae_fast.ops import add_group_norm_silu, group_norm_silu
 from hqtvae_fast.ops.cpu_library import load
-from hqtvae_fast.ops.group_norm_silu import fused
-from hqtvae_fast.ops.group_norm_silu.spec import SPEC, make_inputs
+from hqtvae_fast.ops.kernels.group_norm_silu import triton
+from hqtvae_fast.ops.kernels.group_norm_silu.spec import SPEC, make_inputs
 
 CPU = torch.device("cpu")
 BACKENDS = [
@@ -284,9 +284,9 @@ def test_triton_says_why_not(change, reason):
 
 @pytest.mark.parametrize("side,C,runs", [(256, 128, 128), (64, 512, 32), (16, 512, 8), (1, 128, 1), (1024, 128, 128)])
 def test_runs(side, C, runs):
-    run = fused.run_length(side * side, C)
+    run = triton.run_length(side * side, C)
     assert -(-side * side // run) == runs
-    assert run % fused.rows_of_tile(C) == 0
+    assert run % triton.rows_of_tile(C) == 0
 
 
 @pytest.mark.gpu

@@ -10,8 +10,8 @@ import torch.nn.functional as F
 
 from hqtvae_fast.backend import BackendError
 from hqtvae_fast.ops import hierarchical_quantize
-from hqtvae_fast.ops.hierarchical_quantize import commitment, straight_through
-from hqtvae_fast.ops.hierarchical_quantize.spec import SPEC
+from hqtvae_fast.ops.kernels.hierarchical_quantize import commitment, straight_through
+from hqtvae_fast.ops.kernels.hierarchical_quantize.spec import SPEC
 
 RESAMPLERS = ("pixel_shuffle", "average")
 DOWN = {

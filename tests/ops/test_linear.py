@@ -9,9 +9,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from hqtvae_fast.model import huge_pages as pages
+from hqtvae_fast.model.linear import Linear, pack_linears
 from hqtvae_fast.ops import cpu_library
-from hqtvae_fast.ops.linear import Linear, native, onednn, pack_linears, pack_weight
-from hqtvae_fast.ops.linear import memory as pages
+from hqtvae_fast.ops.kernels.packed_linear import native, onednn, pack_weight
 
 DTYPES = [torch.float32, torch.bfloat16]
 

@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 from hqtvae_fast import HQTVAEPipeline
 from hqtvae_fast.backend import BackendError
 from hqtvae_fast.ops import nearest_code
-from hqtvae_fast.ops.nearest_code import reference, screened, tensor_cores
-from hqtvae_fast.ops.nearest_code.spec import SPEC
+from hqtvae_fast.ops.kernels.nearest_code import reference, triton
+from hqtvae_fast.ops.kernels.nearest_code import torch as in_torch
+from hqtvae_fast.ops.kernels.nearest_code.spec import SPEC
 
 
 def brute_force(z: torch.Tensor, codebook: torch.Tensor) -> torch.Tensor:
@@ -86,8 +87,8 @@ def test_codes_that_are_permutations_of_one_tie_as_brute_force_has_it():
 @pytest.mark.parametrize("codes", [1, 127, 128, 129, 1000])
 @pytest.mark.parametrize("rows", [0, 1, 37])
 def test_sizes_around_groups_and_chunks(rows, codes, monkeypatch):
-    monkeypatch.setattr(screened, "CHUNK_SCORES", 2000)
-    monkeypatch.setattr(screened, "CHUNK_VALUES", 300)
+    monkeypatch.setattr(in_torch, "CHUNK_SCORES", 2000)
+    monkeypatch.setattr(in_torch, "CHUNK_VALUES", 300)
     torch.manual_seed(rows + codes)
     codebook = torch.randn(codes, 5).round(decimals=1)  # ties
     z = torch.randn(rows, 5).round(decimals=1)
@@ -113,7 +114,7 @@ def test_precisions_set_by_torchs_newer_names_are_not_trusted_either():
     """In a process of its own: what was set is not all unset again."""
     program = """
 import torch
-from hqtvae_fast.ops.nearest_code.screened import products_are_fp32
+from hqtvae_fast.ops.kernels.nearest_code.torch import products_are_fp32
 cpu, backends = torch.device("cpu"), torch.backends
 assert products_are_fp32(cpu)
 for module in (backends.mkldnn.matmul, backends.mkldnn, backends):
@@ -144,8 +145,8 @@ def test_few_rows_are_scored_twice(monkeypatch):
     codebook = torch.randn(1024, 128)
     z = codebook[torch.randint(1024, (200,))] + 0.7 * torch.randn(200, 128)
     pairs = []
-    original = screened._closest_pair
-    monkeypatch.setattr(screened, "_closest_pair", lambda *args: pairs.append(len(args[2])) or original(*args))
+    original = in_torch._closest_pair
+    monkeypatch.setattr(in_torch, "_closest_pair", lambda *args: pairs.append(len(args[2])) or original(*args))
     assert torch.equal(nearest_code(z, codebook), brute_force(z, codebook))
     assert sum(pairs) - len(z) * len(pairs) < len(z) // 50
 
@@ -156,8 +157,8 @@ def test_a_code_that_is_far_from_all_rows_costs_nothing(length, monkeypatch):
     draw = torch.Generator().manual_seed(1)
     z, codebook = torch.randn(200, 32, generator=draw), torch.randn(300, 32, generator=draw)
     codebook[::7] *= length
-    compared, counted = screened._closest_pair, []
-    monkeypatch.setattr(screened, "_closest_pair", lambda *given: counted.append(len(given[2])) or compared(*given))
+    compared, counted = in_torch._closest_pair, []
+    monkeypatch.setattr(in_torch, "_closest_pair", lambda *given: counted.append(len(given[2])) or compared(*given))
     assert torch.equal(nearest_code(z, codebook, backend="torch"), reference.nearest_code(z, codebook))
     assert sum(counted) <= 220  # 200 rows, a few of them twice
 
@@ -242,7 +243,7 @@ def test_the_bound_holds_for_sums_as_bad_as_a_tensor_core_may_make_them(window, 
     z, e = (torch.rand(8, window**2, d) + 0.5 for _ in range(2))
     if not split:
         z, e = z.bfloat16().float(), e.bfloat16().float()
-    tile = tensor_cores.SMALL
+    tile = triton.SMALL
     square = e.double().square().sum(dim=(1, 2))
     product = torch.zeros(8)
     inside = torch.zeros(8)
@@ -256,7 +257,7 @@ def test_the_bound_holds_for_sums_as_bad_as_a_tensor_core_may_make_them(window, 
             product = product + inside if split else inside
     score = square.float() - 2 * product
     exact = square - 2 * (z.double() * e.double()).sum(dim=(1, 2))
-    relative, relative_square, lost, tiny = tensor_cores.bound(window, d, tile, split)
+    relative, relative_square, lost, tiny = triton.bound(window, d, tile, split)
     length, longest = z.double().square().sum(dim=(1, 2)).sqrt(), square.sqrt()
     limit = relative * length * longest + relative_square * longest**2 + lost * (length + longest) + tiny
     assert bool(((score.double() - exact).abs() <= limit).all())
@@ -285,7 +286,7 @@ def test_window_major_is_what_unshuffling_does(window):
         unshuffled = F.pixel_unshuffle(unshuffled, 2)
     rows = unshuffled.permute(0, 2, 3, 1).reshape(-1, 3 * window**2)
     windows = z.view(2, 3, 4, window, 4, window).permute(0, 2, 4, 3, 5, 1).reshape(-1, window**2, 3)
-    assert torch.equal(tensor_cores.window_major(rows, window), windows)
+    assert torch.equal(triton.window_major(rows, window), windows)
 
 
 # ------------------------------------------------------------------------------------------------------------- on a GPU
@@ -323,7 +324,7 @@ def test_on_a_gpu_more_rows_than_a_grids_second_axis_has_places():
 def test_on_a_gpu_few_rows_are_settled_in_double_precision():
     for case in SPEC.cases:
         z, codebook = SPEC.make_inputs(case, torch.device("cuda"), 0)
-        _, settled = tensor_cores.search(tensor_cores.rows(z), codebook[:, None])
+        _, settled = triton.search(triton.rows(z), codebook[:, None])
         assert float(settled.float().mean()) < 0.01, case.name
 
 

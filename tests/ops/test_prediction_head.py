@@ -17,9 +17,9 @@ from hqtvae_fast.engine.cache import KVCache, make_caches
 from hqtvae_fast.engine.loop import Drawing, SamplingParams, draw_codes
 from hqtvae_fast.engine.step import WholeHead
 from hqtvae_fast.model.head import head_weights
+from hqtvae_fast.model.linear import quantize_linears
 from hqtvae_fast.ops import PredictionHead
-from hqtvae_fast.ops.linear import quantize_linears
-from hqtvae_fast.ops.prediction_head import HeadWeights, reference, spec, table
+from hqtvae_fast.ops.kernels.prediction_head import HeadWeights, reference, spec, table
 from hqtvae_fast.ops.spec import Case
 
 CASE, NARROW_CASE = spec.SMALL_CASES[-1], spec.SMALL_CASES[4]

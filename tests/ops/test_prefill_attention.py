@@ -12,8 +12,8 @@ import torch.nn.functional as F
 
 from hqtvae_fast.backend import BackendError
 from hqtvae_fast.ops import decode_attention, prefill_attention
-from hqtvae_fast.ops.prefill_attention import adapters
-from hqtvae_fast.ops.prefill_attention.spec import SPEC
+from hqtvae_fast.ops.kernels.prefill_attention import adapters
+from hqtvae_fast.ops.kernels.prefill_attention.spec import SPEC
 
 CPU = torch.device("cpu")
 

@@ -7,8 +7,8 @@ import torch
 import torch.nn.functional as F
 
 from hqtvae_fast.backend import BackendError
-from hqtvae_fast.ops.quantized_conv import quantize, quantize_weights, quantized_conv
-from hqtvae_fast.ops.quantized_conv.spec import SPEC, make_inputs
+from hqtvae_fast.ops.kernels.quantized_conv import quantize, quantize_weights, quantized_conv
+from hqtvae_fast.ops.kernels.quantized_conv.spec import SPEC, make_inputs
 
 CPU = torch.device("cpu")
 FP8 = torch.float8_e4m3fn

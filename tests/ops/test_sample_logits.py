@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from hqtvae_fast.ops import cpu_library, sample_logits
-from hqtvae_fast.ops.sample_logits import cpu, reference
-from hqtvae_fast.ops.sample_logits.noise import _ln, gumbel, philox, random_words
-from hqtvae_fast.ops.sample_logits.reference import filter_logits
+from hqtvae_fast.ops.kernels.sample_logits import cpu, reference
+from hqtvae_fast.ops.kernels.sample_logits.noise import _ln, gumbel, philox, random_words
+from hqtvae_fast.ops.kernels.sample_logits.reference import filter_logits
 
 
 def words(*values):

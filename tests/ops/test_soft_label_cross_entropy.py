@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from conftest import golden_values
 
 from hqtvae_fast.backend import BackendError
-from hqtvae_fast.ops.soft_label_cross_entropy import reference, soft_label_cross_entropy, tensor_cores
-from hqtvae_fast.ops.soft_label_cross_entropy.spec import SPEC
+from hqtvae_fast.ops.kernels.soft_label_cross_entropy import reference, soft_label_cross_entropy, triton
+from hqtvae_fast.ops.kernels.soft_label_cross_entropy.spec import SPEC
 
 CASES = [(1, 1, 1), (5, 7, 3), (33, 64, 16), (64, 100, 1)]  # N, K, C
 
@@ -219,7 +219,7 @@ def test_triton_is_refused_with_the_reason(monkeypatch):
 def test_without_triton_the_kernels_are_refused(monkeypatch):
     monkeypatch.setenv("TRITON_INTERPRET", "1")
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    assert tensor_cores.why_not(*draw(5, 7, 3, torch.float32), 1.0) == "Triton is not installed"
+    assert triton.why_not(*draw(5, 7, 3, torch.float32), 1.0) == "Triton is not installed"
 
 
 def peak_of(function):
@@ -257,8 +257,8 @@ def test_memory_of_64_images_is_that_of_the_logits_and_5_percent():
 
 def test_the_kernels_scratch_is_within_5_percent_of_the_narrowest_logits():
     """Of one launch's rows: five numbers a row and tile of codes, and what is made of them while they are combined."""
-    tiles = -(-8192 // tensor_cores.LARGE.codes)
-    scratch = tensor_cores.CHUNK_ROWS * tiles * 4 * (5 + 5)
+    tiles = -(-8192 // triton.LARGE.codes)
+    scratch = triton.CHUNK_ROWS * tiles * 4 * (5 + 5)
     kept = 4 * 4 * 16384
     assert scratch + kept < 0.05 * 20480 * 8192 * 2
 

@@ -11,12 +11,12 @@ from hqtvae_fast.ops import (
     bias_gelu,
     decode_attention,
     embed_codes,
-    linear,
     local_attention,
     sample_logits,
+    skinny_linear,
 )
-from hqtvae_fast.ops.linear.reference import quantize
-from hqtvae_fast.ops.local_attention.reference import level_mask
+from hqtvae_fast.ops.kernels.local_attention.reference import level_mask
+from hqtvae_fast.ops.kernels.skinny_linear.reference import quantize
 from hqtvae_fast.ops.spec import all_specs
 
 CPU = torch.device("cpu")
@@ -25,7 +25,7 @@ OPS = [
     "bias_gelu",
     "decode_attention",
     "embed_codes",
-    "linear",
+    "skinny_linear",
     "local_attention",
     "sample_logits",
 ]
@@ -66,7 +66,7 @@ def test_baselines_give_the_same(op):
     spec = SPECS[op]
     case = next(case for case in spec.small if case.dtype is torch.float32)
     for name, baseline in spec.baselines.items():
-        if name in ("flash-attn", "xformers"):  # tests/ops/test_others.py
+        if name in ("flash-attn", "xformers"):  # tests/ops/test_third_party.py
             continue
         if "multinomial" in name:  # other noise: it can only stay within the allowed set
             continue
@@ -112,7 +112,7 @@ def registered():
         "bias_gelu": (x, vector, "exact", "reference"),
         "local_attention": (qkv, None, cache, cache.clone(), 2, "full", "reference"),
         "decode_attention": (qkv, torch.randn(48), cache, cache.clone(), 0, torch.tensor(3), "reference"),
-        "linear": (
+        "skinny_linear": (
             x,
             table,
             None,
@@ -164,10 +164,10 @@ SOURCES = torch.zeros(4, 1, dtype=torch.int32)
         (lambda: embed_codes(CODES, [TABLE] * 2, SOURCES, TABLE[:4], mode="interleave"), r"tables: .*widths \[8, 2\]"),
         (lambda: embed_codes(CODES, [TABLE], SOURCES.long(), TABLE[:4]), r"int32 \[G, S\]; got"),
         (lambda: embed_codes(CODES, [TABLE], SOURCES, TABLE[:3]), r"rows: expected .*\[R \* 4, 8\]; got \[3, 8\]"),
-        (lambda: linear(TABLE, torch.zeros(4, 7)), r"expected .*; got \[7, 8\] and \[4, 7\]"),
-        (lambda: linear(TABLE, TABLE.to(torch.int8)), "weight: expected torch.float32, or int8"),
-        (lambda: linear(TABLE, TABLE, torch.ones(8)), r"bias: expected torch.float32 \[7\]"),
-        (lambda: linear(TABLE, TABLE, residual=torch.ones(7, 8)), r"residual: expected torch.float32 \[7, 7\]"),
+        (lambda: skinny_linear(TABLE, torch.zeros(4, 7)), r"expected .*; got \[7, 8\] and \[4, 7\]"),
+        (lambda: skinny_linear(TABLE, TABLE.to(torch.int8)), "weight: expected torch.float32, or int8"),
+        (lambda: skinny_linear(TABLE, TABLE, torch.ones(8)), r"bias: expected torch.float32 \[7\]"),
+        (lambda: skinny_linear(TABLE, TABLE, residual=torch.ones(7, 8)), r"residual: expected torch.float32 \[7, 7\]"),
         (lambda: sample_logits(torch.zeros(8), seeds=CODES[0], step=0, position=0), r"expected \[B, K\] or"),
         (
             lambda: sample_logits(TABLE, seeds=torch.arange(7), step=0, position=0, out=torch.zeros(7)),
@@ -243,7 +243,9 @@ def test_int8_weights_are_within_half_a_step():
     assert ((stored * scale[:, None] - weight).abs() <= 0.501 * scale[:, None]).all()
     x = torch.randn(5, 64)
     exact = x @ weight.T
-    torch.testing.assert_close(linear(x, stored, scale=scale), exact, rtol=0, atol=0.05 * float(exact.abs().max()))
+    torch.testing.assert_close(
+        skinny_linear(x, stored, scale=scale), exact, rtol=0, atol=0.05 * float(exact.abs().max())
+    )
 
 
 def test_fp8_weights_are_within_half_of_their_last_bit():
@@ -274,7 +276,7 @@ def test_the_same_twice_on_a_gpu(op, case):
 def test_distribution_of_five_million_draws_on_a_gpu(top_k, top_p):
     from scipy import stats
 
-    from hqtvae_fast.ops.sample_logits.reference import filter_logits
+    from hqtvae_fast.ops.kernels.sample_logits.reference import filter_logits
 
     logits, count = torch.randn(20, generator=torch.Generator().manual_seed(1)) * 1.5, 5_000_000
     logits[3] = logits[11]
@@ -291,11 +293,11 @@ def test_distribution_of_five_million_draws_on_a_gpu(top_k, top_p):
 @pytest.mark.gpu
 def test_parts_of_a_product_meet_in_one_workspace_on_a_gpu():
     """A thousand products after each other, whose counters must be back at zero each time."""
-    from hqtvae_fast.ops.linear.fused import Workspace
+    from hqtvae_fast.ops.kernels.skinny_linear.triton import Workspace
 
     x, weight = torch.randn(3, 1536, device="cuda").bfloat16(), torch.randn(1536, 1536, device="cuda").bfloat16()
     workspace = Workspace.on(x.device)
-    results = [linear(x, weight, workspace=workspace, backend="triton") for _ in range(1000)]
+    results = [skinny_linear(x, weight, workspace=workspace, backend="triton") for _ in range(1000)]
     assert all(torch.equal(result, results[0]) for result in results)
     assert not workspace.counters.any()
 
@@ -311,7 +313,7 @@ needs_hopper = pytest.mark.skipif(
 @pytest.mark.parametrize("to", [None, "int8", "fp8"])
 def test_a_dependent_launch_gives_the_same_bits_on_a_gpu(to):
     """Chains of products, each of which reads the one before it: without its wait a kernel would read old numbers."""
-    from hqtvae_fast.ops.linear.fused import Workspace
+    from hqtvae_fast.ops.kernels.skinny_linear.triton import Workspace
 
     weights, x = [torch.randn(1536, 1536, device="cuda") / 39 for _ in range(4)], torch.randn(3, 1536, device="cuda")
     layers = [(weight.bfloat16(), None) if to is None else quantize(weight, to) for weight in weights]
@@ -320,7 +322,7 @@ def test_a_dependent_launch_gives_the_same_bits_on_a_gpu(to):
         y = x.bfloat16()
         for index in range(400):
             weight, scale = layers[index % 4]
-            y = linear(y, weight, scale=scale, residual=x.bfloat16(), workspace=workspace, prefetch=prefetch)
+            y = skinny_linear(y, weight, scale=scale, residual=x.bfloat16(), workspace=workspace, prefetch=prefetch)
             y = add_layer_norm(y, None, None, torch.ones_like(y[0]), torch.zeros_like(y[0]))[1]
         ends[prefetch] = y
     assert bool(ends[True].isfinite().all())
@@ -329,7 +331,7 @@ def test_a_dependent_launch_gives_the_same_bits_on_a_gpu(to):
 
 def test_a_prefetch_where_there_is_none_is_refused():
     x, weight = torch.randn(2, 64), torch.randn(32, 64)
-    plain = linear(x, weight)
-    assert torch.equal(linear(x, weight, prefetch=True, backend="reference"), plain)
+    plain = skinny_linear(x, weight)
+    assert torch.equal(skinny_linear(x, weight, prefetch=True, backend="reference"), plain)
     with pytest.raises(BackendError, match=r"compute capability 9\.0"):
-        linear(x, weight, prefetch=True, backend="triton")
+        skinny_linear(x, weight, prefetch=True, backend="triton")

@@ -8,8 +8,8 @@ import torch.nn.functional as F
 
 from hqtvae_fast.backend import BackendError
 from hqtvae_fast.ops import upsample_conv
-from hqtvae_fast.ops.upsample_conv import fold_upsampling, tensor_cores
-from hqtvae_fast.ops.upsample_conv.spec import SPEC, make_inputs
+from hqtvae_fast.ops.kernels.upsample_conv import fold_upsampling, triton
+from hqtvae_fast.ops.kernels.upsample_conv.spec import SPEC, make_inputs
 
 CPU = torch.device("cpu")
 
@@ -71,7 +71,7 @@ def test_triton_says_why_not(inputs, reason):
 
 @pytest.mark.parametrize("pixels,channels,large", [(256, 512, False), (8 * 128 * 128, 128, True)])
 def test_few_pixels_take_small_tiles(pixels, channels, large):
-    assert (tensor_cores.pick_tile(pixels, channels) is tensor_cores.LARGE) == large
+    assert (triton.pick_tile(pixels, channels) is triton.LARGE) == large
 
 
 @pytest.mark.gpu

@@ -13,9 +13,9 @@ from hqtvae_fast.backend import BackendError
 from hqtvae_fast.model.autoencoder import Conv3x3, Upsample
 from hqtvae_fast.ops import winograd_conv
 from hqtvae_fast.ops.cpu_library import load
-from hqtvae_fast.ops.upsample_conv import fold_upsampling
-from hqtvae_fast.ops.winograd_conv import pays, transform_weights, transforms
-from hqtvae_fast.ops.winograd_conv.spec import SPEC, make_inputs, make_weights
+from hqtvae_fast.ops.kernels.upsample_conv import fold_upsampling
+from hqtvae_fast.ops.kernels.winograd_conv import pays, transform_weights, transforms
+from hqtvae_fast.ops.kernels.winograd_conv.spec import SPEC, make_inputs, make_weights
 
 CPU = torch.device("cpu")
 BACKENDS = [

@@ -14,7 +14,7 @@ from hqtvae_fast.arguments import integer, integers, real
 from hqtvae_fast.engine import image_seeds
 from hqtvae_fast.engine.coding import EncodeReplay
 from hqtvae_fast.engine.options import read_precision
-from hqtvae_fast.ops.hierarchical_quantize import hierarchical_quantize
+from hqtvae_fast.ops.kernels.hierarchical_quantize import hierarchical_quantize
 
 R = 64
 DRAW = {"class_labels": 1, "output_type": "codes", "progress": False}

@@ -21,8 +21,8 @@ from hqtvae_fast.config import BlocksConfig, TransformerConfig, VAEConfig
 from hqtvae_fast.evaluate.frechet import Moments
 from hqtvae_fast.model import HQVAE, HQTransformer
 from hqtvae_fast.ops import cpu_library
-from hqtvae_fast.ops.sample_logits import BACKENDS as DRAWS
-from hqtvae_fast.ops.sample_logits import COLDEST, HOTTEST
+from hqtvae_fast.ops.kernels.sample_logits import BACKENDS as DRAWS
+from hqtvae_fast.ops.kernels.sample_logits import COLDEST, HOTTEST
 from hqtvae_fast.ops.spec import all_specs
 from hqtvae_fast.train.discriminator import PatchDiscriminator
 from hqtvae_fast.train.losses import hinge_generator_loss

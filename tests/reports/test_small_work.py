@@ -11,9 +11,9 @@ from hqtvae_fast import HQTVAEPipeline, threads
 from hqtvae_fast.config import PRESETS
 from hqtvae_fast.engine.coding import chunk_size, decode_codes
 from hqtvae_fast.model.cost import decode_flops, draw_steps, encode_flops
-from hqtvae_fast.ops.decode_attention import decode_attention, reference
-from hqtvae_fast.ops.group_norm_silu.native import runs_of
-from hqtvae_fast.ops.sample_logits import sample_logits
+from hqtvae_fast.ops.kernels.decode_attention import decode_attention, reference
+from hqtvae_fast.ops.kernels.group_norm_silu.native import runs_of
+from hqtvae_fast.ops.kernels.sample_logits import sample_logits
 from hqtvae_fast.threads import SMALL, decoding_flops, drawing_flops, picture_flops, threads_for
 
 

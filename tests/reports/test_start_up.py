@@ -53,8 +53,8 @@ def test_T7_every_public_name_is_found_when_asked_for():
     assert hqtvae_fast.__version__
     assert hqtvae_fast.ops is ops
     assert hqtvae_fast.images.__name__ == "hqtvae_fast.images"  # modules too, as when importing had loaded them
-    assert callable(ops.linear)
-    assert sys.modules["hqtvae_fast.ops.linear"].pack_linears
+    assert callable(ops.skinny_linear)
+    assert sys.modules["hqtvae_fast.model.linear"].pack_linears
     for wrong in ("no_such_name", "_no_such_name"):
         with pytest.raises(AttributeError, match=f"module 'hqtvae_fast' has no attribute '{wrong}'"):
             getattr(hqtvae_fast, wrong)

@@ -19,7 +19,7 @@ from hqtvae_fast.backend import BackendError
 from hqtvae_fast.engine.coding import EncodeReplay, make_encoder
 from hqtvae_fast.engine.step import WholeHead, make_step
 from hqtvae_fast.model.autoencoder import Upsample
-from hqtvae_fast.ops.linear import Linear
+from hqtvae_fast.model.linear import Linear
 from hqtvae_fast.ops.made import Made
 
 CASE = GOLDEN / "class_parallel"

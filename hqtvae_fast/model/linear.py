@@ -1,0 +1,170 @@
+"""Linear layers whose weights can be laid out once for inference on a CPU."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from hqtvae_fast.model.huge_pages import huge_pages
+from hqtvae_fast.ops.kernels.packed_linear import PackedWeight, pack_weight
+from hqtvae_fast.ops.kernels.skinny_linear.reference import quantize
+from hqtvae_fast.ops.made import Made, tree
+
+Module = TypeVar("Module", bound=nn.Module)
+
+
+@dataclass(frozen=True)
+class NarrowWeight:
+    """A weight as int8 or fp8 [out, in] and a scale fp32 [out]: weight ~ stored * scale."""
+
+    stored: Tensor
+    scale: Tensor
+    kind: str
+
+    @classmethod
+    def of(cls, weight: Tensor, kind: str) -> NarrowWeight:
+        return cls(*quantize(weight, kind), kind)
+
+    def wide(self, dtype: torch.dtype) -> Tensor:
+        return (self.stored.float() * self.scale[:, None]).to(dtype)
+
+    def to(self, device: torch.device) -> NarrowWeight:
+        return NarrowWeight(self.stored.to(device), self.scale.to(device), self.kind)
+
+
+class Linear(nn.Linear):
+    """``nn.Linear`` with an optional packed copy of its weight, and an optional narrow one.
+
+    A sampling step multiplies a few rows by every weight, so its time on a CPU is the time to stream the weights, and
+    the order in which they lie decides how fast that goes. :meth:`pack` lays them out once. The plain weight stays the
+    parameter that is saved, moved and trained; a packed one is read only while the plain one has not been written.
+
+    :meth:`quantize` rounds the weight to one-byte numbers times a scale an output, and keeps these for products of few
+    rows (:attr:`streamed`); the plain weight becomes their product, so that whoever reads it computes with the same
+    numbers but for a rounding to its dtype. Copies have the same numbers.
+    """
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self._packed: Made[PackedWeight | None] = Made()
+        self._narrow: NarrowWeight | None = None
+        self._rounded: Made[bool] = Made()  # that the weight is what the narrow one says
+
+    def quantize(self, to: str = "int8") -> None:
+        """Round the weight, for good, to "int8" or "fp8" (e4m3). One that is rounded stays as it is."""
+        if self._narrow is None:
+            self._narrow = NarrowWeight.of(self.weight.detach(), to)
+            self._widen()
+        self.round()
+
+    def round(self) -> None:
+        """Of a quantized layer: round the weight again if it has been changed since."""
+        if self._narrow is not None:
+            self._rounded.of(self._round, self.weight)
+
+    def _round(self) -> bool:
+        assert self._narrow is not None
+        weight = self.weight.detach()
+        if not torch.equal(weight, self._narrow.wide(weight.dtype)):
+            again = NarrowWeight.of(weight, self._narrow.kind)
+            self._narrow.stored.copy_(again.stored)
+            self._narrow.scale.copy_(again.scale)
+            self._widen()
+        return True
+
+    @torch.no_grad()
+    def _widen(self) -> None:
+        if self._narrow is not None:
+            self.weight.copy_(self._narrow.wide(self.weight.dtype))
+
+    @property
+    def streamed(self) -> tuple[Tensor, Tensor | None]:
+        """What a product should read that takes as long as reading does: the narrow numbers and their scale, or the
+        weight and None."""
+        narrow = None if self.training else self._narrow
+        return (self.weight, None) if narrow is None else (narrow.stored, narrow.scale)
+
+    def pack(self) -> None:
+        """Lay the weight out for inference on the CPU, where that is not done already; a no-op where no kernel wants
+        it. A weight that is computed anew for each product, a parametrization's, has nothing to lay out."""
+        weight = self._parameters.get("weight")
+        if weight is None:
+            self.unpack()
+        else:
+            self._packed.of(lambda: pack_weight(weight.detach()), weight)
+
+    @property
+    def is_packed(self) -> bool:
+        """Whether :meth:`pack` has nothing to do."""
+        weight = self._parameters.get("weight")
+        return weight is not None and self._packed.is_right(weight)
+
+    def unpack(self) -> None:
+        """Drop the packed copy."""
+        self._packed.drop()
+
+    def train(self, mode: bool = True) -> Linear:
+        if mode:
+            self.unpack()  # the weight is about to change
+        return super().train(mode)
+
+    def forward(self, input: Tensor) -> Tensor:
+        packed = self._usable(input)
+        return F.linear(input, self.weight, self.bias) if packed is None else packed.linear(input, self.bias)
+
+    def gelu(self, input: Tensor) -> Tensor:
+        """x*Phi(x) of the result."""
+        packed = self._usable(input)
+        return F.gelu(F.linear(input, self.weight, self.bias)) if packed is None else packed.gelu(input, self.bias)
+
+    def _usable(self, input: Tensor) -> PackedWeight | None:
+        packed = self._packed.value
+        if packed is None or torch.is_grad_enabled() or input.dtype != packed.dtype:
+            return None
+        return packed if self._packed.unwritten(self._parameters.get("weight")) else None
+
+    def _apply(self, fn, recurse: bool = True):  # type: ignore[no-untyped-def]
+        self.round()  # what has been written before is not to be lost
+        self.unpack()  # .to(...) makes a new weight
+        super()._apply(fn, recurse)
+        if self._narrow is not None:  # no buffers: the scale stays fp32 in any dtype
+            self._narrow = self._narrow.to(self.weight.device)
+            self._widen()
+        return self
+
+
+def quantize_linears(module: Module, to: str = "int8") -> Module:
+    """Round every :class:`Linear` inside ``module``, see :meth:`Linear.quantize`, and return it. Best done from fp32:
+    then each weight is rounded once. Costs one more byte a value in memory."""
+    for child in _linears(module):
+        child.quantize(to)
+    return module
+
+
+def round_linears(module: nn.Module) -> list[Tensor]:
+    """Of what :func:`quantize_linears` has rounded, round again what has been changed since; all narrow numbers."""
+    found: list[Tensor] = []
+    for child in _linears(module):
+        if child._narrow is not None:
+            child.round()
+            found += [child._narrow.stored, child._narrow.scale]
+    return found
+
+
+def pack_linears(module: Module) -> Module:
+    """Pack every :class:`Linear` inside ``module`` that is not, and return it. Costs one more copy of the weights in
+    memory."""
+    left = [child for child in _linears(module) if not child.is_packed]
+    with huge_pages(sum(child.weight.nbytes for child in left if child.weight.device.type == "cpu")):
+        for child in left:
+            child.pack()
+    return module
+
+
+def _linears(module: nn.Module) -> Iterator[Linear]:
+    return (child for child in tree(module) if isinstance(child, Linear))

@@ -1,0 +1,76 @@
+"""Residual, bias and LayerNorm in one pass: what lies between two products of a transformer block."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from hqtvae_fast.backend import Backend, choose
+from hqtvae_fast.ops.kernels.add_layer_norm import reference, triton
+from hqtvae_fast.ops.operator import operator
+
+
+def add_layer_norm(
+    x: Tensor,
+    added: Tensor | None,
+    bias: Tensor | None,
+    weight: Tensor,
+    shift: Tensor,
+    eps: float = 1e-5,
+    *,
+    backend: str | None = None,
+) -> tuple[Tensor, Tensor]:
+    """The sum s = x + added + bias, and LayerNorm(s) * weight + shift.
+
+    ``x`` [..., D], floating point; ``added`` as x, or None; ``bias`` [D] (that of the product that gave ``added``) or
+    None; ``weight`` and ``shift`` [D]; one dtype and device. Returns s and its LayerNorm, both [..., D]. Sums and
+    statistics are taken in fp32 (fp64 for fp64), the variance of centred values; s is rounded to its dtype once, and it
+    is the rounded s that is normalised, as the next block reads it. No gradient. Raises ValueError on other shapes.
+
+    ``backend``: "triton" (CUDA; each value is read and written once) or "reference" (anywhere).
+    """
+    D = x.shape[-1]
+    for name, vector in (("bias", bias), ("weight", weight), ("shift", shift)):
+        if vector is not None and (tuple(vector.shape) != (D,) or vector.dtype != x.dtype):
+            raise ValueError(f"{name}: expected {x.dtype} [{D}]; got {vector.dtype} {list(vector.shape)}")
+    if added is not None and (added.shape != x.shape or added.dtype != x.dtype):
+        raise ValueError(f"added: expected {x.dtype} {list(x.shape)}; got {added.dtype} {list(added.shape)}")
+    inputs = (x, added, bias, weight, shift, eps)
+    choice = choose("add_layer_norm", BACKENDS, *inputs, backend=backend)
+    return torch.ops.hqtvae_fast.add_layer_norm(*inputs, choice.backend.name)
+
+
+BACKENDS = (
+    Backend("triton", triton.add_layer_norm, triton.why_not),
+    Backend("reference", reference.add_layer_norm),
+)
+_BY_NAME = {backend.name: backend for backend in BACKENDS}
+
+
+@operator("add_layer_norm", mutates_args=())
+def _add_layer_norm(
+    x: Tensor,
+    added: Tensor | None,
+    bias: Tensor | None,
+    weight: Tensor,
+    shift: Tensor,
+    eps: float,
+    backend: str,
+) -> tuple[Tensor, Tensor]:
+    return _BY_NAME[backend].run(x, added, bias, weight, shift, eps)
+
+
+@_add_layer_norm.register_fake
+def _(
+    x: Tensor,
+    added: Tensor | None,
+    bias: Tensor | None,
+    weight: Tensor,
+    shift: Tensor,
+    eps: float,
+    backend: str,
+) -> tuple[Tensor, Tensor]:
+    return x.new_empty(x.shape), x.new_empty(x.shape)
+
+
+__all__ = ["add_layer_norm"]

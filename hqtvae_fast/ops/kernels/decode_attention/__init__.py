@@ -1,0 +1,100 @@
+"""Attention of new positions over a static cache of keys and values."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from hqtvae_fast.backend import Backend, choose
+from hqtvae_fast.ops.kernels.decode_attention import native, reference, triton
+from hqtvae_fast.ops.operator import operator
+
+
+def decode_attention(
+    qkv_BT3HE: Tensor,
+    keys_BHCE: Tensor,
+    values_BHCE: Tensor,
+    start: int | Tensor,
+    *,
+    bias: Tensor | None = None,
+    backend: str | None = None,
+) -> Tensor:
+    """Write T new keys and values into a cache at ``start``, and attend over all that it then holds.
+
+    ``qkv`` [B, T, 3, H, E], contiguous: queries, keys and values of the new positions, as one projection gives them, to
+    which ``bias`` [3 * H * E] is added, if there is one; ``keys`` and ``values`` [B, H, C, E], contiguous, written in
+    place; every new position sees start + T positions, of which there must be at most C. ``start`` is a number, or an
+    int64 scalar on the device, which is read there when the kernel runs: a captured graph then goes on by itself. Scale
+    E^-1/2. Returns [B, T, H * E], which the output projection reads. One dtype throughout. No gradient. What the cache
+    holds beyond is finite; it does not matter otherwise.
+
+    ``backend``: "triton" (CUDA, T = 1, heads of at most 128; fp32 scores and sums), "native" (bf16 on a CPU with
+    AVX512-BF16, no bias, a plain start, E a multiple of 32 up to 128; the same) or "reference" (anywhere, as torch has
+    them). Raises ValueError on other shapes.
+    """
+    B, T, _, H, E = qkv_BT3HE.shape
+    C, end = keys_BHCE.shape[2], (start if isinstance(start, int) else 0) + T
+    if keys_BHCE.shape != (B, H, C, E) or values_BHCE.shape != keys_BHCE.shape or end > C:
+        raise ValueError(
+            f"keys and values: expected [{B}, {H}, C, {E}] with C >= {end};"
+            f" got {list(keys_BHCE.shape)} and {list(values_BHCE.shape)}"
+        )
+    fixed, moving = (start, None) if isinstance(start, int) else (0, start)
+    inputs = (qkv_BT3HE, bias, keys_BHCE, values_BHCE, fixed, moving)
+    choice = choose("decode_attention", BACKENDS, *inputs, backend=backend)
+    if choice.backend.name != "triton" and qkv_BT3HE.device.type == "cpu":
+        # Plain operators of torch: a step on a CPU makes sixty calls, and ours would be wrapped around each.
+        return choice.backend.run(*inputs)
+    return torch.ops.hqtvae_fast.decode_attention(*inputs, choice.backend.name)
+
+
+def _native(
+    qkv: Tensor, bias: Tensor | None, keys: Tensor, values: Tensor, start: int, start_tensor: Tensor | None
+) -> Tensor:
+    return native.decode_attention(qkv, keys, values, start)
+
+
+def _why_not_native(
+    qkv: Tensor, bias: Tensor | None, keys: Tensor, values: Tensor, start: int, start_tensor: Tensor | None
+) -> str | None:
+    if bias is not None or start_tensor is not None:
+        return "expected no bias, and start as a number"
+    return native.why_not(qkv)
+
+
+BACKENDS = (
+    Backend("triton", triton.decode_attention, triton.why_not),
+    Backend("native", _native, _why_not_native),
+    Backend("reference", reference.decode_attention),
+)
+_BY_NAME = {backend.name: backend for backend in BACKENDS}
+
+
+@operator("decode_attention", mutates_args=("keys", "values"))
+def _attend(
+    qkv: Tensor,
+    bias: Tensor | None,
+    keys: Tensor,
+    values: Tensor,
+    start: int,
+    start_tensor: Tensor | None,
+    backend: str,
+) -> Tensor:
+    return _BY_NAME[backend].run(qkv, bias, keys, values, start, start_tensor)
+
+
+@_attend.register_fake
+def _(
+    qkv: Tensor,
+    bias: Tensor | None,
+    keys: Tensor,
+    values: Tensor,
+    start: int,
+    start_tensor: Tensor | None,
+    backend: str,
+) -> Tensor:
+    B, T, _, H, E = qkv.shape
+    return qkv.new_empty(B, T, H * E)
+
+
+__all__ = ["decode_attention"]

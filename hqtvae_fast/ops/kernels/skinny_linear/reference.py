@@ -1,0 +1,49 @@
+"""A product with what follows it, in plain torch: the definition, in any floating dtype."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from hqtvae_fast.ops.kernels.bias_gelu import reference as pointwise
+
+NARROW = {"int8": torch.int8, "fp8": torch.float8_e4m3fn}
+"""What a weight may be rounded to, one scale an output: 255 even steps, or four significant bits over 15 octaves."""
+_LARGEST = {"int8": 127.0, "fp8": 448.0}
+
+
+def skinny_linear(
+    x: Tensor,
+    weight: Tensor,
+    scale: Tensor | None,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    gelu: str,
+    prefetch: bool = False,
+    partials: Tensor | None = None,
+    counters: Tensor | None = None,
+) -> Tensor:
+    """Rounded after the product (as torch rounds) and after everything else."""
+    wide = torch.promote_types(x.dtype, torch.float32)
+    y = F.linear(x, weight.to(x.dtype)).to(wide)
+    if scale is not None:
+        y = y * scale.to(wide)
+    if bias is not None:
+        y = y + bias.to(wide)
+    if gelu != "none":
+        y = pointwise.bias_gelu(y, None, gelu)
+    if residual is not None:
+        y = y + residual.to(wide)
+    return y.to(x.dtype)
+
+
+def quantize(weight: Tensor, to: str) -> tuple[Tensor, Tensor]:
+    """A weight [N, K] as numbers [N, K] of a dtype of :data:`NARROW` and a scale fp32 [N], one an output: weight ~
+    numbers * scale, each to the nearest; the largest of an output is the largest of the dtype."""
+    if to not in NARROW:
+        raise ValueError(f"quantization: expected one of {', '.join(NARROW)}; got {to!r}")
+    wide = weight.float()
+    scale = wide.abs().amax(dim=1).clamp_min(torch.finfo(torch.float32).tiny) / _LARGEST[to]
+    scaled = (wide / scale[:, None]).clamp_(-_LARGEST[to], _LARGEST[to])
+    return (scaled.round_() if to == "int8" else scaled).to(NARROW[to]), scale

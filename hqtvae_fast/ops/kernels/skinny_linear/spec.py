@@ -1,0 +1,172 @@
+"""Real cases, inputs, cost, tolerance and compilations of products of few rows."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from hqtvae_fast.ops.kernels.skinny_linear import BACKENDS, GELU, reference, skinny_linear, triton
+from hqtvae_fast.ops.spec import Case, Cost, Spec, Variant, check_errors
+from hqtvae_fast.ops.triton_launch import TRITON_NAMES
+
+LAYERS = {"qkv": (4608, 1536), "out": (1536, 1536), "up": (6144, 1536), "down": (1536, 6144), "logits": (8192, 1536)}
+NONE, EXACT, SIGMOID = range(len(GELU))
+NARROW = (None, *reference.NARROW)
+SUFFIX = ("", *(f", {name}" for name in reference.NARROW))
+
+
+def _case(
+    name: str, M: int, layer: tuple[int, int], dtype: torch.dtype, gelu: int = NONE, extra: int = 0, narrow: int = 0
+) -> Case:
+    """``extra``: 1 has a bias, 2 a residual too. ``narrow``: 1 is int8, 2 fp8."""
+    N, K = layer
+    return Case(name, {"M": M, "N": N, "K": K, "gelu": gelu, "extra": extra, "narrow": narrow}, dtype)
+
+
+CASES = tuple(
+    _case(f"S, {name}, {M} rows{SUFFIX[narrow]}", M, layer, torch.bfloat16, narrow=narrow)
+    for name, layer in LAYERS.items()
+    for M in (1, 8, 16)
+    for narrow in range(len(SUFFIX))
+)
+SMALL_CASES = (
+    _case("one part", 3, (40, 64), torch.float32),
+    _case("four parts, bias and GELU", 2, (64, 256), torch.float32, EXACT, 1),
+    _case("no multiples, residual, bf16", 5, (37, 300), torch.bfloat16, NONE, 2),
+    _case("16 rows, fp16", 16, (32, 256), torch.float16, SIGMOID, 1),
+    _case("int8", 4, (48, 300), torch.float32, EXACT, 2, 1),
+    _case("int8 under bf16", 1, (33, 512), torch.bfloat16, NONE, 1, 1),
+    _case("fp8", 3, (48, 300), torch.float32, EXACT, 2, 2),
+    _case("fp8 under bf16", 2, (33, 512), torch.bfloat16, NONE, 1, 2),
+)
+
+Inputs = tuple[Tensor, Tensor, "Tensor | None", "Tensor | None", "Tensor | None", str]
+
+
+def make_inputs(case: Case, device: torch.device, seed: int) -> Inputs:
+    """Outputs of about 1, as a trained layer's on normalised rows."""
+    M, N, K = case["M"], case["N"], case["K"]
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(M, K, generator=generator, dtype=torch.float32)
+    weight = torch.randn(N, K, generator=generator, dtype=torch.float32) * K**-0.5
+    bias, residual = (
+        torch.randn(N, generator=generator, dtype=torch.float32),
+        torch.randn(M, N, generator=generator, dtype=torch.float32),
+    )
+    x, bias, residual = (tensor.to(case.dtype).to(device) for tensor in (x, bias, residual))
+    to = NARROW[case["narrow"]]
+    stored, scale = (weight.to(case.dtype), None) if to is None else reference.quantize(weight, to)
+    return (
+        x,
+        stored.to(device),
+        None if scale is None else scale.to(device),
+        bias if case["extra"] >= 1 else None,
+        residual if case["extra"] >= 2 else None,
+        GELU[case["gelu"]],
+    )
+
+
+def run(
+    x: Tensor,
+    weight: Tensor,
+    scale: Tensor | None,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    gelu: Any,
+    *,
+    backend: str | None = None,
+) -> Tensor:
+    return skinny_linear(x, weight, bias, scale=scale, gelu=gelu, residual=residual, backend=backend)
+
+
+def define(*inputs: Any) -> Tensor:
+    """In float64, nothing rounded in between."""
+    copies: list[Any] = [x.cpu().double() if isinstance(x, Tensor) else x for x in inputs]
+    return _plain(*copies)
+
+
+def _plain(*inputs: Any) -> Tensor:
+    x, weight, scale, bias, residual, gelu = inputs
+    return reference.skinny_linear(x, weight, scale, bias, residual, gelu)
+
+
+def check(got: Tensor, wanted: Tensor, inputs: tuple[Any, ...]) -> None:
+    """Errors against float64, of the same narrow numbers where there are any, at most twice the reference's in the same
+    dtype, plus 2e-6 of the largest value."""
+    plain = _plain(*(x.cpu() if isinstance(x, Tensor) else x for x in inputs))
+    check_errors("product", got, wanted, plain, absolute=2e-6)
+
+
+def torch_modules(
+    x: Tensor, weight: Tensor, scale: Tensor | None, bias: Tensor | None, residual: Tensor | None, gelu: str
+) -> Tensor:
+    """As one would write it; a narrow weight is widened each time."""
+    if scale is not None:
+        weight = (weight.to(torch.float32) * scale[:, None]).to(x.dtype)
+    y = F.linear(x, weight, bias)
+    if gelu != "none":
+        y = F.gelu(y) if gelu == "exact" else y * torch.sigmoid(1.702 * y)
+    return y if residual is None else y + residual
+
+
+def cost(case: Case) -> Cost:
+    """The weight once; rows in and out."""
+    M, N, K = case["M"], case["N"], case["K"]
+    weight = N * (K + 4) if case["narrow"] else N * K * case.dtype.itemsize
+    return Cost(2 * M * N * K, weight + case.dtype.itemsize * (M * K + M * N * (1 + case["extra"] // 2)))
+
+
+def variants(arch: int) -> list[Variant]:
+    """The layers of S, M and L in bf16, plain and narrow; one in fp32. FFHQ's differ in the number of parts only."""
+    narrow = [to for to in NARROW if to != "fp8" or arch >= 89]
+    layers = [(name, layer, torch.bfloat16, to) for name, layer in LAYERS.items() for to in narrow]
+    layers.append(("down", LAYERS["down"], torch.float32, None))
+    prefetching = (False, True) if arch >= 90 else (False,)
+    return [_compilation(*layer, arch, prefetch) for layer in layers for prefetch in prefetching]
+
+
+def _compilation(
+    name: str, layer: tuple[int, int], dtype: torch.dtype, narrow: str | None, arch: int, prefetch: bool
+) -> Variant:
+    from hqtvae_fast.ops.kernels.skinny_linear import triton_kernels
+
+    N, K = layer
+    x, gelu = f"*{TRITON_NAMES[dtype]}", ("exact" if name == "up" else "none")
+    weight = {None: x, "int8": "*i8", "fp8": "*fp8e4nv"}[narrow]
+    signature = {"x": x, "weight": weight, "scale": "*fp32", "bias": x, "residual": x, "out": x}
+    signature |= {"partials": "*fp32", "counters": "*i32"} | dict.fromkeys(("M", "N", "K"), "i32")
+    present = {"scale": narrow is not None, "bias": name == "up", "residual": False}
+    absent = [key for key, there in present.items() if not there]
+    constants = (
+        triton.constants(N, K, dtype, gelu) | {"INTERPRET": False, "TRIGGER": arch >= 90} | dict.fromkeys(absent)
+    )
+    width = dtype if narrow is None else reference.NARROW[narrow]
+    constants["PREFETCH"] = triton.prefetched_lines(K, width, constants) if prefetch else 0
+    signature = {key: type_ for key, type_ in signature.items() if key not in absent}
+    aligned = tuple(key for key in signature if key != "M")
+    what = f"skinny {name} {TRITON_NAMES[dtype]}{'' if narrow is None else f' {narrow}'}"
+    needs: tuple[str, ...] = ("mma", "async")  # a narrow tile is widened in registers on its way to the tensor cores
+    if prefetch:
+        what, needs = f"{what}, dependent", (*needs, "wait", "prefetch")
+    return Variant(
+        what, triton_kernels.skinny_linear_kernel, signature, constants, aligned, triton.WARPS, triton.STAGES, needs
+    )
+
+
+SPEC = Spec(
+    op="skinny_linear",
+    cases=CASES,
+    small=SMALL_CASES,
+    make_inputs=make_inputs,
+    run=run,
+    reference=define,
+    check=check,
+    cost=cost,
+    variants=variants,
+    describe=triton.describe,
+    backends=BACKENDS,
+    baselines={"torch": torch_modules},
+)

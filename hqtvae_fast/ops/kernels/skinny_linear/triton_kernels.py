@@ -1,0 +1,132 @@
+"""Products of at most 16 rows with a large weight: a Triton kernel. Import only where Triton is wanted.
+
+**Method.** The time is the time to stream the weight, so what counts is how many of its bytes are on their way at once
+in how many multiprocessors. A program takes OUT outputs and a part of the inputs (split-K: an output projection has 48
+tiles of 32 outputs for 132 multiprocessors), multiplies on tensor cores with the rows padded to ROWS, and writes its
+sums to memory; the program that comes last to a tile adds the parts up, in the order of the parts and not of arrival,
+so that the result is the same every time, and takes bias, GELU and residual along. Who is last, a counter tells, which
+that program sets back to zero. With one part there is neither.
+
+**Cost.** Bytes: the weight once (2 bytes an element, 1 as int8 or fp8), ROWS x K values of x a program from the caches,
+and 8 bytes for each part and output. FLOP: 2 M N K, of which the tensor cores do 2 ROWS N K: 16 FLOP a byte of bf16.
+
+**Dependent launch.** Between two kernels of a stream a multiprocessor idles for the tail of the first and the start of
+the second, a microsecond or two beside the 4 to 6 that a weight of preset S takes to stream. With PREFETCH the kernel
+is launched, on compute capability 9.0 or above, as soon as all programs of the one before it are running, asks for its
+weight (which no kernel writes) to be brought into the 50 MB of second-level cache, and waits there for that one's
+results. Nothing but weights is touched before the wait, and nothing written.
+
+int8 and fp8 weights are widened as they are loaded, which is exact in bf16 and in fp16; the output's scale is
+multiplied in at the end.
+"""
+
+# mypy: ignore-errors
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
+
+from hqtvae_fast.ops.kernels.bias_gelu.triton_kernels import gelu
+
+
+@triton.jit
+def _finish(
+    b_y,  # [OUT, ROWS] fp32
+    scale,
+    bias,
+    residual,
+    out,
+    o_out,
+    o_row,
+    M,
+    N,
+    GELU: tl.constexpr,
+):
+    """Scale, bias, GELU and residual, then the one rounding."""
+    m_out = o_out < N
+    mask = m_out[:, None] & (o_row < M)[None, :]
+    o_y = o_row.to(tl.int64)[None, :] * N + o_out[:, None]
+    if scale is not None:
+        b_y *= tl.load(scale + o_out, mask=m_out, other=0.0).to(tl.float32)[:, None]
+    if bias is not None:
+        b_y += tl.load(bias + o_out, mask=m_out, other=0.0).to(tl.float32)[:, None]
+    if GELU != "none":
+        b_y = gelu(b_y, GELU == "exact")
+    if residual is not None:
+        b_y += tl.load(residual + o_y, mask=mask, other=0.0).to(tl.float32)
+    tl.store(out + o_y, b_y.to(out.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def _prefetch(weight, o_out, first, last, N, K, LINES: tl.constexpr):
+    """Ask for inputs first..last-1 of these outputs, 128 bytes at a time; past the end, for the last ones again."""
+    LINE: tl.constexpr = 1024 // weight.dtype.element_ty.primitive_bitwidth
+    o_k = tl.minimum(first + tl.arange(0, LINES) * LINE, tl.minimum(last, K) - 1)
+    address = (weight + tl.minimum(o_out, N - 1).to(tl.int64)[:, None] * K + o_k[None, :]).to(tl.int64)
+    tl.inline_asm_elementwise(
+        "prefetch.global.L2 [$1]; mov.u32 $0, 0;", "=r,l", [address], dtype=tl.int32, is_pure=False, pack=1
+    )
+
+
+@triton.jit
+def skinny_linear_kernel(
+    x,  # [M, K] fp32, bf16 or fp16, contiguous
+    weight,  # [N, K] as x, int8 or fp8, contiguous
+    scale,  # [N] fp32, or None
+    bias,  # [N] as x, or None
+    residual,  # [M, N] as x, or None
+    out,  # [M, N] as x
+    partials,  # [parts, tiles, OUT, ROWS] fp32; unused with one part
+    counters,  # [tiles] int32, zeros
+    M,
+    N,
+    K,
+    PARTS: tl.constexpr,
+    GELU: tl.constexpr,
+    ROWS: tl.constexpr,
+    OUT: tl.constexpr,
+    BK: tl.constexpr,
+    PRECISION: tl.constexpr,
+    TRIGGER: tl.constexpr,  # whether the next kernel may be launched to wait beside this one
+    PREFETCH: tl.constexpr,  # lines of each output's part to ask for before the wait; 0: an ordinary launch
+    INTERPRET: tl.constexpr,
+):
+    i_tile, i_part = tl.program_id(0), tl.program_id(1)
+    o_out = i_tile * OUT + tl.arange(0, OUT)
+    o_row = tl.arange(0, ROWS)
+    m_out, m_row = o_out < N, o_row < M
+    chunks = tl.cdiv(K, BK)
+    per_part = tl.cdiv(chunks, PARTS)
+    if TRIGGER:
+        gdc_launch_dependents()
+    if PREFETCH:
+        _prefetch(weight, o_out, i_part * per_part * BK, (i_part + 1) * per_part * BK, N, K, PREFETCH)
+        gdc_wait()
+    b_y = tl.zeros((OUT, ROWS), tl.float32)
+    for i_chunk in range(i_part * per_part, tl.minimum(chunks, (i_part + 1) * per_part)):
+        o_k = i_chunk * BK + tl.arange(0, BK)
+        m_k = o_k < K
+        b_w = tl.load(
+            weight + o_out.to(tl.int64)[:, None] * K + o_k[None, :], mask=m_out[:, None] & m_k[None, :], other=0.0
+        )
+        b_x = tl.load(x + o_row[None, :] * K + o_k[:, None], mask=m_row[None, :] & m_k[:, None], other=0.0)
+        if INTERPRET:  # the interpreter multiplies bf16 as bits
+            b_x = b_x.to(tl.float32)
+        b_y = tl.dot(b_w.to(b_x.dtype), b_x, b_y, input_precision=PRECISION)
+    if PARTS == 1:
+        _finish(b_y, scale, bias, residual, out, o_out, o_row, M, N, GELU)
+    else:
+        o_part = tl.arange(0, OUT)[:, None] * ROWS + o_row[None, :]
+        step = tl.num_programs(0) * OUT * ROWS
+        tl.store(partials + i_part * step + i_tile * OUT * ROWS + o_part, b_y)
+        tl.debug_barrier()  # all threads' sums are written before one of them counts
+        arrived = tl.atomic_add(counters + i_tile, 1, sem="acq_rel", scope="gpu")
+        if arrived == PARTS - 1:
+            b_y = tl.zeros((OUT, ROWS), tl.float32)
+            for part in range(PARTS):
+                # Past the first-level cache, which is not told what other multiprocessors write.
+                b_y += tl.load(partials + part * step + i_tile * OUT * ROWS + o_part, cache_modifier=".cg")
+            _finish(b_y, scale, bias, residual, out, o_out, o_row, M, N, GELU)
+            tl.store(counters + i_tile, 0)

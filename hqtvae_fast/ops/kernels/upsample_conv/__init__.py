@@ -1,0 +1,70 @@
+"""Nearest-neighbour doubling and a 3x3 convolution, folded into four 2x2 convolutions of the small map."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from hqtvae_fast.backend import Backend, choose
+from hqtvae_fast.ops.kernels.upsample_conv import reference, triton
+from hqtvae_fast.ops.operator import operator
+
+
+def upsample_conv(x: Tensor, folded: Tensor, bias: Tensor, *, backend: str | None = None) -> Tensor:
+    """conv3x3(nearest-2x(x)): [B, C, H, W] -> [B, N, 2H, 2W] in channels-last memory, in 4/9 of that arithmetic.
+
+    ``folded`` [4*N, C, 2, 2]: the 3x3 weights summed for each parity of the output's row and column, phases row by row
+    (:func:`fold_upsampling`); output (2y + p, 2x + q) sees pixels y-1+p, y+p and x-1+q, x+q, zeros beyond the border.
+    ``bias`` [N]. All of one floating dtype, on one device. For inference: no gradient.
+
+    ``backend``: "triton" (CUDA, bf16 or fp16, channels-last: one kernel) or "reference" (anywhere: two convolutions and
+    four strided copies). Raises ValueError on other shapes or dtypes, and BackendError where the backend asked for
+    cannot run.
+    """
+    if x.ndim != 4 or 0 in x.shape:
+        raise ValueError(f"x: expected [B, C, H, W], none of them 0; got {list(x.shape)}")
+    N, C = len(bias), x.shape[1]
+    if bias.ndim != 1 or tuple(folded.shape) != (4 * N, C, 2, 2):
+        raise ValueError(f"folded: expected [{4 * N}, {C}, 2, 2] for {N} biases; got {list(folded.shape)}")
+    if not x.is_floating_point() or not x.dtype == folded.dtype == bias.dtype:
+        raise ValueError(f"expected one floating dtype; got {x.dtype}, {folded.dtype} and {bias.dtype}")
+    choice = choose("upsample_conv", BACKENDS, x, folded, bias, backend=backend)
+    return torch.ops.hqtvae_fast.upsample_conv(x, folded, bias, choice.backend.name)
+
+
+def fold_upsampling(weight: Tensor) -> Tensor:
+    """[N, C, 3, 3] for the doubled map -> [4*N, C, 2, 2] for the small one, phases (row, column) row by row.
+
+    Along one axis, output 2y+0 sees small pixels y-1 (tap 0) and y (taps 1, 2); output 2y+1 sees y (0, 1) and y+1 (2).
+    """
+    even, odd = [[0], [1, 2]], [[0, 1], [2]]
+    phases = []
+    for rows in (even, odd):
+        for columns in (even, odd):
+            pixels = [weight[:, :, r][..., c].sum(dim=(-2, -1)) for r in map(_at, rows) for c in map(_at, columns)]
+            phases.append(torch.stack(pixels, dim=-1).unflatten(-1, (2, 2)))
+    return torch.cat(phases)
+
+
+def _at(taps: list[int]) -> slice:
+    return slice(taps[0], taps[-1] + 1)
+
+
+BACKENDS = (
+    Backend("triton", triton.upsample_conv, triton.why_not),
+    Backend("reference", reference.upsample_conv),
+)
+_BY_NAME = {backend.name: backend for backend in BACKENDS}
+
+
+@operator("upsample_conv", mutates_args=())
+def _upsample_conv(x: Tensor, folded: Tensor, bias: Tensor, backend: str) -> Tensor:
+    return _BY_NAME[backend].run(x, folded, bias)
+
+
+@_upsample_conv.register_fake
+def _(x: Tensor, folded: Tensor, bias: Tensor, backend: str) -> Tensor:
+    return reference.empty_doubled(x, folded)
+
+
+__all__ = ["fold_upsampling", "upsample_conv"]

@@ -1,0 +1,93 @@
+"""Launching the Triton kernel of folded upsampling (:mod:`.triton_kernels`)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from hqtvae_fast.ops import triton_launch
+from hqtvae_fast.ops.kernels.upsample_conv import reference
+from hqtvae_fast.ops.triton_launch import interpreted, launch, on
+
+DTYPES = (torch.bfloat16, torch.float16)
+
+
+@dataclass(frozen=True)
+class Tile:
+    """Pixels and output channels of one program, and input channels of one step."""
+
+    rows: int
+    columns: int
+    depth: int
+    warps: int
+    stages: int
+
+
+# Not yet measured on a GPU. LARGE: 64 sums a thread, and 64 KB of shared memory, so that on an H100 two blocks share a
+# multiprocessor. SMALL: for so few pixels that LARGE's programs would leave multiprocessors idle (one image at 16x16
+# and 512 channels is 32 programs of LARGE).
+LARGE, SMALL = Tile(128, 128, 32, warps=8, stages=4), Tile(64, 64, 32, warps=4, stages=4)
+TILES = (LARGE, SMALL)
+ENOUGH_PROGRAMS = 264  # two for each multiprocessor of an H100
+
+
+def pick_tile(pixels: int, channels: int) -> Tile:
+    return LARGE if _programs(pixels, channels, LARGE) >= ENOUGH_PROGRAMS else SMALL
+
+
+def why_not_map(x: Tensor, weight: Tensor, bias: Tensor) -> str | None:
+    """None where products of this map can be taken by tiles, else the reason."""
+    if any(tensor.dtype not in DTYPES or tensor.dtype != x.dtype for tensor in (x, weight, bias)):
+        return f"expected bf16 or fp16 throughout; got {x.dtype}, {weight.dtype} and {bias.dtype}"
+    if x.shape[1] % LARGE.depth:
+        return f"expected input channels in multiples of {LARGE.depth}; got {x.shape[1]}"
+    for name, tensor in (("x", x), ("weight", weight)):
+        if not tensor.is_contiguous(memory_format=torch.channels_last):
+            return f"{name}: expected channels-last memory; got strides {tensor.stride()} for {list(tensor.shape)}"
+    if 4 * x.numel() // x.shape[1] >= 2**31:
+        return f"expected fewer than 2^29 pixels in all; got {list(x.shape)}"
+    return triton_launch.why_not(x, weight, bias)
+
+
+def why_not(x: Tensor, folded: Tensor, bias: Tensor) -> str | None:
+    """None where the kernel can take these inputs, else the reason."""
+    return why_not_map(x, folded, bias)
+
+
+def describe(x: Tensor, folded: Tensor, bias: Tensor) -> dict[str, str]:
+    """How the kernel would be launched on these inputs."""
+    pixels, channels = x.numel() // x.shape[1], len(bias)
+    tile = pick_tile(pixels, channels)
+    return {
+        "tile": f"{tile.rows} pixels x {tile.columns} channels of one phase, {tile.depth} input channels a step",
+        "programs": f"{_programs(pixels, channels, tile)} of {tile.warps} warps, {tile.stages} stages",
+    }
+
+
+def upsample_conv(x: Tensor, folded: Tensor, bias: Tensor) -> Tensor:
+    """As :func:`reference.upsample_conv`."""
+    from hqtvae_fast.ops.kernels.upsample_conv import triton_kernels
+
+    B, C, H, W = x.shape
+    N = len(bias)
+    out, tile = reference.empty_doubled(x, folded), pick_tile(B * H * W, N)
+    with on(x):
+        launch(
+            triton_kernels.upsample_kernel,
+            (_programs(B * H * W, N, tile),),
+            *(x, folded, bias.contiguous(), out, B * H * W, H, W, C, N),
+            **constants(tile),
+        )
+    return out
+
+
+def constants(tile: Tile) -> dict[str, object]:
+    """Of a launch."""
+    shape = {"ROWS": tile.rows, "COLUMNS": tile.columns, "DEPTH": tile.depth, "WIDEN": interpreted()}
+    return {**shape, "num_warps": tile.warps, "num_stages": tile.stages}
+
+
+def _programs(pixels: int, channels: int, tile: Tile) -> int:
+    return 4 * -(-pixels // tile.rows) * -(-channels // tile.columns)
