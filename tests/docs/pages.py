@@ -6,6 +6,7 @@ import re
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import typer
 
@@ -51,9 +52,7 @@ def options(path: list[str]) -> set[str]:
     for name in path:
         found = found.commands[name]
     below = [options([*path, name]) for name in getattr(found, "commands", {})]
-    return {option for parameter in found.params for option in [*parameter.opts, *parameter.secondary_opts]}.union(
-        {"--help"}, *below
-    )
+    return _of(found).union({"--help"}, *below)
 
 
 def _bench_options(names: list[str]) -> set[str]:
@@ -64,9 +63,9 @@ def _bench_options(names: list[str]) -> set[str]:
     for name in names or COMMANDS:
         app = typer.Typer()
         app.command(name)(function_of(name))
-        found |= {
-            option
-            for parameter in typer.main.get_command(app).params
-            for option in [*parameter.opts, *parameter.secondary_opts]
-        }
+        found |= _of(typer.main.get_command(app))
     return found
+
+
+def _of(command: Any) -> set[str]:
+    return {option for parameter in command.params for option in [*parameter.opts, *parameter.secondary_opts]}

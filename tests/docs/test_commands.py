@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
 import runpy
@@ -35,6 +36,7 @@ LESS = {
     "--num-images 50000": "--num-images 6",
     "--top-k 2048": "--top-k 48",
     "top_k=2048": "top_k=48",
+    "--sizes 1,4,8": "--sizes 1,4",
     "--draws 7": "--draws 2",
     "--count 10": "--count 2",
     "--workers 8": "--workers 1",
@@ -44,8 +46,8 @@ APPENDED = {
     "info": ["--no-measure"],
     "bench generate": ["--repeats", "1", "--baselines", "none"],
 }
-# Pages that take longer than a few seconds: whole trainings.
-SLOW = {"training.md"}
+# What takes longer than a few seconds, and what comes after it reads.
+LONG = "hqtvae train "
 
 
 @pytest.fixture(scope="module")
@@ -78,6 +80,10 @@ def is_run(command: str) -> bool:
     return not any(command.startswith(beginning) for beginning in NOT_RUN)
 
 
+def is_long(command: str) -> bool:
+    return command.startswith(LONG)
+
+
 def run(command: str, monkeypatch: pytest.MonkeyPatch) -> int:
     """In this process where it is Python's, and by bash else."""
     said = words(command)
@@ -97,24 +103,35 @@ def run(command: str, monkeypatch: pytest.MonkeyPatch) -> int:
     return subprocess.run(["bash", "-c", command], env={**os.environ, "OMP_NUM_THREADS": "1"}).returncode
 
 
-@pytest.mark.parametrize(
-    "page", [pytest.param(page, marks=pytest.mark.slow) if page.name in SLOW else page for page in PAGES], ids=name_of
-)
-def test_its_commands_run(page, workplace, monkeypatch):
-    for command in map(less, filter(is_run, commands(page))):
+def run_all(asked: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    for command in map(less, asked):
         if command.startswith("("):  # a subshell
             assert subprocess.run(["bash", "-c", command]).returncode == 0, command
         else:
             assert run(command, monkeypatch) == 0, command
-    missing = [name for name in re.findall(r"--out (\S+\.(?:png|jpg))", "\n".join(filter(is_run, commands(page))))]
-    for name in missing:
+    for name in re.findall(r"--out (\S+\.(?:png|jpg))", "\n".join(asked)):
         with Image.open(name) as image:
             image.load()
 
 
-@pytest.mark.parametrize(
-    "page", [page for page in PAGES if "```python" in page.read_text(encoding="utf-8")], ids=name_of
-)
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_its_commands_run(page, workplace, monkeypatch):
+    """Those before the first training; a page with one is run whole by the next test."""
+    asked = list(filter(is_run, commands(page)))
+    run_all(list(itertools.takewhile(lambda command: not is_long(command), asked)), monkeypatch)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", [page for page in PAGES if any(map(is_long, commands(page)))], ids=name_of)
+def test_its_trainings_run_too(page, workplace, monkeypatch):
+    pytest.importorskip("accelerate", reason="training needs the train extra")
+    run_all(list(filter(is_run, commands(page))), monkeypatch)
+
+
+WITH_PYTHON = [page for page in PAGES if any(block.language == "python" for block in blocks(page))]
+
+
+@pytest.mark.parametrize("page", WITH_PYTHON, ids=name_of)
 def test_its_python_runs(page, workplace):
     for block in blocks(page):
         if block.language == "python":

@@ -1,4 +1,4 @@
-"""Small stand-ins for what the pages speak of: a released checkpoint, photographs, sets, shards, and a .venv."""
+"""Small stand-ins for what the pages speak of: a released checkpoint, pictures, sets, shards, and a .venv."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def released(folder: Path) -> None:
 
 
 def stand_in_for_venv(folder: Path) -> None:
-    """What ``make`` calls once .venv is made: hqtvae is this package's, test tools only say their names."""
+    """What ``make`` calls once .venv is made: hqtvae is this package's, the others only say their names."""
     folder.mkdir(parents=True)
     calls = {"hqtvae": f'exec "{sys.executable}" -m hqtvae_fast.cli "$@"'}
     calls |= {name: f'echo "{name} $*"' for name in ("ruff", "mypy", "python")}
