@@ -31,7 +31,7 @@ from benchmarks.measuring.environment import describe
 from benchmarks.measuring.schema import Results
 from benchmarks.suites.generate import _pick_device
 from hqtvae_fast.config import VAEConfig
-from hqtvae_fast.train.code_cache import split_codes
+from hqtvae_fast.train.codes.cache import split_codes
 from hqtvae_fast.train.data import Batch, Content
 from hqtvae_fast.train.losses import Stage1Weights
 from hqtvae_fast.train.stage1 import Stage1, Stage1Settings

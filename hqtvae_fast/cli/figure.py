@@ -252,7 +252,7 @@ def losses(
     """What runs logged: losses, PSNR, codes in use and the learning rate, of training and of held-out pictures."""
     check_picture_file(out)
     with waiting("Starting"):
-        from hqtvae_fast.train.curves import losses_plot, named_runs
+        from hqtvae_fast.train.shown.curves import losses_plot, named_runs
 
     _write(out, losses_plot(named_runs(runs)))
 

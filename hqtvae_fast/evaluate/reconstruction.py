@@ -19,7 +19,7 @@ from hqtvae_fast.evaluate.measure import BATCH, features_of, require_finite_rows
 from hqtvae_fast.evaluate.pictures import Pictures
 from hqtvae_fast.images import psnr
 from hqtvae_fast.pipeline import HQTVAEPipeline
-from hqtvae_fast.train.stored_codes import StoredCodes
+from hqtvae_fast.train.codes.stored import StoredCodes
 
 
 @dataclass(frozen=True)

@@ -16,8 +16,8 @@ from hqtvae_fast import checkpoint
 from hqtvae_fast.cli.app import app
 from hqtvae_fast.config import HQTVAEConfig
 from hqtvae_fast.train.config import Stage1Run, Stage2Run, read_run
-from hqtvae_fast.train.models import make_transformer_config, make_vae_config
 from hqtvae_fast.train.presets import load_preset, load_size
+from hqtvae_fast.train.sizing.models import make_transformer_config, make_vae_config
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "training.md").read_text()
@@ -75,7 +75,7 @@ def test_sizes_are_as_the_table_has_them(size):
 
 
 def test_bytes_of_a_picture_in_the_cache():
-    from hqtvae_fast.train.code_cache import CacheSpec
+    from hqtvae_fast.train.codes.cache import CacheSpec
 
     spec = {"data": "", "vae": "", "config": make_vae_config({}), "pictures": 1, "mirrored": False}
     assert CacheSpec(**spec, content="codes").picture_bytes == 640
@@ -84,7 +84,7 @@ def test_bytes_of_a_picture_in_the_cache():
 
 def test_what_it_says_of_fine_tuning():
     from hqtvae_fast.train.initial import KEPT_FROM
-    from hqtvae_fast.train.sizes import FINE_TUNING, pictures_seen
+    from hqtvae_fast.train.sizing.sizes import FINE_TUNING, pictures_seen
 
     assert f"{KEPT_FROM:.0f} dB or more" in PAGE
     assert pictures_seen("stage2", FINE_TUNING, 60) == pictures_seen("stage2", "tiny", 60) / 8

@@ -11,7 +11,7 @@ from typing import Any
 from hqtvae_fast.config import level_names
 from hqtvae_fast.plots import COLOURS, draw
 from hqtvae_fast.run_folder import stage_runs
-from hqtvae_fast.train.records import LOSSES, read_records
+from hqtvae_fast.train.loop.records import LOSSES, read_records
 from hqtvae_fast.train.words import HELD_OUT, by_level
 
 POINTS = 120  # of a curve: what is logged more often is shown as means, within the range that they are of
