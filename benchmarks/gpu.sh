@@ -7,7 +7,8 @@
 #
 # PYTHON: the interpreter (default: .venv/bin/python, else python3). JOBS: processes of the tests (default: a CPU each).
 # RELEASED: a checkout of the released implementation, for part 5. A part that fails or runs over its limit does not
-# stop the others; the exit code is 1 then.
+# stop the others; the exit code is 1 then. Afterwards: DIR/*.json to benchmarks/results, and
+# python -m benchmarks.report.status.
 set -uo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -17,7 +18,7 @@ PYTHON="${PYTHON:-$default_python}"
 RELEASED="${RELEASED:-}"
 out="" dry=0 only=""
 
-usage() { sed -n '2,10p' "${BASH_SOURCE[0]}" | sed 's/^# \{0,1\}//'; }
+usage() { sed -n '2,11p' "${BASH_SOURCE[0]}" | sed 's/^# \{0,1\}//'; }
 
 while [ $# -gt 0 ]; do
   case "$1" in
@@ -37,7 +38,7 @@ PARTS="1|120|200|GPU tests, one process a CPU; then those that want the GPU to t
 3|110|150|ops: every spec's cases against baselines and floor; the head at small batch
 4|60|130|generate: S at batch 1, 50 and 256: AR and decode apart, overlap, roof, images per joule
 5|500|900|baselines: the paper's protocol (S, batch 50, 1000 images) in turns with plain torch, torch.compile and the released implementation (needs RELEASED)
-6|500|900|generate: S, M, L at batch 1, 8, 50 and 256; S at 128, 512 and 1024; S-text; S with narrow weights, tables, fused draw; idle time
+6|500|900|generate: S, M, L at batch 1, 8, 50 and 256; S at 128, 512 and 1024; S-text; S with 8-bit weights, tables, fused draw; idle time
 7|500|1000|train, encode and decode alone: both stages and text, images/s, memory, layers; compute-sanitizer's other tools
 8|400|900|the gate: this revision against itself, and the same with ops"
 
@@ -66,7 +67,7 @@ commands() {
     6) generate sweep --preset S M L --batches 1 8 50 256 --baselines none
        generate S-large --preset S --batches 128 512 1024 --baselines none
        generate S-text --preset S-text --batches 50 --baselines none
-       for narrow in int8 fp8; do generate "S-$narrow" --preset S --batches 1 50 --quantize "$narrow" --baselines none; done
+       for numbers in int8 fp8; do generate "S-$numbers" --preset S --batches 1 50 --quantize "$numbers" --baselines none; done
        generate S-tables --preset S --batches 1 50 --tables --baselines none
        generate S-fused-draw --preset S --batches 1 50 256 --fused-draw --baselines none
        generate S-skip-query --preset S --batches 1 8 50 --skip-query --baselines none
@@ -95,7 +96,7 @@ if [ "$dry" = 1 ]; then
     commands "$part" | sed 's/^/    /'
     case " $chosen " in *" $part "*) total=$((total + $(limit_of "$part"))) expected=$((expected + $(expected_of "$part"))) ;; esac
   done
-  echo "about $expected s, at most $total s for part(s) $chosen. Guesses and limits, not measurements: no part has run on a GPU yet."
+  echo "about $expected s, at most $total s for part(s) $chosen. Guesses and limits: benchmarks/STATUS.md says what has run on a GPU."
   exit 0
 fi
 
@@ -128,6 +129,7 @@ files=$(ls "$out"/*.json 2>/dev/null)
 # shellcheck disable=SC2086
 [ -n "$files" ] && "$PYTHON" -m benchmarks.cli report $files --out "$out/report"
 printf '%s' "$summary" >"$out/summary.txt"
+"$PYTHON" -m benchmarks.report.parts "$out/summary.txt" "$out/gpu-parts.json"
 echo; echo "part | seconds | outcome | what"
 printf '%s' "$summary" | sed 's/|/ | /g'
 exit "$failed"

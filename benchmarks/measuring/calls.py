@@ -17,8 +17,7 @@ from benchmarks.measuring.clocks import Watch, unfit_by_load
 from benchmarks.measuring.environment import OtherWork, PeakMemory
 from benchmarks.measuring.figures import plain
 from benchmarks.measuring.schema import Results, Row, write
-from benchmarks.measuring.timing import take_turns
-from benchmarks.suites.op_timing import time_once
+from benchmarks.measuring.timing import take_turns, time_once
 
 WARM_UP = 2  # calls that do not count: they compile, allocate, and fill an optimiser's state
 Json = Annotated[Path | None, typer.Option("--json", help="Write everything measured to this file, times in seconds.")]

@@ -57,6 +57,22 @@ def describe(device: torch.device, program: str = "suites.generate") -> dict[str
     }
 
 
+def pick_device(name: str) -> torch.device:
+    """The device of that name, made the current one; ValueError where there is none."""
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        device = torch.device("meta")
+    if device.type not in ("cpu", "cuda"):
+        raise ValueError(f"--device: expected cpu, cuda or cuda:N; got {name!r}")
+    if device.type == "cuda":
+        count = torch.cuda.device_count()
+        if (device.index or 0) >= count:
+            raise ValueError(f"--device {name}: torch {torch.__version__} sees {count} CUDA devices here")
+        torch.cuda.set_device(device.index or 0)  # which takes no device without a number
+    return device
+
+
 def command(program: str, arguments: list[str]) -> str:
     """What was typed: ``hqtvae bench ...``, or ``python -m benchmarks.PROGRAM ...``."""
     start = "hqtvae" if arguments[:1] == ["bench"] else f"python -m benchmarks.{program}"

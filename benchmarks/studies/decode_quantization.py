@@ -6,6 +6,8 @@ its folded upsamplings (all but the last convolution, which makes pixels) are co
 channel; inputs with a scale a map, or one for each 32 channels, so that the largest value of the first ``--calibrate``
 pictures is the format's largest number; exact int32 sums for int8, fp32 sums for fp8. Their outputs are rounded to
 bf16; everything else is fp32. It says nothing about speed.
+
+Result: decode_quantization.md.
 """
 
 from __future__ import annotations

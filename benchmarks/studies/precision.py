@@ -1,8 +1,10 @@
-"""What narrower numbers do to a checkpoint's predictions: logits in other dtypes and with narrow weights against fp32.
+"""What narrower numbers do to a checkpoint's predictions: other dtypes and quantized weights against fp32.
 
 ``hqtvae bench precision CHECKPOINT``. Teacher forced on codes that the checkpoint itself draws in fp32. For
 each level: at how many positions the likeliest code is the same, and the mean over positions of
 KL(p in fp32 || p in the row's numbers), in nats.
+
+Result: precision.md.
 """
 
 from __future__ import annotations
@@ -101,8 +103,8 @@ def precision(
     table = Table("dtype", "weights", *titles, box=box.SIMPLE)
     for name, quantization in ROWS:
         if name in wanted:
-            narrow, other = opened(name, quantization)
-            with fp32_products(narrow.device, narrow.precision.tf32):
+            changed, other = opened(name, quantization)
+            with fp32_products(changed.device, changed.precision.tf32):
                 levels = other(codes, condition).levels
             found = [compare(wanted, got) for wanted, got in zip(exact, levels, strict=True)]
             cells = [text for same, kl in found for text in (f"{100 * same:.2f}%", f"{kl:.1e}")]

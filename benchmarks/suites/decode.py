@@ -103,12 +103,12 @@ def make_entrants(
     entrants = [Entrant("hqtvae_fast", name, lambda codes: decode_codes(ours, codes), folded)]
     if everything:
         entrants.append(Entrant("hqtvae_fast, captured", name, _captured(ours, batch), folded))
-        narrow = copy.deepcopy(plain).set_decoder_dtype(dtype)
-        spread = copy.deepcopy(narrow).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        cast = copy.deepcopy(plain).set_decoder_dtype(dtype)
+        spread = copy.deepcopy(cast).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         last = PlainDecoder(spread, channels_last=True)
         compiled = torch.compile(last.pixels, dynamic=False, **_compile_options(compile_backend))
         entrants += [
-            Entrant("plain torch", name, _in_unit_range(PlainDecoder(narrow)), unfolded),
+            Entrant("plain torch", name, _in_unit_range(PlainDecoder(cast)), unfolded),
             Entrant("plain torch, channels-last", name, _in_unit_range(last), unfolded),
             Entrant("torch.compile, channels-last", name, _in_unit_range(compiled), unfolded),
         ]

@@ -18,9 +18,8 @@ import typer
 
 from benchmarks.entrants.ours import open_model
 from benchmarks.measuring.calls import Entrant, Json, measure, show
-from benchmarks.measuring.environment import describe
+from benchmarks.measuring.environment import describe, pick_device
 from benchmarks.measuring.schema import Results
-from benchmarks.suites.generate import _pick_device
 from benchmarks.suites.train import BatchSize, DeviceName, Preset, Repeats, make_batch
 from hqtvae_fast.engine.coding import EncodeReplay
 from hqtvae_fast.model.cost import encode_flops
@@ -37,7 +36,7 @@ def encode(
     json: Json = None,
 ) -> None:
     """Time pictures to codes."""
-    target = _pick_device(device)
+    target = pick_device(device)
     vae = open_model(preset, None).vae.to(target, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
     images = make_batch(preset, batch, target).images
     entrants = [Entrant("hqtvae_fast", lambda: vae.encode(images))]

@@ -18,7 +18,7 @@ from rich.console import Console
 
 from benchmarks.entrants.baselines import KINDS, default_baselines
 from benchmarks.entrants.ours import BENCHMARK_PRESETS
-from benchmarks.measuring.environment import describe, peaks_and_load
+from benchmarks.measuring.environment import describe, peaks_and_load, pick_device
 from benchmarks.measuring.schema import write
 from benchmarks.options import ManyValues
 from benchmarks.suites.decode import decode_only as time_decoding
@@ -132,7 +132,7 @@ def generate(
     try:
         if json is not None and not json.absolute().parent.is_dir():
             raise ValueError(f"--json: no directory {json.parent}")
-        target = _pick_device(device)
+        target = pick_device(device)
         if decode_only:
             if len(models) > 1 or len(batch) > 1 or dtype is Dtype.tf32:
                 raise ValueError("--decode-only: expected one preset, one batch, and no TF32")
@@ -193,21 +193,6 @@ def _pick_baselines(names: list[str] | None, device: torch.device) -> tuple[str,
     if unknown:
         raise ValueError(f"--baselines: expected some of {', '.join(KINDS)}, or none; got {', '.join(unknown)}")
     return tuple(dict.fromkeys(names))
-
-
-def _pick_device(name: str) -> torch.device:
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        device = torch.device("meta")
-    if device.type not in ("cpu", "cuda"):
-        raise ValueError(f"--device: expected cpu, cuda or cuda:N; got {name!r}")
-    if device.type == "cuda":
-        count = torch.cuda.device_count()
-        if (device.index or 0) >= count:
-            raise ValueError(f"--device {name}: torch {torch.__version__} sees {count} CUDA devices here")
-        torch.cuda.set_device(device.index or 0)  # which takes no device without a number
-    return device
 
 
 if __name__ == "__main__":

@@ -21,9 +21,8 @@ import typer
 
 from benchmarks.entrants.ours import open_model
 from benchmarks.measuring.calls import Entrant, Json, measure, show
-from benchmarks.measuring.environment import describe
+from benchmarks.measuring.environment import describe, pick_device
 from benchmarks.measuring.schema import Results, Row
-from benchmarks.suites.generate import _pick_device
 from benchmarks.suites.train import DeviceName, Preset, Repeats
 from hqtvae_fast.engine.graph import Replay
 from hqtvae_fast.engine.step import FusedStep, why_no_whole_head
@@ -49,7 +48,7 @@ def head(
     json: Json = None,
 ) -> None:
     """Time a step of the prediction head."""
-    target = _pick_device(device)
+    target = pick_device(device)
     transformer = open_model(preset, None).transformer
     assert transformer is not None
     dtype = torch.bfloat16 if target.type == "cuda" else torch.float32

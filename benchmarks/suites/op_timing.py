@@ -14,7 +14,7 @@ from torch import Tensor
 from benchmarks.measuring.clocks import Watch
 from benchmarks.measuring.environment import OtherWork
 from benchmarks.measuring.memory import TooLarge, guarded, require
-from benchmarks.measuring.timing import Marks, take_turns
+from benchmarks.measuring.timing import l2_bytes, take_turns, time_once
 from hqtvae_fast.backend import BackendError, choose
 from hqtvae_fast.hardware import Device, floor_seconds, fp32_products
 from hqtvae_fast.ops.spec import Case, Cost, Spec
@@ -28,7 +28,6 @@ CHECK_SECONDS = 5.0
 # What the references, float64 and plain torch on a CPU, reach for sure on one thread: where a check would take longer
 # than CHECK_SECONDS by these rates, it is left out. A 1024^3 fp64 GEMM reaches 40 GFLOP/s on an EPYC's core.
 CHECK_FLOPS, CHECK_BANDWIDTH = 1e10, 1e9
-HELD = 1_000_000  # cycles of a GPU, about half a millisecond: what the host may take to issue a call
 MOST_COPIES = 256  # of inputs that are rotated; the clearing between runs covers the smallest cases
 
 
@@ -228,27 +227,6 @@ def _time(
     if others.cpus is not None:
         outcome.busy_elsewhere[where] = others.cpus
     return seconds
-
-
-def time_once(run: Callable[..., Any], inputs: tuple[Any, ...], device: torch.device) -> float:
-    """Seconds of one call.
-
-    On a GPU a tensor twice as large as the L2 cache is written first, which leaves nothing of the inputs in the cache.
-    Then the GPU waits in a kernel of its own while the host issues the op: the events enclose the op's kernels, not the
-    launching of them. (Writing alone takes 40 us, and issuing one of our operators about as long.)
-    """
-    if device.type == "cuda":
-        torch.empty(2 * l2_bytes(device), dtype=torch.int8, device=device).zero_()
-        torch.cuda._sleep(HELD)
-    marks = Marks(device)
-    marks.mark()
-    run(*inputs)
-    marks.mark()
-    return marks.intervals()[0]
-
-
-def l2_bytes(device: torch.device) -> int:
-    return torch.cuda.get_device_properties(device).L2_cache_size
 
 
 def _rotation(inputs: tuple[Any, ...], device: torch.device) -> Iterator[tuple[Any, ...]]:

@@ -20,11 +20,10 @@ from rich.table import Table
 from rich.text import Text
 
 from benchmarks.measuring.clocks import unfit_by_load
-from benchmarks.measuring.environment import describe, peaks_and_load
+from benchmarks.measuring.environment import describe, peaks_and_load, pick_device
 from benchmarks.measuring.figures import of_floor, plain
 from benchmarks.measuring.schema import Results, write
 from benchmarks.measuring.schema import Row as ResultRow
-from benchmarks.suites.generate import _pick_device
 from benchmarks.suites.op_timing import Outcome, Plan, Row, first_line, measure
 from hqtvae_fast.hardware import Device, measure_this_machine
 from hqtvae_fast.ops.spec import Case, Spec, all_specs
@@ -64,7 +63,7 @@ def ops(
         if json is not None and not json.absolute().parent.is_dir():
             raise ValueError(f"--json: no directory {json.parent}")
         chosen = list(select(all_specs(), op or [], all_ops, case, small))
-        target = _pick_device(device)
+        target = pick_device(device)
     except ValueError as error:
         STDERR.print(f"error: {error}", style="red", markup=False)
         raise typer.Exit(2) from None

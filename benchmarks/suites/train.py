@@ -27,9 +27,8 @@ from benchmarks.entrants.ours import BENCHMARK_PRESETS, SEED, open_model
 from benchmarks.entrants.plain_training import PlainStage1, PlainStage2
 from benchmarks.measuring.calls import Entrant, Json, measure, show
 from benchmarks.measuring.costs import costs, in_words
-from benchmarks.measuring.environment import describe
+from benchmarks.measuring.environment import describe, pick_device
 from benchmarks.measuring.schema import Results
-from benchmarks.suites.generate import _pick_device
 from hqtvae_fast.config import VAEConfig
 from hqtvae_fast.train.codes.cache import split_codes
 from hqtvae_fast.train.data import Batch, Content
@@ -74,7 +73,7 @@ def train(
     json: Json = None,
 ) -> None:
     """Time updates of training."""
-    target = _pick_device(device)
+    target = pick_device(device)
     if precision not in PRECISIONS:
         raise typer.BadParameter(
             f"expected one of {', '.join(PRECISIONS)}; got {precision!r}", param_hint="--precision"

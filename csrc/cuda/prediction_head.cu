@@ -26,8 +26,8 @@
 // arrive and about 100 to multiply. So the warps that multiply need 100 us of waiting and 50 of work (895 slots a
 // multiprocessor), no less than the copies. 4 KB of bytes take twice the multiplying and about 100 cycles to widen
 // (stored_weight.h), half as many slots: again 50 us. There the floor of the copies is half and that of the phases is
-// not: int8 pays as far as phases turn out cheaper than estimated. These latencies are estimates from the literature:
-// the kernel has not yet been measured on a GPU.
+// not: int8 pays as far as phases turn out cheaper than estimated. These latencies are estimates from the literature;
+// what has been measured: benchmarks/STATUS.md.
 //
 // Activations. Each block reads each product's inputs whole from the second-level cache: rows x inputs x 2 bytes x 132
 // blocks. For 4 rows that is 1.6 MB for D inputs; for 64 rows (16 images, pass 2) 26 MB, and 104 MB where 4 D are read,

@@ -316,7 +316,7 @@ class WholeHead:
 
     def __call__(self, h_BD: Tensor, local_BN: Tensor, *, keep_top: bool, **how: Tensor) -> None:
         """``how``: seeds, step and filters of every level, as the operation takes them."""
-        self.head(h_BD.contiguous(), local_BN, draw_top=not keep_top, backend=HEAD_BACKEND, **how)  # type: ignore[arg-type]
+        self.head(h_BD.contiguous(), local_BN, draw_top=not keep_top, backend=HEAD_BACKEND, **how)
 
 
 def why_no_whole_head(config: TransformerConfig, batch: int) -> str | None:

@@ -16,6 +16,7 @@ import yaml
 from torch.cuda._utils import _get_device_index
 
 from benchmarks.gate import compare
+from benchmarks.measuring import environment
 from benchmarks.options import ManyValues
 from benchmarks.sanitizer import __main__ as sanitizer
 from benchmarks.sanitizer import cases
@@ -77,7 +78,7 @@ def test_a_gpu_is_picked_with_and_without_its_number(name, number, monkeypatch):
     chosen = []
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(torch.cuda, "set_device", lambda device: chosen.append(_get_device_index(device)))
-    assert generate._pick_device(name) == torch.device(name)
+    assert environment.pick_device(name) == torch.device(name)
     assert chosen == [number]
 
 

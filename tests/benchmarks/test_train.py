@@ -12,7 +12,7 @@ from hqtvae_fast import cli
 CPU = torch.device("cpu")
 MARGIN = 1.08
 """Of the median of quotients taken in turn, over what plain torch takes. On a quiet machine ours is ahead in all of
-these (benchmarks/README.md); what is left is for a busy one."""
+these (benchmarks/studies/training.md); what is left is for a busy one."""
 
 
 def both(stage: int, preset: str, batch: int, precision: str = "no", discriminator: bool = True):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import warnings
+import weakref
 from contextlib import nullcontext
 
 import pytest
@@ -197,6 +198,24 @@ def test_decoding_may_run_out_of_memory_too(overlap):
     with pytest.warns(UserWarning, match="going on with 1"):
         finished = list(generate(job(decode=limited), Cutter(3, 2), CPU, overlap=overlap))
     assert torch.cat([batch.images for batch in finished]).flatten().tolist() == pytest.approx([0, 0.1, 0.2])
+
+
+def test_what_a_failed_batch_held_is_gone_before_memory_is_given_back(monkeypatch):
+    """Python keeps what the failed functions held as long as their error: torch could not give that back."""
+    held, alive = [], []
+
+    def limited(batch, invalid, on_step):
+        if batch.size > 2:
+            large = torch.zeros(3)
+            held.append(weakref.ref(large))
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return draw(batch, invalid)
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: alive.extend(reference() for reference in held))
+    with pytest.warns(UserWarning, match="going on with 2"):
+        assert len(list(generate(job(limited), Cutter(4, 4), CPU))) == 2
+    assert alive == [None]
 
 
 def test_one_image_that_does_not_fit_is_an_error():

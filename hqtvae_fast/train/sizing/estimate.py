@@ -26,7 +26,7 @@ from hqtvae_fast.train.config import Autocast
 from hqtvae_fast.train.losses.discriminator import PatchDiscriminator
 from hqtvae_fast.train.losses.perceptual import PerceptualDistance, VGG16Trunk
 
-# Chosen to fit the updates that benchmarks/README.md lists, to within a tenth ("How long training takes").
+# Chosen to fit the updates that benchmarks/studies/training.md lists, to within a tenth.
 BACKWARD = 3  # times the arithmetic of the forward pass, which it holds
 EFFICIENCY = 1.0  # of the best matrix product, by the model's
 MOVED_A_BYTE = 17.0  # bytes of memory traffic for each byte kept for the backward pass
