@@ -16,9 +16,9 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from hqtvae_fast import checkpoint as checkpoints
 from hqtvae_fast.config import HQTVAEConfig
-from hqtvae_fast.images import psnr
 from hqtvae_fast.model import HQVAE, HQVAEOutput
 from hqtvae_fast.ops.ema_update import code_statistics
+from hqtvae_fast.pictures.images import psnr
 from hqtvae_fast.train.codes.usage import RecentCodes, perplexity
 from hqtvae_fast.train.config import Schedule
 from hqtvae_fast.train.data import Batch

@@ -12,7 +12,7 @@ from typing import Any
 from PIL import Image
 
 from hqtvae_fast.files import write_file
-from hqtvae_fast.plots import on_a_page
+from hqtvae_fast.pictures.plots import on_a_page
 from hqtvae_fast.run_folder import MODEL, PICTURES, REPORT, STAGES
 from hqtvae_fast.train.data import Facts
 from hqtvae_fast.train.loop.records import LOSSES, read_records
