@@ -9,7 +9,7 @@ import argparse
 from pathlib import Path
 
 from hqtvae_fast import HQTVAEPipeline
-from hqtvae_fast.images import grid
+from hqtvae_fast.pictures.images import grid
 
 PROMPTS = ["tiger face, 3d", "red apple, flat", "rocket, shaded"]
 

@@ -16,7 +16,7 @@ import torch
 
 from hqtvae_fast import HQTVAEPipeline
 from hqtvae_fast.compat import sampling_ihqgpt  # was: from hqvae.utils.sampling import sampling_ihqgpt
-from hqtvae_fast.images import grid
+from hqtvae_fast.pictures.images import grid
 
 options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 options.add_argument("--checkpoint", default="demo", help="default: the model that comes with the package, 64x64 emoji")

@@ -15,7 +15,7 @@ from pathlib import Path
 from PIL import Image
 
 from hqtvae_fast import HQTVAEPipeline
-from hqtvae_fast.images import grid
+from hqtvae_fast.pictures.images import grid
 
 options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 options.add_argument("--checkpoint", default="demo", help="default: the model that comes with the package, 64x64 emoji")

@@ -9,7 +9,7 @@ import argparse
 from pathlib import Path
 
 from hqtvae_fast import HQTVAEPipeline
-from hqtvae_fast.images import grid, with_caption
+from hqtvae_fast.pictures.images import grid, with_caption
 
 options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 options.add_argument("--checkpoint", default="demo", help="default: the model that comes with the package, 64x64 emoji")

@@ -14,7 +14,7 @@ from pathlib import Path
 from PIL import Image, ImageDraw
 
 from hqtvae_fast import HQTVAEPipeline
-from hqtvae_fast.images import grid
+from hqtvae_fast.pictures.images import grid
 from hqtvae_fast.train.whole import train_whole
 
 options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)

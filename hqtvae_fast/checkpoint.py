@@ -35,11 +35,11 @@ from hqtvae_fast.checkpoint_config import (
 )
 from hqtvae_fast.config import CheckpointError, HQTVAEConfig, TransformerConfig, to_dict
 from hqtvae_fast.files import first_line, json_text, sync_files, sync_folder
+from hqtvae_fast.files.tensors import StateDict, read_state
 from hqtvae_fast.model import HQVAE, HQTransformer
 from hqtvae_fast.model.empty import without_values
 from hqtvae_fast.released.keys import Source, sources
 from hqtvae_fast.released.state import plain_keys
-from hqtvae_fast.tensor_files import StateDict, read_state
 from hqtvae_fast.threads import picture_flops, threads_for
 
 __all__ = [

@@ -14,8 +14,8 @@ import yaml
 
 from hqtvae_fast.config import CheckpointError, ConfigError, HQTVAEConfig, from_dict
 from hqtvae_fast.fields import shown
-from hqtvae_fast.file_kinds import refuse_others
 from hqtvae_fast.files import first_line, read_text
+from hqtvae_fast.files.kinds import refuse_others
 from hqtvae_fast.released.config import parse_config
 from hqtvae_fast.run_folder import is_run, model_of
 

@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from hqtvae_fast.arguments import short
-from hqtvae_fast.images import grid, to_pil
+from hqtvae_fast.pictures.images import grid, to_pil
 
 OutputType = Literal["pil", "np", "pt", "codes"]
 OUTPUT_TYPES = get_args(OutputType)

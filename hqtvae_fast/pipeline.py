@@ -36,7 +36,7 @@ from hqtvae_fast.model import HQVAE, HQTransformer
 from hqtvae_fast.model.images import check_images
 from hqtvae_fast.model.linear import quantize_linears
 from hqtvae_fast.output import OUTPUT_TYPES, HQTVAEImage, HQTVAEOutput, OutputType, convert_images
-from hqtvae_fast.pixels import read_pixels
+from hqtvae_fast.pictures.pixels import read_pixels
 from hqtvae_fast.progress import OnStep, drawing_steps
 from hqtvae_fast.request import (
     Request,

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from hqtvae_fast.arguments import short
 from hqtvae_fast.checkpoint import Checkpoint
-from hqtvae_fast.file_kinds import refuse_others
+from hqtvae_fast.files.kinds import refuse_others
 
 PAD_TOKENS = ("[PAD]", "<pad>", "<|pad|>")
 UNKNOWN_TOKENS = ("[UNK]", "<unk>", "<|unk|>")

@@ -19,8 +19,8 @@ from hqtvae_fast import HQTVAEPipeline
 from hqtvae_fast.evaluate import Extractor, Gaussian, Moments, Pictures, frechet_distance
 from hqtvae_fast.evaluate.pictures import SourcePictures
 from hqtvae_fast.evaluate.reconstruction import measure_reconstructions
-from hqtvae_fast.images import grid, psnr, to_pil
 from hqtvae_fast.model import HQTransformer
+from hqtvae_fast.pictures.images import grid, psnr, to_pil
 
 BATCH = 64
 SAMPLES = 256

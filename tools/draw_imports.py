@@ -20,10 +20,8 @@ PICTURE = ROOT / "docs" / "imports.svg"
 # From the bottom up: a module may import from its own layer and those before it. A box is drawn for each name.
 LAYERS: tuple[dict[str, tuple[str, ...]], ...] = (
     {
-        "files and formats": (
-            *("arguments", "classes", "codes", "config", "fields", "file_kinds", "files", "modes", "picture_files"),
-            *("tensor_files", "world"),
-        ),
+        "files and formats": ("arguments", "classes", "codes", "config", "fields", "files", "modes", "world"),
+        "pictures": ("pictures",),
         "backend, hardware": ("backend", "hardware", "threads", "_cuda", "_nvrtc"),
     },
     {"ops": ("ops",)},
@@ -32,10 +30,7 @@ LAYERS: tuple[dict[str, tuple[str, ...]], ...] = (
     {"checkpoint": ("run_folder",)},
     {"checkpoint": ("checkpoint_config",)},
     {"checkpoint": ("checkpoint",)},
-    {
-        "pictures and text": ("bare_pictures", "images", "pixels", "plots", "progress", "sheet", "shard_files", "text"),
-        "pipeline, compat": ("__init__", "compat", "hub", "output", "pipeline", "request", "tuning"),
-    },
+    {"pipeline, compat": ("__init__", "compat", "hub", "output", "pipeline", "progress", "request", "text", "tuning")},
     {"train": ("train",), "distributed": ("distributed",)},
     {"evaluate": ("evaluate",)},
     {"cli": ("cli",)},
@@ -43,14 +38,14 @@ LAYERS: tuple[dict[str, tuple[str, ...]], ...] = (
 BOX = {part: box for layer in LAYERS for box, parts in layer.items() for part in parts}
 RANK = {part: rank for rank, layer in enumerate(LAYERS) for parts in layer.values() for part in parts}
 PLACES = {  # of boxes: columns and rows, from the bottom up
-    "files and formats": (0.0, 0),
+    "files and formats": (1.0, -1),
+    "pictures": (0.2, 0),
     "backend, hardware": (2.0, 0),
     "ops": (2.0, 1),
     "model": (1.6, 2),
     "released": (0.4, 3),
     "engine": (2.0, 3),
     "checkpoint": (0.8, 4),
-    "pictures and text": (0.2, 5),
     "pipeline, compat": (1.8, 5),
     "train": (0.6, 6),
     "distributed": (2.0, 6),
@@ -201,7 +196,7 @@ def draw(counts: dict[tuple[str, str], int], file: Path) -> None:
         where = {"xytext": (4, 0), "textcoords": "offset points", "fontsize": 9, "color": "#5b6675"}
         axes.annotate(str(counts[upper, lower]), ((start[0] + end[0]) / 2, (start[1] + end[1]) / 2), **where)
     axes.set_xlim(-0.55, 2.55)
-    axes.set_ylim(-0.35, 8.35)
+    axes.set_ylim(-1.35, 8.35)
     axes.axis("off")
     figure.savefig(file, bbox_inches="tight", facecolor="white", metadata={"Date": None, "Title": description(counts)})
     plt.close(figure)

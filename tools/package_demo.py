@@ -24,8 +24,8 @@ from torch import Tensor
 
 from hqtvae_fast import HQTVAEPipeline
 from hqtvae_fast import checkpoint as checkpoints
-from hqtvae_fast.images import grid, psnr, to_pil, with_caption
-from hqtvae_fast.train.code_usage import perplexity
+from hqtvae_fast.pictures.images import grid, psnr, to_pil, with_caption
+from hqtvae_fast.train.codes.usage import perplexity
 from hqtvae_fast.train.data import CAPTIONS, PictureDataset, open_source, select
 
 NEAREST_PROMPTS = 8

@@ -18,7 +18,7 @@ from hqtvae_fast.engine import SamplingParams, image_seeds
 from hqtvae_fast.model import HQTransformer
 from hqtvae_fast.ops.kernels.sample_logits import check_sampling
 from hqtvae_fast.pipeline import HQTVAEPipeline
-from hqtvae_fast.train.sizes import size_config
+from hqtvae_fast.train.sizing.sizes import size_config
 
 SEED = 0
 

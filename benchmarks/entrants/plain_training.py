@@ -22,8 +22,7 @@ from hqtvae_fast.model.head import PyramidHead, _group_mask
 from hqtvae_fast.model.hqvae import Codebook
 from hqtvae_fast.model.layers import Blocks
 from hqtvae_fast.model.pyramid import split_windows
-from hqtvae_fast.train.discriminator import PatchDiscriminator
-from hqtvae_fast.train.optim import (
+from hqtvae_fast.train.loop.optim import (
     STAGE1_BETAS,
     STAGE1_LEARNING_RATE,
     STAGE2_BETAS,
@@ -32,6 +31,7 @@ from hqtvae_fast.train.optim import (
     STAGE2_WEIGHT_DECAY,
     parameter_groups,
 )
+from hqtvae_fast.train.losses.discriminator import PatchDiscriminator
 
 AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 ADVERSARIAL, TEXT, IMAGE = 0.75, 0.1, 0.9

@@ -19,7 +19,7 @@ import typer
 
 from benchmarks.measuring.figures import of_floor, plain
 from benchmarks.measuring.schema import Results, Row, read
-from hqtvae_fast.plots import THEMES, draw
+from hqtvae_fast.pictures.plots import THEMES, draw
 
 Files = Annotated[list[Path], typer.Argument(help="Results files, of any suites and devices.")]
 Out = Annotated[Path, typer.Option(help="The folder to write to; it is made if need be.")]

@@ -1,7 +1,7 @@
 """The report's pictures: throughput against batch, a roofline, and ours beside each baseline, op by op.
 
-How they look is :mod:`hqtvae_fast.plots`'s. Every figure in them is a row of a results file: nothing is computed here
-but quotients and their means.
+How they look is :mod:`hqtvae_fast.pictures.plots`'s. Every figure in them is a row of a results file: nothing is
+computed here but quotients and their means.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 from benchmarks.measuring import stats
 from benchmarks.measuring.figures import plain
 from benchmarks.measuring.schema import Results, Row
-from hqtvae_fast.plots import COLOURS
+from hqtvae_fast.pictures.plots import COLOURS
 
 SIZE = (7.2, 4.2)
 WIDE = (9.4, 4.8)  # with a legend beside it

@@ -30,7 +30,7 @@ from benchmarks.measuring.costs import costs, in_words
 from benchmarks.measuring.environment import describe, pick_device
 from benchmarks.measuring.schema import Results
 from hqtvae_fast.config import VAEConfig
-from hqtvae_fast.train.code_cache import split_codes
+from hqtvae_fast.train.codes.cache import split_codes
 from hqtvae_fast.train.data import Batch, Content
 from hqtvae_fast.train.losses import Stage1Weights
 from hqtvae_fast.train.stage1 import Stage1, Stage1Settings

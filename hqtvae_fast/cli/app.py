@@ -28,7 +28,7 @@ from hqtvae_fast.cli.streams import steady_streams
 from hqtvae_fast.cli.train import train
 from hqtvae_fast.cli.tune import tune
 from hqtvae_fast.files import first_line
-from hqtvae_fast.train.stopping import Stopped
+from hqtvae_fast.train.loop.stopping import Stopped
 
 PROGRAM = "hqtvae"
 BAD_INPUT, INTERRUPTED = 2, 130  # exit codes; 0 when all went well

@@ -35,7 +35,7 @@ class Codes:
     def check_vae(self, vae: HQVAE) -> None:
         """ValueError where shards say that another VAE made them."""
         if self.shards is not None:
-            from hqtvae_fast.train.stored_codes import check_vae
+            from hqtvae_fast.train.codes.stored import check_vae
 
             check_vae(self.shards, vae)
 

@@ -25,7 +25,7 @@ def encode_set(
 ) -> None:
     """Make the shards that are missing, and say how many pictures that were, how fast, and how many were broken."""
     with waiting("Starting"):
-        from hqtvae_fast.train.code_shards import CodeShards
+        from hqtvae_fast.train.codes.shards import CodeShards
         from hqtvae_fast.train.data import open_source
 
     source = open_source(list(images))

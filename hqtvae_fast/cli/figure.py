@@ -106,7 +106,7 @@ def resampling(
     with waiting("Starting"):
         from hqtvae_fast.cli.pictures import find_pictures
         from hqtvae_fast.evaluate.figures.levels import resampling_rows
-        from hqtvae_fast.images import open_image
+        from hqtvae_fast.pictures.images import open_image
 
     shown = [open_image(file) for file in find_pictures(image)] if image else _some(pictures or [], None, count)[0]
     pipes = {name.replace("\\n", "\n"): open_pipeline(path, device, dtype) for name, _, path in named}
@@ -140,7 +140,7 @@ def redraw(
     with waiting("Starting"):
         from hqtvae_fast.cli.plan import arguments, plan
         from hqtvae_fast.evaluate.figures.levels import redraw_rows
-        from hqtvae_fast.images import open_image, to_tensor
+        from hqtvae_fast.pictures.images import open_image, to_tensor
 
     drawings = plan(labels, prompt or [], None, 1, seed, config.classes)
     check_drawing(config, arguments(drawings), sampling)
@@ -205,7 +205,7 @@ def neighbours(
 
         from hqtvae_fast.evaluate import open_pictures
         from hqtvae_fast.evaluate.figures import neighbours as drawing
-        from hqtvae_fast.images import to_tensor
+        from hqtvae_fast.pictures.images import to_tensor
 
     drawn, captions = _some(samples, None, count)
     side = drawn[0].width
@@ -252,7 +252,7 @@ def losses(
     """What runs logged: losses, PSNR, codes in use and the learning rate, of training and of held-out pictures."""
     check_picture_file(out)
     with waiting("Starting"):
-        from hqtvae_fast.train.curves import losses_plot, named_runs
+        from hqtvae_fast.train.shown.curves import losses_plot, named_runs
 
     _write(out, losses_plot(named_runs(runs)))
 

@@ -11,8 +11,8 @@ import typer
 from PIL import Image
 
 from hqtvae_fast.cli.output import count, say_errors
-from hqtvae_fast.images import BrokenPictureError, fit, open_picture
-from hqtvae_fast.picture_files import say_left_out, walk
+from hqtvae_fast.pictures.files import say_left_out, walk
+from hqtvae_fast.pictures.images import BrokenPictureError, fit, open_picture
 
 
 @dataclass(frozen=True)

@@ -42,7 +42,7 @@ def _place(preset: Preset) -> tuple[bool, str, str, int, str]:
 
 def _row(preset: Preset) -> tuple[str, ...]:
     from hqtvae_fast.model import cost
-    from hqtvae_fast.train.models import preset_config
+    from hqtvae_fast.train.sizing.models import preset_config
 
     fields, part = preset.fields, {"stage1": "vae", "stage2": "transformer"}[preset.stage]
     size = f"{cost.sizes(preset_config(preset))[part] / 1e6:,.1f} M"

@@ -15,7 +15,7 @@ from PIL.PngImagePlugin import PngInfo
 
 from hqtvae_fast.cli.output import check_folder, check_picture_file, count, picture_kind
 from hqtvae_fast.files import write_file
-from hqtvae_fast.images import enlarge, grid, with_caption
+from hqtvae_fast.pictures.images import enlarge, grid, with_caption
 
 WRITERS = min(4, os.cpu_count() or 1)
 

@@ -15,7 +15,7 @@ from hqtvae_fast.cli.output import show, table
 from hqtvae_fast.cli.pictures import Picture, Reader
 from hqtvae_fast.config import level_names
 from hqtvae_fast.engine.coding import make_encoder
-from hqtvae_fast.images import psnr, to_pil, to_tensor
+from hqtvae_fast.pictures.images import psnr, to_pil, to_tensor
 from hqtvae_fast.pipeline import HQTVAEPipeline
 
 Row = list[tuple[Image.Image, str]]  # pictures and their captions

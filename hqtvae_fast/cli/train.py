@@ -140,7 +140,7 @@ def stage1(
         _need_extra()
         from hqtvae_fast.train.config import Stage1Run, read_run
         from hqtvae_fast.train.run import train_stage1
-        from hqtvae_fast.train.telling import Telling
+        from hqtvae_fast.train.shown.telling import Telling
 
     with _named_as_options(given):
         run = read_run(Stage1Run, config, given, preset)
@@ -211,7 +211,7 @@ def stage2(
         _need_extra()
         from hqtvae_fast.train.config import Stage2Run, read_run
         from hqtvae_fast.train.run import train_stage2
-        from hqtvae_fast.train.telling import Telling
+        from hqtvae_fast.train.shown.telling import Telling
 
     with _named_as_options(given):
         run = read_run(Stage2Run, config, given, preset)

@@ -12,9 +12,9 @@ from hqtvae_fast.config import VAEConfig
 from hqtvae_fast.evaluate.pictures import Pictures, SourcePictures
 from hqtvae_fast.model import HQVAE
 from hqtvae_fast.pipeline import HQTVAEPipeline
-from hqtvae_fast.train.code_usage import perplexity
+from hqtvae_fast.train.codes.stored import StoredCodes, check_vae, places_of
+from hqtvae_fast.train.codes.usage import perplexity
 from hqtvae_fast.train.data import CodedPictures, Selection, open_source
-from hqtvae_fast.train.stored_codes import StoredCodes, check_vae, places_of
 
 BATCH = 256  # pictures whose codes are counted at once
 

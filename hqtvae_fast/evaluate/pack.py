@@ -18,8 +18,8 @@ from PIL import Image
 
 from hqtvae_fast.evaluate.pictures import NPZ_PICTURES, Pictures
 from hqtvae_fast.files import whole_file
-from hqtvae_fast.images import BrokenPictureError
-from hqtvae_fast.shard_files import add_member
+from hqtvae_fast.files.shards import add_member
+from hqtvae_fast.pictures.images import BrokenPictureError
 
 Advance = Callable[[int], None]
 BATCH = 64

@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from hqtvae_fast.files import parse_json
-from hqtvae_fast.images import BrokenPictureError, description, fit
+from hqtvae_fast.pictures.images import BrokenPictureError, description, fit
 from hqtvae_fast.train.data.captions import PLAIN, CaptionTemplate
 from hqtvae_fast.train.data.sources import Source, open_source, read_picture
 

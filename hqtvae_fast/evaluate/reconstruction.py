@@ -17,9 +17,9 @@ from hqtvae_fast.evaluate.extractors import Extractor
 from hqtvae_fast.evaluate.frechet import Moments, frechet_distance
 from hqtvae_fast.evaluate.measure import BATCH, features_of, require_finite_rows
 from hqtvae_fast.evaluate.pictures import Pictures
-from hqtvae_fast.images import psnr
+from hqtvae_fast.pictures.images import psnr
 from hqtvae_fast.pipeline import HQTVAEPipeline
-from hqtvae_fast.train.stored_codes import StoredCodes
+from hqtvae_fast.train.codes.stored import StoredCodes
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from tokenizers import CharBPETokenizer, Tokenizer
 
-from hqtvae_fast.file_kinds import refuse_others
+from hqtvae_fast.files.kinds import refuse_others
 
 FOLDER = "hqvae/tokenizers/pretrained"
 """Where the released repository has it (github.com/kakaobrain/hqtransformer)."""

@@ -52,7 +52,7 @@ class RunConfig:
     init: str | None = None
     """A checkpoint whose architecture, weights and tokenizer the run begins with, to fine-tune; None: random ones."""
     size: Size | None = None
-    """A model and its training, see :mod:`hqtvae_fast.train.sizes`; None: picked, unless ``model`` is there."""
+    """A model and its training, see :mod:`hqtvae_fast.train.sizing.sizes`; None: picked, unless ``model`` is there."""
     resolution: Annotated[int, Between(8, 8192)] | None = None
     """Side of the pictures; None: the model's."""
     out: str = field(default="", metadata=PASSING)

@@ -22,7 +22,7 @@ from hqtvae_fast.fields import read
 from hqtvae_fast.model import HQVAE, HQTransformer
 from hqtvae_fast.text import open_tokenizer
 from hqtvae_fast.train.data import PictureDataset, Source
-from hqtvae_fast.train.models import make_transformer_config, make_vae_config, with_changes
+from hqtvae_fast.train.sizing.models import make_transformer_config, make_vae_config, with_changes
 from hqtvae_fast.train.tokenizer import Vocabulary
 from hqtvae_fast.train.validation import HeldOut, validate_vae
 from hqtvae_fast.train.words import say

@@ -11,7 +11,7 @@ import torch
 
 from hqtvae_fast.config import HQTVAEConfig
 from hqtvae_fast.train.config import RunConfig, Stage1Run, Stage2Run
-from hqtvae_fast.train.estimate import Extras, fits, training_bytes
+from hqtvae_fast.train.sizing.estimate import Extras, fits, training_bytes
 from hqtvae_fast.train.start import Started
 
 Begun = TypeVar("Begun", bound=Started[Any])

@@ -16,8 +16,16 @@ from hqtvae_fast import checkpoint as checkpoints
 from hqtvae_fast.config import Condition, ConfigError, HQTVAEConfig, TransformerConfig
 from hqtvae_fast.model import HQVAE
 from hqtvae_fast.run_folder import MODEL
-from hqtvae_fast.train.code_cache import CodeCache
-from hqtvae_fast.train.code_cache_build import open_code_cache
+from hqtvae_fast.train.codes.build import open_code_cache
+from hqtvae_fast.train.codes.cache import CodeCache
+from hqtvae_fast.train.codes.stored import (
+    StoredCodes,
+    codes_as_cache,
+    codes_as_data,
+    codes_as_held_out,
+    part_of,
+    settle,
+)
 from hqtvae_fast.train.config import RunConfig, Stage1Run, Stage2Run
 from hqtvae_fast.train.data import (
     Facts,
@@ -29,23 +37,15 @@ from hqtvae_fast.train.data import (
     make_loader,
 )
 from hqtvae_fast.train.initial import init_transformer, init_vae, own_vocabulary
+from hqtvae_fast.train.loop.runner import LoopSettings, Runner
 from hqtvae_fast.train.losses import Stage1Weights, Stage2Weights
+from hqtvae_fast.train.losses.perceptual import load_perceptual
 from hqtvae_fast.train.memory import in_memory
-from hqtvae_fast.train.perceptual import load_perceptual
 from hqtvae_fast.train.prior import open_prior
-from hqtvae_fast.train.runner import LoopSettings, Runner
+from hqtvae_fast.train.shown.telling import Telling
 from hqtvae_fast.train.stage1 import Stage1, Stage1Settings
 from hqtvae_fast.train.stage2 import Stage2, Stage2Settings
 from hqtvae_fast.train.start import Started, intervals, start
-from hqtvae_fast.train.stored_codes import (
-    StoredCodes,
-    codes_as_cache,
-    codes_as_data,
-    codes_as_held_out,
-    part_of,
-    settle,
-)
-from hqtvae_fast.train.telling import Telling
 from hqtvae_fast.train.tokenizer import make_tokenizer, survey_captions
 from hqtvae_fast.train.validation import HeldOut
 from hqtvae_fast.train.words import say

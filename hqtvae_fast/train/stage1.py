@@ -16,19 +16,19 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from hqtvae_fast import checkpoint as checkpoints
 from hqtvae_fast.config import HQTVAEConfig
-from hqtvae_fast.images import psnr
 from hqtvae_fast.model import HQVAE, HQVAEOutput
 from hqtvae_fast.ops.kernels.ema_update import code_statistics
-from hqtvae_fast.train.code_usage import RecentCodes, perplexity
+from hqtvae_fast.pictures.images import psnr
+from hqtvae_fast.train.codes.usage import RecentCodes, perplexity
 from hqtvae_fast.train.config import Schedule
 from hqtvae_fast.train.data import Batch
-from hqtvae_fast.train.discriminator import PatchDiscriminator
+from hqtvae_fast.train.loop.optim import fused, stage1_optimizer
+from hqtvae_fast.train.loop.runner import mean_over_ranks
+from hqtvae_fast.train.loop.schedule import warmup_constant_lr, warmup_cosine_lr
 from hqtvae_fast.train.losses import Stage1Loss, Stage1Weights, hinge_discriminator_loss, stage1_loss
-from hqtvae_fast.train.optim import fused, stage1_optimizer
-from hqtvae_fast.train.perceptual import PerceptualDistance
-from hqtvae_fast.train.runner import mean_over_ranks
-from hqtvae_fast.train.schedule import warmup_constant_lr, warmup_cosine_lr
-from hqtvae_fast.train.sheets import reconstruction_sheet
+from hqtvae_fast.train.losses.discriminator import PatchDiscriminator
+from hqtvae_fast.train.losses.perceptual import PerceptualDistance
+from hqtvae_fast.train.shown.sheets import reconstruction_sheet
 from hqtvae_fast.train.validation import HeldOut, validate_vae
 
 SHOWN = 8  # held-out pictures in a reconstruction sheet
@@ -51,7 +51,7 @@ class Stage1Settings:
 
 
 class Stage1:
-    """The :class:`hqtvae_fast.train.runner.Task` of stage 1."""
+    """The :class:`hqtvae_fast.train.loop.runner.Task` of stage 1."""
 
     def __init__(
         self,

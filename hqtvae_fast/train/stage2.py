@@ -16,19 +16,19 @@ from hqtvae_fast import checkpoint as checkpoints
 from hqtvae_fast.classes import Names, fit_names
 from hqtvae_fast.config import HQTVAEConfig, first_level
 from hqtvae_fast.engine import SamplingParams, decode_codes, draw_codes, image_seeds
-from hqtvae_fast.images import to_pil
 from hqtvae_fast.model import HQVAE, HQTransformer
 from hqtvae_fast.modes import no_autocast
+from hqtvae_fast.pictures.images import to_pil
 from hqtvae_fast.text import PromptTokenizer
-from hqtvae_fast.train.code_cache import picture_latents, split_codes
+from hqtvae_fast.train.codes.cache import picture_latents, split_codes
 from hqtvae_fast.train.data import Batch, Content
+from hqtvae_fast.train.loop.optim import fused, stage2_optimizer
+from hqtvae_fast.train.loop.position import OtherRunError
+from hqtvae_fast.train.loop.runner import mean_over_ranks
+from hqtvae_fast.train.loop.schedule import warmup_cosine_lr
 from hqtvae_fast.train.losses import SoftLabels, Stage2Loss, Stage2Weights, Target, stage2_loss
-from hqtvae_fast.train.optim import fused, stage2_optimizer
-from hqtvae_fast.train.position import OtherRunError
 from hqtvae_fast.train.prior import same_vae
-from hqtvae_fast.train.runner import mean_over_ranks
-from hqtvae_fast.train.schedule import warmup_cosine_lr
-from hqtvae_fast.train.sheets import PLACES, drawn_sheet, pictures_of_each
+from hqtvae_fast.train.shown.sheets import PLACES, drawn_sheet, pictures_of_each
 from hqtvae_fast.train.validation import HeldOut, Sums, spread
 
 
@@ -54,7 +54,7 @@ class Stage2Settings:
 
 
 class Stage2:
-    """The :class:`hqtvae_fast.train.runner.Task` of stage 2."""
+    """The :class:`hqtvae_fast.train.loop.runner.Task` of stage 2."""
 
     def __init__(
         self,

@@ -29,9 +29,9 @@ from hqtvae_fast.train.data import (
     select,
     survey,
 )
-from hqtvae_fast.train.estimate import training_precision
-from hqtvae_fast.train.position import more_updates
-from hqtvae_fast.train.sizes import Picked, pick
+from hqtvae_fast.train.loop.position import more_updates
+from hqtvae_fast.train.sizing.estimate import training_precision
+from hqtvae_fast.train.sizing.sizes import Picked, pick
 from hqtvae_fast.train.words import say
 from hqtvae_fast.world import WorldError, world
 
@@ -57,7 +57,7 @@ class Started(Generic[Config]):
     changed: tuple[str, ...] = ()
     """Fields of a run that goes on, in words, which are others than before."""
     more: float = 0.0
-    """See :func:`hqtvae_fast.train.position.more_updates`."""
+    """See :func:`hqtvae_fast.train.loop.position.more_updates`."""
 
     def take_changes(self) -> None:
         """For the main process, when the run stands where it goes on from: it does so with the fields it has now."""

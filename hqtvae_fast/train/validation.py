@@ -12,11 +12,11 @@ from accelerate.utils import gather_object
 from torch import Tensor
 from torch.utils.data import DataLoader, Subset
 
-from hqtvae_fast.images import psnr
 from hqtvae_fast.model import HQVAE
-from hqtvae_fast.train.code_usage import perplexity
+from hqtvae_fast.pictures.images import psnr
+from hqtvae_fast.train.codes.usage import perplexity
 from hqtvae_fast.train.data import Batch, PictureDataset, Source, collate
-from hqtvae_fast.train.stopping import leave_interrupts
+from hqtvae_fast.train.loop.stopping import leave_interrupts
 
 
 class HeldOut:

@@ -18,8 +18,8 @@ from hqtvae_fast.train.config import RunConfig, Stage1Run, Stage2Run, completed,
 from hqtvae_fast.train.data import are_codes, open_source, select
 from hqtvae_fast.train.initial import init_vae, keeps_vae, own_condition
 from hqtvae_fast.train.run import train_stage1, train_stage2
+from hqtvae_fast.train.shown.telling import Telling
 from hqtvae_fast.train.start import join_world
-from hqtvae_fast.train.telling import Telling
 from hqtvae_fast.train.words import say
 from hqtvae_fast.world import world
 

@@ -16,7 +16,7 @@ from benchmarks.measuring.environment import HERE, describe
 from benchmarks.measuring.schema import Results, Row
 from benchmarks.report import html, plots
 from hqtvae_fast import cli
-from hqtvae_fast.plots import THEMES, draw
+from hqtvae_fast.pictures.plots import THEMES, draw
 
 FACTS = describe(torch.device("cpu"), "ops")
 PEAKS = {"name": "abacus", "flops": 1e12, "bandwidth": 1e11, "dtype": "float32"}

@@ -14,8 +14,8 @@ pytest.importorskip("accelerate", reason="training needs the train extra")
 from hqtvae_fast import checkpoint
 from hqtvae_fast.config import HQTVAEConfig
 from hqtvae_fast.train.config import Stage1Run, Stage2Run, read_run
-from hqtvae_fast.train.models import make_transformer_config, make_vae_config
 from hqtvae_fast.train.presets import load_preset, load_size
+from hqtvae_fast.train.sizing.models import make_transformer_config, make_vae_config
 
 PAGE = ROOT / "docs" / "training.md"
 TEXT = PAGE.read_text(encoding="utf-8")
@@ -61,7 +61,7 @@ def test_sizes_are_as_the_table_has_them(size):
 
 
 def test_bytes_of_a_picture_in_the_cache():
-    from hqtvae_fast.train.code_cache import CacheSpec
+    from hqtvae_fast.train.codes.cache import CacheSpec
 
     spec = {"data": "", "vae": "", "config": make_vae_config({}), "pictures": 1, "mirrored": False}
     assert CacheSpec(**spec, content="codes").picture_bytes == 640
@@ -70,7 +70,7 @@ def test_bytes_of_a_picture_in_the_cache():
 
 def test_what_it_says_of_fine_tuning():
     from hqtvae_fast.train.initial import KEPT_FROM
-    from hqtvae_fast.train.sizes import FINE_TUNING, pictures_seen
+    from hqtvae_fast.train.sizing.sizes import FINE_TUNING, pictures_seen
 
     assert f"{KEPT_FROM:.0f} dB or more" in TEXT
     assert pictures_seen("stage2", FINE_TUNING, 60) == pictures_seen("stage2", "tiny", 60) / 8

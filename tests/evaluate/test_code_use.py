@@ -15,7 +15,7 @@ from hqtvae_fast.evaluate import Extractor, open_pictures, spans
 from hqtvae_fast.evaluate.code_use import CodeUse, open_coded, use_of_stored
 from hqtvae_fast.evaluate.reconstruction import measure_reconstructions
 from hqtvae_fast.model import HQVAE
-from hqtvae_fast.train.code_shards import CodeShards
+from hqtvae_fast.train.codes.shards import CodeShards
 from hqtvae_fast.train.data import open_source
 
 from .conftest import make_pixels, write_folder

@@ -17,8 +17,8 @@ from hqtvae_fast.evaluate import Extractor, open_pictures
 from hqtvae_fast.evaluate.figures.levels import level_rows, redraw_rows, resampling_rows
 from hqtvae_fast.evaluate.figures.neighbours import feature_distance, nearest, ordinal, pixel_distance
 from hqtvae_fast.evaluate.figures.plots import read_point, speed_plot, usage_plot
-from hqtvae_fast.images import enlarge
-from hqtvae_fast.sheet import GREEN, RED, Cell, Row, Sheet
+from hqtvae_fast.pictures.images import enlarge
+from hqtvae_fast.pictures.sheet import GREEN, RED, Cell, Row, Sheet
 
 from .conftest import make_pixels, write_folder
 

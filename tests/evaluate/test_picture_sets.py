@@ -11,7 +11,7 @@ import torch
 from hqtvae_fast.cli.sheets import png, webp
 from hqtvae_fast.evaluate import open_pictures
 from hqtvae_fast.evaluate.pictures import Pictures
-from hqtvae_fast.images import fit, to_pil
+from hqtvae_fast.pictures.images import fit, to_pil
 
 from .conftest import SIDE, make_pixels, write_folder, write_shard
 

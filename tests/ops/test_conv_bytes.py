@@ -8,9 +8,9 @@ import torch
 import torch.nn.functional as F
 
 from hqtvae_fast.backend import BackendError
-from hqtvae_fast.images import to_pil
 from hqtvae_fast.ops import conv_bytes
 from hqtvae_fast.ops.kernels.conv_bytes.spec import SPEC, make_inputs
+from hqtvae_fast.pictures.images import to_pil
 
 CPU = torch.device("cpu")
 

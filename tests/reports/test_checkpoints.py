@@ -23,9 +23,9 @@ from conftest import GOLDEN, golden_pipeline
 from hqtvae_fast import HQTVAEPipeline, checkpoint
 from hqtvae_fast.checkpoint import CheckpointError
 from hqtvae_fast.cli import main
+from hqtvae_fast.files.tensors import read_state
 from hqtvae_fast.released.state import plain_keys
 from hqtvae_fast.released.tokenizer import MERGES, VOCABULARY
-from hqtvae_fast.tensor_files import read_state
 from hqtvae_fast.text import PromptTokenizer
 
 CASE = "class_parallel"

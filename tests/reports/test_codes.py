@@ -21,10 +21,10 @@ from hqtvae_fast.compat import sampling_ihqgpt
 from hqtvae_fast.config import ConfigError
 from hqtvae_fast.engine import SamplingParams, draw_codes
 from hqtvae_fast.request import read_given_codes
-from hqtvae_fast.train.code_cache import CacheSpec, CodeCache, join_codes, vae_hash
-from hqtvae_fast.train.code_shards import CodeShards
+from hqtvae_fast.train.codes.cache import CacheSpec, CodeCache, join_codes, vae_hash
+from hqtvae_fast.train.codes.shards import CodeShards
+from hqtvae_fast.train.codes.stored import codes_as_cache, codes_as_data
 from hqtvae_fast.train.data import CodedPictures, PictureDataset, open_source, select
-from hqtvae_fast.train.stored_codes import codes_as_cache, codes_as_data
 
 CASE = "class_parallel"
 NARROW = [torch.uint8, torch.int8, torch.int16, torch.uint16, torch.int32, torch.uint32, torch.int64, torch.uint64]
@@ -293,7 +293,7 @@ def test_F13_codes_are_a_cache_of_their_pictures(pictures, codes, pipe):
 
 def test_F13_a_code_cache_with_a_foreign_code_is_named(pictures, pipe, tmp_path):
     pytest.importorskip("accelerate", reason="training needs the train extra")
-    from hqtvae_fast.train.code_cache_build import build_code_cache
+    from hqtvae_fast.train.codes.build import build_code_cache
 
     source, config, file = open_source(pictures), pipe.config.vae, tmp_path / "cache.safetensors"
     made = {"data": source.fingerprint(), "vae": vae_hash(pipe.vae), "config": config, "pictures": len(source)}

@@ -25,8 +25,8 @@ from hqtvae_fast.cli.sheets import PictureWriter
 from hqtvae_fast.hardware import published
 from hqtvae_fast.model import cost
 from hqtvae_fast.pipeline import HQTVAEPipeline
-from hqtvae_fast.train.models import preset_config
 from hqtvae_fast.train.presets import load_preset
+from hqtvae_fast.train.sizing.models import preset_config
 
 CLASSES = str(GOLDEN / "class_parallel")
 HEAVY = ("torch", "numpy", "PIL", "safetensors", "tokenizers", "huggingface_hub", "yaml", "accelerate", "matplotlib")

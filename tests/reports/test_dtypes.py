@@ -24,9 +24,9 @@ from hqtvae_fast.ops import cpu_library
 from hqtvae_fast.ops.kernels.sample_logits import BACKENDS as DRAWS
 from hqtvae_fast.ops.kernels.sample_logits import COLDEST, HOTTEST
 from hqtvae_fast.ops.spec import all_specs
-from hqtvae_fast.train.discriminator import PatchDiscriminator
 from hqtvae_fast.train.losses import hinge_generator_loss
-from hqtvae_fast.train.perceptual import VGG16Trunk
+from hqtvae_fast.train.losses.discriminator import PatchDiscriminator
+from hqtvae_fast.train.losses.perceptual import VGG16Trunk
 
 PACKAGE = Path(hqtvae_fast.__file__).parent
 SPECS = all_specs()

@@ -18,7 +18,7 @@ from PIL import Image
 from hqtvae_fast import HQTVAEPipeline
 from hqtvae_fast.checkpoint_config import read_config
 from hqtvae_fast.cli import main
-from hqtvae_fast.train.records import read_records
+from hqtvae_fast.train.loop.records import read_records
 
 QUICK = ("--steps", "2", "--batch-size", "2", "--resolution", "32")
 CLASSES = ("cat", "dog", "hot dog")

@@ -29,7 +29,7 @@ from hqtvae_fast.checkpoint_config import find_config
 from hqtvae_fast.cli.sample import _read_prompts
 from hqtvae_fast.config import HQTVAEConfig, from_dict, to_dict
 from hqtvae_fast.evaluate.reference import Reference, read_reference
-from hqtvae_fast.tensor_files import read_state
+from hqtvae_fast.files.tensors import read_state
 
 RUNS = pytest.mark.parametrize("count", [200, pytest.param(10_000, marks=pytest.mark.slow)])
 SECONDS, MEGABYTES = 10.0, 400  # of one file; of all files together

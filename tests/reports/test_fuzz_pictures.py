@@ -15,8 +15,8 @@ from PIL import ExifTags, Image
 from PIL.PngImagePlugin import PngInfo
 
 from hqtvae_fast.evaluate import open_pictures
-from hqtvae_fast.images import BrokenPictureError, open_picture
-from hqtvae_fast.picture_files import PICTURE_FORMATS
+from hqtvae_fast.pictures.files import PICTURE_FORMATS
+from hqtvae_fast.pictures.images import BrokenPictureError, open_picture
 
 FEW = 400
 MANY = pytest.param(10_000, marks=pytest.mark.slow)

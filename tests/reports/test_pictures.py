@@ -23,7 +23,7 @@ from hqtvae_fast.cli.pictures import Reader, find_pictures
 from hqtvae_fast.cli.plan import plan
 from hqtvae_fast.evaluate import open_pictures
 from hqtvae_fast.files import MAX_NAME_BYTES, json_text
-from hqtvae_fast.images import BrokenPictureError, open_image, open_picture, to_rgb
+from hqtvae_fast.pictures.images import BrokenPictureError, open_image, open_picture, to_rgb
 from hqtvae_fast.train.data import PictureDataset, open_source
 
 CHECKPOINT = Path(__file__).parents[1] / "golden" / "class_parallel"

@@ -15,8 +15,8 @@ from PIL import Image
 from hqtvae_fast import checkpoint
 from hqtvae_fast.cli.pictures import find_pictures
 from hqtvae_fast.evaluate import open_pictures
-from hqtvae_fast.picture_files import PICTURE_SUFFIXES, walk
-from hqtvae_fast.train.code_shards import CodeShards
+from hqtvae_fast.pictures.files import PICTURE_SUFFIXES, walk
+from hqtvae_fast.train.codes.shards import CodeShards
 from hqtvae_fast.train.data import caption_template, class_names, open_source, select, survey
 from hqtvae_fast.train.data.captions_file import read_captions
 from hqtvae_fast.train.data.sources import Source

@@ -52,7 +52,7 @@ def test_T7_every_public_name_is_found_when_asked_for():
         assert getattr(hqtvae_fast, name) is not None
     assert hqtvae_fast.__version__
     assert hqtvae_fast.ops is ops
-    assert hqtvae_fast.images.__name__ == "hqtvae_fast.images"  # modules too, as when importing had loaded them
+    assert hqtvae_fast.pictures.__name__ == "hqtvae_fast.pictures"  # modules too, as when importing had loaded them
     assert callable(ops.skinny_linear)
     assert sys.modules["hqtvae_fast.model.linear"].pack_linears
     for wrong in ("no_such_name", "_no_such_name"):

@@ -20,10 +20,10 @@ from hqtvae_fast.fields import ConfigError
 from hqtvae_fast.run_folder import CONTENTS, damage
 from hqtvae_fast.train import run as runs
 from hqtvae_fast.train.config import Stage1Run, Stage2Run, read_run
-from hqtvae_fast.train.records import cut_records, read_records
+from hqtvae_fast.train.loop.records import cut_records, read_records
+from hqtvae_fast.train.loop.run_checkpoints import RunCheckpoints
+from hqtvae_fast.train.loop.runner import TrainingError
 from hqtvae_fast.train.run import train_stage1
-from hqtvae_fast.train.run_checkpoints import RunCheckpoints
-from hqtvae_fast.train.runner import TrainingError
 from tests.train.small_runs import losses, same, stage1, weights, write_pictures
 
 STEPS = 6

@@ -60,7 +60,7 @@ def test_G5_the_check_sees_one():
 def test_G5_a_sheet_of_no_columns(columns):
     from PIL import Image
 
-    from hqtvae_fast.images import grid
+    from hqtvae_fast.pictures.images import grid
 
     with pytest.raises(ValueError, match=f"columns: expected 1 or more; got {columns}"):
         grid([Image.new("RGB", (2, 2))], columns)

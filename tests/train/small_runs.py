@@ -10,7 +10,7 @@ from PIL import Image
 
 from hqtvae_fast import checkpoint
 from hqtvae_fast.train.config import Stage1Run, Stage2Run, read_run
-from hqtvae_fast.train.records import read_records, without_times
+from hqtvae_fast.train.loop.records import read_records, without_times
 
 VAE = {
     "resolution": 16,

@@ -15,7 +15,7 @@ from small_runs import TRANSFORMER, VAE, losses, stage1, stage2, write_pictures
 from hqtvae_fast.fields import ConfigError
 from hqtvae_fast.train.changes import changes, earlier_run, write_run
 from hqtvae_fast.train.config import Stage1Run, Stage2Run, may_change, passes
-from hqtvae_fast.train.position import OtherRunError
+from hqtvae_fast.train.loop.position import OtherRunError
 from hqtvae_fast.train.run import train_stage1, train_stage2
 
 FIXED = {

@@ -20,9 +20,9 @@ from accelerate import Accelerator
 from small_runs import BLOCKS, COMMON, TRANSFORMER, losses, same, stage1, stage2, weights, write_pictures
 
 from hqtvae_fast import checkpoint
-from hqtvae_fast.train import code_cache_build
-from hqtvae_fast.train.code_cache import join_codes, split_codes, vae_hash
-from hqtvae_fast.train.code_cache_build import open_code_cache
+from hqtvae_fast.train.codes import build
+from hqtvae_fast.train.codes.build import open_code_cache
+from hqtvae_fast.train.codes.cache import join_codes, split_codes, vae_hash
 from hqtvae_fast.train.data import PictureDataset, UnreadableError, open_source
 from hqtvae_fast.train.data.sources import Folder
 from hqtvae_fast.train.run import train_stage1, train_stage2
@@ -199,7 +199,7 @@ def test_files_that_are_no_cache(pictures, trained_vae, tmp_path):
 
 
 def test_an_interrupted_build_leaves_nothing(pictures, trained_vae, tmp_path, monkeypatch):
-    original, calls = code_cache_build.picture_latents, []
+    original, calls = build.picture_latents, []
 
     def interrupt(vae, images):
         calls.append(len(images))
@@ -207,9 +207,9 @@ def test_an_interrupted_build_leaves_nothing(pictures, trained_vae, tmp_path, mo
             raise KeyboardInterrupt
         return original(vae, images)
 
-    monkeypatch.setattr(code_cache_build, "BATCH", 8)
+    monkeypatch.setattr(build, "BATCH", 8)
     with monkeypatch.context() as patch:
-        patch.setattr(code_cache_build, "picture_latents", interrupt)
+        patch.setattr(build, "picture_latents", interrupt)
         with pytest.raises(KeyboardInterrupt):
             make(tmp_path / "cache" / "codes", pictures, trained_vae)
     assert calls == [8, 8, 4]
@@ -219,7 +219,7 @@ def test_an_interrupted_build_leaves_nothing(pictures, trained_vae, tmp_path, mo
 
 def test_a_full_disk(pictures, trained_vae, tmp_path, monkeypatch):
     usage = type("Usage", (), {"free": 10_000})
-    monkeypatch.setattr(code_cache_build.shutil, "disk_usage", lambda _: usage)
+    monkeypatch.setattr(build.shutil, "disk_usage", lambda _: usage)
     with pytest.raises(ValueError, match="expected 10,260 bytes of free space for the code cache; got 10,000"):
         make(tmp_path / "codes", pictures, trained_vae)
 

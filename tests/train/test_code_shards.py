@@ -14,7 +14,7 @@ from conftest import golden_pipeline
 from PIL import Image
 
 from hqtvae_fast.config import ConfigError
-from hqtvae_fast.train.code_shards import CodeShards
+from hqtvae_fast.train.codes.shards import CodeShards
 from hqtvae_fast.train.data import PictureDataset, open_source
 
 BROKEN = (3, 4)

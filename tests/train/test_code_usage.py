@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from hqtvae_fast.train.code_usage import RECENT, RecentCodes, perplexity
+from hqtvae_fast.train.codes.usage import RECENT, RecentCodes, perplexity
 
 
 def test_perplexity():

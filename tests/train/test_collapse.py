@@ -7,7 +7,7 @@ import random
 
 import pytest
 
-from hqtvae_fast.train.watch import Watch
+from hqtvae_fast.train.loop.watch import Watch
 
 
 def said(figures, *, updates=1500, fresh=True, every=1) -> list[tuple[int, str]]:

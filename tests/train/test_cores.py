@@ -9,8 +9,8 @@ import torch
 
 pytest.importorskip("accelerate", reason="training needs the train extra")
 
-from hqtvae_fast.train import cores as module
-from hqtvae_fast.train.cores import AGAIN, TRIED, Cores
+from hqtvae_fast.train.loop import cores as module
+from hqtvae_fast.train.loop.cores import AGAIN, TRIED, Cores
 
 
 class Clock:

@@ -12,8 +12,8 @@ from PIL import Image
 
 pytest.importorskip("matplotlib", reason="the 'train' extra is not installed")
 
-from hqtvae_fast.train import curves
-from hqtvae_fast.train.curves import losses_plot, named_runs, read_curves, thinned
+from hqtvae_fast.train.shown import curves
+from hqtvae_fast.train.shown.curves import losses_plot, named_runs, read_curves, thinned
 
 
 def write_run(folder: Path, stage: int = 1, updates: int = 200, rate: float = 1e-3, levels: int = 2) -> Path:

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from small_sets import picture, write_folder, write_tar
 
-from hqtvae_fast.images import to_tensor
+from hqtvae_fast.pictures.images import to_tensor
 from hqtvae_fast.train.data import (
     EMOJI,
     BrokenCount,

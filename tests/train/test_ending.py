@@ -12,7 +12,7 @@ from hqtvae_fast.checkpoint_config import FORMAT, FORMAT_VERSION
 from hqtvae_fast.classes import Classes
 from hqtvae_fast.config import HQTVAEConfig, TransformerConfig, VAEConfig, to_dict
 from hqtvae_fast.run_folder import REPORT
-from hqtvae_fast.train.ending import end_lines, next_command
+from hqtvae_fast.train.shown.ending import end_lines, next_command
 
 
 def write_model(folder: Path, classes: tuple[str | None, ...] = (), condition: str | None = "class") -> Path:

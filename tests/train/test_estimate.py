@@ -12,8 +12,8 @@ from hqtvae_fast import hardware
 from hqtvae_fast.config import PRESETS, HQTVAEConfig
 from hqtvae_fast.hardware import Device
 from hqtvae_fast.model.cost import decode_flops, encode_flops
-from hqtvae_fast.train import estimate
-from hqtvae_fast.train.estimate import (
+from hqtvae_fast.train.sizing import estimate
+from hqtvae_fast.train.sizing.estimate import (
     Extras,
     fits,
     training_bytes,

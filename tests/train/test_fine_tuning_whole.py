@@ -14,12 +14,12 @@ from small_runs import TRANSFORMER, VAE, losses, write_pictures
 
 from hqtvae_fast import HQTVAEPipeline, checkpoint
 from hqtvae_fast.config import ConfigError, HQTVAEConfig, from_dict
-from hqtvae_fast.images import open_image, to_tensor
+from hqtvae_fast.pictures.images import open_image, to_tensor
 from hqtvae_fast.train import initial
 from hqtvae_fast.train.config import Stage1Run, Stage2Run, read_run
 from hqtvae_fast.train.data import PLAIN, open_source, survey
-from hqtvae_fast.train.models import make_transformer_config
-from hqtvae_fast.train.sizes import pick
+from hqtvae_fast.train.sizing.models import make_transformer_config
+from hqtvae_fast.train.sizing.sizes import pick
 from hqtvae_fast.train.whole import train_whole
 
 

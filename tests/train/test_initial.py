@@ -26,8 +26,8 @@ from hqtvae_fast.train.initial import (
     keeps_vae,
     own_vocabulary,
 )
-from hqtvae_fast.train.models import make_transformer_config
 from hqtvae_fast.train.run import train_stage1, train_stage2
+from hqtvae_fast.train.sizing.models import make_transformer_config
 from hqtvae_fast.train.tokenizer import Vocabulary, vocabulary
 
 TEXTS = ("a red apple", "two blue pears", "one green plum")

@@ -15,8 +15,10 @@ from torch import nn
 from hqtvae_fast.checkpoint import CheckpointError
 from hqtvae_fast.config import PRESETS, BlocksConfig, TransformerConfig
 from hqtvae_fast.model import HQLogits, HQTransformer, HQVAEOutput
-from hqtvae_fast.train import losses, optim, perceptual, schedule
-from hqtvae_fast.train.discriminator import PatchDiscriminator
+from hqtvae_fast.train import losses
+from hqtvae_fast.train.loop import optim, schedule
+from hqtvae_fast.train.losses import perceptual
+from hqtvae_fast.train.losses.discriminator import PatchDiscriminator
 
 TOLERANCE = 1e-4
 

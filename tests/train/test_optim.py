@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from hqtvae_fast import checkpoint
-from hqtvae_fast.train.optim import fused, stage1_optimizer
+from hqtvae_fast.train.loop.optim import fused, stage1_optimizer
 
 
 def test_fused_on_a_cpu_and_torchs_choice_elsewhere():

@@ -16,7 +16,7 @@ from PIL import Image, ImageDraw
 pytest.importorskip("accelerate", reason="training needs the train extra")
 
 from hqtvae_fast import HQTVAEPipeline
-from hqtvae_fast.images import open_image, psnr, to_tensor
+from hqtvae_fast.pictures.images import open_image, psnr, to_tensor
 from hqtvae_fast.train.config import Stage1Run, Stage2Run, read_run
 from hqtvae_fast.train.run import train_stage1, train_stage2
 

@@ -15,8 +15,8 @@ from PIL import Image
 
 pytest.importorskip("matplotlib", reason="the 'train' extra is not installed")
 
-from hqtvae_fast.train import report
-from hqtvae_fast.train.report import EARLIER, write_report
+from hqtvae_fast.train.shown import report
+from hqtvae_fast.train.shown.report import EARLIER, write_report
 
 
 def write_run(folder: Path, updates: int = 40, sheets: tuple[int, ...] = (20, 40), *, done: bool = False) -> Path:

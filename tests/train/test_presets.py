@@ -26,9 +26,9 @@ from hqtvae_fast.config import PRESETS, ConfigError, VAEConfig
 from hqtvae_fast.model import cost
 from hqtvae_fast.train import presets
 from hqtvae_fast.train.config import Stage1Run, Stage2Run, read_run
-from hqtvae_fast.train.models import make_transformer_config, preset_config
 from hqtvae_fast.train.presets import STAGES, load_preset, preset_names
 from hqtvae_fast.train.run import train_stage1, train_stage2
+from hqtvae_fast.train.sizing.models import make_transformer_config, preset_config
 
 ALL = [(stage, name) for stage in STAGES for name in preset_names(stage)]
 RUNS = {"stage1": Stage1Run, "stage2": Stage2Run}

@@ -7,8 +7,8 @@ import io
 import pytest
 from rich.console import Console
 
-from hqtvae_fast.train import progress as module
-from hqtvae_fast.train.progress import TrainingProgress
+from hqtvae_fast.train.loop import progress as module
+from hqtvae_fast.train.loop.progress import TrainingProgress
 from hqtvae_fast.train.words import duration, in_words
 
 STAGE1 = {"loss": 0.0123, "mse": 0.01, "psnr": 21.34, "usage_0": 0.83, "perplexity_0": 9.0, "usage_1": 0.61}

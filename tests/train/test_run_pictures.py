@@ -13,9 +13,9 @@ pytest.importorskip("accelerate", reason="training needs the train extra")
 from small_runs import TRANSFORMER, stage1, stage2, write_pictures
 
 from hqtvae_fast.classes import Classes
-from hqtvae_fast.sheet import Sheet
-from hqtvae_fast.train import telling
+from hqtvae_fast.pictures.sheet import Sheet
 from hqtvae_fast.train.run import train_stage1, train_stage2
+from hqtvae_fast.train.shown import telling
 from hqtvae_fast.train.stage2 import Stage2
 
 TEXT = {**TRANSFORMER, "condition": "text", "prefix_length": 4, "prefix_vocab_size": 64}

@@ -16,10 +16,10 @@ from small_runs import BLOCKS, losses, same, stage1, stage2, weights, write_pict
 
 from hqtvae_fast import HQTVAEPipeline, checkpoint
 from hqtvae_fast.train.data import BrokenCount
-from hqtvae_fast.train.position import OtherRunError, Position, more_updates, read_position
-from hqtvae_fast.train.records import TIMES, Pace, read_records
+from hqtvae_fast.train.loop.position import OtherRunError, Position, more_updates, read_position
+from hqtvae_fast.train.loop.records import TIMES, Pace, read_records
+from hqtvae_fast.train.loop.schedule import warmup_constant_lr
 from hqtvae_fast.train.run import train_stage1, train_stage2
-from hqtvae_fast.train.schedule import warmup_constant_lr
 
 STEPS = 4
 

@@ -18,9 +18,9 @@ from small_runs import BLOCKS, COMMON, TRANSFORMER, VAE, losses, same, stage1, s
 
 from hqtvae_fast import HQTVAEPipeline, checkpoint
 from hqtvae_fast.train.config import Stage1Run, read_run
+from hqtvae_fast.train.loop.runner import TrainingError
+from hqtvae_fast.train.loop.schedule import warmup_cosine
 from hqtvae_fast.train.run import train_stage1, train_stage2
-from hqtvae_fast.train.runner import TrainingError
-from hqtvae_fast.train.schedule import warmup_cosine
 from hqtvae_fast.train.stage1 import Stage1
 from hqtvae_fast.train.stage2 import Stage2
 

@@ -7,10 +7,10 @@ import pytest
 import torch
 from PIL import Image
 
-from hqtvae_fast.images import enlarge, to_pil
-from hqtvae_fast.sheet import Cell, Row, Sheet
-from hqtvae_fast.train import sheets
-from hqtvae_fast.train.sheets import drawn_sheet, reconstruction_sheet
+from hqtvae_fast.pictures.images import enlarge, to_pil
+from hqtvae_fast.pictures.sheet import Cell, Row, Sheet
+from hqtvae_fast.train.shown import sheets
+from hqtvae_fast.train.shown.sheets import drawn_sheet, reconstruction_sheet
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ from PIL import Image
 from sixty import CLASSES, captioned, class_folders
 
 from hqtvae_fast import HQTVAEPipeline
-from hqtvae_fast.images import open_image, psnr, to_tensor
+from hqtvae_fast.pictures.images import open_image, psnr, to_tensor
 
 MINUTES = 15
 DRAWN = 32  # of each class or caption: the share of nine in ten that is right varies by a tenth at 24 pictures

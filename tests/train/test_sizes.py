@@ -11,11 +11,12 @@ import torch
 pytest.importorskip("accelerate", reason="training needs the train extra")
 
 from hqtvae_fast.config import ConfigError, HQTVAEConfig
-from hqtvae_fast.train import memory, sizes
+from hqtvae_fast.train import memory
 from hqtvae_fast.train.config import Stage1Run, Stage2Run, completed, read_run
 from hqtvae_fast.train.data import Facts
-from hqtvae_fast.train.models import make_vae_config
-from hqtvae_fast.train.sizes import default_size, fitting_batch, pick, pictures_seen
+from hqtvae_fast.train.sizing import sizes
+from hqtvae_fast.train.sizing.models import make_vae_config
+from hqtvae_fast.train.sizing.sizes import default_size, fitting_batch, pick, pictures_seen
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
 USER = {"data": "pictures", "out": "run"}

@@ -21,9 +21,9 @@ pytest.importorskip("accelerate", reason="training needs the train extra")
 from small_runs import COMMON, TRANSFORMER, VAE, losses, same, stage1, weights, write_pictures
 
 from hqtvae_fast.cli import main
+from hqtvae_fast.train.loop.stopping import ASKING, Signals, Stopped
 from hqtvae_fast.train.run import train_stage1
 from hqtvae_fast.train.stage1 import Stage1
-from hqtvae_fast.train.stopping import ASKING, Signals, Stopped
 
 STEPS = 16
 

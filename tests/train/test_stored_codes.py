@@ -19,14 +19,14 @@ from small_runs import BLOCKS, COMMON, losses, same, weights, write_pictures
 from hqtvae_fast import checkpoint
 from hqtvae_fast.cli import main
 from hqtvae_fast.config import ConfigError
-from hqtvae_fast.train.code_cache import join_codes
-from hqtvae_fast.train.code_cache_build import open_code_cache
-from hqtvae_fast.train.code_shards import CodeShards
+from hqtvae_fast.train.codes.build import open_code_cache
+from hqtvae_fast.train.codes.cache import join_codes
+from hqtvae_fast.train.codes.shards import CodeShards
+from hqtvae_fast.train.codes.stored import codes_as_data, part_of, settle
 from hqtvae_fast.train.config import Stage2Run, completed, read_run
 from hqtvae_fast.train.data import PictureDataset, Selection, open_source, select
 from hqtvae_fast.train.presets import load_size
 from hqtvae_fast.train.run import train_stage2
-from hqtvae_fast.train.stored_codes import codes_as_data, part_of, settle
 
 MODEL = {"dim": 32, "num_classes": 2, "body": BLOCKS, "head": BLOCKS}
 STILL = {**BLOCKS, "residual_dropout": 0.0}

@@ -18,7 +18,7 @@ from accelerate import Accelerator
 from small_runs import BLOCKS, COMMON, TRANSFORMER, VAE, losses, same, stage1, stage2, weights, write_pictures
 
 from hqtvae_fast import checkpoint
-from hqtvae_fast.images import psnr
+from hqtvae_fast.pictures.images import psnr
 from hqtvae_fast.train.data import PictureDataset, open_source
 from hqtvae_fast.train.run import train_stage1, train_stage2
 from hqtvae_fast.train.stage2 import Stage2

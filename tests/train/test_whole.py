@@ -14,7 +14,7 @@ from small_runs import write_pictures
 
 from hqtvae_fast import HQTVAEPipeline
 from hqtvae_fast.config import ConfigError
-from hqtvae_fast.train.records import read_records, without_times
+from hqtvae_fast.train.loop.records import read_records, without_times
 from hqtvae_fast.train.stage1 import Stage1
 from hqtvae_fast.train.stage2 import Stage2
 from hqtvae_fast.train.whole import train_whole

@@ -20,10 +20,10 @@ from torch import Tensor, nn
 from hqtvae_fast.evaluate.extractors.resize import antialiased
 from hqtvae_fast.evaluate.extractors.weights import fill
 from hqtvae_fast.fields import Between, ConfigError, check_fields, parse
-from hqtvae_fast.file_kinds import refuse_others
 from hqtvae_fast.files import parse_json, read_text
+from hqtvae_fast.files.kinds import refuse_others
+from hqtvae_fast.files.tensors import read_state
 from hqtvae_fast.modes import single_precision
-from hqtvae_fast.tensor_files import read_state
 from hqtvae_fast.text import open_tokenizer
 
 MEAN = (0.48145466, 0.4578275, 0.40821073)  # of CLIP's training pictures, RGB in [0, 1]

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from hqtvae_fast.evaluate.extractors.resize import tensorflow_bilinear
 from hqtvae_fast.evaluate.extractors.weights import fill
+from hqtvae_fast.files.tensors import read_state
 from hqtvae_fast.modes import single_precision
-from hqtvae_fast.tensor_files import read_state
 
 FID_WEIGHTS = "6726825d"  # how the SHA-256 of the shared weights file begins
 SIDE = 299

@@ -10,9 +10,9 @@ from torch import Tensor
 
 from hqtvae_fast.config import level_names
 from hqtvae_fast.evaluate.reconstruction import rounded
-from hqtvae_fast.images import psnr, to_pil, to_tensor
+from hqtvae_fast.pictures.images import psnr, to_pil, to_tensor
+from hqtvae_fast.pictures.sheet import GREEN, RED, Cell, Row, Sheet
 from hqtvae_fast.pipeline import HQTVAEPipeline
-from hqtvae_fast.sheet import GREEN, RED, Cell, Row, Sheet
 
 
 def level_rows(pipe: HQTVAEPipeline, codes: Sequence[Tensor], captions: Sequence[str] = ()) -> Image.Image:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from hqtvae_fast.evaluate.extractors import Extractor
 from hqtvae_fast.evaluate.pictures import Pictures
-from hqtvae_fast.sheet import Cell, Row, Sheet
+from hqtvae_fast.pictures.sheet import Cell, Row, Sheet
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from hqtvae_fast.config import level_names
 from hqtvae_fast.files import parse_json, read_text
-from hqtvae_fast.plots import COLOURS, INK, draw
-from hqtvae_fast.train.code_usage import perplexity
+from hqtvae_fast.pictures.plots import COLOURS, INK, draw
+from hqtvae_fast.train.codes.usage import perplexity
 
 # --------------------------------------------------------------------------------------------------------------- usage
 

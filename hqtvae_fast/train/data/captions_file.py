@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from hqtvae_fast.files import parse_json, read_text
-from hqtvae_fast.picture_files import is_picture
+from hqtvae_fast.pictures.files import is_picture
 
 CAPTION_SUFFIXES = (".json", ".jsonl", ".tsv", ".csv")
 _FILE_NAMES = ("file", "file_name", "filename", "image")

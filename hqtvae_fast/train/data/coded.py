@@ -1,4 +1,4 @@
-"""Shards of codes (:mod:`hqtvae_fast.train.code_shards` writes them) with random access: a source that holds, in the
+"""Shards of codes (:mod:`hqtvae_fast.train.codes.shards` writes them) with random access: a source that holds, in the
 pictures' place, what an HQ-VAE made of them."""
 
 from __future__ import annotations

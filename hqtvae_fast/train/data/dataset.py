@@ -12,7 +12,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from hqtvae_fast.images import BrokenPictureError, to_tensor
+from hqtvae_fast.pictures.images import BrokenPictureError, to_tensor
 from hqtvae_fast.train.data.captions import PLAIN, CaptionTemplate
 from hqtvae_fast.train.data.sources import Source, read_picture
 
@@ -239,7 +239,7 @@ def _label(fields: dict[str, Any]) -> int:
 
 def _square(image: Image.Image, resolution: int, chances: Chance, area: float) -> Image.Image:
     """A square of ``area``, a share of the largest square's, cut out where ``chances`` say and scaled to
-    ``resolution``; the largest one in the centre is :func:`hqtvae_fast.images.fit`'s."""
+    ``resolution``; the largest one in the centre is :func:`hqtvae_fast.pictures.images.fit`'s."""
     if image.size == (resolution, resolution) and area == 1:
         return image
     side = min(image.size) * math.sqrt(area)

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Sampler
 
 from hqtvae_fast.train.data.dataset import Draw, PictureDataset, Sample
-from hqtvae_fast.train.stopping import leave_interrupts
+from hqtvae_fast.train.loop.stopping import leave_interrupts
 
 _ORDER = 1  # first of the numbers that an epoch's order is made from; chances of a draw have 2 there
 

@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.progress import track
 
 from hqtvae_fast.files import decode_text, parse_json
-from hqtvae_fast.picture_files import PICTURE_SUFFIXES, USUAL_SUFFIXES, is_hidden, is_picture, kind_of, say_left_out
+from hqtvae_fast.pictures.files import PICTURE_SUFFIXES, USUAL_SUFFIXES, is_hidden, is_picture, kind_of, say_left_out
 from hqtvae_fast.train.data.packed import PackedStrings, fingerprint
 
 _ROLES = ("picture", ".json", ".txt", ".cls")

@@ -13,8 +13,8 @@ from typing import Any, Protocol
 import numpy as np
 from PIL import Image
 
-from hqtvae_fast.images import BrokenPictureError, open_image
-from hqtvae_fast.picture_files import USUAL_SUFFIXES, is_hidden, kind_of, say_left_out, walk
+from hqtvae_fast.pictures.files import USUAL_SUFFIXES, is_hidden, kind_of, say_left_out, walk
+from hqtvae_fast.pictures.images import BrokenPictureError, open_image
 from hqtvae_fast.train.data.captions_file import CAPTION_SUFFIXES, find_captions, read_captions
 from hqtvae_fast.train.data.coded import CodedPictures, hold_codes
 from hqtvae_fast.train.data.packed import PackedStrings, fingerprint

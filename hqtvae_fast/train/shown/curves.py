@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from hqtvae_fast.config import level_names
-from hqtvae_fast.plots import COLOURS, draw
+from hqtvae_fast.pictures.plots import COLOURS, draw
 from hqtvae_fast.run_folder import stage_runs
-from hqtvae_fast.train.records import LOSSES, read_records
+from hqtvae_fast.train.loop.records import LOSSES, read_records
 from hqtvae_fast.train.words import HELD_OUT, by_level
 
 POINTS = 120  # of a curve: what is logged more often is shown as means, within the range that they are of
@@ -122,7 +122,7 @@ def _lines(runs: Mapping[str, Sequence[Record]], name: str) -> list[Line]:
 
 def losses_plot(runs: Mapping[str, Path], kind: str = "png") -> bytes:
     """Of runs by name: a panel for each figure, runs of the same stage laid over each other. ``kind`` as in
-    :func:`hqtvae_fast.plots.draw`."""
+    :func:`hqtvae_fast.pictures.plots.draw`."""
     groups = read_curves(runs)
     heights = [-(-len(group.panels) // COLUMNS) for group in groups]
 

@@ -12,11 +12,11 @@ from typing import Any
 from PIL import Image
 
 from hqtvae_fast.files import write_file
-from hqtvae_fast.plots import on_a_page
+from hqtvae_fast.pictures.plots import on_a_page
 from hqtvae_fast.run_folder import MODEL, PICTURES, REPORT, STAGES
-from hqtvae_fast.train.curves import losses_plot
 from hqtvae_fast.train.data import Facts
-from hqtvae_fast.train.records import LOSSES, read_records
+from hqtvae_fast.train.loop.records import LOSSES, read_records
+from hqtvae_fast.train.shown.curves import losses_plot
 from hqtvae_fast.train.words import duration, held_out, in_words, speed
 
 EARLIER = 3  # sheets before the last one, evenly spread

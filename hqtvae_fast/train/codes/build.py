@@ -18,10 +18,10 @@ from hqtvae_fast.files import whole_file
 from hqtvae_fast.model import HQVAE
 from hqtvae_fast.model.images import refuse_invalid
 from hqtvae_fast.ops.kernels.nearest_code import not_finite
-from hqtvae_fast.train.code_cache import CacheSpec, CodeCache, join_codes, picture_latents, vae_hash
+from hqtvae_fast.train.codes.cache import CacheSpec, CodeCache, join_codes, picture_latents, vae_hash
 from hqtvae_fast.train.data import Source
 from hqtvae_fast.train.data.squares import CentreSquares
-from hqtvae_fast.train.progress import picture_bar
+from hqtvae_fast.train.loop.progress import picture_bar
 from hqtvae_fast.train.words import say
 
 BATCH = 32  # pictures encoded at once: at 256x256 the encoder's widest activations take 1 GiB

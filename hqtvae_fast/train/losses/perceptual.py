@@ -15,8 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from hqtvae_fast.files.tensors import CheckpointError, StateDict, read_state
 from hqtvae_fast.modes import single_precision
-from hqtvae_fast.tensor_files import CheckpointError, StateDict, read_state
 
 STAGES = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))  # widths of the 13 convolutions
 NORM_EPSILON = 1e-10

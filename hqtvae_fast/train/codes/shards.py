@@ -27,9 +27,9 @@ from torch import Tensor
 
 from hqtvae_fast.engine.coding import Encode, make_encoder
 from hqtvae_fast.files import json_text, read_text, whole_file, write_file
+from hqtvae_fast.files.shards import add_member, keep_spec
 from hqtvae_fast.model import HQVAE
-from hqtvae_fast.shard_files import add_member, keep_spec
-from hqtvae_fast.train.code_cache import vae_hash
+from hqtvae_fast.train.codes.cache import vae_hash
 from hqtvae_fast.train.data.coded import CHECKPOINT, FORMAT, SPEC_FILE, shard_name
 from hqtvae_fast.train.data.selection import class_names
 from hqtvae_fast.train.data.sources import Source

@@ -13,10 +13,10 @@ from hqtvae_fast.model import cost
 from hqtvae_fast.run_folder import stage_runs
 from hqtvae_fast.train.config import RunConfig
 from hqtvae_fast.train.data import Facts
-from hqtvae_fast.train.ending import say_end
-from hqtvae_fast.train.estimate import training_seconds
 from hqtvae_fast.train.memory import extras, share
-from hqtvae_fast.train.report import data_in_words, write_report
+from hqtvae_fast.train.shown.ending import say_end
+from hqtvae_fast.train.shown.report import data_in_words, write_report
+from hqtvae_fast.train.sizing.estimate import training_seconds
 from hqtvae_fast.train.start import Started
 from hqtvae_fast.train.words import duration, say
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from hqtvae_fast.config import ConfigError, VAEConfig
 from hqtvae_fast.model import HQVAE
-from hqtvae_fast.train.code_cache import join_codes, vae_hash
+from hqtvae_fast.train.codes.cache import join_codes, vae_hash
 from hqtvae_fast.train.config import Stage2Run
 from hqtvae_fast.train.data import (
     CodedPictures,

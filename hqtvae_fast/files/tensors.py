@@ -20,8 +20,8 @@ import torch
 from torch import Tensor
 
 from hqtvae_fast.config import CheckpointError as CheckpointError
-from hqtvae_fast.file_kinds import refuse_others
 from hqtvae_fast.files import first_line
+from hqtvae_fast.files.kinds import refuse_others
 
 StateDict = dict[str, Tensor]
 

@@ -15,8 +15,8 @@ import torch
 from hqtvae_fast.config import HQTVAEConfig
 from hqtvae_fast.train.config import RunConfig, Size, merged
 from hqtvae_fast.train.data import Facts
-from hqtvae_fast.train.models import make_transformer_config, make_vae_config
 from hqtvae_fast.train.presets import load_preset, load_size
+from hqtvae_fast.train.sizing.models import make_transformer_config, make_vae_config
 
 PAPER = {"class": "S", "text": "S-text", "none": "FFHQ"}
 MANY = 50_000

@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from hqtvae_fast.images import enlarge, fit, grid, open_image, psnr, to_pil, to_rgb, to_tensor, with_caption
+from hqtvae_fast.pictures.images import enlarge, fit, grid, open_image, psnr, to_pil, to_rgb, to_tensor, with_caption
 
 
 @pytest.mark.parametrize("mode", ["L", "RGB", "RGBA", "LA", "P", "1", "CMYK", "YCbCr", "HSV"])

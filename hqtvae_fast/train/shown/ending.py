@@ -8,8 +8,8 @@ from pathlib import Path
 
 from hqtvae_fast.checkpoint_config import read_config
 from hqtvae_fast.run_folder import MODEL, PICTURES, REPORT
-from hqtvae_fast.train.records import LOSSES, read_records
-from hqtvae_fast.train.report import figures
+from hqtvae_fast.train.loop.records import LOSSES, read_records
+from hqtvae_fast.train.shown.report import figures
 from hqtvae_fast.train.words import say
 
 SHOWN = 3  # classes in a command

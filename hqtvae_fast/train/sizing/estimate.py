@@ -23,8 +23,8 @@ from hqtvae_fast.model.cost import encode_flops
 from hqtvae_fast.model.empty import without_values
 from hqtvae_fast.model.layers import Blocks
 from hqtvae_fast.train.config import Autocast
-from hqtvae_fast.train.discriminator import PatchDiscriminator
-from hqtvae_fast.train.perceptual import PerceptualDistance, VGG16Trunk
+from hqtvae_fast.train.losses.discriminator import PatchDiscriminator
+from hqtvae_fast.train.losses.perceptual import PerceptualDistance, VGG16Trunk
 
 # Chosen to fit the updates that benchmarks/studies/training.md lists, to within a tenth.
 BACKWARD = 3  # times the arithmetic of the forward pass, which it holds

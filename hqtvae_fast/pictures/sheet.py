@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from PIL import Image, ImageDraw, ImageFont
 
-from hqtvae_fast.images import WHITE, enlarge
+from hqtvae_fast.pictures.images import WHITE, enlarge
 
 INK, FAINT = (36, 41, 47), (110, 118, 129)
 RED, GREEN = (207, 34, 46), (26, 127, 55)

@@ -14,8 +14,8 @@ from safetensors import SafetensorError
 
 from hqtvae_fast.checkpoint import CheckpointError
 from hqtvae_fast.run_folder import CHECKPOINTS, damage
-from hqtvae_fast.train.position import OtherRunError, Position, read_position
-from hqtvae_fast.train.run_checkpoints import RunCheckpoints
+from hqtvae_fast.train.loop.position import OtherRunError, Position, read_position
+from hqtvae_fast.train.loop.run_checkpoints import RunCheckpoints
 from hqtvae_fast.train.words import say
 
 PROBLEM = 300  # characters of an error; torch's of a model of other sizes lists every weight

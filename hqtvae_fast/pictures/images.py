@@ -18,8 +18,8 @@ import torch
 from PIL import ExifTags, Image, ImageDraw, ImageFont, UnidentifiedImageError
 from torch import Tensor
 
-from hqtvae_fast.bare_pictures import without_metadata
-from hqtvae_fast.picture_files import PICTURE_FORMATS
+from hqtvae_fast.pictures.bare import without_metadata
+from hqtvae_fast.pictures.files import PICTURE_FORMATS
 
 WHITE = (255, 255, 255)
 _MAX_REASON = 200  # characters of a decoder's message

@@ -25,15 +25,15 @@ from torch.utils.data import DataLoader
 
 from hqtvae_fast.files import write_file
 from hqtvae_fast.run_folder import LOGS, MODEL, PICTURES, REPORT
-from hqtvae_fast.train.cores import Cores
 from hqtvae_fast.train.data import Batch, PictureStream
-from hqtvae_fast.train.position import Position
-from hqtvae_fast.train.progress import TrainingProgress
-from hqtvae_fast.train.records import LOSSES, Pace, add_record, cut_records, read_records
-from hqtvae_fast.train.run_checkpoints import DAMAGED
-from hqtvae_fast.train.run_state import RunState, TrainingError
-from hqtvae_fast.train.stopping import Signals, Stopped
-from hqtvae_fast.train.watch import Watch
+from hqtvae_fast.train.loop.cores import Cores
+from hqtvae_fast.train.loop.position import Position
+from hqtvae_fast.train.loop.progress import TrainingProgress
+from hqtvae_fast.train.loop.records import LOSSES, Pace, add_record, cut_records, read_records
+from hqtvae_fast.train.loop.run_checkpoints import DAMAGED
+from hqtvae_fast.train.loop.run_state import RunState, TrainingError
+from hqtvae_fast.train.loop.stopping import Signals, Stopped
+from hqtvae_fast.train.loop.watch import Watch
 from hqtvae_fast.train.words import HELD_OUT
 
 METRICS_LIMIT = 1e6  # a loss beyond it has exploded
@@ -59,7 +59,7 @@ class LoopSettings:
     """What is trained, to those who watch."""
     fresh: bool = True
     restarts: bool = False
-    """Weights were drawn at random, unused codes start anew: see :class:`hqtvae_fast.train.watch.Watch`."""
+    """Weights were drawn at random, unused codes start anew: see :class:`hqtvae_fast.train.loop.watch.Watch`."""
 
 
 class Task(Protocol):

@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from hqtvae_fast.arguments import short
-from hqtvae_fast.images import open_image, to_tensor
+from hqtvae_fast.pictures.images import open_image, to_tensor
 
 EXPECTED = "pictures: PIL images, paths, uint8 arrays [N, H, W, 3] or tensors [N, 3, R, R] in [-1, 1] or uint8"
 

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from PIL import Image
 from torch import Tensor
 
-from hqtvae_fast.images import psnr, to_pil
-from hqtvae_fast.sheet import Cell, Row, Sheet
+from hqtvae_fast.pictures.images import psnr, to_pil
+from hqtvae_fast.pictures.sheet import Cell, Row, Sheet
 
 SIDE = 128  # of a picture on a sheet, at least
 PLACES, COLUMNS = 16, 4  # of what is drawn

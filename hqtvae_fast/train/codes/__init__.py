@@ -1,0 +1,1 @@
+"""Codes in the place of pixels: caches, shards and how they are used."""

@@ -1,0 +1,1 @@
+"""The loop of both stages: updates, records, checkpoints, and when to stop."""

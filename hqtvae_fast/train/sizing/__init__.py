@@ -1,0 +1,1 @@
+"""Sizes of models, and the time and memory that they take."""
