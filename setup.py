@@ -9,6 +9,8 @@ the package works as well, only slower on such processors, and ``hqtvae info`` s
 (``pip install --no-build-isolation``), is a CUDA build. ``BUILD_CUDA`` is as ``BUILD_CPU``, but 1 also builds beside a
 CPU build of torch; ``HQTVAE_CUDA_ARCHS`` names the architectures (see csrc/nvcc.py). The sources are installed too:
 without the extension CuPy can compile them at run time.
+
+Since neither library calls Python, one wheel (``cp310-abi3``) serves every Python that pyproject.toml allows.
 """
 
 import os
@@ -50,8 +52,9 @@ cpu = Extension(
     extra_compile_args=FLAGS,
     language="c++",
     optional=BUILD_CPU == "auto",
+    py_limited_api=True,
 )
-cuda = Extension("hqtvae_fast._C", sources=[], optional=BUILD_CUDA == "auto")
+cuda = Extension("hqtvae_fast._C", sources=[], optional=BUILD_CUDA == "auto", py_limited_api=True)
 
 
 def why_no_cuda():
@@ -104,4 +107,5 @@ if reason is not None:
 setup(
     ext_modules=([] if BUILD_CPU == "0" else [cpu]) + ([] if reason is not None else [cuda]),
     cmdclass={"build_ext": BuildExtensions, "build_py": BuildPython},
+    options={"bdist_wheel": {"py_limited_api": "cp310"}},
 )

@@ -3,53 +3,39 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
 
 import pytest
 import torch
-import typer
 import yaml
+from pages import ROOT, blocks, options
 
 pytest.importorskip("accelerate", reason="training needs the train extra")
 
 from hqtvae_fast import checkpoint
-from hqtvae_fast.cli.app import app
 from hqtvae_fast.config import HQTVAEConfig
 from hqtvae_fast.train.config import Stage1Run, Stage2Run, read_run
 from hqtvae_fast.train.models import make_transformer_config, make_vae_config
 from hqtvae_fast.train.presets import load_preset, load_size
 
-ROOT = Path(__file__).parents[2]
-PAGE = (ROOT / "docs" / "training.md").read_text()
-BLOCKS = re.findall(r"```(\w*)\n(.*?)```", PAGE, re.DOTALL)
-
-
-def options(command: list[str]) -> set[str]:
-    """Every option of a command, and of those below it."""
-    found = typer.main.get_command(app)
-    for name in command:
-        found = found.commands[name]
-    below = [options([*command, name]) for name in getattr(found, "commands", {})]
-    return {option for parameter in found.params for option in parameter.opts}.union(*below)
+PAGE = ROOT / "docs" / "training.md"
+TEXT = PAGE.read_text(encoding="utf-8")
+BLOCKS = blocks(PAGE)
 
 
 def test_it_is_short_and_begins_with_the_two_commands():
-    assert len(PAGE.splitlines()) < 150
-    assert [line.split()[1] for line in BLOCKS[0][1].splitlines()] == ["train", "sample"]
+    assert len(TEXT.splitlines()) < 150
+    assert [line.split()[1] for line in BLOCKS[0].text.splitlines()] == ["train", "sample"]
 
 
 def test_commands_have_the_options_that_it_names():
+    """Of the text; those in blocks are asked of each command in test_pages.py."""
     known = set().union(*(options([name]) for name in ("train", "sample", "encode", "evaluate", "figure")))
     known |= {"--help", "--nproc-per-node"}  # the second is torchrun's
-    assert set(re.findall(r"--[a-z][a-z-]+", PAGE)) <= known
-    for line in (line for kind, block in BLOCKS if not kind for line in block.splitlines()):
-        words = line.split("hqtvae_fast.cli ")[-1].removeprefix("hqtvae ").split("#")[0].split()
-        path = words[:2] if words[0] == "figure" or words[1] in ("stage1", "stage2") else words[:1]
-        assert {word for word in words if word.startswith("--")} <= options(path), line
+    assert set(re.findall(r"--[a-z][a-z-]+", TEXT)) <= known
 
 
 def test_its_yaml_files_are_runs():
-    runs = [yaml.safe_load(block) for kind, block in BLOCKS if kind == "yaml"]
+    runs = [yaml.safe_load(block.text) for block in BLOCKS if block.language == "yaml"]
     assert len(runs) == 2
     common = {"data": "pictures", "out": "out"}
     make_vae_config(read_run(Stage1Run, None, {**runs[0], **common}).model)
@@ -58,7 +44,7 @@ def test_its_yaml_files_are_runs():
 
 @pytest.mark.parametrize("size", ["tiny", "small", "paper"])
 def test_sizes_are_as_the_table_has_them(size):
-    (row,) = re.findall(rf"\| `{size}` \|(.*)\|", PAGE)
+    (row,) = re.findall(rf"\| `{size}` \|(.*)\|", TEXT)
     side, maps, parameters, _ = (cell.strip() for cell in row.split("|"))
     if size == "paper":
         first, second = load_preset("stage1", "imagenet").fields, load_preset("stage2", "S").fields
@@ -86,5 +72,5 @@ def test_what_it_says_of_fine_tuning():
     from hqtvae_fast.train.initial import KEPT_FROM
     from hqtvae_fast.train.sizes import FINE_TUNING, pictures_seen
 
-    assert f"{KEPT_FROM:.0f} dB or more" in PAGE
+    assert f"{KEPT_FROM:.0f} dB or more" in TEXT
     assert pictures_seen("stage2", FINE_TUNING, 60) == pictures_seen("stage2", "tiny", 60) / 8

@@ -1,0 +1,130 @@
+"""Every command and every block of Python of README and docs/ runs, in a folder of small stand-ins."""
+
+from __future__ import annotations
+
+import os
+import re
+import runpy
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from pages import PAGES, ROOT, blocks, commands, words
+from PIL import Image
+from workplace import make_workplace
+
+from hqtvae_fast.cli import main
+
+# What is left out, by how the command begins, and why.
+NOT_RUN = {
+    "pip install": "needs a package registry, and changes the environment that tests run in",
+    "hqtvae bench generate --preset S": "minutes, and the released code",
+    "hqtvae bench compare": "minutes; tests/benchmarks has it",
+    "python -m hqtvae_fast.ops.aot": "minutes; tests/aot has it",
+    "hqtvae evaluate --reference val/ --samples samples/ --features inception:": "weights that are not here",
+    "hqtvae sample released/ --classes 0-999": "a classifier's weights that are not here",
+    'hqtvae sample demo --prompt "a red vase"': "CLIP's weights, which are not here",
+}
+# The same with less of it: shorter sets, and runs that end after two updates.
+LESS = {
+    "{000..099}": "{000..001}",
+    "range(1000)": "range(2)",
+    "num_images=50": "num_images=2",
+    "--num-images 50000": "--num-images 6",
+    "--top-k 2048": "--top-k 48",
+    "top_k=2048": "top_k=48",
+    "--draws 7": "--draws 2",
+    "--count 10": "--count 2",
+    "--workers 8": "--workers 1",
+}
+APPENDED = {
+    "train": ["--steps", "2", "--batch-size", "4"],
+    "info": ["--no-measure"],
+    "bench generate": ["--repeats", "1", "--baselines", "none"],
+}
+# Pages that take longer than a few seconds: whole trainings.
+SLOW = {"training.md"}
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("made")
+    make_workplace(folder)
+    return folder
+
+
+@pytest.fixture
+def workplace(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of its own for each page: pages write files of the same names."""
+    shutil.copytree(made, tmp_path, symlinks=True, dirs_exist_ok=True)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    return tmp_path
+
+
+def name_of(page: Path) -> str:
+    return page.name
+
+
+def less(text: str) -> str:
+    for much, little in LESS.items():
+        text = text.replace(much, little)
+    return text
+
+
+def is_run(command: str) -> bool:
+    return not any(command.startswith(beginning) for beginning in NOT_RUN)
+
+
+def run(command: str, monkeypatch: pytest.MonkeyPatch) -> int:
+    """In this process where it is Python's, and by bash else."""
+    said = words(command)
+    with monkeypatch.context() as patch:
+        while re.match(r"[A-Z_]+=", said[0]):
+            patch.setenv(*said.pop(0).split("=", 1))
+        if said[0] == "torchrun":  # one process does the same work
+            said = ["hqtvae", *said[said.index("hqtvae_fast.cli") + 1 :]]
+        if said[0] == "hqtvae":
+            more = [word for start, added in APPENDED.items() if " ".join(said[1:]).startswith(start) for word in added]
+            more = [] if set(said) & {"presets", *more[:1]} else more
+            return main([*said[1:], *more])
+        if said[0] == "python":
+            patch.setattr(sys, "argv", said[1:])
+            runpy.run_path(said[1], run_name="__main__")
+            return 0
+    return subprocess.run(["bash", "-c", command], env={**os.environ, "OMP_NUM_THREADS": "1"}).returncode
+
+
+@pytest.mark.parametrize(
+    "page", [pytest.param(page, marks=pytest.mark.slow) if page.name in SLOW else page for page in PAGES], ids=name_of
+)
+def test_its_commands_run(page, workplace, monkeypatch):
+    for command in map(less, filter(is_run, commands(page))):
+        if command.startswith("("):  # a subshell
+            assert subprocess.run(["bash", "-c", command]).returncode == 0, command
+        else:
+            assert run(command, monkeypatch) == 0, command
+    missing = [name for name in re.findall(r"--out (\S+\.(?:png|jpg))", "\n".join(filter(is_run, commands(page))))]
+    for name in missing:
+        with Image.open(name) as image:
+            image.load()
+
+
+@pytest.mark.parametrize(
+    "page", [page for page in PAGES if "```python" in page.read_text(encoding="utf-8")], ids=name_of
+)
+def test_its_python_runs(page, workplace):
+    for block in blocks(page):
+        if block.language == "python":
+            exec(compile(less(block.text), f"{page.name}:{block.line}", "exec"), {})
+
+
+def test_what_is_not_run_is_little_and_named_somewhere():
+    everything = [command for page in PAGES for command in commands(page)]
+    assert len([command for command in everything if not is_run(command)]) <= 11
+    assert len(NOT_RUN) <= 7
+    assert all(any(command.startswith(start) for command in everything) for start in NOT_RUN)
+    whole = "".join(page.read_text(encoding="utf-8") for page in PAGES)
+    assert [much for much in LESS if much not in whole] == []
