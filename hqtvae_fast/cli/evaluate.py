@@ -21,9 +21,9 @@ from hqtvae_fast.files import json_text, write_file
 if TYPE_CHECKING:
     from hqtvae_fast.distributed import Team
     from hqtvae_fast.evaluate import Extractor, Pictures, Reference
-    from hqtvae_fast.evaluate.measure import SetState
     from hqtvae_fast.evaluate.reconstruction import ReconstructionState
     from hqtvae_fast.evaluate.report import Metric
+    from hqtvae_fast.evaluate.set_state import SetState
     from hqtvae_fast.pipeline import HQTVAEPipeline
 
 WHAT, HOW = "What to judge", "How"  # panels of --help
@@ -218,7 +218,7 @@ class _Job:
 
     def _together(self, label: str, pictures: Pictures, measured: Callable[..., State]) -> State:
         """Each process's part of the pictures, added up; ``measured(span, advance)`` is of one part."""
-        from hqtvae_fast.evaluate.measure import spans
+        from hqtvae_fast.evaluate.set_state import spans
 
         parts = spans(len(pictures), min(self.team.world, max(1, len(pictures))))
 

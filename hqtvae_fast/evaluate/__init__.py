@@ -10,9 +10,9 @@ frechet_distance(state.moments.gaussian(), reference.gaussian)
 from hqtvae_fast.evaluate.extractors import Extractor, open_extractor
 from hqtvae_fast.evaluate.frechet import Gaussian, Moments, frechet_distance
 from hqtvae_fast.evaluate.manifold import precision_recall
-from hqtvae_fast.evaluate.measure import SetState, measure, merge, spans
 from hqtvae_fast.evaluate.pictures import Pictures, open_pictures
 from hqtvae_fast.evaluate.reference import Reference, read_reference, write_reference
+from hqtvae_fast.evaluate.set_state import SetState, measure, merge, spans
 
 __all__ = [
     "Extractor",

@@ -1,6 +1,6 @@
 """How well stage 1 gives pictures back: rFID, PSNR, SSIM, and how much of each codebook they use.
 
-Like :mod:`hqtvae_fast.evaluate.measure`, in states that add up over parts.
+Like :mod:`hqtvae_fast.evaluate.set_state`, in states that add up over parts.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from torch import Tensor
 from hqtvae_fast.evaluate.code_use import CodeUse
 from hqtvae_fast.evaluate.extractors import Extractor
 from hqtvae_fast.evaluate.frechet import Moments, frechet_distance
-from hqtvae_fast.evaluate.measure import BATCH, features_of, require_finite_rows
 from hqtvae_fast.evaluate.pictures import Pictures
+from hqtvae_fast.evaluate.set_state import BATCH, features_of, require_finite_rows
 from hqtvae_fast.pictures.images import psnr
 from hqtvae_fast.pipeline import HQTVAEPipeline
 from hqtvae_fast.train.codes.stored import StoredCodes

@@ -19,8 +19,8 @@ from torch import Tensor
 from hqtvae_fast.evaluate.arrays import ArrayFile, array_names, require_finite
 from hqtvae_fast.evaluate.extractors import Extractor
 from hqtvae_fast.evaluate.frechet import Gaussian
-from hqtvae_fast.evaluate.measure import SetState
 from hqtvae_fast.evaluate.pictures import NPZ_PICTURES
+from hqtvae_fast.evaluate.set_state import SetState
 
 MEAN, COVARIANCE, FEATURES = "mu", "sigma", "features"
 

@@ -13,9 +13,9 @@ from hqtvae_fast.evaluate.extractors import Extractor
 from hqtvae_fast.evaluate.frechet import frechet_distance
 from hqtvae_fast.evaluate.kernel_distance import kernel_distance
 from hqtvae_fast.evaluate.manifold import K, precision_recall
-from hqtvae_fast.evaluate.measure import SetState
 from hqtvae_fast.evaluate.reconstruction import ReconstructionState
 from hqtvae_fast.evaluate.reference import Reference
+from hqtvae_fast.evaluate.set_state import SetState
 
 SCHEMA = 1
 PUBLISHED = 50_000  # pictures behind a published FID

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
+
+from hqtvae_fast.backend import Backend
 
 if TYPE_CHECKING:
     from torch._library.custom_ops import CustomOpDef
@@ -32,3 +34,25 @@ def operator(name: str, *, mutates_args: Iterable[str]) -> Callable[[Callable[..
         return definition
 
     return define
+
+
+def dispatched(
+    name: str, backends: Sequence[Backend], *, mutates_args: Iterable[str]
+) -> Callable[[Callable[..., Any]], CustomOpDef]:
+    """An :func:`operator` whose last argument names which of ``backends`` computes it from the others.
+
+    The function declares it: its signature gives the schema, and it is the fake, which returns tensors of the results'
+    shapes, dtypes and layout. The backend is chosen outside: a fake has no device to choose by.
+    """
+    run = {backend.name: backend.run for backend in backends}
+
+    def kernel(*inputs: Any) -> Any:
+        return run[inputs[-1]](*inputs[:-1])
+
+    def declare(fake: Callable[..., Any]) -> CustomOpDef:
+        definition = torch.library.custom_op(f"{NAMESPACE}::{name}", fake, mutates_args=mutates_args, device_types=())
+        definition.register_fake(fake)
+        operators.impl(name, kernel, "CompositeExplicitAutograd")
+        return definition
+
+    return declare

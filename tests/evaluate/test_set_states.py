@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from hqtvae_fast.evaluate import Reference, frechet_distance, measure, merge, open_pictures, precision_recall, spans
 from hqtvae_fast.evaluate.extractors.clip import load_clip
 from hqtvae_fast.evaluate.kernel_distance import kernel_distance
-from hqtvae_fast.evaluate.measure import is_kept
 from hqtvae_fast.evaluate.report import compare
+from hqtvae_fast.evaluate.set_state import is_kept
 
 from .conftest import make_pixels, write_folder, write_shard
 

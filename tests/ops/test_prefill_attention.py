@@ -12,7 +12,7 @@ import torch.nn.functional as F
 
 from hqtvae_fast.backend import BackendError
 from hqtvae_fast.ops import decode_attention, prefill_attention
-from hqtvae_fast.ops.kernels.prefill_attention import adapters
+from hqtvae_fast.ops.kernels.prefill_attention import flash_attn, sdpa, xformers
 from hqtvae_fast.ops.kernels.prefill_attention.spec import SPEC
 
 CPU = torch.device("cpu")
@@ -63,7 +63,7 @@ def test_flash_attn_is_called_as_it_documents(monkeypatch):
     package.flash_attn_qkvpacked_func = lambda qkv, *, causal: globals()["causal"](*qkv.unbind(2)) if causal else None
     monkeypatch.setitem(sys.modules, "flash_attn", package)
     qkv = SPEC.make_inputs(SPEC.small[0], CPU, 0)[0]
-    torch.testing.assert_close(adapters.flash_attn(qkv), adapters.sdpa(qkv))
+    torch.testing.assert_close(flash_attn.attend(qkv), sdpa.attend(qkv))
 
 
 def test_xformers_is_called_as_it_documents(monkeypatch):
@@ -79,7 +79,7 @@ def test_xformers_is_called_as_it_documents(monkeypatch):
     monkeypatch.setitem(sys.modules, "xformers", package)
     monkeypatch.setitem(sys.modules, "xformers.ops", ops)
     qkv = SPEC.make_inputs(SPEC.small[0], CPU, 0)[0]
-    torch.testing.assert_close(adapters.xformers(qkv), adapters.sdpa(qkv))
+    torch.testing.assert_close(xformers.attend(qkv), sdpa.attend(qkv))
 
 
 @pytest.mark.gpu

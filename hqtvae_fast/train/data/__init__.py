@@ -19,11 +19,11 @@ from hqtvae_fast.train.data.dataset import (
     UnreadableError,
     all_captions,
 )
+from hqtvae_fast.train.data.facts import Facts, survey
 from hqtvae_fast.train.data.loader import Batch, BrokenCount, PictureStream, collate, make_loader
 from hqtvae_fast.train.data.selection import Selection, class_names, select, whole_of
 from hqtvae_fast.train.data.sources import ClassFolder, Source, are_codes, open_source
 from hqtvae_fast.train.data.split import hold_out
-from hqtvae_fast.train.data.survey import Facts, survey
 
 __all__ = [
     "CAPTIONS",

@@ -6,9 +6,9 @@ import heapq
 
 import numpy as np
 
+from hqtvae_fast.train.data.facts import Facts
 from hqtvae_fast.train.data.selection import Selection
 from hqtvae_fast.train.data.sources import Source
-from hqtvae_fast.train.data.survey import Facts
 
 SHARE, MOST = 10, 2048
 """One of so many pictures is held out, and at most so many in all: enough for means that a percent can be seen in."""

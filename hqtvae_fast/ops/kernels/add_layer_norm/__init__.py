@@ -7,7 +7,7 @@ from torch import Tensor
 
 from hqtvae_fast.backend import Backend, choose
 from hqtvae_fast.ops.kernels.add_layer_norm import reference, triton
-from hqtvae_fast.ops.operator import operator
+from hqtvae_fast.ops.operator import dispatched
 
 
 def add_layer_norm(
@@ -44,24 +44,10 @@ BACKENDS = (
     Backend("triton", triton.add_layer_norm, triton.why_not),
     Backend("reference", reference.add_layer_norm),
 )
-_BY_NAME = {backend.name: backend for backend in BACKENDS}
 
 
-@operator("add_layer_norm", mutates_args=())
+@dispatched("add_layer_norm", BACKENDS, mutates_args=())
 def _add_layer_norm(
-    x: Tensor,
-    added: Tensor | None,
-    bias: Tensor | None,
-    weight: Tensor,
-    shift: Tensor,
-    eps: float,
-    backend: str,
-) -> tuple[Tensor, Tensor]:
-    return _BY_NAME[backend].run(x, added, bias, weight, shift, eps)
-
-
-@_add_layer_norm.register_fake
-def _(
     x: Tensor,
     added: Tensor | None,
     bias: Tensor | None,

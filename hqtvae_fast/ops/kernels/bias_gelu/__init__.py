@@ -9,7 +9,7 @@ from torch import Tensor
 
 from hqtvae_fast.backend import Backend, choose
 from hqtvae_fast.ops.kernels.bias_gelu import reference, triton
-from hqtvae_fast.ops.operator import operator
+from hqtvae_fast.ops.operator import dispatched
 
 FORMS = ("exact", "sigmoid")
 
@@ -33,16 +33,10 @@ def bias_gelu(
 
 
 BACKENDS = (Backend("triton", triton.bias_gelu, triton.why_not), Backend("reference", reference.bias_gelu))
-_BY_NAME = {backend.name: backend for backend in BACKENDS}
 
 
-@operator("bias_gelu", mutates_args=())
+@dispatched("bias_gelu", BACKENDS, mutates_args=())
 def _bias_gelu(x: Tensor, bias: Tensor | None, form: str, backend: str) -> Tensor:
-    return _BY_NAME[backend].run(x, bias, form)
-
-
-@_bias_gelu.register_fake
-def _(x: Tensor, bias: Tensor | None, form: str, backend: str) -> Tensor:
     return x.new_empty(x.shape)
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from hqtvae_fast.backend import Backend, choose
 from hqtvae_fast.ops.kernels.code_features import reference, triton
-from hqtvae_fast.ops.operator import operator
+from hqtvae_fast.ops.operator import dispatched
 
 
 def code_features(
@@ -60,16 +60,10 @@ BACKENDS = (
     Backend("triton", triton.code_features, triton.why_not),
     Backend("reference", reference.code_features),
 )
-_BY_NAME = {backend.name: backend for backend in BACKENDS}
 
 
-@operator("code_features", mutates_args=())
+@dispatched("code_features", BACKENDS, mutates_args=())
 def _code_features(codes: Sequence[Tensor], tables: Sequence[Tensor], base: Tensor, backend: str) -> Tensor:
-    return _BY_NAME[backend].run(codes, tables, base)
-
-
-@_code_features.register_fake
-def _(codes: Sequence[Tensor], tables: Sequence[Tensor], base: Tensor, backend: str) -> Tensor:
     return reference.empty_features(codes, tables, base)
 
 

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from hqtvae_fast.backend import Backend, choose
 from hqtvae_fast.ops.kernels.conv_bytes import reference, triton
-from hqtvae_fast.ops.operator import operator
+from hqtvae_fast.ops.operator import dispatched
 
 
 def conv_bytes(x: Tensor, weight: Tensor, bias: Tensor, *, backend: str | None = None) -> Tensor:
@@ -35,16 +35,10 @@ BACKENDS = (
     Backend("triton", triton.conv_bytes, triton.why_not),
     Backend("reference", reference.conv_bytes),
 )
-_BY_NAME = {backend.name: backend for backend in BACKENDS}
 
 
-@operator("conv_bytes", mutates_args=())
+@dispatched("conv_bytes", BACKENDS, mutates_args=())
 def _conv_bytes(x: Tensor, weight: Tensor, bias: Tensor, backend: str) -> Tensor:
-    return _BY_NAME[backend].run(x, weight, bias)
-
-
-@_conv_bytes.register_fake
-def _(x: Tensor, weight: Tensor, bias: Tensor, backend: str) -> Tensor:
     return reference.empty_bytes(x, weight)
 
 

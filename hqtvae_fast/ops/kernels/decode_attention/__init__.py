@@ -7,7 +7,7 @@ from torch import Tensor
 
 from hqtvae_fast.backend import Backend, choose
 from hqtvae_fast.ops.kernels.decode_attention import native, reference, triton
-from hqtvae_fast.ops.operator import operator
+from hqtvae_fast.ops.operator import dispatched
 
 
 def decode_attention(
@@ -48,43 +48,15 @@ def decode_attention(
     return torch.ops.hqtvae_fast.decode_attention(*inputs, choice.backend.name)
 
 
-def _native(
-    qkv: Tensor, bias: Tensor | None, keys: Tensor, values: Tensor, start: int, start_tensor: Tensor | None
-) -> Tensor:
-    return native.decode_attention(qkv, keys, values, start)
-
-
-def _why_not_native(
-    qkv: Tensor, bias: Tensor | None, keys: Tensor, values: Tensor, start: int, start_tensor: Tensor | None
-) -> str | None:
-    if bias is not None or start_tensor is not None:
-        return "expected no bias, and start as a number"
-    return native.why_not(qkv)
-
-
 BACKENDS = (
     Backend("triton", triton.decode_attention, triton.why_not),
-    Backend("native", _native, _why_not_native),
+    Backend("native", native.decode_attention, native.why_not),
     Backend("reference", reference.decode_attention),
 )
-_BY_NAME = {backend.name: backend for backend in BACKENDS}
 
 
-@operator("decode_attention", mutates_args=("keys", "values"))
+@dispatched("decode_attention", BACKENDS, mutates_args=("keys", "values"))
 def _attend(
-    qkv: Tensor,
-    bias: Tensor | None,
-    keys: Tensor,
-    values: Tensor,
-    start: int,
-    start_tensor: Tensor | None,
-    backend: str,
-) -> Tensor:
-    return _BY_NAME[backend].run(qkv, bias, keys, values, start, start_tensor)
-
-
-@_attend.register_fake
-def _(
     qkv: Tensor,
     bias: Tensor | None,
     keys: Tensor,

@@ -15,8 +15,17 @@ from hqtvae_fast.ops.operator import operators
 WIDTHS = (32, 64, 96, 128)
 
 
-def why_not(qkv_BT3HE: Tensor) -> str | None:
+def why_not(
+    qkv_BT3HE: Tensor,
+    bias: Tensor | None = None,
+    keys_BHCE: Tensor | None = None,
+    values_BHCE: Tensor | None = None,
+    start: int = 0,
+    start_tensor: Tensor | None = None,
+) -> str | None:
     """None where the kernel can take these queries, keys and values, else the reason."""
+    if bias is not None or start_tensor is not None:
+        return "expected no bias, and start as a number"
     if qkv_BT3HE.device.type != "cpu" or qkv_BT3HE.dtype is not torch.bfloat16:
         return f"expected bf16 on the CPU; got {qkv_BT3HE.dtype} on {qkv_BT3HE.device}"
     if qkv_BT3HE.shape[-1] not in WIDTHS:
@@ -24,7 +33,15 @@ def why_not(qkv_BT3HE: Tensor) -> str | None:
     return why_not_bf16()
 
 
-def decode_attention(qkv_BT3HE: Tensor, keys_BHCE: Tensor, values_BHCE: Tensor, start: int) -> Tensor:
+def decode_attention(
+    qkv_BT3HE: Tensor,
+    bias: Tensor | None,
+    keys_BHCE: Tensor,
+    values_BHCE: Tensor,
+    start: int,
+    start_tensor: Tensor | None,
+) -> Tensor:
+    """As the op is called; ``bias`` and ``start_tensor`` are None."""
     return torch.ops.hqtvae_fast.decode_attention_bf16.default(qkv_BT3HE, keys_BHCE, values_BHCE, start)
 
 

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import functools
-
 import torch
 from torch import Tensor
 
 from hqtvae_fast.backend import Backend, choose
-from hqtvae_fast.ops.kernels.draw_from_head import reference, triton
+from hqtvae_fast.ops.kernels.draw_from_head import reference, triton, unfused
 from hqtvae_fast.ops.kernels.sample_logits import check_sampling
-from hqtvae_fast.ops.operator import operator
+from hqtvae_fast.ops.operator import dispatched
 
 
 def draw_from_head(
@@ -63,29 +61,13 @@ def draw_from_head(
 
 BACKENDS = (
     Backend("triton", triton.draw_from_head, triton.why_not),
-    Backend("unfused", reference.draw_from_head),
-    Backend("reference", functools.partial(reference.draw_from_head, backend="reference")),
+    Backend("unfused", unfused.draw_from_head),
+    Backend("reference", reference.draw_from_head),
 )
-_BY_NAME = {backend.name: backend for backend in BACKENDS}
 
 
-@operator("draw_from_head", mutates_args=("out", "invalid"))
+@dispatched("draw_from_head", BACKENDS, mutates_args=("out", "invalid"))
 def _draw(
-    x: Tensor,
-    weight: Tensor,
-    out: Tensor,
-    invalid: Tensor,
-    seeds: Tensor,
-    step: Tensor,
-    position: Tensor,
-    temperature: Tensor,
-    backend: str,
-) -> None:
-    _BY_NAME[backend].run(x, weight, out, invalid, seeds, step, position, temperature)
-
-
-@_draw.register_fake
-def _(
     x: Tensor,
     weight: Tensor,
     out: Tensor,

@@ -8,7 +8,12 @@ from torch import Tensor
 from hqtvae_fast.ops.kernels.sample_logits import sample_logits
 
 
-def draw_from_head(
+def draw_from_head(x_BGD: Tensor, weight_KD: Tensor, *others: Tensor) -> None:
+    """The definition: :func:`product_then_draw` with the draw's own definition."""
+    product_then_draw(x_BGD, weight_KD, *others, backend="reference")
+
+
+def product_then_draw(
     x_BGD: Tensor,
     weight_KD: Tensor,
     out_BG: Tensor,
@@ -18,7 +23,7 @@ def draw_from_head(
     position: Tensor,
     temperature: Tensor,
     *,
-    backend: str | None = None,
+    backend: str | None,
 ) -> None:
     """``backend``: of the draw alone. NaN is reported and not raised."""
     logits_BGK = F.linear(x_BGD, weight_KD)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from hqtvae_fast.backend import Backend, choose
 from hqtvae_fast.ops.kernels.ema_update import reference, triton
-from hqtvae_fast.ops.operator import operator
+from hqtvae_fast.ops.operator import dispatched
 
 
 def code_statistics(
@@ -73,40 +73,25 @@ def ema_update(
     torch.ops.hqtvae_fast.ema_update(*inputs, choice.backend.name)
 
 
-def _reference_statistics(z: Tensor, codes: Tensor, num_codes: int, deterministic: bool) -> tuple[Tensor, Tensor]:
-    return reference.code_statistics(z, codes, num_codes)
-
-
-def _no_order(z: Tensor, codes: Tensor, num_codes: int, deterministic: bool) -> str | None:
-    return "torch adds in no fixed order on a GPU" if deterministic and z.is_cuda else None
-
-
 STATISTICS = (
     Backend("triton", triton.code_statistics, triton.why_not_statistics),
-    Backend("reference", _reference_statistics, _no_order),
+    Backend("reference", reference.code_statistics, reference.why_not_statistics),
 )
 UPDATE = (
     Backend("triton", triton.ema_update, triton.why_not_update),
     Backend("reference", reference.ema_update),
 )
-_STATISTICS = {backend.name: backend for backend in STATISTICS}
-_UPDATE = {backend.name: backend for backend in UPDATE}
 
 
-@operator("code_statistics", mutates_args=())
+@dispatched("code_statistics", STATISTICS, mutates_args=())
 def _code_statistics(
     z: Tensor, codes: Tensor, num_codes: int, deterministic: bool, backend: str
 ) -> tuple[Tensor, Tensor]:
-    return _STATISTICS[backend].run(z, codes, num_codes, deterministic)
-
-
-@_code_statistics.register_fake
-def _(z: Tensor, codes: Tensor, num_codes: int, deterministic: bool, backend: str) -> tuple[Tensor, Tensor]:
     wide = torch.promote_types(z.dtype, torch.float32)
     return z.new_empty(num_codes, dtype=wide), z.new_empty((num_codes, z.shape[1]), dtype=wide)
 
 
-@operator("ema_update", mutates_args=("embedding", "cluster_size", "embedding_sum"))
+@dispatched("ema_update", UPDATE, mutates_args=("embedding", "cluster_size", "embedding_sum"))
 def _ema_update(
     embedding: Tensor,
     cluster_size: Tensor,
@@ -117,9 +102,7 @@ def _ema_update(
     epsilon: float,
     backend: str,
 ) -> None:
-    _UPDATE[backend].run(embedding, cluster_size, embedding_sum, counts, sums, decay, epsilon)
+    return None
 
-
-_ema_update.register_fake(lambda *state_and_statistics: None)  # it returns nothing
 
 __all__ = ["code_statistics", "ema_update"]

@@ -6,7 +6,14 @@ import torch
 from torch import Tensor
 
 
-def code_statistics(z_NC: Tensor, codes_N: Tensor, num_codes: int) -> tuple[Tensor, Tensor]:
+def why_not_statistics(z_NC: Tensor, codes_N: Tensor, num_codes: int, deterministic: bool) -> str | None:
+    """None where sums are as reproducible as is asked, else the reason."""
+    return "torch adds in no fixed order on a GPU" if deterministic and z_NC.is_cuda else None
+
+
+def code_statistics(
+    z_NC: Tensor, codes_N: Tensor, num_codes: int, deterministic: bool = False
+) -> tuple[Tensor, Tensor]:
     """How many rows chose each code, [K], and their sum, [K, C], in fp32 or, for fp64 rows, fp64."""
     wide = torch.promote_types(z_NC.dtype, torch.float32)
     counts_K = torch.bincount(codes_N, minlength=num_codes).to(wide)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from hqtvae_fast.backend import Backend, choose
 from hqtvae_fast.ops.kernels.embed_codes import reference, triton
-from hqtvae_fast.ops.operator import operator
+from hqtvae_fast.ops.operator import dispatched
 
 Mode = Literal["sum", "mean", "interleave"]
 MODES: tuple[Mode, ...] = ("sum", "mean", "interleave")
@@ -59,24 +59,10 @@ def embed_codes(
 
 
 BACKENDS = (Backend("triton", triton.embed_codes, triton.why_not), Backend("reference", reference.embed_codes))
-_BY_NAME = {backend.name: backend for backend in BACKENDS}
 
 
-@operator("embed_codes", mutates_args=())
+@dispatched("embed_codes", BACKENDS, mutates_args=())
 def _embed(
-    codes: Tensor,
-    tables: list[Tensor],
-    sources: Tensor,
-    rows: Tensor,
-    row: Tensor | None,
-    mode: str,
-    backend: str,
-) -> Tensor:
-    return _BY_NAME[backend].run(codes, tables, sources, rows, row, mode)
-
-
-@_embed.register_fake
-def _(
     codes: Tensor,
     tables: list[Tensor],
     sources: Tensor,

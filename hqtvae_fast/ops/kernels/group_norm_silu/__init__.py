@@ -9,7 +9,7 @@ from torch import Tensor
 
 from hqtvae_fast.backend import Backend, choose
 from hqtvae_fast.ops.kernels.group_norm_silu import native, reference, triton
-from hqtvae_fast.ops.operator import operator
+from hqtvae_fast.ops.operator import dispatched, operator
 
 
 def group_norm_silu(
@@ -114,29 +114,13 @@ BACKENDS = (
     Backend("native", native.forward, native.why_not),
     Backend("reference", reference.forward),
 )
-_FORWARD = {backend.name: backend.run for backend in BACKENDS}
 _BACKWARD = {"triton": triton.backward, "native": native.backward, "reference": reference.backward}
 
 
 # The backend is chosen outside and named to the operators: a fake has no device to choose by. An operator may not
 # return its input: without a residual the sum is empty, and x is what the backward pass needs.
-@operator("group_norm_silu", mutates_args=())
+@dispatched("group_norm_silu", BACKENDS, mutates_args=())
 def _forward(
-    x: Tensor,
-    residual: Tensor | None,
-    weight: Tensor,
-    bias: Tensor,
-    num_groups: int,
-    eps: float,
-    silu: bool,
-    shift: Tensor | None,
-    backend: str,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    return _FORWARD[backend](x, residual, weight, bias, num_groups, eps, silu, shift)
-
-
-@_forward.register_fake
-def _(
     x: Tensor,
     residual: Tensor | None,
     weight: Tensor,

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from hqtvae_fast.backend import Backend, choose
 from hqtvae_fast.ops.kernels.local_attention import reference, triton
-from hqtvae_fast.ops.operator import operator
+from hqtvae_fast.ops.operator import dispatched
 
 MASKS = ("full", "levels")
 
@@ -70,24 +70,10 @@ BACKENDS = (
     Backend("triton", triton.local_attention, triton.why_not),
     Backend("reference", reference.local_attention),
 )
-_BY_NAME = {backend.name: backend for backend in BACKENDS}
 
 
-@operator("local_attention", mutates_args=("keys", "values"))
+@dispatched("local_attention", BACKENDS, mutates_args=("keys", "values"))
 def _attend(
-    qkv: Tensor,
-    bias: Tensor | None,
-    keys: Tensor | None,
-    values: Tensor | None,
-    start: int,
-    mask: str,
-    backend: str,
-) -> Tensor:
-    return _BY_NAME[backend].run(qkv, bias, keys, values, start, mask)
-
-
-@_attend.register_fake
-def _(
     qkv: Tensor,
     bias: Tensor | None,
     keys: Tensor | None,

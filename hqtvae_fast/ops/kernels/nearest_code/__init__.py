@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from torch import Tensor, autocast, int64
+from torch import Tensor, autocast, int64, ops
 
 from hqtvae_fast import _cuda
 from hqtvae_fast.backend import Backend, choose
@@ -46,7 +46,7 @@ def nearest_code(
     if invalid is not None:
         invalid |= ~z.isfinite().all()
     choice = choose("nearest_code", BACKENDS, z, codebook, backend=backend)
-    return _nearest_code(z, codebook, choice.backend.name)
+    return ops.hqtvae_fast.nearest_code(z, codebook, choice.backend.name)
 
 
 def not_finite(z: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from hqtvae_fast.backend import Backend, choose
-from hqtvae_fast.ops.kernels.prefill_attention import adapters
+from hqtvae_fast.ops.kernels.prefill_attention import flash_attn, sdpa, xformers
 from hqtvae_fast.ops.operator import operator
 
 
@@ -39,9 +39,9 @@ def prefill_attention(
 
 
 BACKENDS = (
-    Backend("sdpa", adapters.sdpa),
-    Backend("flash_attn", adapters.flash_attn, adapters.why_not_flash_attn),
-    Backend("xformers", adapters.xformers, adapters.why_not_xformers),
+    Backend("sdpa", sdpa.attend),
+    Backend("flash_attn", flash_attn.attend, flash_attn.why_not),
+    Backend("xformers", xformers.attend, xformers.why_not),
 )
 _BY_NAME = {backend.name: backend for backend in BACKENDS}
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from hqtvae_fast.backend import Backend, choose
 from hqtvae_fast.ops.kernels.quantized_conv import reference, triton
 from hqtvae_fast.ops.kernels.quantized_conv.formats import LARGEST, quantize, quantize_weights
-from hqtvae_fast.ops.operator import operator
+from hqtvae_fast.ops.operator import dispatched
 
 
 def quantized_conv(
@@ -62,24 +62,10 @@ BACKENDS = (
     Backend("triton", triton.quantized_conv, triton.why_not),
     Backend("reference", reference.quantized_conv),
 )
-_BY_NAME = {backend.name: backend for backend in BACKENDS}
 
 
-@operator("quantized_conv", mutates_args=())
+@dispatched("quantized_conv", BACKENDS, mutates_args=())
 def _quantized_conv(
-    x: Tensor,
-    weight: Tensor,
-    x_scales: Tensor,
-    weight_scales: Tensor,
-    bias: Tensor,
-    dtype: torch.dtype,
-    backend: str,
-) -> Tensor:
-    return _BY_NAME[backend].run(x, weight, x_scales, weight_scales, bias, dtype)
-
-
-@_quantized_conv.register_fake
-def _(
     x: Tensor,
     weight: Tensor,
     x_scales: Tensor,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -12,7 +13,7 @@ from hqtvae_fast import _cuda
 from hqtvae_fast.arguments import integer, real
 from hqtvae_fast.backend import Backend, choose
 from hqtvae_fast.ops.kernels.sample_logits import cpu, cuda, reference, triton
-from hqtvae_fast.ops.operator import operator
+from hqtvae_fast.ops.operator import dispatched
 
 COLDEST, HOTTEST = 1e-30, 1e30
 """Temperatures, for every backend. Logits up to 1e8 over the coldest are finite in fp32, and two different ones lie
@@ -122,6 +123,7 @@ def _by_rows(draw: Callable[..., Tensor]) -> Callable[..., None]:
     """A draw of rows [M, K] with plain numbers, as the operator is called. On a GPU reading them waits for it.
     ``invalid`` None: nobody asks."""
 
+    @functools.wraps(draw)
     def run(
         logits_BGK: Tensor,
         out_BG: Tensor,
@@ -153,27 +155,10 @@ BACKENDS = (
     Backend("cpu", _by_rows(cpu.sample_logits), cpu.why_not),
     Backend("reference", _by_rows(reference.sample_logits)),
 )
-_BY_NAME = {backend.name: backend for backend in BACKENDS}
 
 
-@operator("sample_logits", mutates_args=("out", "invalid"))
+@dispatched("sample_logits", BACKENDS, mutates_args=("out", "invalid"))
 def _draw(
-    logits: Tensor,
-    out: Tensor,
-    invalid: Tensor,
-    seeds: Tensor,
-    step: Tensor,
-    position: Tensor,
-    temperature: Tensor,
-    top_k: Tensor,
-    top_p: Tensor,
-    backend: str,
-) -> None:
-    _BY_NAME[backend].run(logits, out, invalid, seeds, step, position, temperature, top_k, top_p)
-
-
-@_draw.register_fake
-def _(
     logits: Tensor,
     out: Tensor,
     invalid: Tensor,

@@ -10,7 +10,7 @@ from torch import Tensor
 from hqtvae_fast.backend import Backend, choose
 from hqtvae_fast.ops.kernels.skinny_linear import reference, triton
 from hqtvae_fast.ops.kernels.skinny_linear.triton import Workspace
-from hqtvae_fast.ops.operator import operator
+from hqtvae_fast.ops.operator import dispatched
 
 GeluForm = Literal["none", "exact", "sigmoid"]
 GELU: tuple[GeluForm, ...] = ("none", "exact", "sigmoid")
@@ -62,27 +62,10 @@ def skinny_linear(
 
 
 BACKENDS = (Backend("triton", triton.skinny_linear, triton.why_not), Backend("reference", reference.skinny_linear))
-_BY_NAME = {backend.name: backend for backend in BACKENDS}
 
 
-@operator("skinny_linear", mutates_args=("partials", "counters"))
+@dispatched("skinny_linear", BACKENDS, mutates_args=("partials", "counters"))
 def _skinny_linear(
-    x: Tensor,
-    weight: Tensor,
-    scale: Tensor | None,
-    bias: Tensor | None,
-    residual: Tensor | None,
-    gelu: str,
-    prefetch: bool,
-    partials: Tensor,
-    counters: Tensor,
-    backend: str,
-) -> Tensor:
-    return _BY_NAME[backend].run(x, weight, scale, bias, residual, gelu, prefetch, partials, counters)
-
-
-@_skinny_linear.register_fake
-def _(
     x: Tensor,
     weight: Tensor,
     scale: Tensor | None,

@@ -19,6 +19,12 @@ def soft_labels(z_MC: Tensor, codebook_KC: Tensor, temperature: float) -> Tensor
     return (scores_MK / temperature).softmax(dim=1)
 
 
+def forward(logits_NK: Tensor, z_NC: Tensor, codebook_KC: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+    """The loss, and nothing kept of the rows for the backward pass: fp32 [0, N]."""
+    nothing = logits_NK.new_empty((0, len(logits_NK)), dtype=torch.float32)
+    return loss(logits_NK, z_NC, codebook_KC, temperature), nothing
+
+
 def loss(logits_NK: Tensor, z_NC: Tensor, codebook_KC: Tensor, temperature: float) -> Tensor:
     """Mean over rows of -sum_k target_k log softmax(logits)_k: a scalar in fp32, or fp64 for fp64 logits."""
     sums = []

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from hqtvae_fast.backend import Backend, choose
 from hqtvae_fast.ops.kernels.upsample_conv import reference, triton
-from hqtvae_fast.ops.operator import operator
+from hqtvae_fast.ops.operator import dispatched
 
 
 def upsample_conv(x: Tensor, folded: Tensor, bias: Tensor, *, backend: str | None = None) -> Tensor:
@@ -54,16 +54,10 @@ BACKENDS = (
     Backend("triton", triton.upsample_conv, triton.why_not),
     Backend("reference", reference.upsample_conv),
 )
-_BY_NAME = {backend.name: backend for backend in BACKENDS}
 
 
-@operator("upsample_conv", mutates_args=())
+@dispatched("upsample_conv", BACKENDS, mutates_args=())
 def _upsample_conv(x: Tensor, folded: Tensor, bias: Tensor, backend: str) -> Tensor:
-    return _BY_NAME[backend].run(x, folded, bias)
-
-
-@_upsample_conv.register_fake
-def _(x: Tensor, folded: Tensor, bias: Tensor, backend: str) -> Tensor:
     return reference.empty_doubled(x, folded)
 
 

@@ -9,7 +9,7 @@ from hqtvae_fast.backend import Backend, choose
 from hqtvae_fast.modes import is_traced
 from hqtvae_fast.ops.kernels.winograd_conv import native, reference
 from hqtvae_fast.ops.kernels.winograd_conv.transforms import PANEL, POINTS, tile_side, transform_weights
-from hqtvae_fast.ops.operator import operator
+from hqtvae_fast.ops.operator import dispatched
 
 FEWEST_CHANNELS = 32
 MOST_PRODUCTS = 0.7
@@ -70,16 +70,10 @@ BACKENDS = (
     Backend("native", native.winograd_conv, native.why_not),
     Backend("reference", reference.winograd_conv),
 )
-_BY_NAME = {backend.name: backend for backend in BACKENDS}
 
 
-@operator("winograd_conv", mutates_args=())
+@dispatched("winograd_conv", BACKENDS, mutates_args=())
 def _winograd_conv(x: Tensor, transformed: Tensor, bias: Tensor, doubled: bool, backend: str) -> Tensor:
-    return _BY_NAME[backend].run(x, transformed, bias, doubled)
-
-
-@_winograd_conv.register_fake
-def _(x: Tensor, transformed: Tensor, bias: Tensor, doubled: bool, backend: str) -> Tensor:
     return reference.empty_output(x, bias, doubled)
 
 

@@ -1,0 +1,35 @@
+"""Each backend is computed by the file of its name."""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+
+import pytest
+
+from hqtvae_fast.backend import Backend
+from hqtvae_fast.ops import kernels
+
+OPS = [f"{kernels.__name__}.{op.name}" for op in pkgutil.iter_modules(kernels.__path__)]
+WITHOUT = {"packed_linear"}  # its kernels are chosen once, for a weight, and not at each call
+
+
+def backends(op):
+    """All that an op's folder registers."""
+    registered = [value for value in vars(importlib.import_module(op)).values() if isinstance(value, tuple)]
+    return [backend for value in registered for backend in value if isinstance(backend, Backend)]
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_a_backend_is_in_the_file_of_its_name(op):
+    found = {backend.name: backend.run.__module__ for backend in backends(op)}
+    assert found == {name: f"{op}.{name}" for name in found}
+    assert bool(found) != (op.rpartition(".")[2] in WITHOUT), f"{op}: registers {sorted(found) or 'no backend'}"
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_triton_kernels_lie_beside_their_launchers(op):
+    files = {module.name for module in pkgutil.iter_modules(importlib.import_module(op).__path__)}
+    searched_by = {"hierarchical_quantize": "nearest_code"}  # its rows are made inside that op's kernels
+    if op.rpartition(".")[2] not in searched_by:
+        assert ("triton" in files) == ("triton_kernels" in files), files
