@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-import ast
+import html
+import importlib.util
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -10,92 +12,46 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parent.parent / "hqtvae_fast"
-LAYERS = [  # a module may import from its own layer and those above it in this list
-    {
-        "arguments",
-        "classes",
-        "codes",
-        "config",
-        "fields",
-        "file_kinds",
-        "files",
-        "modes",
-        "picture_files",
-        "tensor_files",
-        "threads",
-        "world",
-        "hardware",
-        "backend",
-        "_cuda",
-        "_nvrtc",
-    },
-    {"ops"},
-    {"model"},
-    {"engine", "released"},
-    {"run_folder"},
-    {"checkpoint_config"},
-    {"checkpoint"},
-    {
-        "images",
-        "plots",
-        "sheet",
-        "bare_pictures",
-        "pixels",
-        "text",
-        "progress",
-        "output",
-        "request",
-        "tuning",
-        "shard_files",
-        "hub",
-        "pipeline",
-        "compat",
-        "__init__",
-    },
-    {"train", "distributed"},
-    {"evaluate"},
-    {"cli"},
-]
 FORBIDDEN = ("torchvision", "flash_attn", "xformers", "cupy", "triton")
 
 
-def part(module: str) -> str:
-    """``hqtvae_fast.model.layers`` -> ``model``; the package itself -> ``__init__``."""
-    names = module.split(".")
-    return names[1] if len(names) > 1 else "__init__"
-
-
-def rank(name: str) -> int:
-    return next(index for index, layer in enumerate(LAYERS) if name in layer)
-
-
-def imports(file: Path) -> set[str]:
-    found = set()
-    for node in ast.walk(ast.parse(file.read_text())):
-        if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("hqtvae_fast"):
-            names = [f"{node.module}.{alias.name}" for alias in node.names]
-            found |= {part(name if node.module == "hqtvae_fast" else node.module) for name in names}
-        elif isinstance(node, ast.Import):
-            found |= {part(alias.name) for alias in node.names if alias.name.startswith("hqtvae_fast")}
-    known = set().union(*LAYERS)
-    return {name if name in known else "__init__" for name in found}
-
-
-FILES = sorted(PACKAGE.rglob("*.py"))
+TOOL = PACKAGE.parent / "tools" / "draw_imports.py"
+_spec = importlib.util.spec_from_file_location("draw_imports", TOOL)
+draw_imports = importlib.util.module_from_spec(_spec)
+sys.modules["draw_imports"] = draw_imports  # its dataclass asks for it
+_spec.loader.exec_module(draw_imports)
+KNOWN = draw_imports.modules()
+FILES = sorted(KNOWN.values())
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(PACKAGE)))
 def test_imports_run_one_way(file):
-    own = file.relative_to(PACKAGE).parts[0].removesuffix(".py")
-    for other in imports(file):
-        assert rank(other) <= rank(own), f"{own} imports {other}, which stands above it"
+    of = next(name for name, place in KNOWN.items() if place == file)
+    assert draw_imports.upward(list(draw_imports.imports(file, of, KNOWN))) == []
+
+
+def test_no_module_imports_itself_by_way_of_others():
+    assert draw_imports.circle(draw_imports.all_imports()) == []
 
 
 def test_the_check_sees_a_wrong_import(tmp_path):
     file = tmp_path / "layers.py"
     file.write_text("from hqtvae_fast.pipeline import HQTVAEPipeline\nfrom hqtvae_fast import ops\n")
-    assert imports(file) == {"pipeline", "ops"}
-    assert rank("pipeline") > rank("model")
+    found = list(draw_imports.imports(file, "model.layers", KNOWN))
+    assert [one.what for one in found] == ["pipeline", "ops"]
+    assert draw_imports.upward(found) == ["model.layers imports pipeline, which stands above it"]
+
+
+def test_the_check_sees_a_circle(tmp_path):
+    one, late = draw_imports.Import, draw_imports.Import("ops", "model", late=True)
+    assert draw_imports.circle([one("model", "ops"), late]) == []
+    assert draw_imports.circle([one("a", "b"), one("b", "c"), one("c", "b")]) == ["b", "c", "b"]
+
+
+def test_the_picture_of_the_imports_is_true():
+    drawn = re.search(r"<dc:title>(.*?)</dc:title>", draw_imports.PICTURE.read_text(), re.DOTALL)[1]
+    counts = draw_imports.edges(draw_imports.all_imports())
+    assert html.unescape(drawn) == draw_imports.description(counts), "python tools/draw_imports.py draws it anew"
 
 
 def test_importing_everything_needs_no_gpu_package():

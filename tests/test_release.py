@@ -1,5 +1,5 @@
-"""What is released: the sdist holds what a wheel is built of, the wheel all of the package, and the workflow that builds
-both follows pyproject.toml."""
+"""What is released: the sdist holds what a wheel is built of, the wheel the whole package, and the workflow that
+builds both follows pyproject.toml."""
 
 from __future__ import annotations
 
