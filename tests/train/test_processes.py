@@ -15,10 +15,22 @@ from small_runs import write_pictures
 
 ROOT = Path(__file__).parents[2]
 THREADS = """
+import time
+from contextlib import suppress
 from pathlib import Path
 
 def gloo():
-    return [name for task in Path("/proc/self/task").iterdir() if "gloo" in (name := (task / "comm").read_text())]
+    names = []
+    for task in Path("/proc/self/task").iterdir():
+        with suppress(OSError):  # it ended meanwhile
+            names.append((task / "comm").read_text())
+    return [name for name in names if "gloo" in name]
+
+def left():  # a thread that was joined is listed until the kernel has put it away
+    end = time.monotonic() + 10
+    while gloo() and time.monotonic() < end:
+        time.sleep(0.01)
+    return gloo()
 """
 TEAM = """
 from hqtvae_fast.distributed import join_team
@@ -28,7 +40,7 @@ for word in ("one", "two"):
         assert team.share(lambda: word) == word
         assert gloo()
         team.finish()
-    assert not gloo()
+    assert not left()
 """
 STAGES = """
 import sys
@@ -62,6 +74,14 @@ def torchrun(program: str, *arguments: str) -> subprocess.CompletedProcess[str]:
 def test_a_team_leaves_no_thread_and_may_be_followed_by_another():
     done = torchrun(THREADS + TEAM)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="threads are listed in /proc")
+def test_a_thread_that_stays_is_seen():
+    kept = TEAM.replace("        team.finish()", "        kept.append(dist.group.WORLD)\n        team.finish()")
+    done = torchrun("import torch.distributed as dist\nkept = []\n" + THREADS + kept)
+    assert done.returncode == 1
+    assert "AssertionError" in done.stderr
 
 
 @pytest.mark.slow
