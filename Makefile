@@ -76,7 +76,7 @@ test: lint ## lint, then the tests that need neither a GPU nor much time
 
 test-all: lint ## lint, then all tests that need no GPU, the slow ones included
 	@echo "==> pytest (without gpu)"
-	@$(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile -m "not gpu"
+	@$(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile --durations=20 -m "not gpu"
 	@echo "==> pytest benchmarks (each once, untimed)"
 	@$(BIN)/python -m pytest -q benchmarks --benchmark-disable
 
