@@ -3,11 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
-import subprocess
-import sys
-import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -181,27 +176,6 @@ def test_the_command_takes_a_preset(capsys, monkeypatch):
     assert run.model["condition"] == "codes"
     assert main(["train", "stage1", "--preset", "none such", "--data", "x", "--out", "y"]) == 2
     assert "expected one of ffhq, imagenet" in capsys.readouterr().err
-
-
-def test_a_wheel_has_them_all_and_the_kernels(tmp_path):
-    root = Path(__file__).parents[2]
-    command = [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation", "-w", str(tmp_path)]
-    env = {**os.environ, "PIP_DISABLE_PIP_VERSION_CHECK": "1", "PIP_NO_INDEX": "1"}
-    copy = tmp_path / "source"  # a build leaves things in the tree it is made from
-    done = subprocess.run(
-        ["git", "-C", str(root), "ls-files", "-co", "--exclude-standard"], capture_output=True, text=True
-    )
-    if done.returncode:
-        pytest.skip("needs a git checkout, to copy what belongs to it")
-    for name in done.stdout.splitlines():
-        if (root / name).is_file() and not name.startswith("tests/"):
-            (copy / name).parent.mkdir(parents=True, exist_ok=True)
-            (copy / name).write_bytes((root / name).read_bytes())
-    subprocess.run([*command, str(copy)], check=True, env=env, timeout=120)
-    (wheel,) = tmp_path.glob("*.whl")
-    names = zipfile.ZipFile(wheel).namelist()
-    assert {f"hqtvae_fast/train/presets/{stage}/{name}.yaml" for stage, name in ALL} <= set(names)
-    assert any(name.startswith("hqtvae_fast/_cpu") for name in names) == (shutil.which("c++") is not None)
 
 
 # --------------------------------------------------------------------------------------------------------------- runs

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
-import yaml
 
 pytest.importorskip("accelerate", reason="training needs the train extra")
 
 from small_runs import BLOCKS, COMMON, TRANSFORMER, VAE, losses, same, stage1, stage2, weights, write_pictures
+from two_processes import train_by_one_and_by_two
 
 from hqtvae_fast import HQTVAEPipeline, checkpoint
 from hqtvae_fast.train.config import Stage1Run, read_run
@@ -217,31 +214,28 @@ def test_a_file_with_an_unknown_field(tmp_path):
         read_run(Stage1Run, tmp_path / "run.yaml", {})
 
 
-@pytest.mark.parametrize("stage", ["stage1", "stage2"])
-def test_two_processes_equal_one(pictures, trained_vae, tmp_path, stage):
-    """Same global batch: losses and codebooks within 1e-5. No dropout, whose masks differ by rank."""
+@pytest.fixture(scope="module")
+def by_one_and_by_two(pictures, trained_vae, tmp_path_factory) -> Path:
+    """Runs of the same global batch. No dropout, whose masks differ by rank."""
     still = {**BLOCKS, "residual_dropout": 0.0}
     # Adam's first updates turn rounding into whole steps: a small rate keeps the two runs near each other.
-    fields = {**COMMON, "data": str(pictures), "steps": 4, "learning_rate": 1e-4}
-    fields |= (
-        {"model": VAE, "discriminator_channels": 32, "restart_unused": True}
-        if stage == "stage1"
-        else {"model": {**TRANSFORMER, "body": still, "head": still}, "vae": str(trained_vae)}
-    )
-    for count in (1, 2):
-        out = tmp_path / str(count)
-        (tmp_path / "run.yaml").write_text(yaml.safe_dump({**fields, "out": str(out)}))
-        launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(count), "--standalone"]
-        launch = launch if count > 1 else [sys.executable]
-        command = [*launch, "-m", "hqtvae_fast.cli", "train", stage, str(tmp_path / "run.yaml")]
-        env = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
-        done = subprocess.run(command, env=env, capture_output=True, text=True, check=False, timeout=180)
-        assert done.returncode == 0, done.stderr
-    for one, two in zip(losses(tmp_path / "1"), losses(tmp_path / "2"), strict=True):
+    common = {**COMMON, "data": str(pictures), "steps": 4, "learning_rate": 1e-4}
+    runs = {
+        "stage1": {**common, "model": VAE, "discriminator_channels": 32, "restart_unused": True},
+        "stage2": {**common, "model": {**TRANSFORMER, "body": still, "head": still}, "vae": str(trained_vae)},
+    }
+    return train_by_one_and_by_two(runs, tmp_path_factory.mktemp("processes"))
+
+
+@pytest.mark.parametrize("stage", ["stage1", "stage2"])
+def test_two_processes_equal_one(by_one_and_by_two, stage):
+    """Losses and codebooks within 1e-5."""
+    runs = by_one_and_by_two / stage
+    for one, two in zip(losses(runs / "1"), losses(runs / "2"), strict=True):
         assert one.keys() == two.keys()
         for name, value in one.items():
             assert two[name] == pytest.approx(value, rel=1e-5, abs=1e-5), (one["step"], name)
-    one, two = weights(tmp_path / "1"), weights(tmp_path / "2")
+    one, two = weights(runs / "1"), weights(runs / "2")
     apart = {key: (two[key] - value).abs() > 1e-5 for key, value in one.items()}
     assert not any(bool(far.any()) for key, far in apart.items() if "codebooks" in key)
     # A weight whose gradient is nothing but rounding may go a whole update either way, 2e-4 apart: 0.1% were seen to.

@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import multiprocessing
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
-import yaml
 
 pytest.importorskip("accelerate", reason="training needs the train extra")
 
 from accelerate import Accelerator
 from small_runs import BLOCKS, COMMON, TRANSFORMER, VAE, losses, same, stage1, stage2, weights, write_pictures
+from two_processes import train_by_one_and_by_two
 
 from hqtvae_fast import checkpoint
 from hqtvae_fast.pictures.images import psnr
@@ -138,24 +135,21 @@ def test_text_is_validated_too(pictures, trained_vae, tmp_path):
     assert {"val_text", "val_loss", "val_level_0", "val_level_1"} <= losses(tmp_path)[-1].keys()
 
 
-@pytest.mark.parametrize("stage", ["stage1", "stage2"])
-def test_two_processes_validate_as_one(pictures, trained_vae, tmp_path, stage):
+@pytest.fixture(scope="module")
+def by_one_and_by_two(pictures, trained_vae, tmp_path_factory) -> Path:
     still = {**BLOCKS, "residual_dropout": 0.0}
-    model = {"model": VAE, "adversarial": 0.0} if stage == "stage1" else {"vae": str(trained_vae)}
-    if stage == "stage2":
-        model["model"] = {**TRANSFORMER, "body": still, "head": still}
-    fields = {**COMMON, **model, "data": str(pictures), "steps": 1, "validation": str(pictures), "learning_rate": 1e-4}
-    for count in (1, 2):
-        out = tmp_path / str(count)
-        changes = {"validation_pictures": 5, "validate_every": 1, "out": str(out)}
-        (tmp_path / "run.yaml").write_text(yaml.safe_dump({**fields, **changes}))
-        launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(count), "--standalone"]
-        command = [*(launch if count > 1 else [sys.executable]), "-m", "hqtvae_fast.cli", "train", stage]
-        env = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
-        command.append(str(tmp_path / "run.yaml"))
-        done = subprocess.run(command, env=env, capture_output=True, text=True, check=False, timeout=180)
-        assert done.returncode == 0, done.stderr
-    (one,), (two,) = losses(tmp_path / "1"), losses(tmp_path / "2")
+    common = {**COMMON, "data": str(pictures), "steps": 1, "validation": str(pictures), "learning_rate": 1e-4}
+    common |= {"validation_pictures": 5, "validate_every": 1}
+    runs = {
+        "stage1": {**common, "model": VAE, "adversarial": 0.0},
+        "stage2": {**common, "model": {**TRANSFORMER, "body": still, "head": still}, "vae": str(trained_vae)},
+    }
+    return train_by_one_and_by_two(runs, tmp_path_factory.mktemp("processes"))
+
+
+@pytest.mark.parametrize("stage", ["stage1", "stage2"])
+def test_two_processes_validate_as_one(by_one_and_by_two, stage):
+    (one,), (two,) = losses(by_one_and_by_two / stage / "1"), losses(by_one_and_by_two / stage / "2")
     assert one.keys() == two.keys()
     for name in one:
         assert two[name] == pytest.approx(one[name], rel=1e-5), name
