@@ -70,13 +70,13 @@ csrc-check: $(STAMP) ## compile csrc/cuda (registers, shared memory, no spills),
 
 test: lint ## lint, then the tests that need neither a GPU nor much time
 	@echo "==> pytest (without slow and gpu)"
-	@$(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile -m "not slow and not gpu"
+	@$(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile --durations=20 -m "not slow and not gpu"
 	@echo "==> pytest benchmarks (each once, untimed)"
 	@$(BIN)/python -m pytest -q benchmarks --benchmark-disable
 
 test-all: lint ## lint, then all tests that need no GPU, the slow ones included
 	@echo "==> pytest (without gpu)"
-	@$(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile -m "not gpu"
+	@$(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile --durations=20 -m "not gpu"
 	@echo "==> pytest benchmarks (each once, untimed)"
 	@$(BIN)/python -m pytest -q benchmarks --benchmark-disable
 

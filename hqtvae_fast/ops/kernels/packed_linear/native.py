@@ -1,4 +1,4 @@
-"""Our own kernel for few rows of bf16 (csrc/cpu/linear_bf16.cpp), where it is built and the processor runs it.
+"""Our own kernel for few rows of bf16 (csrc/cpu/linear_bf16.cpp), where it is built and the processor can run it.
 
 It is an operator of torch, ``hqtvae_fast::linear_bf16(packed, x, bias, gelu)``: packed [out / 32, in / 2, 32, 2],
 x [..., in], bias [out] or None -> [..., out], all bf16 on the CPU; no gradient; ``gelu`` takes x*Phi(x) of the result.
