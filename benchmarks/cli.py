@@ -39,7 +39,7 @@ COMMANDS = {
     ),
     "precision": (
         "studies.precision:precision",
-        "Show what narrower numbers do to a checkpoint's predictions.",
+        "Show what fewer bits do to a checkpoint's predictions.",
         "demo --dtype fp32 bf16",
     ),
     "launches": (

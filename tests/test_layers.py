@@ -1,63 +1,109 @@
-"""Imports run one way, and nothing on the CPU path needs a package that is for GPUs."""
+"""Imports run one way and in no circle, their picture is true, and nothing on the CPU path needs a GPU's package."""
 
 from __future__ import annotations
 
-import html
-import importlib.util
-import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-PACKAGE = Path(__file__).parent.parent / "hqtvae_fast"
+sys.path.insert(0, str(Path(__file__).parents[1] / "tools"))
+
+import draw_imports
+from layers import LAYERS, Import, allowed, box_of, circles, imports, modules, part, wrong
+
 FORBIDDEN = ("torchvision", "flash_attn", "xformers", "cupy", "triton")
+FOUND = imports()
+LATE = "def late():\n    from hqtvae_fast.engine import loop\n"
 
 
-TOOL = PACKAGE.parent / "tools" / "draw_imports.py"
-_spec = importlib.util.spec_from_file_location("draw_imports", TOOL)
-draw_imports = importlib.util.module_from_spec(_spec)
-sys.modules["draw_imports"] = draw_imports  # its dataclass asks for it
-_spec.loader.exec_module(draw_imports)
-KNOWN = draw_imports.modules()
-FILES = sorted(KNOWN.values())
+@pytest.fixture
+def planted(tmp_path):
+    """Writes a package's files, given as text by name (``ops__a``: ops/a.py), and reads its imports."""
+
+    def write(**files: str) -> list[Import]:
+        package = tmp_path / "hqtvae_fast"
+        for name, text in files.items():
+            file = package / f"{name.replace('__', '/')}.py"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text(text)
+        return imports(package)
+
+    return write
 
 
-@pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(PACKAGE)))
-def test_imports_run_one_way(file):
-    of = next(name for name, place in KNOWN.items() if place == file)
-    assert draw_imports.upward(list(draw_imports.imports(file, of, KNOWN))) == []
+@pytest.mark.parametrize("module", modules())
+def test_imports_run_one_way(module):
+    assert wrong([one for one in FOUND if one.source == module]) == []
 
 
 def test_no_module_imports_itself_by_way_of_others():
-    assert draw_imports.circle(draw_imports.all_imports()) == []
+    assert len(FOUND) > 1000  # they were read
+    assert circles(FOUND) == []
 
 
-def test_the_check_sees_a_wrong_import(tmp_path):
-    file = tmp_path / "layers.py"
-    file.write_text("from hqtvae_fast.pipeline import HQTVAEPipeline\nfrom hqtvae_fast import ops\n")
-    found = list(draw_imports.imports(file, "model.layers", KNOWN))
-    assert [one.what for one in found] == ["pipeline", "ops"]
-    assert draw_imports.upward(found) == ["model.layers imports pipeline, which stands above it"]
+def test_each_module_has_its_place():
+    listed = [name for layer in LAYERS for box in layer for name in box.modules]
+    assert sorted(listed) == sorted({part(name) for name in modules()})
 
 
-def test_the_check_sees_a_circle(tmp_path):
-    one, late = draw_imports.Import, draw_imports.Import("ops", "model", late=True)
-    assert draw_imports.circle([one("model", "ops"), late]) == []
-    assert draw_imports.circle([one("a", "b"), one("b", "c"), one("c", "b")]) == ["b", "c", "b"]
+def test_the_check_sees_a_wrong_import(planted):
+    found = planted(model="from hqtvae_fast.pipeline import HQTVAEPipeline\nfrom hqtvae_fast import ops\n", ops="")
+    assert {part(one.target) for one in found} == {"pipeline", "ops"}
+    (line,) = wrong(found)
+    assert line.startswith("hqtvae_fast.model:1 imports hqtvae_fast.pipeline")
+    assert allowed("pipeline", "model")
+
+
+@pytest.mark.parametrize("text", [LATE, "import hqtvae_fast.engine\n"])
+def test_the_check_sees_late_imports_and_those_of_a_whole_package(planted, text):
+    (line,) = wrong(planted(ops=text, engine=""))
+    assert "hqtvae_fast.ops" in line
+    assert "hqtvae_fast.engine" in line
+
+
+def test_the_check_sees_neighbours_that_import_each_other(planted):
+    assert box_of("train") != box_of("pipeline")
+    assert len(wrong(planted(train="import hqtvae_fast.pipeline\n", pipeline="import hqtvae_fast.train\n"))) == 2
+    assert allowed("checkpoint", "released")  # in one box its order decides
+    assert not allowed("released", "checkpoint")
+
+
+def test_the_check_sees_a_circle(planted):
+    found = planted(
+        ops__a="from hqtvae_fast.ops.b import c\n",
+        ops__b="import hqtvae_fast.ops.d\n",
+        ops__d="def late():\n    from hqtvae_fast.ops import a\n",
+    )
+    assert wrong(found) == []
+    (line,) = circles(found)
+    assert line == "a circle: hqtvae_fast.ops.a -> hqtvae_fast.ops.b -> hqtvae_fast.ops.d -> hqtvae_fast.ops.a"
+
+
+def test_relative_imports_are_refused(planted):
+    with pytest.raises(ValueError, match="expected absolute imports"):
+        planted(ops="from . import model\n")
 
 
 def test_the_picture_of_the_imports_is_true():
-    drawn = re.search(r"<dc:title>(.*?)</dc:title>", draw_imports.PICTURE.read_text(), re.DOTALL)[1]
-    counts = draw_imports.edges(draw_imports.all_imports())
-    assert html.unescape(drawn) == draw_imports.description(counts), "python tools/draw_imports.py draws it anew"
+    assert draw_imports.picture(FOUND) == draw_imports.OUT.read_text(encoding="utf-8"), (
+        "python tools/draw_imports.py draws it anew"
+    )
+
+
+def test_nothing_is_drawn_where_an_import_runs_upwards(planted, monkeypatch, tmp_path):
+    found = planted(ops="from hqtvae_fast import engine\n", engine="")
+    monkeypatch.setattr(draw_imports, "imports", lambda: found)
+    monkeypatch.setattr(draw_imports, "OUT", tmp_path / "imports.svg")
+    with pytest.raises(SystemExit, match=r"hqtvae_fast\.ops:1 imports hqtvae_fast\.engine"):
+        draw_imports.main()
+    assert not (tmp_path / "imports.svg").exists()
 
 
 def test_importing_everything_needs_no_gpu_package():
-    files = [file for file in FILES if file.name != "triton_kernels.py"]  # launchers import those when they launch
-    modules = [".".join(("hqtvae_fast", *file.relative_to(PACKAGE).with_suffix("").parts)) for file in files]
-    names = [name.removesuffix(".__init__") for name in modules if not name.endswith("__main__")]
+    # Launchers import the files of kernels when they launch.
+    names = [name for name, file in modules().items() if file.name not in ("triton_kernels.py", "__main__.py")]
     code = (
         "import sys, importlib\n"
         f"for name in {FORBIDDEN!r}: sys.modules[name] = None\n"

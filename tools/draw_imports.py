@@ -1,221 +1,191 @@
-"""Draws who imports whom: ``python tools/draw_imports.py`` writes the picture of ``docs/ARCHITECTURE.md``.
+"""Draws the picture of hqtvae_fast's imports: ``python tools/draw_imports.py`` writes docs/imports.svg.
 
-Exit code 1, and nothing written, where an import runs upwards or modules import each other in a circle. The layers
-below are the one list of them; ``tests/test_layers.py`` holds every file to it.
+Fails, and draws nothing, where an import runs upwards or in a circle. The same imports give the same file.
 """
 
 from __future__ import annotations
 
-import ast
 import sys
 from collections import Counter
-from collections.abc import Iterator
-from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
+from typing import NamedTuple
 
-ROOT = Path(__file__).resolve().parent.parent
-PACKAGE = ROOT / "hqtvae_fast"
-PICTURE = ROOT / "docs" / "imports.svg"
+from layers import GROUND, LAYERS, Box, Import, box_of, circles, imports, part, wrong  # beside this file
 
-# From the bottom up: a module may import from its own layer and those before it. A box is drawn for each name.
-LAYERS: tuple[dict[str, tuple[str, ...]], ...] = (
-    {
-        "files and formats": ("arguments", "classes", "codes", "config", "fields", "files", "modes", "world"),
-        "pictures": ("pictures",),
-        "backend, hardware": ("backend", "hardware", "threads", "_cuda", "_nvrtc"),
-    },
-    {"ops": ("ops",)},
-    {"model": ("model",)},
-    {"released": ("released",), "engine": ("engine",)},
-    {"checkpoint": ("run_folder",)},
-    {"checkpoint": ("checkpoint_config",)},
-    {"checkpoint": ("checkpoint",)},
-    {"pipeline, compat": ("__init__", "compat", "hub", "output", "pipeline", "progress", "request", "text", "tuning")},
-    {"train": ("train",), "distributed": ("distributed",)},
-    {"evaluate": ("evaluate",)},
-    {"cli": ("cli",)},
-)
-BOX = {part: box for layer in LAYERS for box, parts in layer.items() for part in parts}
-RANK = {part: rank for rank, layer in enumerate(LAYERS) for parts in layer.values() for part in parts}
-PLACES = {  # of boxes: columns and rows, from the bottom up
-    "files and formats": (1.0, -1),
-    "pictures": (0.2, 0),
-    "backend, hardware": (2.0, 0),
-    "ops": (2.0, 1),
-    "model": (1.6, 2),
-    "released": (0.4, 3),
-    "engine": (2.0, 3),
-    "checkpoint": (0.8, 4),
-    "pipeline, compat": (1.8, 5),
-    "train": (0.6, 6),
-    "distributed": (2.0, 6),
-    "evaluate": (1.2, 7),
-    "cli": (1.2, 8),
-}
+OUT = Path(__file__).parents[1] / "docs" / "imports.svg"
+WAY = ("cli", "pipeline", "engine", "model", "ops", "backend")  # of an image: always drawn, in the accent
+STEPS = set(pairwise(WAY))
+MANY = (4, 20)  # imports from which an arrow is thicker, and thicker still
+
+WIDTH, MARGIN = 900, 24
+BOX, GUTTER = (252, 50), 48
+PITCH = 84  # from one row of boxes to the next
+ACCENT, INK, SOFT, LINE, PANEL = "#0b62c4", "#1c2430", "#5b6675", "#98a2b0", "#f1f4f8"
 
 
-@dataclass(frozen=True)
-class Import:
-    """Module ``of`` imports module ``what``, both without the package's name; ``late``: inside a function."""
+class Place(NamedTuple):
+    """A box on the page, in pixels."""
 
-    of: str
-    what: str
-    late: bool = False
+    row: int
+    column: int
+    x: float
+    y: float
+    wide: float = BOX[0]
+    high: float = BOX[1]
+
+    @property
+    def middle(self) -> tuple[float, float]:
+        return self.x + self.wide / 2, self.y + self.high / 2
 
 
-def part(module: str) -> str:
-    """``model.layers`` -> ``model``; the package itself, and what it only exports -> ``__init__``."""
-    first = module.split(".")[0]
-    return first if first in RANK else "__init__"
+def arrows(found: list[Import]) -> dict[tuple[str, str], tuple[int, bool]]:
+    """Of each pair of boxes how many imports there are, and whether all are late."""
+    number: Counter[tuple[str, str]] = Counter()
+    at_once: set[tuple[str, str]] = set()
+    for one in found:
+        pair = box_of(part(one.source)).name, box_of(part(one.target)).name
+        if pair[0] != pair[1]:
+            number[pair] += 1
+            if not one.late:
+                at_once.add(pair)
+    return {pair: (count, pair not in at_once) for pair, count in sorted(number.items())}
 
 
-def modules(package: Path = PACKAGE) -> dict[str, Path]:
-    """Every module, without the package's name."""
+def drawn(pairs: dict[tuple[str, str], tuple[int, bool]]) -> list[tuple[str, str]]:
+    """Those of an image's way, and those that no longer way says; the frame stands for arrows to the ground."""
+    ground = {box.name for layer in LAYERS[-GROUND:] for box in layer}
+    above = [pair for pair in pairs if pair[1] not in ground]
+
+    def reaches(start: str, end: str) -> bool:
+        return any(one == start and (other == end or reaches(other, end)) for one, other in above)
+
+    def longer(start: str, end: str) -> bool:
+        return any(one == start and other != end and reaches(other, end) for one, other in above)
+
+    return [pair for pair in pairs if pair in STEPS or (pair in above and not longer(*pair))]
+
+
+def places() -> dict[str, Place]:
     found = {}
-    for file in sorted(package.rglob("*.py")):
-        names = file.relative_to(package).with_suffix("").parts
-        found[".".join(names[:-1] if names[-1] == "__init__" and len(names) > 1 else names)] = file
+    for row, layer in enumerate(LAYERS):
+        for box in layer:
+            x = MARGIN + box.column * (BOX[0] + GUTTER)
+            found[box.name] = Place(row, box.column, x, MARGIN + row * PITCH)
+    for layer, lift in zip(LAYERS[-GROUND:], (-8, 12), strict=True):  # room for the frame's title above its first row
+        for box in layer:
+            found[box.name] = found[box.name]._replace(y=found[box.name].y - lift)
+    lowest = LAYERS[-1][0].name  # lies under the whole row above it
+    found[lowest] = found[lowest]._replace(x=MARGIN, wide=WIDTH - 2 * MARGIN)
     return found
 
 
-def imports(file: Path, of: str, known: dict[str, Path]) -> Iterator[Import]:
-    """What a file imports of the package, by the module that holds it."""
-    tree = ast.parse(file.read_text(encoding="utf-8"))
-    at_once = {node for statement in tree.body for node in _walk_outside_functions(statement)}
-    for node in ast.walk(tree):
-        names: list[str] = []
-        if isinstance(node, ast.Import):
-            names = [alias.name for alias in node.names]
-        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
-            names = [f"{node.module}.{alias.name}" for alias in node.names]
-        for name in names:
-            if name.split(".")[0] == PACKAGE.name:
-                what = name.removeprefix(PACKAGE.name).removeprefix(".")
-                while what and what not in known:
-                    what = what.rpartition(".")[0]
-                yield Import(of, what or "__init__", node not in at_once)
+def route(source: Place, target: Place, taken: set[tuple[int, int]]) -> list[tuple[float, float]]:
+    """Corners of an arrow: straight down, or by one corner round the boxes, or aslant where both corners are taken."""
+    (x0, y0), (x1, y1) = source.middle, target.middle
+    if source.column == target.column:
+        return [(x0, source.y + source.high), (x1, target.y)]
+    right = target.column > source.column
+    if (source.row, target.column) not in taken:  # out at the side, in at the top, a little towards the source
+        aside = x1 if source.column == 1 else x1 + (-60 if right else 60)
+        return [(source.x + source.wide if right else source.x, y0), (aside, y0), (aside, target.y)]
+    if (target.row, source.column) not in taken:
+        return [(x0, source.y + source.high), (x0, y1), (target.x if right else target.x + target.wide, y1)]
+    inset = 36
+    start = source.x + source.wide - inset if right else source.x + inset
+    end = target.x + inset if right else target.x + target.wide - inset
+    return [(start, source.y + source.high), (end, target.y)]
 
 
-def _walk_outside_functions(node: ast.AST) -> Iterator[ast.AST]:
-    """Also not into what only a type checker reads."""
-    if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test):
-        return
-    yield node
-    if not isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
-        for child in ast.iter_child_nodes(node):
-            yield from _walk_outside_functions(child)
+def arrow(points: list[tuple[float, float]], count: int, late: bool, accent: bool) -> str:
+    """A line with a head. Its width says how many imports there are; dashes, that all are late."""
+    (x0, y0), (x1, y1) = points[-2:]
+    long = ((x1 - x0) ** 2 + (y1 - y0) ** 2) ** 0.5
+    back = ((x1 - x0) / long, (y1 - y0) / long)
+    tip, base = (x1 - 3 * back[0], y1 - 3 * back[1]), (x1 - 12 * back[0], y1 - 12 * back[1])
+    sides = [(base[0] + sign * 5 * back[1], base[1] - sign * 5 * back[0]) for sign in (1, -1)]
+    colour = ACCENT if accent else LINE
+    width = (1.4, 2.4, 4.0)[sum(count >= many for many in MANY)]
+    path = " ".join(f"{x:.1f},{y:.1f}" for x, y in [*points[:-1], base])
+    head = " ".join(f"{x:.1f},{y:.1f}" for x, y in [tip, *sides])
+    dashes = ' stroke-dasharray="6 5"' if late else ""
+    return (
+        f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="{width}" '
+        f'stroke-linejoin="round"{dashes}/><polygon points="{head}" fill="{colour}"/>'
+    )
 
 
-def all_imports() -> list[Import]:
-    known = modules()
-    return [one for of, file in known.items() for one in imports(file, of, known)]
+def text(x: float, y: float, words: str, size: float, colour: str, more: str = "") -> str:
+    return f'<text x="{x:g}" y="{y:g}" font-size="{size:g}" fill="{colour}"{more}>{words}</text>'
 
 
-def upward(found: list[Import]) -> list[str]:
-    """Imports of what stands above, in words."""
-    return [
-        f"{one.of} imports {one.what}, which stands above it"
-        for one in found
-        if RANK[part(one.what)] > RANK[part(one.of)]
-    ]
+def drawn_box(box: Box, place: Place) -> str:
+    accent = box.name in WAY
+    x, y = place.middle
+    middle = ' text-anchor="middle"'
+    return "".join(
+        (
+            f'<rect x="{place.x:g}" y="{place.y:g}" width="{place.wide:g}" height="{place.high:g}" rx="7" '
+            f'fill="white" stroke="{ACCENT if accent else LINE}" stroke-width="{2 if accent else 1.4}"/>',
+            text(x, y - 4, box.name, 16, ACCENT if accent else INK, middle + ' font-weight="bold"'),
+            text(x, y + 15, box.says, 12.5, SOFT, middle),
+        )
+    )
 
 
-def circle(found: list[Import]) -> list[str]:
-    """Modules that import each other when they are imported, in order; empty where there are none."""
-    after: dict[str, set[str]] = {}
-    for one in found:
-        if not one.late and one.what != one.of:
-            after.setdefault(one.of, set()).add(one.what)
-    done: set[str] = set()
-
-    def visit(module: str, path: list[str]) -> list[str]:
-        if module in path:
-            return [*path[path.index(module) :], module]
-        if module in done:
-            return []
-        for other in sorted(after.get(module, ())):
-            if other_circle := visit(other, [*path, module]):
-                return other_circle
-        done.add(module)
-        return []
-
-    for module in sorted(after):
-        if there := visit(module, []):
-            return there
-    return []
+def legend(x: float, y: float) -> list[str]:
+    rows = (
+        (2, False, True, "the way of an image"),
+        (MANY[0] - 1, False, False, f"fewer than {MANY[0]} imports"),
+        (MANY[1] - 1, False, False, f"fewer than {MANY[1]}"),
+        (MANY[1], False, False, f"{MANY[1]} or more"),
+        (2, True, False, "inside functions, for types"),
+    )
+    lines = []
+    for row, (count, late, accent, words) in enumerate(rows):
+        at = y + 25 * row
+        lines += [arrow([(x, at), (x + 52, at)], count, late, accent), text(x + 66, at + 4.5, words, 12.5, SOFT)]
+    notes = ("Not drawn: arrows that a longer way", "says already, and those to the ground.")
+    return lines + [text(x, y + 25 * len(rows) + 12 + 18 * row, words, 12.5, SOFT) for row, words in enumerate(notes)]
 
 
-def edges(found: list[Import]) -> dict[tuple[str, str], int]:
-    """How many imports run from one box to another."""
-    pairs = ((BOX[part(one.of)], BOX[part(one.what)]) for one in found)
-    return dict(sorted(Counter(pair for pair in pairs if pair[0] != pair[1]).items()))
+def picture(found: list[Import]) -> str:
+    pairs, where = arrows(found), places()
+    taken = {(place.row, place.column) for place in where.values()}
+    top, floor = where[LAYERS[-GROUND][0].name].y - 30, where[LAYERS[-1][0].name]
+    height = floor.y + floor.high + MARGIN
+    shown = sorted(drawn(pairs), key=lambda pair: pair in STEPS)  # the way lies on top
+    return "\n".join(
+        [
+            f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height:g}" width="{WIDTH}" '
+            f'height="{height:g}" font-family="Helvetica, Arial, DejaVu Sans, sans-serif">',
+            "<title>Imports of hqtvae_fast: from above to below, never back</title>",
+            "<!-- written by tools/draw_imports.py from the package's files -->",
+            "<metadata>",
+            *(
+                f"{one} imports {other}{', inside functions or for types only' if late else ''}"
+                for (one, other), (_, late) in pairs.items()
+            ),
+            "</metadata>",
+            f'<rect width="{WIDTH}" height="{height:g}" fill="white"/>',
+            f'<rect x="{MARGIN - 12}" y="{top:g}" width="{WIDTH - 2 * MARGIN + 24}" '
+            f'height="{floor.y + floor.high - top + 12:g}" rx="10" fill="{PANEL}"/>',
+            text(MARGIN + 2, top + 20, "the ground, which all may import", 12.5, SOFT),
+            *(arrow(route(where[a], where[b], taken), *pairs[a, b], (a, b) in STEPS) for a, b in shown),
+            *(drawn_box(box, where[box.name]) for layer in LAYERS for box in layer),
+            *legend(where["distributed"].x + 4, where["engine"].y + 10),
+            "</svg>\n",
+        ]
+    )
 
 
-def shown(counts: dict[tuple[str, str], int]) -> set[tuple[str, str]]:
-    """Those that no longer way implies. Boxes of one layer must not import each other."""
-    pairs = set(counts)
-    ways = set(pairs)
-    for _ in PLACES:  # as many steps as there are boxes reach whatever can be reached
-        ways |= {(upper, far) for upper, middle in ways for near, far in pairs if near == middle}
-    if both := sorted(box for box, other in ways if box == other):
-        raise ValueError(f"boxes: expected that none imports itself by way of others; got {both}")
-    return pairs - {(upper, far) for upper, middle in pairs for near, far in ways if near == middle}
-
-
-def description(counts: dict[tuple[str, str], int]) -> str:
-    """What the picture is drawn from; kept in it, so that a test can tell whether it is still true."""
-    return "; ".join(f"{upper} -> {lower}: {count}" for (upper, lower), count in counts.items())
-
-
-def draw(counts: dict[tuple[str, str], int], file: Path) -> None:
-    """An arrow for each pair that is shown, its number of imports beside it; wider for more."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-    from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
-
-    plt.rcParams.update({"svg.hashsalt": "imports", "svg.fonttype": "path", "font.size": 11})
-    figure, axes = plt.subplots(figsize=(9, 9.5))
-    wide, high = 0.9, 0.44
-    for name, (x, y) in PLACES.items():
-        accent = name in ("engine", "ops")
-        style = {"facecolor": "#1f5fbf" if accent else "#f3f5f8", "edgecolor": "#1f5fbf" if accent else "#9aa4b2"}
-        corner = (x - wide / 2, y - high / 2)
-        axes.add_patch(FancyBboxPatch(corner, wide, high, boxstyle="round,pad=0,rounding_size=0.08", zorder=2, **style))
-        axes.text(x, y, name, ha="center", va="center", zorder=3, color="white" if accent else "#1c2430")
-    for upper, lower in sorted(shown(counts)):
-        (x0, y0), (x1, y1) = PLACES[upper], PLACES[lower]
-        shift = 0.3 * max(-wide, min(wide, x1 - x0))
-        start, end = (x0 + shift, y0 - high / 2), (x1 - shift, y1 + high / 2)
-        if y0 == y1:  # from side to side
-            start, end = (x0 + (wide if x1 > x0 else -wide) / 2, y0), (x1 + (wide if x0 > x1 else -wide) / 2, y1)
-        width = 0.8 + min(2.4, counts[upper, lower] / 40)
-        arrow = FancyArrowPatch(start, end, arrowstyle="-|>", mutation_scale=11, lw=width, color="#5b6675", zorder=1)
-        axes.add_patch(arrow)
-        where = {"xytext": (4, 0), "textcoords": "offset points", "fontsize": 9, "color": "#5b6675"}
-        axes.annotate(str(counts[upper, lower]), ((start[0] + end[0]) / 2, (start[1] + end[1]) / 2), **where)
-    axes.set_xlim(-0.55, 2.55)
-    axes.set_ylim(-1.35, 8.35)
-    axes.axis("off")
-    figure.savefig(file, bbox_inches="tight", facecolor="white", metadata={"Date": None, "Title": description(counts)})
-    plt.close(figure)
-
-
-def main() -> int:
-    found = all_imports()
-    wrong = upward(found)
-    if there := circle(found):
-        wrong.append(f"a circle: {' -> '.join(there)}")
-    for line in wrong:
-        print(f"error: {line}", file=sys.stderr)
-    if wrong:
-        return 1
-    counts = edges(found)
-    draw(counts, PICTURE)
-    print(f"wrote {PICTURE.relative_to(ROOT)}: {sum(counts.values())} imports between {len(counts)} pairs, none upward")
-    return 0
+def main() -> None:
+    found = imports()
+    faults = wrong(found) + circles(found)
+    if faults:
+        sys.exit("\n".join(faults))
+    OUT.write_text(picture(found), encoding="utf-8")
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

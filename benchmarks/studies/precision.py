@@ -1,4 +1,4 @@
-"""What narrower numbers do to a checkpoint's predictions: other dtypes and quantized weights against fp32.
+"""What fewer bits do to a checkpoint's predictions: other dtypes and quantized weights against fp32.
 
 ``hqtvae bench precision CHECKPOINT``. Teacher forced on codes that the checkpoint itself draws in fp32. For
 each level: at how many positions the likeliest code is the same, and the mean over positions of
@@ -82,7 +82,7 @@ def precision(
     ] = None,
     dtype: Annotated[list[Dtype], typer.Option("--dtype", help="Rows of the table.")] = [Dtype.fp32, Dtype.bf16],  # noqa: B006
 ) -> None:
-    """Show what narrower numbers do to a checkpoint's predictions."""
+    """Show what fewer bits do to a checkpoint's predictions."""
     wanted = [name.value for name in dtype]
 
     def opened(dtype: str, quantization: Quantization = None) -> tuple[HQTVAEPipeline, HQTransformer]:

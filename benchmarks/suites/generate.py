@@ -39,7 +39,7 @@ class Dtype(str, Enum):
     fp16 = "fp16"
 
 
-class Narrow(str, Enum):
+class Quantization(str, Enum):
     """What to round our transformer's matrices to."""
 
     int8 = "int8"
@@ -72,7 +72,7 @@ Threads = Annotated[int | None, typer.Option(min=1, help="CPU threads; default: 
 TopK = Annotated[int | None, typer.Option(help="Keep the k likeliest codes of each draw; default, as the paper: all.")]
 TopP = Annotated[float | None, typer.Option(help="Keep the likeliest codes that sum to p; default: all.")]
 Temperature = Annotated[float, typer.Option(help="Divides the logits.")]
-Quantize = Annotated[Narrow | None, typer.Option("--quantize", help="Of ours: the transformer's matrices.")]
+Quantize = Annotated[Quantization | None, typer.Option("--quantize", help="Of ours: the transformer's matrices.")]
 Tables = Annotated[bool, typer.Option("--tables", help="Of ours: keep what depends on a code or a class in memory.")]
 FusedDraw = Annotated[bool, typer.Option("--fused-draw", help="Of ours: draw inside the head's product.")]
 SkipQuery = Annotated[bool, typer.Option("--skip-query", help="Of ours: no queries in the head's first pass.")]

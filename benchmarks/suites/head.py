@@ -68,7 +68,7 @@ def _work(model: HQTransformer, preset: str, batch: int, quantization: str | Non
     """Least work of a step, and on a GPU the time that its bytes take."""
     config, weight = model.config, model.norm.weight
     sizes = {"B": batch, "D": config.dim, "L": config.head.num_layers, "K": max(config.codebook_sizes)}
-    least = cost(Case("", {**sizes, "narrow": QUANTIZATIONS.index(quantization)}, weight.dtype))
+    least = cost(Case("", {**sizes, "quantized": QUANTIZATIONS.index(quantization)}, weight.dtype))
     work: dict[str, Any] = {"model": preset, "batch": batch, "flops": least.flops, "bytes": least.bytes}
     work["quantization"] = quantization or "none"
     if weight.is_cuda:

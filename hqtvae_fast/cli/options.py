@@ -37,7 +37,7 @@ class ComputeIn(str, Enum):
     fp16 = "fp16"
 
 
-class Narrow(str, Enum):
+class Quantization(str, Enum):
     """What to round the transformer's matrices to."""
 
     int8 = "int8"
@@ -94,7 +94,7 @@ BatchSize = Annotated[
     ),
 ]
 Quantize = Annotated[
-    Narrow | None,
+    Quantization | None,
     typer.Option(
         "--quantize",
         help="Round the transformer's matrices: a GPU then reads half the bytes at up to 16 rows. fp8 expects compute"

@@ -27,11 +27,11 @@ class Rejection:
     """What to keep of a plan's drawings: ``kept`` of the ``drawn`` that each subject has."""
 
     def __init__(self, judge: Judge, kept: int, drawn: int, targets: list[str] | None) -> None:
-        from hqtvae_fast.evaluate.rejection import Tally
+        from hqtvae_fast.evaluate.rejection import Counters
 
         self.judge, self.kept, self.drawn = judge, kept, drawn
         self.targets = None if targets is None else parse_integers("--targets", targets)
-        self.tally = Tally()
+        self.counters = Counters()
 
     def check(self, drawings: Sequence[Drawing], level: int | None) -> None:
         """ValueError, before anything is drawn, where these cannot be judged. ``level``: the only one decoded."""
@@ -45,17 +45,19 @@ class Rejection:
         """Those kept, subject after subject, best first; the network sees ``batch`` at a time."""
         from hqtvae_fast.evaluate.rejection import best_of
 
-        chosen = best_of(self._candidates(drawn), self.judge, self.drawn, self.kept, batch=batch, tally=self.tally)
+        chosen = best_of(
+            self._candidates(drawn), self.judge, self.drawn, self.kept, batch=batch, counters=self.counters
+        )
         return (item for _, item in chosen)
 
     def report(self) -> None:
         """How much surer the network is of those kept."""
-        tally = self.tally
+        counters = self.counters
         score = "log-probability" if self.judge.reads is int else "cosine with the prompt"
-        if tally.kept:
+        if counters.kept:
             typer.echo(
-                f"kept {tally.kept:,} of {count(tally.seen, 'candidate')} by {self.judge.name}: mean {score}"
-                f" {tally.kept_sum / tally.kept:.3f}, of all {tally.seen_sum / tally.seen:.3f}"
+                f"kept {counters.kept:,} of {count(counters.seen, 'candidate')} by {self.judge.name}: mean {score}"
+                f" {counters.kept_sum / counters.kept:.3f}, of all {counters.seen_sum / counters.seen:.3f}"
             )
 
     def _candidates(self, drawn: Iterable[Drawn]) -> Iterator[Candidate[Drawn]]:

@@ -74,13 +74,13 @@ def tune(
         raise ValueError(f"--sizes: expected batch sizes from 1 on; got {sizes!r}")
     engine: dict[str, Any] = {"graphs": graphs, "tables": tables, "fused_draw": fused_draw, "overlap": overlap}
     engine |= {"dependent_launch": dependent_launch, "skip_query": skip_query}
-    narrow = None if quantize is None else quantize.value
+    quantized = None if quantize is None else quantize.value
     check_file(file)
     if config_of(checkpoint).transformer is None:
         raise ValueError("this checkpoint has stage 1 only: there is nothing to draw in batches")
     from hqtvae_fast.engine.batches import default_file
 
-    pipe = open_pipeline(checkpoint, device, dtype, quantization=narrow, **engine)
+    pipe = open_pipeline(checkpoint, device, dtype, quantization=quantized, **engine)
     found = pipe.tune_batches(
         wanted,
         file=file,

@@ -8,7 +8,7 @@ from typing import Any, Literal
 import torch
 
 from hqtvae_fast.hardware import default_dtype
-from hqtvae_fast.ops.kernels.skinny_linear.reference import NARROW
+from hqtvae_fast.ops.kernels.skinny_linear.reference import QUANTIZED
 from hqtvae_fast.ops.kernels.skinny_linear.triton import DEPENDENT_CAPABILITY, FP8_CAPABILITY
 
 
@@ -92,8 +92,8 @@ def default_precision(device: torch.device) -> Precision:
 
 def check_precision(precision: Precision, quantization: str | None, device: torch.device) -> None:
     """ValueError where this device cannot do what was asked for."""
-    if quantization is not None and quantization not in NARROW:
-        raise ValueError(f"quantization: expected {', '.join(map(repr, NARROW))} or None; got {quantization!r}")
+    if quantization is not None and quantization not in QUANTIZED:
+        raise ValueError(f"quantization: expected {', '.join(map(repr, QUANTIZED))} or None; got {quantization!r}")
     if precision.tf32 and device.type != "cuda":
         raise ValueError(f"dtype: tf32 is how an NVIDIA GPU multiplies fp32; expected a CUDA device, got {device}")
     if quantization == "fp8" and device.type == "cuda" and torch.cuda.get_device_capability(device) < FP8_CAPABILITY:

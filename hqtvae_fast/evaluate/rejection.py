@@ -135,7 +135,7 @@ class Candidate(Generic[T]):  # no NamedTuple: before Python 3.11 those are not 
 
 
 @dataclass
-class Tally:
+class Counters:
     """Scores of all candidates and of those kept: numbers and sums."""
 
     seen: int = 0
@@ -158,28 +158,28 @@ def best_of(
     kept: int,
     *,
     batch: int = 32,
-    tally: Tally | None = None,
+    counters: Counters | None = None,
 ) -> Iterator[tuple[float, T]]:
     """The best ``kept`` of each condition's ``drawn`` candidates, best first, as soon as all of them have been seen.
 
-    Candidates may come in any order; at most ``kept`` a condition and a batch are held. Scores are added to ``tally``.
+    Candidates may come in any order; at most ``kept`` a condition and a batch are held. ``counters`` takes the scores.
     """
     pools: dict[int, Pool[T]] = {}
     seen: dict[int, int] = {}
-    tally = Tally() if tally is None else tally
+    counters = Counters() if counters is None else counters
     for part in _batches(candidates, batch):
         scores = judge.scores(torch.stack([c.pixels for c in part]), [c.wanted for c in part]).tolist()
         for candidate, score in zip(part, scores, strict=True):
             if not math.isfinite(score):
                 raise ValueError(f"{judge.name}: expected finite scores; got {score} for {candidate.wanted!r}")
-            tally.seen, tally.seen_sum = tally.seen + 1, tally.seen_sum + score
+            counters.seen, counters.seen_sum = counters.seen + 1, counters.seen_sum + score
             pool = pools.setdefault(candidate.group, Pool(kept))
             number = seen.get(candidate.group, 0)
             pool.offer(score, number, candidate.item)
             seen[candidate.group] = number + 1
             if number + 1 == drawn:
                 for won, item in pools.pop(candidate.group).best():
-                    tally.kept, tally.kept_sum = tally.kept + 1, tally.kept_sum + won
+                    counters.kept, counters.kept_sum = counters.kept + 1, counters.kept_sum + won
                     yield won, item
 
 

@@ -70,10 +70,10 @@ class HQTransformer(Prepared):
                 parameter.normal_()
 
     def _make(self) -> list[Tensor]:
-        narrow = round_linears(self)
+        quantized = round_linears(self)
         if self.prepared:
             pack_linears(self)
-        return narrow
+        return quantized
 
     def set_activation_checkpointing(self, on: bool) -> HQTransformer:
         """Of all stacks of blocks, see :class:`Blocks`: training takes less memory and a forward pass more."""

@@ -19,7 +19,7 @@ Module = TypeVar("Module", bound=nn.Module)
 
 
 @dataclass(frozen=True)
-class NarrowWeight:
+class QuantizedWeight:
     """A weight as int8 or fp8 [out, in] and a scale fp32 [out]: weight ~ stored * scale."""
 
     stored: Tensor
@@ -27,18 +27,18 @@ class NarrowWeight:
     kind: str
 
     @classmethod
-    def of(cls, weight: Tensor, kind: str) -> NarrowWeight:
+    def of(cls, weight: Tensor, kind: str) -> QuantizedWeight:
         return cls(*quantize(weight, kind), kind)
 
     def wide(self, dtype: torch.dtype) -> Tensor:
         return (self.stored.float() * self.scale[:, None]).to(dtype)
 
-    def to(self, device: torch.device) -> NarrowWeight:
-        return NarrowWeight(self.stored.to(device), self.scale.to(device), self.kind)
+    def to(self, device: torch.device) -> QuantizedWeight:
+        return QuantizedWeight(self.stored.to(device), self.scale.to(device), self.kind)
 
 
 class Linear(nn.Linear):
-    """``nn.Linear`` with an optional packed copy of its weight, and an optional narrow one.
+    """``nn.Linear`` with an optional packed copy of its weight, and an optional quantized one.
 
     A sampling step multiplies a few rows by every weight, so its time on a CPU is the time to stream the weights, and
     the order in which they lie decides how fast that goes. :meth:`pack` lays them out once. The plain weight stays the
@@ -52,42 +52,42 @@ class Linear(nn.Linear):
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
         self._packed: Made[PackedWeight | None] = Made()
-        self._narrow: NarrowWeight | None = None
-        self._rounded: Made[bool] = Made()  # that the weight is what the narrow one says
+        self._quantized: QuantizedWeight | None = None
+        self._rounded: Made[bool] = Made()  # that the weight is what the quantized one says
 
     def quantize(self, to: str = "int8") -> None:
         """Round the weight, for good, to "int8" or "fp8" (e4m3). One that is rounded stays as it is."""
-        if self._narrow is None:
-            self._narrow = NarrowWeight.of(self.weight.detach(), to)
+        if self._quantized is None:
+            self._quantized = QuantizedWeight.of(self.weight.detach(), to)
             self._widen()
         self.round()
 
     def round(self) -> None:
         """Of a quantized layer: round the weight again if it has been changed since."""
-        if self._narrow is not None:
+        if self._quantized is not None:
             self._rounded.of(self._round, self.weight)
 
     def _round(self) -> bool:
-        assert self._narrow is not None
+        assert self._quantized is not None
         weight = self.weight.detach()
-        if not torch.equal(weight, self._narrow.wide(weight.dtype)):
-            again = NarrowWeight.of(weight, self._narrow.kind)
-            self._narrow.stored.copy_(again.stored)
-            self._narrow.scale.copy_(again.scale)
+        if not torch.equal(weight, self._quantized.wide(weight.dtype)):
+            again = QuantizedWeight.of(weight, self._quantized.kind)
+            self._quantized.stored.copy_(again.stored)
+            self._quantized.scale.copy_(again.scale)
             self._widen()
         return True
 
     @torch.no_grad()
     def _widen(self) -> None:
-        if self._narrow is not None:
-            self.weight.copy_(self._narrow.wide(self.weight.dtype))
+        if self._quantized is not None:
+            self.weight.copy_(self._quantized.wide(self.weight.dtype))
 
     @property
     def streamed(self) -> tuple[Tensor, Tensor | None]:
-        """What a product should read that takes as long as reading does: the narrow numbers and their scale, or the
+        """What a product should read that takes as long as reading does: the quantized numbers and their scale, or the
         weight and None."""
-        narrow = None if self.training else self._narrow
-        return (self.weight, None) if narrow is None else (narrow.stored, narrow.scale)
+        quantized = None if self.training else self._quantized
+        return (self.weight, None) if quantized is None else (quantized.stored, quantized.scale)
 
     def pack(self) -> None:
         """Lay the weight out for inference on the CPU, where that is not done already; a no-op where no kernel wants
@@ -132,8 +132,8 @@ class Linear(nn.Linear):
         self.round()  # what has been written before is not to be lost
         self.unpack()  # .to(...) makes a new weight
         super()._apply(fn, recurse)
-        if self._narrow is not None:  # no buffers: the scale stays fp32 in any dtype
-            self._narrow = self._narrow.to(self.weight.device)
+        if self._quantized is not None:  # no buffers: the scale stays fp32 in any dtype
+            self._quantized = self._quantized.to(self.weight.device)
             self._widen()
         return self
 
@@ -147,12 +147,12 @@ def quantize_linears(module: Module, to: str = "int8") -> Module:
 
 
 def round_linears(module: nn.Module) -> list[Tensor]:
-    """Of what :func:`quantize_linears` has rounded, round again what has been changed since; all narrow numbers."""
+    """Of what :func:`quantize_linears` has rounded, round again what has been changed since; all quantized numbers."""
     found: list[Tensor] = []
     for child in _linears(module):
-        if child._narrow is not None:
+        if child._quantized is not None:
             child.round()
-            found += [child._narrow.stored, child._narrow.scale]
+            found += [child._quantized.stored, child._quantized.scale]
     return found
 
 

@@ -79,9 +79,9 @@ def check(inputs, drawn, logits):
         ({"B": 2, "D": 256, "L": 2, "K": 40, "bias": 1}, 1, 2),
         ({"B": 5, "D": 256, "L": 1, "K": 33, "sigmoid": 1}, 2, 3),
         ({"B": 9, "D": 256, "L": 1, "K": 24}, 4, 2),
-        ({"B": 2, "D": 512, "L": 1, "K": 40, "bias": 1, "narrow": 1}, 1, 3),
-        ({"B": 8, "D": 512, "L": 1, "K": 33, "sigmoid": 1, "narrow": 2}, 2, 2),
-        ({"B": 16, "D": 512, "L": 1, "K": 24, "bias": 1, "narrow": 1}, 4, 1),
+        ({"B": 2, "D": 512, "L": 1, "K": 40, "bias": 1, "quantized": 1}, 1, 3),
+        ({"B": 8, "D": 512, "L": 1, "K": 33, "sigmoid": 1, "quantized": 2}, 2, 2),
+        ({"B": 16, "D": 512, "L": 1, "K": 24, "bias": 1, "quantized": 1}, 4, 1),
     ],
 )
 def test_the_kernel_computes_the_head(run_head, sizes, mma_rows, blocks):
@@ -90,7 +90,7 @@ def test_the_kernel_computes_the_head(run_head, sizes, mma_rows, blocks):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("sizes", [{"D": 256}, {"D": 512, "narrow": 1}])
+@pytest.mark.parametrize("sizes", [{"D": 256}, {"D": 512, "quantized": 1}])
 def test_its_bits_depend_on_neither_grid_nor_ring_nor_rows(run_head, sizes):
     """Nor on the other images."""
     case = Case("", {"B": 2, "L": 1, "K": 40, **sizes}, torch.bfloat16)
@@ -127,7 +127,7 @@ def test_planted_faults_are_seen(tmp_path, fault):
     text = emulated_source("prediction_head")
     assert text.count(fault[0]) == 1
     broken = compile_head(tmp_path, text.replace(*fault), f"-DHAS_BULK_COPIES={int('rows * kRowBytes' in fault[0])}")
-    case = Case("", {"B": 2, "D": 512, "L": 1, "K": 40, "narrow": 1}, torch.bfloat16)
+    case = Case("", {"B": 2, "D": 512, "L": 1, "K": 40, "quantized": 1}, torch.bfloat16)
     inputs = spec.make_inputs(case, torch.device("cpu"), 4)
     with pytest.raises(AssertionError):
         check(inputs, *run(broken, inputs, 1, 2))

@@ -85,9 +85,9 @@ def test_logits_of_the_head(case):
     assert float((logits.cpu().double() - exact.flatten(0, 1)).abs().max()) <= error
 
 
-@pytest.mark.parametrize("narrow", range(3))
-def test_the_bits_depend_on_neither_time_nor_batch_nor_grid(monkeypatch, narrow):
-    case = next(case for case in head_spec.CASES if case["B"] == 16 and case["narrow"] == narrow)
+@pytest.mark.parametrize("quantized", range(3))
+def test_the_bits_depend_on_neither_time_nor_batch_nor_grid(monkeypatch, quantized):
+    case = next(case for case in head_spec.CASES if case["B"] == 16 and case["quantized"] == quantized)
     inputs = head_spec.make_inputs(case, DEVICE, 3)
     codes, logits = drawn_with_logits(inputs)
     for _ in range(10):
@@ -116,11 +116,11 @@ def test_a_replayed_head_reads_its_inputs():
         assert torch.equal(codes, eager)
 
 
-@pytest.mark.parametrize("narrow", [0, 1])
-def test_a_dependent_launch_gives_the_same_bits(narrow):
+@pytest.mark.parametrize("quantized", [0, 1])
+def test_a_dependent_launch_gives_the_same_bits(quantized):
     """One after the other, eagerly and captured: each starts while the one before it, with the same work space and the
     same barrier, still runs."""
-    case = next(case for case in head_spec.CASES if case["B"] == 4 and case["narrow"] == narrow)
+    case = next(case for case in head_spec.CASES if case["B"] == 4 and case["quantized"] == quantized)
     h, codes, invalid, seeds, _, temperature, top_k, top_p, plain, _ = head_spec.make_inputs(case, DEVICE, 3)
     head, options = dataclasses.replace(plain, dependent=True), {"temperature": temperature, "top_k": top_k}
     reason = head_spec.cuda.why_not(h, head, True)

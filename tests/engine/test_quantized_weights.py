@@ -14,10 +14,10 @@ from hqtvae_fast.engine import EngineOptions
 from hqtvae_fast.engine import step as step_module
 from hqtvae_fast.engine.step import FusedStep
 from hqtvae_fast.model.linear import Linear, quantize_linears
-from hqtvae_fast.ops.kernels.skinny_linear.reference import NARROW, quantize
+from hqtvae_fast.ops.kernels.skinny_linear.reference import QUANTIZED, quantize
 
 CASES = ["class_parallel", "class_parallel_iet1", "uncond_reduce"]
-both = pytest.mark.parametrize("to", NARROW)
+both = pytest.mark.parametrize("to", QUANTIZED)
 
 
 def quantized(case, to="int8"):
@@ -46,7 +46,7 @@ def test_skinny_products_read_quantized_numbers_and_give_the_same_codes(case, to
     assert same(many_rows, wanted)
     seen = skinny_everywhere(monkeypatch)
     assert same(draw(model, "fused"), wanted)
-    assert set(seen) == {(NARROW[to], True)}
+    assert set(seen) == {(QUANTIZED[to], True)}
     seen.clear()
     draw(plain, "fused")
     assert set(seen) == {(torch.float32, False)}

@@ -16,10 +16,10 @@ from hqtvae_fast.evaluate.extractors.clip import load_clip
 from hqtvae_fast.evaluate.rejection import (
     Candidate,
     Classifier,
+    Counters,
     OnImageNet,
     Pool,
     Reader,
-    Tally,
     best_of,
     candidates_for,
     open_judge,
@@ -71,9 +71,9 @@ def test_a_pool_keeps_the_best_and_of_equals_the_earlier(values: list[int], capa
 def test_the_best_of_each_condition_whatever_the_order(brightness: list[int], order: list[int], batch: int):
     # Three conditions, four candidates each; the second wants dark pictures.
     given_ = [Candidate(i // 4, 0 if i // 4 == 1 else 1, flat(brightness[i]), i) for i in order]
-    tally = Tally()
-    found = list(best_of(given_, judge(), drawn=4, kept=2, batch=batch, tally=tally))
-    assert (tally.seen, tally.kept) == (12, 6)
+    counters = Counters()
+    found = list(best_of(given_, judge(), drawn=4, kept=2, batch=batch, counters=counters))
+    assert (counters.seen, counters.kept) == (12, 6)
     for group in range(3):
         own = [brightness[item] for _, item in found if item // 4 == group]
         best = sorted((brightness[i] for i in range(4 * group, 4 * group + 4)), reverse=group != 1)

@@ -15,7 +15,7 @@ from hqtvae_fast.ops.kernels.upsample_conv.triton import Tile
 torch.set_num_threads(1)
 CPU = torch.device("cpu")
 # NumPy multiplies integers without a library.
-triton.WIDE = triton.NARROW = Tile(32, 64, 64, warps=4, stages=2)
+triton.LARGE = triton.SMALL = Tile(32, 64, 64, warps=4, stages=2)
 
 
 def small_cases():

@@ -22,7 +22,7 @@ from hqtvae_fast.ops import PredictionHead
 from hqtvae_fast.ops.kernels.prediction_head import HeadWeights, reference, spec, table
 from hqtvae_fast.ops.spec import Case
 
-CASE, NARROW_CASE = spec.SMALL_CASES[-1], spec.SMALL_CASES[4]
+CASE, QUANTIZED_CASE = spec.SMALL_CASES[-1], spec.SMALL_CASES[4]
 
 
 @pytest.fixture
@@ -89,7 +89,7 @@ def test_the_check_sees_a_wrong_code():
 
 
 @pytest.mark.parametrize("to", ["int8", "fp8"])
-def test_a_quantized_model_gives_its_narrow_matrices(model, to, monkeypatch):
+def test_a_quantized_model_gives_its_quantized_matrices(model, to, monkeypatch):
     """All of them, those of the logits too; drawn from them the codes are the model's own."""
     model = quantize_linears(copy.deepcopy(model), to)
     weights = head_weights(model.head)
@@ -101,8 +101,8 @@ def test_a_quantized_model_gives_its_narrow_matrices(model, to, monkeypatch):
     test_the_loop_draws_the_same_codes_through_it(model, monkeypatch)
 
 
-def test_narrow_weights_are_checked():
-    weights = spec.make_weights(NARROW_CASE, torch.device("cpu"), 0)
+def test_quantized_weights_are_checked():
+    weights = spec.make_weights(QUANTIZED_CASE, torch.device("cpu"), 0)
     block, level = weights.blocks[0], weights.levels[0]
 
     def with_block(**parts):
@@ -122,22 +122,22 @@ def test_narrow_weights_are_checked():
     assert HeadWeights.of(list(weights.named().values())).named() == weights.named()
 
 
-def test_the_kernel_refuses_narrow_weights_that_it_cannot_take():
-    weights = spec.make_weights(NARROW_CASE, torch.device("cpu"), 0)
+def test_the_kernel_refuses_quantized_weights_that_it_cannot_take():
+    weights = spec.make_weights(QUANTIZED_CASE, torch.device("cpu"), 0)
     assert table.why_not(weights, 8) is None
     block = weights.blocks[0]
     mixed = dataclasses.replace(block, up=(block.up.float() * block.up_scale[:, None]).bfloat16(), up_scale=None)
     mixed_weights = dataclasses.replace(weights, blocks=(mixed,))
     assert "all in int8 or all in fp8; got several" in table.why_not(mixed_weights, 8)
-    narrow = spec.make_weights(
-        Case("", {"D": 256, "K": 64, "L": 1, "narrow": 1}, torch.bfloat16), weights.start.device, 0
+    quantized = spec.make_weights(
+        Case("", {"D": 256, "K": 64, "L": 1, "quantized": 1}, torch.bfloat16), weights.start.device, 0
     )
-    assert "a width divisible by 512; got 4 heads, width 256" in table.why_not(narrow, 4)
+    assert "a width divisible by 512; got 4 heads, width 256" in table.why_not(quantized, 4)
 
 
 def test_bytes_of_a_step():
     """Of preset S, as the kernel's head comment has them."""
-    bf16, int8 = (next(spec.cost(case).bytes for case in spec.CASES if case["narrow"] == kind) for kind in (0, 1))
+    bf16, int8 = (next(spec.cost(case).bytes for case in spec.CASES if case["quantized"] == kind) for kind in (0, 1))
     assert bf16 == pytest.approx(484.4e6, rel=1e-3)
     assert int8 == pytest.approx(242.7e6, rel=1e-3)
 

@@ -78,7 +78,7 @@ class BlockB(nn.Module):
 class BlockC(nn.Module):
     """17x17: 7x7 as rows and columns."""
 
-    def __init__(self, inputs: int, narrow: int) -> None:
+    def __init__(self, inputs: int, inner: int) -> None:
         super().__init__()
         row, column = ((1, 7), (0, 3)), ((7, 1), (3, 0))
 
@@ -86,14 +86,14 @@ class BlockC(nn.Module):
             return Conv(before, after, shape[0], padding=shape[1])
 
         self.branch1x1 = Conv(inputs, 192, 1)
-        self.branch7x7_1 = Conv(inputs, narrow, 1)
-        self.branch7x7_2 = conv(narrow, narrow, row)
-        self.branch7x7_3 = conv(narrow, 192, column)
-        self.branch7x7dbl_1 = Conv(inputs, narrow, 1)
-        self.branch7x7dbl_2 = conv(narrow, narrow, column)
-        self.branch7x7dbl_3 = conv(narrow, narrow, row)
-        self.branch7x7dbl_4 = conv(narrow, narrow, column)
-        self.branch7x7dbl_5 = conv(narrow, 192, row)
+        self.branch7x7_1 = Conv(inputs, inner, 1)
+        self.branch7x7_2 = conv(inner, inner, row)
+        self.branch7x7_3 = conv(inner, 192, column)
+        self.branch7x7dbl_1 = Conv(inputs, inner, 1)
+        self.branch7x7dbl_2 = conv(inner, inner, column)
+        self.branch7x7dbl_3 = conv(inner, inner, row)
+        self.branch7x7dbl_4 = conv(inner, inner, column)
+        self.branch7x7dbl_5 = conv(inner, 192, row)
         self.branch_pool = Conv(inputs, 192, 1)
 
     def forward(self, x: Tensor) -> Tensor:

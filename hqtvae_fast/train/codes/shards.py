@@ -140,8 +140,8 @@ class CodeShards:
 
     def _codes(self, levels: list[Tensor], row: int) -> list[np.ndarray]:
         sizes = self.vae.config.codebook_sizes
-        narrow = [np.uint16 if size <= 2**16 else np.int32 for size in sizes]
-        return [level[row].numpy().astype(dtype) for level, dtype in zip(levels, narrow, strict=True)]
+        dtypes = [np.uint16 if size <= 2**16 else np.int32 for size in sizes]
+        return [level[row].numpy().astype(dtype) for level, dtype in zip(levels, dtypes, strict=True)]
 
 
 def _place(checkpoint: str) -> str:

@@ -33,7 +33,7 @@ MOVED_A_BYTE = 17.0  # bytes of memory traffic for each byte kept for the backwa
 MOVED_A_PARAMETER = 60.0  # bytes of traffic an update: gradient, its norm, two averages, the weight
 SECONDS_AN_OPERATION = 60e-6  # for each tensor kept
 
-NARROW = 0.65  # bytes kept under autocast to 16 bits, of those in fp32: norms and losses stay in fp32
+AUTOCAST = 0.65  # bytes kept under autocast to 16 bits, of those in fp32: norms and losses stay in fp32
 COPIES = 4  # of each weight: itself, its gradient and two averages
 WORKING = 1.25  # bytes at the peak, for each byte kept
 PROCESS = 5 * 10**8  # Python, torch and its libraries
@@ -90,7 +90,7 @@ def training_seconds(
     """
     found = work(config, stage, extras or Extras())
     machine = rates(torch.device(device), _dtype(precision))
-    moved = batch * found.saved * MOVED_A_BYTE * (1.0 if precision == "no" else NARROW)
+    moved = batch * found.saved * MOVED_A_BYTE * (1.0 if precision == "no" else AUTOCAST)
     update = (
         batch * found.flops / (EFFICIENCY * machine.flops)
         + (moved + found.parameters * MOVED_A_PARAMETER) / machine.bandwidth
@@ -104,7 +104,7 @@ def training_bytes(
 ) -> int:
     """Bytes at the peak of an update of ``batch`` pictures, which are those of one micro-batch of one process."""
     found = work(config, stage, extras or Extras())
-    kept = batch * found.saved * (1.0 if precision == "no" else NARROW)
+    kept = batch * found.saved * (1.0 if precision == "no" else AUTOCAST)
     return round(PROCESS + 4 * (COPIES * found.parameters + found.frozen) + WORKING * kept)
 
 

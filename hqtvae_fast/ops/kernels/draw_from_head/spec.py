@@ -20,9 +20,9 @@ CASES = tuple(
     for what, G in (("top", 1), ("bottom", 4))
 )
 SMALL_CASES = (
-    Case("few rows, no multiples", {"B": 3, "G": 2, "D": 50, "K": 77}),
+    Case("skinny, no multiples", {"B": 3, "G": 2, "D": 50, "K": 77}),
     Case("many rows", {"B": 9, "G": 4, "D": 64, "K": 256}),
-    Case("few rows, bf16", {"B": 2, "G": 4, "D": 200, "K": 96}, torch.bfloat16),
+    Case("skinny, bf16", {"B": 2, "G": 4, "D": 200, "K": 96}, torch.bfloat16),
     Case("many rows, fp16", {"B": 70, "G": 1, "D": 33, "K": 130}, torch.float16),
     Case("one code", {"B": 2, "G": 1, "D": 16, "K": 1}),
 )

@@ -36,7 +36,7 @@ class NativeWeight:
     def __init__(self, weight: Tensor) -> None:
         reason = why_not(weight)
         if reason is not None:
-            raise ValueError(f"kernel for few rows of bf16: {reason}")
+            raise ValueError(f"kernel for skinny products in bf16: {reason}")
         weight = weight.contiguous()
         out_features, in_features = weight.shape
         self.packed = weight.new_empty(out_features // PANEL, in_features // 2, PANEL, 2)

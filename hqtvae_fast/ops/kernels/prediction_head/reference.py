@@ -14,7 +14,7 @@ from hqtvae_fast.ops.kernels.prediction_head.weights import (
     LevelWeights,
 )
 from hqtvae_fast.ops.kernels.sample_logits import sample_logits
-from hqtvae_fast.ops.kernels.skinny_linear import reference as narrow
+from hqtvae_fast.ops.kernels.skinny_linear import reference as skinny
 
 Cached = list[tuple[Tensor, Tensor]]
 """Keys and values [B, H, 1, E] of position 0, a block each."""
@@ -93,7 +93,7 @@ def _block(x_BGD: Tensor, block: BlockWeights, num_heads: int, gelu: str, cached
 def _linear(x: Tensor, weight: Tensor, scale: Tensor | None, bias: Tensor | None) -> Tensor:
     if scale is None:
         return F.linear(x, weight, bias)
-    return narrow.skinny_linear(x, weight, scale, bias, None, "none")
+    return skinny.skinny_linear(x, weight, scale, bias, None, "none")
 
 
 def _norm(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:

@@ -11,16 +11,16 @@ from torch import Tensor
 from hqtvae_fast.ops.kernels.prediction_head import BACKENDS, PredictionHead, cuda, reference
 from hqtvae_fast.ops.kernels.prediction_head.weights import BOTTOMS, LEVELS, BlockWeights, HeadWeights, LevelWeights
 from hqtvae_fast.ops.kernels.sample_logits.noise import gumbel, random_words
-from hqtvae_fast.ops.kernels.skinny_linear.reference import NARROW, quantize
+from hqtvae_fast.ops.kernels.skinny_linear.reference import QUANTIZED, quantize
 from hqtvae_fast.ops.spec import Case, Cost, Spec
 
 HEAD_WIDTH = 64
-STORED = (None, *NARROW)
+STORED = (None, *QUANTIZED)
 
 
-def _real(batch: int, narrow: int, suffix: str = "") -> Case:
-    """``narrow``: 1 is int8, 2 fp8."""
-    sizes = {"B": batch, "D": 1536, "L": 4, "K": 8192, "narrow": narrow}
+def _real(batch: int, quantized: int, suffix: str = "") -> Case:
+    """``quantized``: 1 is int8, 2 fp8."""
+    sizes = {"B": batch, "D": 1536, "L": 4, "K": 8192, "quantized": quantized}
     return Case(f"S, batch {batch}{suffix}", sizes, torch.bfloat16)
 
 
@@ -34,10 +34,10 @@ SMALL_CASES = (
     Case("biases, bf16", {"B": 3, "D": 256, "L": 2, "K": 90, "bias": 1}, torch.bfloat16),
     Case("other GELU, eight images, bf16", {"B": 8, "D": 256, "L": 2, "K": 300, "sigmoid": 1}, torch.bfloat16),
     Case("sixteen images, bf16", {"B": 16, "D": 256, "L": 2, "K": 128}, torch.bfloat16),
-    Case("int8, biases, bf16", {"B": 2, "D": 512, "L": 1, "K": 90, "bias": 1, "narrow": 1}, torch.bfloat16),
-    Case("int8, sixteen images, bf16", {"B": 16, "D": 512, "L": 1, "K": 40, "narrow": 1}, torch.bfloat16),
-    Case("fp8, eight images, bf16", {"B": 8, "D": 512, "L": 1, "K": 64, "sigmoid": 1, "narrow": 2}, torch.bfloat16),
-    Case("int8, fp32", {"B": 2, "D": 128, "L": 2, "K": 64, "bias": 1, "narrow": 1}),
+    Case("int8, biases, bf16", {"B": 2, "D": 512, "L": 1, "K": 90, "bias": 1, "quantized": 1}, torch.bfloat16),
+    Case("int8, sixteen images, bf16", {"B": 16, "D": 512, "L": 1, "K": 40, "quantized": 1}, torch.bfloat16),
+    Case("fp8, eight images, bf16", {"B": 8, "D": 512, "L": 1, "K": 64, "sigmoid": 1, "quantized": 2}, torch.bfloat16),
+    Case("int8, fp32", {"B": 2, "D": 128, "L": 2, "K": 64, "bias": 1, "quantized": 1}),
     Case("fp32", {"B": 2, "D": 128, "L": 2, "K": 64, "bias": 1}),
 )
 ABSOLUTE = 1e-3
@@ -47,8 +47,8 @@ Inputs = tuple[Any, ...]
 
 
 def make_weights(case: Case, device: torch.device, seed: int) -> HeadWeights:
-    """As spread as a trained model's, so that activations keep their size through the blocks. ``case["narrow"]``: 1 is
-    int8, 2 fp8."""
+    """As spread as a trained model's, so that activations keep their size through the blocks. ``case["quantized"]``: 1
+    is int8, 2 fp8."""
     D, K, generator = case["D"], case["K"], torch.Generator().manual_seed(seed)
 
     def random(*shape: int, scale: float = 1.0, offset: float = 0.0) -> Tensor:
@@ -59,7 +59,7 @@ def make_weights(case: Case, device: torch.device, seed: int) -> HeadWeights:
         return random(size, scale=0.1) if case.sizes.get("bias") else None
 
     def matrix(name: str, rows: int, inputs: int, scale: float) -> dict[str, Tensor | None]:
-        values, to = random(rows, inputs, scale=scale * inputs**-0.5), STORED[case.sizes.get("narrow", 0)]
+        values, to = random(rows, inputs, scale=scale * inputs**-0.5), STORED[case.sizes.get("quantized", 0)]
         stored, factor = (values, None) if to is None else quantize(values, to)
         return {name: stored, f"{name}_scale": factor}
 
@@ -106,10 +106,10 @@ def run(*inputs: Any, backend: str | None = None) -> Tensor:
 
 
 def on_cpu(head: PredictionHead, dtype: torch.dtype) -> PredictionHead:
-    """The same numbers, in another dtype but for narrow matrices and their scales."""
+    """The same numbers, in another dtype but for quantized matrices and their scales."""
     tensors: list[Tensor | None] = []
     for name, x in head.weights.named().items():
-        kept = x is None or name.endswith("_scale") or x.dtype in NARROW.values()
+        kept = x is None or name.endswith("_scale") or x.dtype in QUANTIZED.values()
         tensors.append(x if x is None else x.cpu() if kept else x.cpu().to(dtype))
     return PredictionHead.of(HeadWeights.of(tensors), head.num_heads, head.gelu)
 
@@ -150,12 +150,12 @@ def check(got: Tensor, wanted: Tensor, inputs: Inputs) -> None:
 
 
 def cost(case: Case) -> Cost:
-    """Weights once a pass, without the queries in the first; a scale in fp32 a row of narrow ones; work of all rows."""
+    """Weights once a pass, without the queries in the first; an fp32 scale a row of 8-bit ones; work of all rows."""
     B, D, L, K = (case[letter] for letter in "BDLK")
     first, second = L * 11 * D * D + K * D, L * 12 * D * D + K * D
     scales = 4 * (L * (8 + 9) * D + 2 * K)
-    narrow = case.sizes.get("narrow", 0) > 0
-    bytes_read = first + second + scales if narrow else case.dtype.itemsize * (first + second)
+    quantized = case.sizes.get("quantized", 0) > 0
+    bytes_read = first + second + scales if quantized else case.dtype.itemsize * (first + second)
     return Cost(2 * B * (first + BOTTOMS * second), bytes_read)
 
 

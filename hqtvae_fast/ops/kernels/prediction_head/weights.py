@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from hqtvae_fast.ops.kernels.skinny_linear.reference import NARROW
+from hqtvae_fast.ops.kernels.skinny_linear.reference import QUANTIZED
 
 LEVELS, BOTTOMS = 2, 4
 POSITIONS = 1 + BOTTOMS
@@ -94,7 +94,7 @@ class HeadWeights:
         dtype, device = self.start.dtype, self.start.device
         if name.endswith("_scale"):
             dtype = torch.float32
-        elif _is_matrix(name) and scale is not None and tensor.dtype in NARROW.values():
+        elif _is_matrix(name) and scale is not None and tensor.dtype in QUANTIZED.values():
             dtype = tensor.dtype
         if _is_matrix(name) and (scale is None) != (tensor.dtype == self.start.dtype):
             raise ValueError(f"{name}: expected {self.start.dtype}, or int8 or fp8 and a scale; got {tensor.dtype}")
@@ -106,7 +106,7 @@ class HeadWeights:
     @property
     def stored(self) -> str | None:
         """How all matrices are stored: "int8", "fp8", or "plain", which is start's dtype; None where they differ."""
-        names = {dtype: name for name, dtype in NARROW.items()}
+        names = {dtype: name for name, dtype in QUANTIZED.items()}
         found = {names.get(x.dtype, "plain") for name, x in self.named().items() if x is not None and _is_matrix(name)}
         return found.pop() if len(found) == 1 else None
 

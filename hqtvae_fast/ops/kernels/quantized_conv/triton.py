@@ -13,16 +13,16 @@ from hqtvae_fast.ops.kernels.upsample_conv.triton import Tile
 from hqtvae_fast.ops.triton_launch import capability_at_least, launch, on
 
 # Not yet measured on a GPU. 64 bytes a row and step, which are 64 channels where bf16's are 32. With several scales a
-# second sum is held, and mma.sync has its operands in registers beside both: WIDE would fill all 255 of a thread with
+# second sum is held, and mma.sync has its operands in registers beside both: LARGE would fill all 255 of a thread with
 # Triton 3.7 and spill with 3.8 and 3.9. On Hopper operands stay in shared memory.
-WIDE, NARROW = Tile(128, 128, 64, warps=8, stages=4), Tile(128, 64, 64, warps=8, stages=4)
+LARGE, SMALL = Tile(128, 128, 64, warps=8, stages=4), Tile(128, 64, 64, warps=8, stages=4)
 FEWEST_CHANNELS = 32  # of a scale: what one instruction takes
 OUTPUTS = (torch.bfloat16, torch.float16, torch.float32)
 FP8_CAPABILITY, HOPPER = (8, 9), (9, 0)
 
 
 def pick_tile(scales: int, hopper: bool) -> Tile:
-    return WIDE if scales == 1 or hopper else NARROW
+    return LARGE if scales == 1 or hopper else SMALL
 
 
 def why_not(
@@ -55,7 +55,7 @@ def describe(x: Tensor, weight: Tensor, x_scales: Tensor, *rest: object) -> dict
 
 
 def depth_of(block: int) -> int:
-    return WIDE.depth if block % WIDE.depth == 0 else FEWEST_CHANNELS
+    return LARGE.depth if block % LARGE.depth == 0 else FEWEST_CHANNELS
 
 
 def quantized_conv(

@@ -45,7 +45,7 @@ def skinny_linear(
     """
     if x.shape[-1:] != weight.shape[1:] or weight.ndim != 2:
         raise ValueError(f"x and weight: expected [..., K] and [N, K]; got {list(x.shape)} and {list(weight.shape)}")
-    N, quantized = len(weight), weight.dtype in reference.NARROW.values()
+    N, quantized = len(weight), weight.dtype in reference.QUANTIZED.values()
     if quantized != (scale is not None) or not (quantized or weight.dtype == x.dtype):
         raise ValueError(f"weight: expected {x.dtype}, or int8 or fp8 and a scale; got {weight.dtype}")
     if scale is not None and (tuple(scale.shape) != (N,) or scale.dtype != torch.float32):

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from hqtvae_fast.ops.kernels.bias_gelu import reference as pointwise
 
-NARROW = {"int8": torch.int8, "fp8": torch.float8_e4m3fn}
+QUANTIZED = {"int8": torch.int8, "fp8": torch.float8_e4m3fn}
 """What a weight may be rounded to, one scale an output: 255 even steps, or four significant bits over 15 octaves."""
 _LARGEST = {"int8": 127.0, "fp8": 448.0}
 
@@ -39,11 +39,11 @@ def skinny_linear(
 
 
 def quantize(weight: Tensor, to: str) -> tuple[Tensor, Tensor]:
-    """A weight [N, K] as numbers [N, K] of a dtype of :data:`NARROW` and a scale fp32 [N], one an output: weight ~
+    """A weight [N, K] as numbers [N, K] of a dtype of :data:`QUANTIZED` and a scale fp32 [N], one an output: weight ~
     numbers * scale, each to the nearest; the largest of an output is the largest of the dtype."""
-    if to not in NARROW:
-        raise ValueError(f"quantization: expected one of {', '.join(NARROW)}; got {to!r}")
+    if to not in QUANTIZED:
+        raise ValueError(f"quantization: expected one of {', '.join(QUANTIZED)}; got {to!r}")
     wide = weight.float()
     scale = wide.abs().amax(dim=1).clamp_min(torch.finfo(torch.float32).tiny) / _LARGEST[to]
     scaled = (wide / scale[:, None]).clamp_(-_LARGEST[to], _LARGEST[to])
-    return (scaled.round_() if to == "int8" else scaled).to(NARROW[to]), scale
+    return (scaled.round_() if to == "int8" else scaled).to(QUANTIZED[to]), scale

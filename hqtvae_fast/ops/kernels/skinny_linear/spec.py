@@ -14,23 +14,23 @@ from hqtvae_fast.ops.triton_launch import TRITON_NAMES
 
 LAYERS = {"qkv": (4608, 1536), "out": (1536, 1536), "up": (6144, 1536), "down": (1536, 6144), "logits": (8192, 1536)}
 NONE, EXACT, SIGMOID = range(len(GELU))
-NARROW = (None, *reference.NARROW)
-SUFFIX = ("", *(f", {name}" for name in reference.NARROW))
+QUANTIZED = (None, *reference.QUANTIZED)
+SUFFIX = ("", *(f", {name}" for name in reference.QUANTIZED))
 
 
 def _case(
-    name: str, M: int, layer: tuple[int, int], dtype: torch.dtype, gelu: int = NONE, extra: int = 0, narrow: int = 0
+    name: str, M: int, layer: tuple[int, int], dtype: torch.dtype, gelu: int = NONE, extra: int = 0, quantized: int = 0
 ) -> Case:
-    """``extra``: 1 has a bias, 2 a residual too. ``narrow``: 1 is int8, 2 fp8."""
+    """``extra``: 1 has a bias, 2 a residual too. ``quantized``: 1 is int8, 2 fp8."""
     N, K = layer
-    return Case(name, {"M": M, "N": N, "K": K, "gelu": gelu, "extra": extra, "narrow": narrow}, dtype)
+    return Case(name, {"M": M, "N": N, "K": K, "gelu": gelu, "extra": extra, "quantized": quantized}, dtype)
 
 
 CASES = tuple(
-    _case(f"S, {name}, {M} rows{SUFFIX[narrow]}", M, layer, torch.bfloat16, narrow=narrow)
+    _case(f"S, {name}, {M} rows{SUFFIX[quantized]}", M, layer, torch.bfloat16, quantized=quantized)
     for name, layer in LAYERS.items()
     for M in (1, 8, 16)
-    for narrow in range(len(SUFFIX))
+    for quantized in range(len(SUFFIX))
 )
 SMALL_CASES = (
     _case("one part", 3, (40, 64), torch.float32),
@@ -57,7 +57,7 @@ def make_inputs(case: Case, device: torch.device, seed: int) -> Inputs:
         torch.randn(M, N, generator=generator, dtype=torch.float32),
     )
     x, bias, residual = (tensor.to(case.dtype).to(device) for tensor in (x, bias, residual))
-    to = NARROW[case["narrow"]]
+    to = QUANTIZED[case["quantized"]]
     stored, scale = (weight.to(case.dtype), None) if to is None else reference.quantize(weight, to)
     return (
         x,
@@ -94,8 +94,8 @@ def _plain(*inputs: Any) -> Tensor:
 
 
 def check(got: Tensor, wanted: Tensor, inputs: tuple[Any, ...]) -> None:
-    """Errors against float64, of the same narrow numbers where there are any, at most twice the reference's in the same
-    dtype, plus 2e-6 of the largest value."""
+    """Errors against float64, of the same quantized numbers where there are any, at most twice the reference's in the
+    same dtype, plus 2e-6 of the largest value."""
     plain = _plain(*(x.cpu() if isinstance(x, Tensor) else x for x in inputs))
     check_errors("product", got, wanted, plain, absolute=2e-6)
 
@@ -103,7 +103,7 @@ def check(got: Tensor, wanted: Tensor, inputs: tuple[Any, ...]) -> None:
 def torch_modules(
     x: Tensor, weight: Tensor, scale: Tensor | None, bias: Tensor | None, residual: Tensor | None, gelu: str
 ) -> Tensor:
-    """As one would write it; a narrow weight is widened each time."""
+    """As one would write it; a quantized weight is widened each time."""
     if scale is not None:
         weight = (weight.to(torch.float32) * scale[:, None]).to(x.dtype)
     y = F.linear(x, weight, bias)
@@ -115,40 +115,40 @@ def torch_modules(
 def cost(case: Case) -> Cost:
     """The weight once; rows in and out."""
     M, N, K = case["M"], case["N"], case["K"]
-    weight = N * (K + 4) if case["narrow"] else N * K * case.dtype.itemsize
+    weight = N * (K + 4) if case["quantized"] else N * K * case.dtype.itemsize
     return Cost(2 * M * N * K, weight + case.dtype.itemsize * (M * K + M * N * (1 + case["extra"] // 2)))
 
 
 def variants(arch: int) -> list[Variant]:
-    """The layers of S, M and L in bf16, plain and narrow; one in fp32. FFHQ's differ in the number of parts only."""
-    narrow = [to for to in NARROW if to != "fp8" or arch >= 89]
-    layers = [(name, layer, torch.bfloat16, to) for name, layer in LAYERS.items() for to in narrow]
+    """The layers of S, M and L in bf16, plain and quantized; one in fp32. FFHQ's differ in the number of parts only."""
+    quantized = [to for to in QUANTIZED if to != "fp8" or arch >= 89]
+    layers = [(name, layer, torch.bfloat16, to) for name, layer in LAYERS.items() for to in quantized]
     layers.append(("down", LAYERS["down"], torch.float32, None))
     prefetching = (False, True) if arch >= 90 else (False,)
     return [_compilation(*layer, arch, prefetch) for layer in layers for prefetch in prefetching]
 
 
 def _compilation(
-    name: str, layer: tuple[int, int], dtype: torch.dtype, narrow: str | None, arch: int, prefetch: bool
+    name: str, layer: tuple[int, int], dtype: torch.dtype, quantized: str | None, arch: int, prefetch: bool
 ) -> Variant:
     from hqtvae_fast.ops.kernels.skinny_linear import triton_kernels
 
     N, K = layer
     x, gelu = f"*{TRITON_NAMES[dtype]}", ("exact" if name == "up" else "none")
-    weight = {None: x, "int8": "*i8", "fp8": "*fp8e4nv"}[narrow]
+    weight = {None: x, "int8": "*i8", "fp8": "*fp8e4nv"}[quantized]
     signature = {"x": x, "weight": weight, "scale": "*fp32", "bias": x, "residual": x, "out": x}
     signature |= {"partials": "*fp32", "counters": "*i32"} | dict.fromkeys(("M", "N", "K"), "i32")
-    present = {"scale": narrow is not None, "bias": name == "up", "residual": False}
+    present = {"scale": quantized is not None, "bias": name == "up", "residual": False}
     absent = [key for key, there in present.items() if not there]
     constants = (
         triton.constants(N, K, dtype, gelu) | {"INTERPRET": False, "TRIGGER": arch >= 90} | dict.fromkeys(absent)
     )
-    width = dtype if narrow is None else reference.NARROW[narrow]
+    width = dtype if quantized is None else reference.QUANTIZED[quantized]
     constants["PREFETCH"] = triton.prefetched_lines(K, width, constants) if prefetch else 0
     signature = {key: type_ for key, type_ in signature.items() if key not in absent}
     aligned = tuple(key for key in signature if key != "M")
-    what = f"skinny {name} {TRITON_NAMES[dtype]}{'' if narrow is None else f' {narrow}'}"
-    needs: tuple[str, ...] = ("mma", "async")  # a narrow tile is widened in registers on its way to the tensor cores
+    what = f"skinny {name} {TRITON_NAMES[dtype]}{'' if quantized is None else f' {quantized}'}"
+    needs: tuple[str, ...] = ("mma", "async")  # a quantized tile is widened in registers on its way to the tensor cores
     if prefetch:
         what, needs = f"{what}, dependent", (*needs, "wait", "prefetch")
     return Variant(

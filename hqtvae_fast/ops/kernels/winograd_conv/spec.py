@@ -23,7 +23,7 @@ CASES = (  # the decoder's maps, two images at a time
 SMALL_CASES = (
     Case("one tile", {"B": 1, "C": 32, "H": 4, "W": 4, "N": 32, "doubled": 0}),
     Case("short tiles, two steps of channels", {"B": 2, "C": 48, "H": 13, "W": 7, "N": 128, "doubled": 0}),
-    Case("two blocks, narrow steps", {"B": 3, "C": 16, "H": 17, "W": 11, "N": 96, "doubled": 0}),
+    Case("two blocks, short steps", {"B": 3, "C": 16, "H": 17, "W": 11, "N": 96, "doubled": 0}),
     Case("one tile, doubled", {"B": 1, "C": 32, "H": 4, "W": 4, "N": 32, "doubled": 1}),
     Case("two blocks, doubled", {"B": 3, "C": 48, "H": 11, "W": 22, "N": 64, "doubled": 1}),
 )

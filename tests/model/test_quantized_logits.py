@@ -22,14 +22,14 @@ def test_logits_of_the_demo_model(to, bound):
     thirteen times int8's (benchmarks/README)."""
     pipe = HQTVAEPipeline.from_pretrained("demo", device="cpu", dtype=torch.float32)
     codes = pipe(prompt=PROMPTS, seed=0, output_type="codes", progress=False).codes
-    condition, narrow = pipe.tokenizer(PROMPTS), copy.deepcopy(pipe.transformer)
-    linears = [module for module in narrow.modules() if isinstance(module, Linear)]
+    condition, quantized = pipe.tokenizer(PROMPTS), copy.deepcopy(pipe.transformer)
+    linears = [module for module in quantized.modules() if isinstance(module, Linear)]
     assert len(linears) > 20
     with torch.no_grad():
         for linear in linears:
             stored, scale = quantize(linear.weight, to)
             linear.weight.copy_(stored.float() * scale[:, None])
-        pairs = list(zip(pipe.transformer(codes, condition).levels, narrow(codes, condition).levels, strict=True))
+        pairs = list(zip(pipe.transformer(codes, condition).levels, quantized(codes, condition).levels, strict=True))
     for exact, got in pairs:
         assert not torch.equal(exact, got)
         p, q = exact.log_softmax(dim=-1), got.log_softmax(dim=-1)
