@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hqtvae_fast.model.huge_pages import huge_pages
+from hqtvae_fast.ops.kernels.int8_linear import Panels, int8_linear, pack
 from hqtvae_fast.ops.kernels.packed_linear import PackedWeight, pack_weight
 from hqtvae_fast.ops.kernels.skinny_linear.reference import quantize
 from hqtvae_fast.ops.made import Made, tree
@@ -37,6 +38,21 @@ class QuantizedWeight:
         return QuantizedWeight(self.stored.to(device), self.scale.to(device), self.kind)
 
 
+@dataclass(frozen=True)
+class Int8Weight:
+    """An int8 weight as a CPU multiplies it by rows that it rounds to 8 bits too; a :class:`PackedWeight`."""
+
+    dtype: torch.dtype
+    weight: QuantizedWeight
+    panels: Panels
+
+    def linear(self, input: Tensor, bias: Tensor | None, gelu: bool = False) -> Tensor:
+        return int8_linear(input, self.weight.stored, self.weight.scale, bias, gelu=gelu, panels=self.panels)
+
+    def gelu(self, input: Tensor, bias: Tensor | None) -> Tensor:
+        return self.linear(input, bias, True)
+
+
 class Linear(nn.Linear):
     """``nn.Linear`` with an optional packed copy of its weight, and an optional quantized one.
 
@@ -44,9 +60,10 @@ class Linear(nn.Linear):
     the order in which they lie decides how fast that goes. :meth:`pack` lays them out once. The plain weight stays the
     parameter that is saved, moved and trained; a packed one is read only while the plain one has not been written.
 
-    :meth:`quantize` rounds the weight to one-byte numbers times a scale an output, and keeps these for products of few
-    rows (:attr:`streamed`); the plain weight becomes their product, so that whoever reads it computes with the same
-    numbers but for a rounding to its dtype. Copies have the same numbers.
+    :meth:`quantize` rounds the weight to one-byte numbers times a scale an output, and keeps these for skinny products
+    (:attr:`streamed`) and, where they are int8, for what :meth:`pack` lays out, whose products round their inputs too;
+    the plain weight becomes numbers times scale, so that whoever reads it computes with the same numbers but for a
+    rounding to its dtype. Copies have the same numbers.
     """
 
     def __init__(self, *args: Any, **options: Any) -> None:
@@ -96,7 +113,16 @@ class Linear(nn.Linear):
         if weight is None:
             self.unpack()
         else:
-            self._packed.of(lambda: pack_weight(weight.detach()), weight)
+            self.round()
+            self._packed.of(lambda: self._pack(weight.detach()), weight)
+
+    def _pack(self, weight: Tensor) -> PackedWeight | None:
+        quantized = self._quantized
+        if quantized is not None and quantized.kind == "int8" and weight.dtype in (torch.float32, torch.bfloat16):
+            panels = pack(quantized.stored, quantized.scale)
+            if panels is not None:
+                return Int8Weight(weight.dtype, quantized, panels)
+        return pack_weight(weight)
 
     @property
     def is_packed(self) -> bool:
