@@ -1,20 +1,21 @@
-// y = x W^T + b, or GELU of it: weights in 8 bits with a scale an output, rows of x rounded to 8 bits as they come.
+// y = x W^T + b, or GELU of it: weights in 8 bits with a scale an output, inputs rounded to 8 bits as they come.
 //
 // A sampling step multiplies a few rows by every weight, so its time is that of streaming the weights from memory, and
-// those of 8 bits are a quarter of fp32's and half of bf16's. A row x becomes u = round(x / s) + z, unsigned, with s and
-// z such that its least and largest values (and 0) are 0 and 255; then x W^T = s (u - z) W^T, and all but the end is
-// arithmetic of whole numbers: the same bits in any order, number of threads or rows, and with either instruction.
+// those of 8 bits are a quarter of fp32's and half of bf16's. Each 64 inputs of a row become u = round(x / s) + z,
+// unsigned, with s and z such that their least and largest values (and 0) are 0 and 255. A group then adds
+// s (sum of u w - z sum of w) to an output: whole numbers, in whatever order, then one product and one addition a group
+// in fp32, in order of the groups. So the bits depend neither on threads nor on other rows nor on the instructions.
 //
 //   - Weights lie in panels of 16 outputs, within a panel four inputs by four inputs: 64 bytes, one line of the caches
 //     and one operand of VPDPBUSD, which multiplies 64 bytes of weights by 4 inputs of a row. A thread reads its panels
 //     front to back. 8 rows take the line while it is in a register.
 //   - Without AVX512-VNNI, AVX2 widens weights to 16 bits (VPMADDUBSW, which takes bytes, saturates) and adds pairs of
-//     products: 4 inputs of 4 outputs an instruction, an addition, and a sum of neighbours at the end. Panels are of 8
-//     outputs: with 4 rows, their sums and the weights take 11 of the 16 registers.
+//     products: 4 inputs of 4 outputs an instruction, an addition, and a sum of neighbours at a group's end. Panels are
+//     of 8 outputs: with 4 rows, their sums and the weights take 11 of the 16 registers.
 //   - More rows take a panel again, from the first- or second-level cache; the next one is prefetched evenly over all
 //     passes through this one, so that memory works while the arithmetic does.
 //
-// Sums hold to 2^31 / (255 * 127) = 66,000 inputs. Plain C interface, see linear_bf16.cpp.
+// Plain C interface, see linear_bf16.cpp.
 
 #include <cstdint>
 #include <cstring>
@@ -30,13 +31,16 @@
 namespace {
 
 enum Instructions { kNone = 0, kAvx2 = 1, kVnni = 2 };
-constexpr int64_t kStep = 4;  // inputs that are multiplied at a time
+constexpr int64_t kStep = 4;    // inputs that are multiplied at a time
+constexpr int64_t kGroup = 64;  // inputs with a scale of their own; a multiple of kStep and of 8
 constexpr int64_t kMostPanel = 16;
 constexpr int64_t kPrefetchBytes = 8192;
 
 constexpr int64_t panel_of(int instructions) { return instructions == kVnni ? kMostPanel : 8; }  // outputs
 
 int64_t steps_of(int64_t in) { return (in + kStep - 1) / kStep; }
+int64_t groups_of(int64_t in) { return (in + kGroup - 1) / kGroup; }
+int64_t whole_panels(int64_t out) { return (out + kMostPanel - 1) / kMostPanel * kMostPanel; }
 
 #ifdef HAS_INT8
 
@@ -95,7 +99,7 @@ AVX2 inline __m256 gelu(__m256 x) {
 
 // --------------------------------------------------------------------------------------------------------- rows of x
 
-struct Row {
+struct Rounding {
   float scale;
   int32_t zero;
 };
@@ -106,17 +110,16 @@ AVX2 inline float least(__m256 values) {
   return _mm_cvtss_f32(_mm_min_ss(half, _mm_shuffle_ps(half, half, 1)));
 }
 
-// A row as numbers 0 to 255: of 8 bits for VNNI, of 16 for AVX2; up to a whole 8 of them, where weights are 0.
-// The scale of one that holds an infinity or NaN is NaN, and so is whatever it is multiplied by.
+// A group's inputs as numbers 0 to 255: of 8 bits for VNNI, of 16 for AVX2; up to a whole 8 of them, where weights are
+// 0. The scale of a group that holds an infinity or NaN is NaN, and so is whatever it is added to.
 template <class Number>
-AVX2 Row round_row(const Number* x, int64_t in, bool bytes, void* out) {
-  const int64_t whole = in / 8 * 8;
+AVX2 Rounding round_group(const Number* x, int64_t count, bool bytes, void* out) {
+  const auto eight = [&](int64_t i) AVX2 { return count - i < 8 ? load_part(x + i, count - i) : load(x + i); };
   __m256 low = _mm256_setzero_ps(), minus_high = low, strange = low;
-  for (int64_t i = 0; i < in; i += 8) {
-    const __m256 values = i < whole ? load(x + i) : load_part(x + i, in - i);
+  for (int64_t i = 0; i < count; i += 8) {
+    const __m256 values = eight(i), nothing = _mm256_sub_ps(values, values);  // NaN of what is not finite
     low = _mm256_min_ps(low, values);
     minus_high = _mm256_min_ps(minus_high, _mm256_sub_ps(_mm256_setzero_ps(), values));
-    const __m256 nothing = _mm256_sub_ps(values, values);  // NaN of what is not finite
     strange = _mm256_or_ps(strange, _mm256_cmp_ps(nothing, nothing, _CMP_UNORD_Q));
   }
   const float from = least(low), to = -least(minus_high);
@@ -124,12 +127,10 @@ AVX2 Row round_row(const Number* x, int64_t in, bool bytes, void* out) {
   scale = scale < 1.17549435e-38f ? 1.17549435e-38f : scale;
   const float zero = __builtin_rintf(-from / scale);
   const __m256 scales = _mm256_set1_ps(scale), zeros = _mm256_set1_ps(zero);
-  for (int64_t i = 0; i < in; i += 8) {
-    const __m256 values = _mm256_div_ps(i < whole ? load(x + i) : load_part(x + i, in - i), scales);
-    const __m256 whole_numbers = _mm256_round_ps(values, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
-    __m256 moved = _mm256_add_ps(whole_numbers, zeros);
-    moved = _mm256_min_ps(_mm256_max_ps(moved, _mm256_setzero_ps()), _mm256_set1_ps(255.0f));
-    const __m256i numbers = _mm256_cvtps_epi32(moved);
+  for (int64_t i = 0; i < count; i += 8) {
+    const __m256 whole = _mm256_round_ps(_mm256_div_ps(eight(i), scales), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+    const __m256 moved = _mm256_max_ps(_mm256_add_ps(whole, zeros), _mm256_setzero_ps());
+    const __m256i numbers = _mm256_cvtps_epi32(_mm256_min_ps(moved, _mm256_set1_ps(255.0f)));
     const __m128i words = _mm256_castsi256_si128(_mm256_permute4x64_epi64(_mm256_packus_epi32(numbers, numbers), 0x08));
     if (bytes)
       _mm_storel_epi64(reinterpret_cast<__m128i*>(static_cast<uint8_t*>(out) + i), _mm_packus_epi16(words, words));
@@ -144,71 +145,104 @@ AVX2 Row round_row(const Number* x, int64_t in, bool bytes, void* out) {
 
 struct Pass {
   const int8_t* panel;
-  const void* x;    // the group's rows, as round_row leaves them
-  int64_t stride;   // numbers from row to row
-  int64_t steps;
+  const int16_t* totals;  // [groups, outputs]: of the weights of a group
+  const void* x;          // numbers of the rows, `stride` apart
+  int64_t stride;
+  const Rounding* rounding;  // of their groups, `groups` a row
+  int64_t groups, steps;
   const char* ahead;  // prefetched from, `advance` bytes further for each step; a prefetch never faults
   int64_t advance;
 };
 
 template <int rows>
-AVX2 void sum_avx2(const Pass& pass, int32_t* sums) {
+AVX2 void sum_avx2(const Pass& pass, float* sums) {
   const int8_t* weights = pass.panel;
   const int16_t* x = static_cast<const int16_t*>(pass.x);
   const char* ahead = pass.ahead;
-  __m256i sum[rows][2];
-#pragma GCC unroll 4
-  for (int row = 0; row < rows; ++row) sum[row][0] = sum[row][1] = _mm256_setzero_si256();
+  const int64_t stride = pass.stride, advance = pass.advance;
+  __m256 all[rows];
+  for (int row = 0; row < rows; ++row) all[row] = _mm256_setzero_ps();
 
-  const int64_t steps = pass.steps, stride = pass.stride, advance = pass.advance;
+  for (int64_t group = 0, left = pass.steps; group < pass.groups; ++group, left -= kGroup / kStep) {
+    const int64_t steps = left < kGroup / kStep ? left : kGroup / kStep;
+    __m256i sum[rows][2];
 #pragma GCC unroll 4
-  for (int64_t step = 0; step < steps; ++step, weights += 8 * kStep, x += kStep, ahead += advance) {
-    _mm_prefetch(ahead, _MM_HINT_T0);
-    const __m256i left = _mm256_cvtepi8_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i*>(weights)));
-    const __m256i right = _mm256_cvtepi8_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i*>(weights + 4 * kStep)));
+    for (int row = 0; row < rows; ++row) sum[row][0] = sum[row][1] = _mm256_setzero_si256();
+#pragma GCC unroll 4  // or GCC 12 copies each sum at each step
+    for (int64_t step = 0; step < steps; ++step, weights += 8 * kStep, x += kStep, ahead += advance) {
+      _mm_prefetch(ahead, _MM_HINT_T0);
+      const __m256i left_half = _mm256_cvtepi8_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i*>(weights)));
+      const __m256i right_half = _mm256_cvtepi8_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i*>(weights + 16)));
 #pragma GCC unroll 4
-    for (int row = 0; row < rows; ++row) {
-      int64_t four;
-      std::memcpy(&four, x + row * stride, sizeof four);
-      const __m256i broadcast = _mm256_set1_epi64x(four);
-      sum[row][0] = _mm256_add_epi32(sum[row][0], _mm256_madd_epi16(left, broadcast));
-      sum[row][1] = _mm256_add_epi32(sum[row][1], _mm256_madd_epi16(right, broadcast));
+      for (int row = 0; row < rows; ++row) {
+        int64_t four;
+        std::memcpy(&four, x + row * stride, sizeof four);
+        const __m256i broadcast = _mm256_set1_epi64x(four);
+        sum[row][0] = _mm256_add_epi32(sum[row][0], _mm256_madd_epi16(left_half, broadcast));
+        sum[row][1] = _mm256_add_epi32(sum[row][1], _mm256_madd_epi16(right_half, broadcast));
+      }
+    }
+    const __m256i totals = _mm256_cvtepi16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(pass.totals + 8 * group)));
+#pragma GCC unroll 4
+    for (int row = 0; row < rows; ++row) {  // neighbours are halves of one output's sum
+      const Rounding own = pass.rounding[row * pass.groups + group];
+      const __m256i joined = _mm256_permute4x64_epi64(_mm256_hadd_epi32(sum[row][0], sum[row][1]), 0xD8);
+      const __m256i whole = _mm256_sub_epi32(joined, _mm256_mullo_epi32(_mm256_set1_epi32(own.zero), totals));
+      all[row] = _mm256_add_ps(all[row], rounded(_mm256_mul_ps(_mm256_cvtepi32_ps(whole), _mm256_set1_ps(own.scale))));
     }
   }
-  for (int row = 0; row < rows; ++row) {  // neighbours are halves of one output's sum
-    const __m256i joined = _mm256_permute4x64_epi64(_mm256_hadd_epi32(sum[row][0], sum[row][1]), 0xD8);
-    _mm256_storeu_si256(reinterpret_cast<__m256i*>(sums + row * 8), joined);
-  }
+  for (int row = 0; row < rows; ++row) _mm256_storeu_ps(sums + row * 8, all[row]);
 }
 
 template <int rows>
-VNNI void sum_vnni(const Pass& pass, int32_t* sums) {
+VNNI void sum_vnni(const Pass& pass, float* sums) {
   const int8_t* weights = pass.panel;
   const uint8_t* x = static_cast<const uint8_t*>(pass.x);
   const char* ahead = pass.ahead;
-  __m512i sum[rows][2];  // of even and odd steps, since one follows the other at once
-#pragma GCC unroll 8
-  for (int row = 0; row < rows; ++row) sum[row][0] = sum[row][1] = _mm512_setzero_si512();
+  const int64_t stride = pass.stride, advance = pass.advance;
+  constexpr int chains = rows < 4 ? 4 : 1;  // of sums for a row, where rows alone would wait for each other
+  __m512 all[rows];
+  for (int row = 0; row < rows; ++row) all[row] = _mm512_setzero_ps();
 
-  for (int64_t step = 0; step < pass.steps; step += 2) {
-#pragma GCC unroll 4
-    for (int odd = 0; odd < 2; ++odd, weights += 16 * kStep, x += kStep, ahead += pass.advance) {
-      if (step + odd == pass.steps) break;
-      _mm_prefetch(ahead, _MM_HINT_T0);
-      const __m512i line = _mm512_loadu_si512(weights);
+  for (int64_t group = 0, left = pass.steps; group < pass.groups; ++group, left -= kGroup / kStep) {
+    const int64_t steps = left < kGroup / kStep ? left : kGroup / kStep;
+    __m512i sum[rows][chains];
 #pragma GCC unroll 8
-      for (int row = 0; row < rows; ++row) {
-        int32_t four;
-        std::memcpy(&four, x + row * pass.stride, sizeof four);
-        sum[row][odd] = _mm512_dpbusd_epi32(sum[row][odd], _mm512_set1_epi32(four), line);
+    for (int row = 0; row < rows; ++row)
+#pragma GCC unroll 4
+      for (int chain = 0; chain < chains; ++chain) sum[row][chain] = _mm512_setzero_si512();
+    for (int64_t step = 0; step < steps; step += 4) {
+#pragma GCC unroll 4
+      for (int next = 0; next < 4; ++next, weights += 16 * kStep, x += kStep, ahead += advance) {
+        if (step + next == steps) break;
+        _mm_prefetch(ahead, _MM_HINT_T0);
+        const __m512i line = _mm512_loadu_si512(weights);
+#pragma GCC unroll 8
+        for (int row = 0; row < rows; ++row) {
+          int32_t four;
+          std::memcpy(&four, x + row * stride, sizeof four);
+          __m512i& own = sum[row][next % chains];
+          own = _mm512_dpbusd_epi32(own, _mm512_set1_epi32(four), line);
+        }
       }
     }
+    const __m512i totals = _mm512_cvtepi16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(pass.totals + 16 * group)));
+#pragma GCC unroll 8
+    for (int row = 0; row < rows; ++row) {
+      const Rounding own = pass.rounding[row * pass.groups + group];
+      __m512i joined = sum[row][0];
+#pragma GCC unroll 4
+      for (int chain = 1; chain < chains; ++chain) joined = _mm512_add_epi32(joined, sum[row][chain]);
+      const __m512i whole = _mm512_sub_epi32(joined, _mm512_mullo_epi32(_mm512_set1_epi32(own.zero), totals));
+      __m512 product = _mm512_mul_ps(_mm512_cvtepi32_ps(whole), _mm512_set1_ps(own.scale));
+      asm("" : "+v"(product));  // as `rounded`
+      all[row] = _mm512_add_ps(all[row], product);
+    }
   }
-  for (int row = 0; row < rows; ++row)
-    _mm512_storeu_si512(sums + row * 16, _mm512_add_epi32(sum[row][0], sum[row][1]));
+  for (int row = 0; row < rows; ++row) _mm512_storeu_ps(sums + row * 16, all[row]);
 }
 
-using Sum = void (*)(const Pass&, int32_t*);
+using Sum = void (*)(const Pass&, float*);
 constexpr int64_t kAvx2Rows = 4, kVnniRows = 8;
 constexpr Sum kAvx2Sums[kAvx2Rows] = {sum_avx2<1>, sum_avx2<2>, sum_avx2<3>, sum_avx2<4>};
 constexpr Sum kVnniSums[kVnniRows] = {sum_vnni<1>, sum_vnni<2>, sum_vnni<3>, sum_vnni<4>,
@@ -216,16 +250,12 @@ constexpr Sum kVnniSums[kVnniRows] = {sum_vnni<1>, sum_vnni<2>, sum_vnni<3>, sum
 
 // ------------------------------------------------------------------------------------------------------------ results
 
-// `count` outputs of a row: s_x s_w (sum - zero * total) + bias, `total` the sum of an output's weights.
+// `count` outputs of a row: scale * sum + bias.
 template <class Number>
-AVX2 void finish(const int32_t* sums, Row row, const float* scale, const int32_t* totals, const Number* bias, Number* y,
-                 int64_t count, bool with_gelu) {
+AVX2 void finish(const float* sums, const float* scale, const Number* bias, Number* y, int64_t count, bool with_gelu) {
   for (int64_t first = 0; first < count; first += 8) {
     const int64_t left = count - first < 8 ? count - first : 8;
-    const auto whole = [&](const int32_t* from) AVX2 { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)); };
-    const __m256i shift = _mm256_mullo_epi32(_mm256_set1_epi32(row.zero), whole(totals + first));
-    const __m256 product = _mm256_cvtepi32_ps(_mm256_sub_epi32(whole(sums + first), shift));
-    __m256 value = rounded(_mm256_mul_ps(product, _mm256_mul_ps(_mm256_set1_ps(row.scale), load(scale + first))));
+    __m256 value = rounded(_mm256_mul_ps(load(sums + first), load(scale + first)));
     if (bias != nullptr) value = _mm256_add_ps(value, load_part(bias + first, left));
     if (with_gelu) value = gelu(value);
     Number part[8];
@@ -235,17 +265,21 @@ AVX2 void finish(const int32_t* sums, Row row, const float* scale, const int32_t
 }
 
 template <class Number>
-void multiply(const int8_t* packed, const float* scale, const int32_t* totals, const Number* x, const Number* bias,
+void multiply(const int8_t* packed, const float* scale, const int16_t* totals, const Number* x, const Number* bias,
               Number* y, uint8_t* scratch, int64_t rows, int64_t out, int64_t in, bool with_gelu, bool vnni) {
-  const int64_t steps = steps_of(in), stride = (in + 7) / 8 * 8, most = vnni ? kVnniRows : kAvx2Rows;
-  const int64_t passes = (rows + most - 1) / most, outputs = panel_of(vnni ? kVnni : kAvx2), line = outputs * kStep;
-  Row* const known = reinterpret_cast<Row*>(scratch);
-  uint8_t* const numbers = scratch + rows * sizeof(Row);
-  const int64_t row_bytes = stride * (vnni ? 1 : 2), advance = passes == 0 ? 0 : line / passes;
+  const int64_t steps = steps_of(in), groups = groups_of(in), stride = (in + 7) / 8 * 8;
+  const int64_t most = vnni ? kVnniRows : kAvx2Rows, passes = (rows + most - 1) / most;
+  const int64_t outputs = panel_of(vnni ? kVnni : kAvx2), line = outputs * kStep, advance = passes == 0 ? 0 : line / passes;
+  Rounding* const rounding = reinterpret_cast<Rounding*>(scratch);
+  uint8_t* const numbers = scratch + rows * groups * sizeof(Rounding);
+  const int64_t number = vnni ? 1 : 2;  // bytes
 #pragma omp parallel
   {
 #pragma omp for schedule(static)
-    for (int64_t row = 0; row < rows; ++row) known[row] = round_row(x + row * in, in, vnni, numbers + row * row_bytes);
+    for (int64_t which = 0; which < rows * groups; ++which) {
+      const int64_t row = which / groups, first = which % groups * kGroup, count = in - first < kGroup ? in - first : kGroup;
+      rounding[which] = round_group(x + row * in + first, count, vnni, numbers + (row * stride + first) * number);
+    }
 #pragma omp for schedule(static)
     for (int64_t output = 0; output < out; output += outputs) {
       const int8_t* const panel = packed + output * steps * kStep;
@@ -253,11 +287,13 @@ void multiply(const int8_t* packed, const float* scale, const int32_t* totals, c
       const int64_t count = out - output < outputs ? out - output : outputs;
       for (int64_t first = 0; first < rows; first += most, ahead += steps * advance) {
         const int64_t group = rows - first < most ? rows - first : most;
-        int32_t sums[kVnniRows * kMostPanel];
-        (vnni ? kVnniSums : kAvx2Sums)[group - 1]({panel, numbers + first * row_bytes, stride, steps, ahead, advance}, sums);
-        for (int64_t row = first; row < first + group; ++row)
-          finish(sums + (row - first) * outputs, known[row], scale + output, totals + output,
-                 bias == nullptr ? nullptr : bias + output, y + row * out + output, count, with_gelu);
+        const Pass pass = {panel, totals + output * groups, numbers + first * stride * number, stride,
+                           rounding + first * groups, groups, steps, ahead, advance};
+        float sums[kVnniRows * kMostPanel];
+        (vnni ? kVnniSums : kAvx2Sums)[group - 1](pass, sums);
+        for (int64_t row = 0; row < group; ++row)
+          finish(sums + row * outputs, scale + output, bias == nullptr ? nullptr : bias + output,
+                 y + (first + row) * out + output, count, with_gelu);
       }
     }
   }
@@ -281,27 +317,32 @@ int hqtvae_int8_instructions() {
 #endif
 }
 
-// Bytes that the weight [out, in] takes when packed, and that rows of so many inputs take.
-int64_t hqtvae_linear_int8_packed_bytes(int64_t out, int64_t in) {
-  return (out + kMostPanel - 1) / kMostPanel * kMostPanel * steps_of(in) * kStep;
+// Bytes that rows of so many inputs take while they are multiplied.
+int64_t hqtvae_linear_int8_scratch_bytes(int64_t rows, int64_t in) {
+  return rows * (groups_of(in) * static_cast<int64_t>(8) + (in + 7) / 8 * 16);
 }
-int64_t hqtvae_linear_int8_scratch_bytes(int64_t rows, int64_t in) { return rows * (8 + (in + 7) / 8 * 16); }
 
-// weight [out, in], row-major -> packed [panels, ceil(in / 4), outputs of a panel, 4], zeros beyond.
-void hqtvae_linear_int8_pack(const int8_t* weight, int8_t* packed, int64_t out, int64_t in, int instructions) {
-  const int64_t outputs = panel_of(instructions), steps = steps_of(in), whole = (out + kMostPanel - 1) / kMostPanel * kMostPanel;
+// weight [out, in], row-major -> packed [panels, ceil(in / 4), outputs of a panel, 4] and totals [panels, ceil(in / 64),
+// outputs of a panel], the sums of each group's weights; panels up to a whole 16 outputs, zeros beyond the weight.
+void hqtvae_linear_int8_pack(const int8_t* weight, int8_t* packed, int16_t* totals, int64_t out, int64_t in,
+                             int instructions) {
+  const int64_t outputs = panel_of(instructions), steps = steps_of(in), groups = groups_of(in);
 #pragma omp parallel for
-  for (int64_t first = 0; first < whole; first += outputs)
+  for (int64_t first = 0; first < whole_panels(out); first += outputs) {
+    std::memset(totals + first * groups, 0, outputs * groups * sizeof *totals);
     for (int64_t step = 0; step < steps; ++step)
       for (int64_t output = first; output < first + outputs; ++output)
-        for (int64_t input = step * kStep; input < (step + 1) * kStep; ++input)
-          packed[(first * steps + step * outputs + output - first) * kStep + input % kStep] =
-              output < out && input < in ? weight[output * in + input] : 0;
+        for (int64_t input = step * kStep; input < (step + 1) * kStep; ++input) {
+          const int8_t value = output < out && input < in ? weight[output * in + input] : 0;
+          packed[(first * steps + step * outputs + output - first) * kStep + input % kStep] = value;
+          totals[first * groups + input / kGroup * outputs + output - first] += value;
+        }
+  }
 }
 
-// x [rows, in], packed as above; scale and totals (each output's sum of weights), up to whole 16; bias [out] or null
-// -> y [rows, out]. x, bias and y fp32, or bf16. `instructions`: those that it was packed for.
-void hqtvae_linear_int8(const int8_t* packed, const float* scale, const int32_t* totals, const void* x, const void* bias,
+// x [rows, in], packed and totals as above; scale, up to a whole 16; bias [out] or null -> y [rows, out]. x, bias and y
+// fp32, or bf16. `instructions`: those that it was packed for.
+void hqtvae_linear_int8(const int8_t* packed, const float* scale, const int16_t* totals, const void* x, const void* bias,
                         void* y, uint8_t* scratch, int64_t rows, int64_t out, int64_t in, int is_bf16, int with_gelu,
                         int instructions) {
 #ifdef HAS_INT8

@@ -15,9 +15,8 @@ _SIGNATURES = {
     "hqtvae_linear_bf16_pack": (*[_POINTER] * 2, *[_COUNT] * 2),
     "hqtvae_linear_bf16": (*[_POINTER] * 5, *[_COUNT] * 3, ctypes.c_int),
     "hqtvae_int8_instructions": (),
-    "hqtvae_linear_int8_packed_bytes": (_COUNT, _COUNT),
     "hqtvae_linear_int8_scratch_bytes": (_COUNT, _COUNT),
-    "hqtvae_linear_int8_pack": (*[_POINTER] * 2, *[_COUNT] * 2, ctypes.c_int),
+    "hqtvae_linear_int8_pack": (*[_POINTER] * 3, *[_COUNT] * 2, ctypes.c_int),
     "hqtvae_linear_int8": (*[_POINTER] * 7, *[_COUNT] * 3, *[ctypes.c_int] * 3),
     "hqtvae_decode_attention_bf16": (*[_POINTER] * 5, *[_COUNT] * 6, ctypes.c_float),
     "hqtvae_philox_words": (*[_POINTER] * 4, *[_COUNT] * 2),
@@ -28,7 +27,7 @@ _SIGNATURES = {
     "hqtvae_winograd_scratch": (_COUNT, _COUNT),
     "hqtvae_winograd": (*[_POINTER] * 6, *[_COUNT] * 6, ctypes.c_int),
 }
-_SIZES = ("hqtvae_winograd_scratch", "hqtvae_linear_int8_packed_bytes", "hqtvae_linear_int8_scratch_bytes")
+_SIZES = ("hqtvae_winograd_scratch", "hqtvae_linear_int8_scratch_bytes")
 _RESULTS = {**dict.fromkeys(_SIZES, _COUNT), "hqtvae_int8_instructions": ctypes.c_int}
 
 

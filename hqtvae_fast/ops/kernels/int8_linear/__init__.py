@@ -11,12 +11,10 @@ from hqtvae_fast.backend import Backend, choose
 from hqtvae_fast.ops.kernels.int8_linear import native, reference
 from hqtvae_fast.ops.operator import dispatched
 
-MOST_INPUTS = (2**31 - 1) // (255 * 127)
-
 
 class Panels(NamedTuple):
-    """A weight as a CPU's kernel reads it. ``packed`` int8, of csrc/cpu/linear_int8.cpp's layout; ``totals`` int32, the
-    sum of each output's numbers; both up to whole panels of outputs, as ``scale`` fp32 is."""
+    """A weight as a CPU's kernel reads it: ``packed`` int8 and ``totals`` int16, the sums of each group's weights, in
+    the layouts of csrc/cpu/linear_int8.cpp, and ``scale`` fp32; all up to whole panels of outputs."""
 
     packed: Tensor
     scale: Tensor
@@ -38,22 +36,22 @@ def int8_linear(
     panels: Panels | None = None,
     backend: str | None = None,
 ) -> Tensor:
-    """x (weight * scale)^T + bias, or x*Phi(x) of it, [..., N] in x's dtype, with each row of x rounded to 8 bits.
+    """x (weight * scale)^T + bias, or x*Phi(x) of it, [..., N] in x's dtype, with the inputs rounded to 8 bits.
 
     ``x`` [..., K], fp32 or bf16; ``weight`` int8 [N, K], -127 to 127, and ``scale`` fp32 [N], one an output
-    (:func:`hqtvae_fast.ops.kernels.skinny_linear.reference.quantize`); ``bias`` [N] as x, or None; K at most 66,000. A
-    row becomes u = round(x / s) + z, 0 to 255, s and z such that its least and largest value and 0 lie in that range
-    (:func:`reference.round_rows`). Sums of u * weight are whole numbers, exact; then s * scale * (sum - z * (sum of the
-    weights)) + bias in fp32. A row's result depends on nothing but the row: neither its neighbours, nor threads, nor
-    the backend, except for GELU's last bits and for K > 16,000, where sums may lose a bit before they are scaled. A row
-    that holds an infinity or NaN gives NaN.
+    (:func:`hqtvae_fast.ops.kernels.skinny_linear.reference.quantize`); ``bias`` [N] as x, or None. Each 64 inputs
+    become u = round(x / s) + z, 0 to 255, s and z such that their least and largest value and 0 lie in that range
+    (:func:`reference.round_groups`), and add s * (sum of (u - z) * weight), whole numbers but for s; all groups in
+    order, then times the scale, and the bias, in fp32. So a row's bits depend on nothing but the row: neither its
+    neighbours nor threads nor the backend, except for GELU's last bits. A row that holds an infinity or NaN gives NaN.
 
     ``panels``: of :func:`pack`, for "native". ``backend``: "native" (CPU with AVX2 or AVX512-VNNI) or "reference"
     (anywhere). No gradient. Raises ValueError on other shapes or dtypes.
     """
-    if weight.ndim != 2 or x.shape[-1:] != weight.shape[1:] or not 1 <= weight.shape[1] <= MOST_INPUTS:
-        wanted = f"[..., K] and [N, K] with K from 1 to {MOST_INPUTS}"
-        raise ValueError(f"x and weight: expected {wanted}; got {list(x.shape)} and {list(weight.shape)}")
+    if weight.ndim != 2 or x.shape[-1:] != weight.shape[1:] or not weight.shape[1]:
+        raise ValueError(
+            f"x and weight: expected [..., K] and [N, K], K not 0; got {list(x.shape)} and {list(weight.shape)}"
+        )
     if x.dtype not in (torch.float32, torch.bfloat16):
         raise ValueError(f"x: expected fp32 or bf16; got {x.dtype}")
     expected = [("weight", weight, weight.shape, torch.int8), ("scale", scale, (len(weight),), torch.float32)]

@@ -9,8 +9,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from hqtvae_fast.ops.cpu_library import buffer, library, load
+from hqtvae_fast.ops.kernels.int8_linear.reference import GROUP
 
 PANEL = 16  # outputs in a panel of the packed layout, or in two
+STEP = 4  # inputs that lie next to each other
 INSTRUCTIONS = {1: "AVX2", 2: "AVX512-VNNI"}
 
 
@@ -40,13 +42,15 @@ def why_not(
 def pack(weight: Tensor, scale: Tensor, using: int | None = None) -> tuple[Tensor, Tensor, Tensor]:
     """See :class:`hqtvae_fast.ops.kernels.int8_linear.Panels`. ``using``: one of :data:`INSTRUCTIONS`, whose layouts
     differ; None: the best."""
-    (N, K), kernels, weight = weight.shape, library(), weight.contiguous()
-    size = kernels.hqtvae_linear_int8_packed_bytes(N, K)
-    packed = torch.empty(size, dtype=torch.int8, device="cpu")
-    source, using = buffer(weight, torch.int8, N * K), instructions() if using is None else using
-    kernels.hqtvae_linear_int8_pack(source, buffer(packed, torch.int8, size), N, K, using)
-    beyond = (0, -N % PANEL)
-    return packed, F.pad(scale, beyond), F.pad(weight.sum(dim=1, dtype=torch.int32), beyond)
+    (N, K), weight = weight.shape, weight.contiguous()
+    padded, steps = N + -N % PANEL, -(-K // STEP)
+    packed = torch.empty(padded * steps * STEP, dtype=torch.int8, device="cpu")
+    totals = torch.empty(padded * -(-K // GROUP), dtype=torch.int16, device="cpu")
+    library().hqtvae_linear_int8_pack(
+        *(buffer(weight, torch.int8, N * K), buffer(packed, torch.int8, packed.numel())),
+        *(buffer(totals, torch.int16, totals.numel()), N, K, instructions() if using is None else using),
+    )
+    return packed, F.pad(scale, (0, padded - N)), totals
 
 
 def int8_linear(
@@ -67,9 +71,8 @@ def int8_linear(
     y = x.new_empty(*x.shape[:-1], N)
     scratch = torch.empty(room, dtype=torch.uint8, device="cpu")
     kernels.hqtvae_linear_int8(
-        buffer(packed, torch.int8, kernels.hqtvae_linear_int8_packed_bytes(N, K)),
-        *(buffer(padded_scale, torch.float32, padded), buffer(totals, torch.int32, padded)),
-        buffer(x, x.dtype, rows * K),
+        *(buffer(packed, torch.int8, padded * -(-K // STEP) * STEP), buffer(padded_scale, torch.float32, padded)),
+        *(buffer(totals, torch.int16, padded * -(-K // GROUP)), buffer(x, x.dtype, rows * K)),
         None if bias is None else buffer(bias, x.dtype, N),
         *(buffer(y, x.dtype, rows * N), buffer(scratch, torch.uint8, room)),
         *(rows, N, K, x.dtype is torch.bfloat16, gelu, instructions() if using is None else using),
