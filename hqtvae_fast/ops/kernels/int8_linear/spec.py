@@ -77,7 +77,8 @@ def check(got: Tensor, wanted: Tensor, inputs: tuple[Any, ...]) -> None:
         differ = int((got != wanted).sum())
         assert differ == 0, f"expected the reference's bits; {differ} of {got.numel()} differ"
         return
-    y = define(*inputs[:-1], False).double().abs()
+    before: list[Any] = [*inputs[:-1], False]
+    y = define(*before).double().abs()
     allowed = GELU_ERROR * y + torch.finfo(x.dtype).eps * wanted.abs()
     over = float(((got.double() - wanted).abs() - allowed).max())
     assert over <= 0, f"GELU: off by {over:.2e} more than the limit"
