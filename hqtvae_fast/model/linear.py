@@ -56,9 +56,9 @@ class Int8Weight:
 class Linear(nn.Linear):
     """``nn.Linear`` with an optional packed copy of its weight, and an optional quantized one.
 
-    A sampling step multiplies a few rows by every weight, so its time on a CPU is the time to stream the weights, and
-    the order in which they lie decides how fast that goes. :meth:`pack` lays them out once. The plain weight stays the
-    parameter that is saved, moved and trained; a packed one is read only while the plain one has not been written.
+    A sampling step's products are skinny, so its time on a CPU is the time to stream the weights, and the order in
+    which they lie decides how fast that goes. :meth:`pack` lays them out once. The plain weight stays the parameter
+    that is saved, moved and trained; a packed one is read only while the plain one has not been written.
 
     :meth:`quantize` rounds the weight to one-byte numbers times a scale an output, and keeps these for skinny products
     (:attr:`streamed`) and, where they are int8, for what :meth:`pack` lays out, whose products round their inputs too;
@@ -78,6 +78,18 @@ class Linear(nn.Linear):
             self._quantized = QuantizedWeight.of(self.weight.detach(), to)
             self._widen()
         self.round()
+
+    def adopt(self, quantized: QuantizedWeight) -> None:
+        """Be a layer that was quantized before: ``quantized`` is of this weight's shape, whose values it replaces."""
+        self._quantized = quantized
+        self._widen()
+        self.round()
+
+    @property
+    def quantized(self) -> QuantizedWeight | None:
+        """The weight in one byte a value, as it now is; None where it is not quantized."""
+        self.round()
+        return self._quantized
 
     def round(self) -> None:
         """Of a quantized layer: round the weight again if it has been changed since."""
@@ -180,6 +192,12 @@ def round_linears(module: nn.Module) -> list[Tensor]:
             child.round()
             found += [child._quantized.stored, child._quantized.scale]
     return found
+
+
+def quantized_linears(module: nn.Module) -> dict[str, QuantizedWeight]:
+    """The quantized weights inside ``module``, by the name of their layer."""
+    layers = [(name, child) for name, child in module.named_modules() if isinstance(child, Linear)]
+    return {name: quantized for name, child in layers if (quantized := child.quantized) is not None}
 
 
 def pack_linears(module: Module) -> Module:
