@@ -64,14 +64,19 @@ def _layout(tensor: Any) -> str:
     return "nhwc" if tensor.ndim == 4 and tensor.permute(0, 2, 3, 1).is_contiguous() else "strided"
 
 
-def _key(value: Any) -> Any:
-    """What :func:`site` depends on, to be hashed: made at every call, where the text is made once."""
+_PLAIN = frozenset({type(None), str, int, float, bool})
+
+
+def _key(inputs: Sequence[Any]) -> tuple[Any, ...]:
+    """What :func:`site` depends on, to be hashed: made at every call, where the text is made once. (An argument is
+    always a number or always a bool, or the two would be one here.)"""
+    return tuple([value if type(value) in _PLAIN else _part(value) for value in inputs])
+
+
+def _part(value: Any) -> Any:
     if hasattr(value, "stride"):
         return value.shape, value.dtype, value.stride()
-    if isinstance(value, (list, tuple)):
-        return tuple(map(_key, value))
-    kind = type(value)
-    return (kind, value) if value is None or isinstance(value, (str, int, float)) else kind
+    return _key(value) if isinstance(value, (list, tuple)) else type(value)
 
 
 @dataclass(frozen=True)
@@ -106,7 +111,7 @@ class Plan:
         """The choice for this call, or None."""
         if op not in self._ops:
             return None
-        key = (op, *map(_key, inputs))
+        key = op, _key(inputs)
         known = self._known
         if key not in known:
             if len(known) >= MOST_KNOWN:

@@ -60,12 +60,6 @@ def test_the_caller_comes_before_the_environment_before_the_plan_before_the_orde
     assert choose("double", BACKENDS, 1).backend is LIBRARY
 
 
-def test_equal_numbers_of_other_types_are_other_sites():
-    with using(of(double_1="triton/128")):
-        assert choose("double", BACKENDS, True).backend is OURS
-        assert choose("double", BACKENDS, 1).backend is WIDE
-
-
 def test_the_same_call_in_another_layout_is_another_site():
     anything = (Backend("triton", lambda x: x), Backend("torch", lambda x: x))
     x = torch.zeros(2, 3, dtype=torch.float32, device="cpu")
