@@ -9,12 +9,15 @@ has measured yet is never in that order: it runs where it is asked for by name.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from typing import Any, Literal
 
 VARIABLE = "HQTVAE_BACKEND"
 NOT_MEASURED = "runs only where it is asked for by name, until it has been measured"
+Source = Literal["ours", "library", "reference"]
+OURS = ("triton", "cuda", "native", "cpu")  # whose kernels are in this repository; others call a library's
 
 
 class BackendError(RuntimeError):
@@ -25,6 +28,7 @@ class BackendError(RuntimeError):
 class Backend:
     """One implementation of an op. ``run`` and ``why_not`` take the op's inputs; ``why_not`` gives None or a reason.
 
+    ``name``: "triton", or a variant of it, "triton/128x256x64".
     ``origin`` says where its kernels come from, where they may come from several places. ``only_by_name``: left out of
     the op's own order.
     """
@@ -34,6 +38,32 @@ class Backend:
     why_not: Callable[..., str | None] = lambda *inputs: None
     origin: Callable[[], str] | None = None
     only_by_name: bool = False
+
+    @property
+    def base(self) -> str:
+        """The name up to the slash: the file that computes it."""
+        return self.name.partition("/")[0]
+
+    @property
+    def source(self) -> Source:
+        """Whose kernels run: ours, a library's, or those of the definition in plain torch."""
+        return "reference" if self.base == "reference" else "ours" if self.base in OURS else "library"
+
+
+def with_tiles(
+    name: str,
+    run: Callable[..., Any],
+    why_not: Callable[..., str | None],
+    tiles: Mapping[str, Any],
+    origin: Callable[[], str] | None = None,
+) -> tuple[Backend, ...]:
+    """The backend, which picks a tile by its own rule, then "name/tile" for each of ``tiles``: the same with
+    ``tile=`` it, in ``run`` as in ``why_not``, and only where it is asked for by name."""
+    variants = [
+        Backend(f"{name}/{key}", partial(run, tile=tile), partial(why_not, tile=tile), origin, only_by_name=True)
+        for key, tile in tiles.items()
+    ]
+    return Backend(name, run, why_not, origin), *variants
 
 
 @dataclass(frozen=True)
