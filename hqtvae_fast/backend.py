@@ -11,8 +11,9 @@ it runs where it is asked for by name.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 from hqtvae_fast import plan as plans
@@ -39,8 +40,9 @@ _SOURCES: dict[str, Source] = {
 class Backend:
     """One implementation of an op. ``run`` and ``why_not`` take the op's inputs; ``why_not`` gives None or a reason.
 
-    ``origin`` says where its kernels come from, where they may come from several places. ``only_by_name``: left out of
-    the op's own order.
+    ``name``: "triton", or a variant of it, "triton/128x256x64". ``origin`` says where its kernels come from, where they
+    may come from several places. ``only_by_name``: left out of the op's own order. ``tile``: what ``run`` and
+    ``why_not`` are given as such, of a variant that :func:`with_tiles` made.
     """
 
     name: str
@@ -48,11 +50,33 @@ class Backend:
     why_not: Callable[..., str | None] = lambda *inputs: None
     origin: Callable[[], str] | None = None
     only_by_name: bool = False
+    tile: Any = None
+
+    @property
+    def base(self) -> str:
+        """The name up to the slash: the file that computes it."""
+        return self.name.partition("/")[0]
 
     @property
     def source(self) -> Source:
         """Who wrote what computes: us, a library, or torch's plainest operators."""
-        return _SOURCES.get(self.name.partition("/")[0], "library")
+        return _SOURCES.get(self.base, "library")
+
+
+def with_tiles(
+    name: str,
+    run: Callable[..., Any],
+    why_not: Callable[..., str | None],
+    tiles: Mapping[str, Any],
+    origin: Callable[[], str] | None = None,
+) -> tuple[Backend, ...]:
+    """The backend, which picks a tile by its own rule, then "name/tile" for each of ``tiles``: the same with
+    ``tile=`` it, in ``run`` as in ``why_not``, and only where it is asked for by name."""
+    variants = [
+        Backend(f"{name}/{key}", partial(run, tile=tile), partial(why_not, tile=tile), origin, True, tile)
+        for key, tile in tiles.items()
+    ]
+    return Backend(name, run, why_not, origin), *variants
 
 
 @dataclass(frozen=True)
@@ -100,6 +124,8 @@ def _first(op: str, backends: Sequence[Backend], inputs: tuple[Any, ...], plan: 
     """The first that can run and that the plan does not pass over."""
     passed_over: list[tuple[str, str]] = []
     for candidate in backends:
+        if candidate.tile is not None:  # of a backend that was asked already
+            continue
         reason = NOT_MEASURED if candidate.only_by_name else None
         if reason is None and plan is not None:
             reason = plan.why_not(op, candidate.name, candidate.source)

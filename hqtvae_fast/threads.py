@@ -38,23 +38,24 @@ def threads_for(flops: float) -> Iterator[None]:
     inherited by every thread that first uses torch meanwhile, for good. Without OpenMP nothing changes.
     """
     if flops < SMALL and not _free(torch.get_num_threads()):
-        with one_thread():
+        with at_most(1):
             yield
     else:
         yield
 
 
 @contextmanager
-def one_thread() -> Iterator[None]:
-    """What this thread runs in here gets one thread; as :func:`threads_for`, whatever the work and the machine."""
+def at_most(threads: int) -> Iterator[None]:
+    """What this thread runs in here gets no more threads than so many; as :func:`threads_for`, whatever the work and
+    the machine."""
     before = torch.get_num_threads()  # asking also makes torch set this thread's count, if new
-    runtime = _runtime() if before > 1 else None
+    runtime = _runtime() if before > threads else None
     if runtime is None:
         yield
         return
     set_openmp, set_mkl = runtime
-    set_openmp(1)
-    mkl = set_mkl(1)
+    set_openmp(threads)
+    mkl = set_mkl(threads)
     try:
         yield
     finally:

@@ -41,7 +41,7 @@ LAYERS = (
         Box(
             "pipeline",
             "request, pipeline, output, compat",
-            ("__init__", "compat", "pipeline", "tuning", "request", "output", "progress"),
+            ("__init__", "compat", "pipeline", "tuning", "planning", "request", "output", "progress"),
         ),
     ),
     (
@@ -57,7 +57,11 @@ LAYERS = (
     (Box("ops", "a contract each, a file a backend", ("ops",)),),
     (
         Box("files", "whole or not at all", ("files",), 0),
-        Box("backend", "what runs here; what it can", ("backend", "plan", "threads", "_cuda", "_nvrtc", "hardware")),
+        Box(
+            "backend",
+            "what runs here; what it can",
+            ("backend", "plan_file", "plan", "threads", "_cuda", "_nvrtc", "hardware"),
+        ),
         Box("pictures", "pixels, sheets, plots", ("pictures",), 2),
     ),
     (

@@ -35,10 +35,11 @@ class Drawing:
         """What it shows, in words."""
         return self.prompt or ("" if self.label is None else self.classes.caption(self.label))
 
-    def about(self) -> str:
-        """What it is drawn from, as JSON."""
+    def about(self, plan: str) -> str:
+        """What it is drawn from, and by which plan, as JSON."""
         named = None if self.label is None else self.classes.name(self.label)
         facts = {"class": self.label, "class_name": named, "prompt": self.prompt, "seed": self.seed}
+        facts["plan"] = plan
         return json_text({key: value for key, value in facts.items() if value is not None})
 
 
