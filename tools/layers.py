@@ -44,6 +44,7 @@ LAYERS = (
             ("__init__", "compat", "pipeline", "tuning", "planning", "request", "output", "progress"),
         ),
     ),
+    (Box("tune", "variants proven, timed", ("tune",)),),
     (
         Box(
             "checkpoint",

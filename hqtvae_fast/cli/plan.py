@@ -12,7 +12,8 @@ from hqtvae_fast.cli.checks import config_of
 from hqtvae_fast.cli.options import AcceptFacts, Checkpoint, ComputeIn, Device, DType, Quantization, Quantize
 from hqtvae_fast.cli.output import check_file, count, facts, show, table, waiting
 from hqtvae_fast.cli.sample_options import Refiner
-from hqtvae_fast.plan_file import Measured, PlanError, PlanFile, different, plan_path, plans_folder
+from hqtvae_fast.plan import Plan
+from hqtvae_fast.plan_file import Measured, PlanError, PlanFile, different, plan_path, plans_folder, verified_path
 
 File = Annotated[Path, typer.Argument(metavar="FILE", help="A plan's file.", show_default=False)]
 Files = Annotated[
@@ -66,14 +67,17 @@ def export(
     dtype: DType = None,
     quantize: Quantize = None,
 ) -> None:
-    """Copy the plan that `hqtvae tune` made for a checkpoint on this machine to a file."""
+    """Write the plan that a checkpoint goes by on this machine to a file: what `hqtvae tune` made, else the default."""
     check_file(file)
     found, _ = _facts_here(checkpoint, refiner, device, dtype, quantize)
-    own = plan_path(found)
-    if not own.is_file():
-        raise PlanError(f"{checkpoint}: expected a plan for it on this machine, which `hqtvae tune` makes; got none")
-    PlanFile.read(own).write(file)
-    typer.echo(f"wrote {file}")
+    kept = next((own for own in (plan_path(found), verified_path(found)) if own.is_file()), None)
+    if kept is None and found["multiprocessors"] is not None:
+        raise PlanError(
+            f"{checkpoint}: expected a plan on this GPU; got none: its first use, or `hqtvae tune`, makes one"
+        )
+    own = PlanFile.of(Plan("default"), found) if kept is None else PlanFile.read(kept)
+    own.write(file)
+    typer.echo(f"wrote {file} (the {own.kind} plan {own.plan.id})")
 
 
 @plan.command("import", epilog="Example: hqtvae plan import path/to/checkpoint plan.json --accept-fact driver")
