@@ -69,7 +69,7 @@ class Planner:
             return self.asked
         if self.file is not None:
             self.file.check(facts(), self.accept, os.fspath(self.asked))
-            return _sound(self.file)
+            return sound(self.file)
         if self.asked in ("library", "reference"):
             return PLANS[self.asked]
         return (self.automatic and _tuned(facts)) or default_plan(facts, device, verify)
@@ -81,7 +81,7 @@ def _read_asked(path: Path) -> PlanFile:
     raise PlanError(f"plan: expected {', '.join(NAMES)}, or a plan's file; got {str(path)!r}, which is no file")
 
 
-def _sound(file: PlanFile) -> Plan:
+def sound(file: PlanFile) -> Plan:
     """Its plan; PlanError where the engine's part is none."""
     try:
         for own in file.engine.values():
@@ -101,7 +101,7 @@ def _tuned(facts: Callable[[], Facts]) -> Plan | None:
         try:
             plan_file = PlanFile.read(file)
             plan_file.check(found, name=file)
-            return _sound(plan_file)
+            return sound(plan_file)
         except FileNotFoundError:
             continue
         except (PlanError, OSError) as error:
@@ -147,7 +147,7 @@ def default_plan(facts: Callable[[], Facts], device: torch.device, verify: Calla
         kept = PlanFile.read(file)
         kept.check(facts(), name=file)
         return kept.plan
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         pass
     except (PlanError, OSError) as error:
         warnings.warn(f"{_naming(error, file)}: verifying again", stacklevel=5)

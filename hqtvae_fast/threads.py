@@ -15,7 +15,7 @@ from __future__ import annotations
 import ctypes
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from functools import cache
 from pathlib import Path
 
@@ -38,10 +38,14 @@ def threads_for(flops: float) -> Iterator[None]:
     inherited by every thread that first uses torch meanwhile, for good. Without OpenMP nothing changes.
     """
     if flops < SMALL and not _free(torch.get_num_threads()):
-        with at_most(1):
+        with one_thread():
             yield
     else:
         yield
+
+
+def one_thread() -> AbstractContextManager[None]:
+    return at_most(1)
 
 
 @contextmanager

@@ -266,9 +266,9 @@ def test_a_stream_refuses_at_once(class_pipeline):
 def test_a_stream_that_is_left_draws_no_more(class_pipeline, monkeypatch):
     original, batches = Executor.draw, []
 
-    def counted(self, *rows):
+    def counted(self, *rows, **how):
         batches.append(len(rows[1]))
-        return original(self, *rows)
+        return original(self, *rows, **how)
 
     monkeypatch.setattr(Executor, "draw", counted)
     for image in class_pipeline.stream(1, num_images=50, batch_size=2):

@@ -44,6 +44,7 @@ LAYERS = (
             ("__init__", "compat", "pipeline", "tuning", "planning", "request", "output", "progress"),
         ),
     ),
+    (Box("tune", "variants proven, timed", ("tune",)),),
     (
         Box(
             "checkpoint",
@@ -52,6 +53,7 @@ LAYERS = (
             0,
         ),
         Box("engine", "loop, step, cache, graph, streams", ("engine",)),
+        Box("plan file", "a plan, kept", ("plan_file",), 2),
     ),
     (Box("model", "HQ-VAE and HQ-Transformer", ("model",)),),
     (Box("ops", "a contract each, a file a backend", ("ops",)),),
@@ -60,7 +62,7 @@ LAYERS = (
         Box(
             "backend",
             "what runs here; what it can",
-            ("backend", "plan_file", "plan", "threads", "_cuda", "_nvrtc", "hardware"),
+            ("backend", "plan", "threads", "_cuda", "_nvrtc", "hardware"),
         ),
         Box("pictures", "pixels, sheets, plots", ("pictures",), 2),
     ),

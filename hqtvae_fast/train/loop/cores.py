@@ -15,7 +15,7 @@ from statistics import median
 
 import torch
 
-from hqtvae_fast.threads import at_most
+from hqtvae_fast.threads import one_thread
 
 TRIED = 3  # updates with each, the first of which is not counted: it allocates
 AGAIN = 500  # updates until the other number of threads is tried again
@@ -44,7 +44,7 @@ class Cores:
             return
         began = time.perf_counter()
         if self._alone:
-            with at_most(1):
+            with one_thread():
                 yield
         else:
             yield
