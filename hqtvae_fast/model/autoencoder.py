@@ -226,7 +226,7 @@ class Upsample(nn.Module):
         if pays(x, self.conv.out_channels, doubled=True):
             transformed = self._transformed.of(lambda: transform_weights(folded), folded)
             return winograd_conv(x, transformed, self.conv.bias, doubled=True)
-        return upsample_conv(x, folded, self.conv.bias)
+        return upsample_conv(x, folded, self.conv.bias, self.conv.weight)
 
 
 def _fold(weight: Tensor) -> Tensor:

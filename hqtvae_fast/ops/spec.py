@@ -58,6 +58,8 @@ class Variant:
     """What the machine code must contain: "mma" (wgmma or mma.sync), "async" (cp.async or bulk copies)."""
     fp_fusion: bool = True
     """Whether a product and a sum may become one fused multiply-add, rounded once."""
+    maxnreg: int | None = None
+    """The most registers that a thread may have, where the launch says so."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +70,8 @@ class Spec:
     AssertionError beyond the op's tolerance, which it states. ``baselines``: other ways to the same result, by name,
     for benchmarks. ``variants(arch)``: every compilation that the launcher can choose; empty where there is no kernel.
     ``describe(*inputs)``: how the kernel would be launched on them (tile, warps, stages, shared memory), by name.
-    ``backends``: those that ``run`` chooses from, best first; their ``why_not`` takes what ``make_inputs`` gives.
+    ``backends``: those that ``run`` chooses from, best first, tiles and library calls among them: what is not listed is
+    neither tested nor timed nor chosen. Their ``why_not`` takes what ``make_inputs`` gives.
     """
 
     op: str

@@ -18,7 +18,7 @@ import pytest
 needs_triton = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed")
 ROOT = Path(__file__).parents[2]
 ARCH = 90
-DEFAULTS = {"num_warps": 4, "num_stages": 3, "enable_fp_fusion": True}  # Triton's own
+DEFAULTS = {"num_warps": 4, "num_stages": 3, "enable_fp_fusion": True, "maxnreg": None}  # Triton's own
 
 
 @pytest.fixture(scope="module")
@@ -87,16 +87,22 @@ def compiled(variant) -> dict:
         "num_warps": variant.num_warps,
         "num_stages": variant.num_stages,
         "enable_fp_fusion": variant.fp_fusion,
+        "maxnreg": variant.maxnreg,
     }
 
 
 def launches_of(spec, found: list) -> list:
     import torch
 
+    """Of the backend on all cases, and of each tile on the first that it can take."""
     start = len(found)
     for case in spec.cases:
-        inputs = spec.make_inputs(case, torch.device("cpu"), 0)
-        spec.run(*inputs, backend="triton")
+        spec.run(*spec.make_inputs(case, torch.device("cpu"), 0), backend="triton")
+    for variant in spec.backends:
+        inputs = (spec.make_inputs(case, torch.device("cpu"), 0) for case in spec.cases)
+        taken = next((each for each in inputs if variant.tile and variant.why_not(*each) is None), None)
+        if taken is not None:
+            spec.run(*taken, backend=variant.name)
     return found[start:]
 
 

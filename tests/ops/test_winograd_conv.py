@@ -53,7 +53,7 @@ def test_errors_beside_those_of_a_plain_convolution(backend, doubled, times):
     folded = fold_upsampling(weight) if doubled else weight
     got = winograd_conv(x, transform_weights(folded), bias, doubled=doubled, backend=backend)
     plain = (
-        torch.ops.hqtvae_fast.upsample_conv(x, folded, bias, "reference")
+        torch.ops.hqtvae_fast.upsample_conv(x, folded, bias, None, "reference")
         if doubled
         else F.conv2d(x, weight, bias, padding=1)
     )
