@@ -39,7 +39,8 @@ def exact(x: Tensor, weight: Tensor, bias: Tensor, doubled: bool) -> Tensor:
     """In fp64."""
     if doubled:
         return doubled_exactly(x, weight, bias)
-    return F.conv2d(*(tensor.cpu().double() for tensor in (x, weight, bias)), padding=1)
+    x, weight, bias = (tensor.cpu().double() for tensor in (x, weight, bias))
+    return F.conv2d(x, weight, bias, padding=1)
 
 
 def cost(case: Case) -> Cost:
