@@ -20,11 +20,11 @@ def explain(op_name: str, *inputs: Any, backend: str | None = None, peaks: Devic
     """What ``hqtvae_fast.ops.<op_name>(*inputs, backend=backend)`` would do, as lines of text; nothing is run.
 
     ``inputs`` are those of the op's spec, in its order. The lines: the backend, who asked for it, and those passed over
-    with the reason; the variants that could be asked for by name; how the kernel would be launched, where Triton computes it and the op tells; the least FLOPs and
-    bytes, where the op's spec gives a cost for these inputs (they have the shapes and dtypes of one of its cases),
-    which of the two bounds the time, and the floor. ``peaks``: the device's; by default :func:`peaks_of` the device
-    that the inputs are on, which the first time takes 2 seconds where nothing is published for it. Raises ValueError on
-    an unknown op.
+    with the reason; other variants that could be asked for by name; how the kernel would be launched, where Triton
+    computes it and the op tells; the least FLOPs and bytes, where the op's spec gives a cost for these inputs (they
+    have the shapes and dtypes of one of its cases), which of the two bounds the time, and the floor. ``peaks``: the
+    device's; by default :func:`peaks_of` the device that the inputs are on, which the first time takes 2 seconds where
+    nothing is published for it. Raises ValueError on an unknown op.
     """
     specs = all_specs()
     if op_name not in specs:

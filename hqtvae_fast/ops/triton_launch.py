@@ -116,7 +116,9 @@ class Warps:
     warps: int
 
 
-WARPS = {f"{warps}-warps": Warps(warps) for warps in (1, 2, 4, 8, 16)}
+def by_warps(*numbers: int) -> dict[str, Warps]:
+    """Such tiles by name: "4-warps"."""
+    return {f"{number}-warps": Warps(number) for number in numbers}
 
 
 def row_warps(width: int) -> int:

@@ -107,7 +107,7 @@ class _Worker:
         try:
             self._process.stdin.write(json.dumps(job).encode() + b"\n")
             self._process.stdin.flush()
-        except OSError:  # it has ended; how is what the answer says
+        except (OSError, ValueError):  # it has ended; how is what the answer says
             pass
         return self._next(seconds)
 

@@ -21,8 +21,7 @@ import torch
 
 from hqtvae_fast import plan
 from hqtvae_fast.backend import BackendError
-from hqtvae_fast.engine.batches import is_out_of_memory
-from hqtvae_fast.modes import inference
+from hqtvae_fast.files import first_line
 from hqtvae_fast.ops.spec import Case, Spec
 from hqtvae_fast.threads import one_thread
 from hqtvae_fast.tune.proof import SEEDS, Trials, WrongError, prove, synchronize
@@ -43,16 +42,14 @@ class Desk:
         """The job's outcome; nothing that it raises comes out."""
         device = torch.device(job.get("device", "cpu"))
         try:
-            with inference(), one_thread() if job.get("threads") == 1 else nullcontext():
+            with one_thread() if job.get("threads") == 1 else nullcontext():
                 answer = self._does[job["do"]](job)
         except WrongError as error:
             answer = {"status": "wrong", "reason": str(error)}
         except BackendError as error:
             answer = {"status": "cannot", "reason": str(error)}
         except Exception as error:
-            status = "memory" if is_out_of_memory(error) else "raised"
-            first = (str(error).strip().splitlines() or [""])[0]
-            answer = {"status": status, "reason": f"raised {type(error).__name__}: {first}"}
+            answer = {"status": _kind(error), "reason": f"raised {type(error).__name__}: {first_line(error)}"}
         if answer["status"] == "memory":
             self._trials = None
             gc.collect()
@@ -79,13 +76,19 @@ class Desk:
         return self._trials[1]
 
 
+def _kind(error: Exception) -> str:
+    from hqtvae_fast.engine.batches import is_out_of_memory  # the whole engine, which few jobs need
+
+    return "memory" if is_out_of_memory(error) else "raised"
+
+
 def _broken(device: torch.device) -> str | None:
     """Why the device does nothing any more, as after an illegal address; or None."""
     try:
         torch.zeros(1, dtype=torch.float32, device=device).add_(1)
         synchronize(device)
     except Exception as error:
-        return f"leaves the device in error ({str(error).strip().splitlines()[0]})"
+        return f"leaves the device in error ({first_line(error)})"
     return None
 
 

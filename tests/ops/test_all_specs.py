@@ -46,7 +46,8 @@ def test_on_a_cpu(spec, case):
 @pytest.mark.gpu
 @pytest.mark.parametrize("spec,case", SMALL + LARGE)
 def test_on_a_gpu(spec, case):
-    """Every backend and variant that can run there. Torch's own convolutions of fp32 would be TF32's, which no tolerance is for."""
+    """Every backend and variant that can run there. Torch's own convolutions of fp32 would be TF32's, which no
+    tolerance is for."""
     device = torch.device("cuda")
     inputs = spec.make_inputs(case, device, 1)
     can_run = [backend.name for backend in spec.backends if backend.why_not(*inputs) is None]

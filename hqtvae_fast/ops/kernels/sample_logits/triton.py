@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from torch import Tensor
 
 from hqtvae_fast.ops import triton_launch
@@ -12,7 +14,19 @@ LARGEST = 1 << 13
 SMALLEST = 16
 
 
-def why_not(logits_BGK: Tensor, *others: Tensor) -> str | None:
+@dataclass(frozen=True)
+class Tile:
+    """Warps of a row's program, and the most registers that a thread may have: two programs share a multiprocessor
+    where they are few enough."""
+
+    warps: int
+    maxnreg: int | None = None
+
+
+TILES = {"8-warps": Tile(8), "16-warps": Tile(16), "16-warps-64": Tile(16, maxnreg=64)}
+
+
+def why_not(logits_BGK: Tensor, *others: Tensor, tile: Tile | None = None) -> str | None:
     """None where the kernel can take these logits, else the reason."""
     if logits_BGK.shape[-1] > LARGEST:
         return f"expected at most {LARGEST} codes; got {logits_BGK.shape[-1]}"
@@ -25,14 +39,14 @@ def codes(K: int) -> int:
 
 
 def warps(K: int) -> int:
-    """16 values a thread. Not yet measured on a GPU."""
+    """16 values a thread."""
     return max(1, codes(K) // 512)
 
 
-def describe(logits_BGK: Tensor, *others: Tensor) -> dict[str, str]:
+def describe(logits_BGK: Tensor, *others: Tensor, tile: Tile | None = None) -> dict[str, str]:
     """How the kernel would be launched on these inputs."""
     B, G, K = logits_BGK.shape
-    return {"tile": f"a row of {codes(K)} codes", "programs": f"{B * G}, {warps(K)} warps"}
+    return {"tile": f"a row of {codes(K)} codes", "programs": f"{B * G}, {tile.warps if tile else warps(K)} warps"}
 
 
 def sample_logits(
@@ -45,6 +59,7 @@ def sample_logits(
     temperature: Tensor,
     top_k: Tensor,
     top_p: Tensor,
+    tile: Tile | None = None,
 ) -> None:
     """As the operator; see :func:`hqtvae_fast.ops.sample_logits`."""
     from hqtvae_fast.ops.kernels.sample_logits import triton_kernels
@@ -62,6 +77,7 @@ def sample_logits(
             BITS=8 * logits_BGK.dtype.itemsize,
             CODES=codes(K),
             INTERPRET=interpreted(),
-            num_warps=warps(K),
+            num_warps=tile.warps if tile else warps(K),
+            **({"maxnreg": tile.maxnreg} if tile and tile.maxnreg else {}),
             enable_fp_fusion=False,
         )

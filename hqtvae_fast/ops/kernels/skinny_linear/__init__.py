@@ -32,13 +32,13 @@ def skinny_linear(
     ``x`` [..., K], floating point; ``weight`` [N, K] of the same dtype, or int8 or fp8 (e4m3) with ``scale`` fp32 [N],
     one factor an output (:func:`reference.quantize`; rounding all layers of the demo model moves its logits by a KL of
     1.1e-3 nats at most as int8 and 1.4e-2 as fp8, which has three bits after the leading one, where computing in bf16
-    moves them by 4e-4: ``hqtvae bench precision``); ``bias`` [N] and ``residual`` [..., N] as x, or None;
-    ``gelu``: "none", "exact" or "sigmoid". No gradient. The same every time, bit for bit: sums are added in an order
-    that depends on N, K, the variant and how many multiprocessors the GPU has, not on the rows beside one nor on what
-    runs when ("torch": on what the library chooses for so many rows). Sums are fp32; fp32 inputs are
-    multiplied as three TF32 products (an error of 2^-21 of a product). ``workspace`` (None: one is made, which costs a
-    launch) may serve all products that follow each other on one stream. ``prefetch``: fetch the weight while the kernel
-    before this one still runs, by a dependent launch (only Triton, only from compute capability 9.0 on).
+    moves them by 4e-4: ``hqtvae bench precision``); ``bias`` [N] and ``residual`` [..., N] as x, or None; ``gelu``:
+    "none", "exact" or "sigmoid". No gradient. The same every time, bit for bit: sums are added in an order that depends
+    on N, K, the variant and how many multiprocessors the GPU has, not on the rows beside one nor on what runs when
+    ("torch": on what the library chooses for so many rows). Sums are fp32; fp32 inputs are multiplied as three TF32
+    products (an error of 2^-21 of a product). ``workspace`` (None: one is made, which costs a launch) may serve all
+    products that follow each other on one stream. ``prefetch``: fetch the weight while the kernel before this one still
+    runs, by a dependent launch (only Triton, only from compute capability 9.0 on).
 
     ``backend``: "triton" (CUDA, 1 to 16 rows; fp8 from compute capability 8.9 on), "triton/32x4" and other tiles
     (outputs x programs for each multiprocessor), "torch" (anywhere, any number of rows: the library's product) or

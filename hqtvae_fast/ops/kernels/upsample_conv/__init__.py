@@ -21,8 +21,8 @@ def upsample_conv(
 
     ``backend``: "triton" (CUDA, bf16 or fp16, channels-last: one kernel), "triton/128x256x64" and other tiles (pixels x
     outputs x inputs), "torch/folded" (anywhere: one convolution and four strided copies), "torch/unfolded" (with
-    ``weight``: the doubled map's) or "reference" (anywhere: two convolutions and four copies). Raises ValueError on other shapes or dtypes, and BackendError where the backend asked for
-    cannot run.
+    ``weight``: the doubled map's) or "reference" (anywhere: two convolutions and four copies). Raises ValueError on
+    other shapes or dtypes, and BackendError where the backend asked for cannot run.
     """
     if x.ndim != 4 or 0 in x.shape:
         raise ValueError(f"x: expected [B, C, H, W], none of them 0; got {list(x.shape)}")

@@ -78,7 +78,8 @@ def check(got: Tensor, wanted: Tensor, inputs: tuple[Any, ...]) -> None:
 
 def variants(arch: int) -> list[Variant]:
     """All tiles in bf16; fp16 is left out, compiled as bf16 is but for the instruction's type."""
-    return [_variant(tile) for tile in TILES.values()]
+    major, minor = divmod(arch, 10)
+    return [_variant(tile) for tile in TILES.values() if tile.capability <= (major, minor)]
 
 
 def _variant(tile: Tile) -> Variant:

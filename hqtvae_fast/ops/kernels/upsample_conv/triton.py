@@ -9,7 +9,7 @@ from torch import Tensor
 
 from hqtvae_fast.ops import triton_launch
 from hqtvae_fast.ops.kernels.upsample_conv import reference
-from hqtvae_fast.ops.triton_launch import interpreted, launch, multiprocessors, on
+from hqtvae_fast.ops.triton_launch import capability_at_least, interpreted, launch, multiprocessors, on
 
 DTYPES = (torch.bfloat16, torch.float16)
 
@@ -23,6 +23,8 @@ class Tile:
     depth: int
     warps: int
     stages: int
+    capability: tuple[int, int] = (8, 0)
+    """The least that it is for: below, it would spill."""
 
     @property
     def name(self) -> str:
@@ -38,9 +40,9 @@ ENOUGH_PROGRAMS = 2  # for each multiprocessor
 # Twice the depth is half as many steps; 256 to one side is a third more FLOP a byte from the caches.
 OTHERS = (
     Tile(128, 128, 64, warps=8, stages=3),
-    Tile(128, 256, 64, warps=8, stages=3),
+    Tile(128, 256, 64, warps=8, stages=3, capability=(9, 0)),
     Tile(128, 256, 32, warps=8, stages=4),
-    Tile(256, 128, 64, warps=8, stages=3),
+    Tile(256, 128, 64, warps=8, stages=3, capability=(9, 0)),
 )
 TILES = {tile.name: tile for tile in (*DEFAULTS, *OTHERS)}
 
@@ -56,6 +58,10 @@ def why_not_map(x: Tensor, weight: Tensor, bias: Tensor, tile: Tile) -> str | No
         return f"expected bf16 or fp16 throughout; got {x.dtype}, {weight.dtype} and {bias.dtype}"
     if x.shape[1] % tile.depth:
         return f"expected input channels in multiples of {tile.depth}; got {x.shape[1]}"
+    if not capability_at_least(x, tile.capability):
+        return (
+            f"expected compute capability {tile.capability[0]}.{tile.capability[1]} or above for tiles of {tile.name}"
+        )
     for name, tensor in (("x", x), ("weight", weight)):
         if not tensor.is_contiguous(memory_format=torch.channels_last):
             return f"{name}: expected channels-last memory; got strides {tensor.stride()} for {list(tensor.shape)}"
@@ -64,9 +70,7 @@ def why_not_map(x: Tensor, weight: Tensor, bias: Tensor, tile: Tile) -> str | No
     return triton_launch.why_not(x, weight, bias)
 
 
-def why_not(
-    x: Tensor, folded: Tensor, bias: Tensor, weight: Tensor | None = None, *, tile: Tile = LARGE
-) -> str | None:
+def why_not(x: Tensor, folded: Tensor, bias: Tensor, weight: Tensor | None = None, *, tile: Tile = LARGE) -> str | None:
     """None where the kernel can take these inputs, else the reason."""
     return why_not_map(x, folded, bias, tile)
 
