@@ -13,7 +13,7 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Literal, get_args
 
@@ -131,6 +131,10 @@ class Plan:
         if self.verified is not None and source == "ours" and f"{op} {name}" not in self.verified:
             return NOT_VERIFIED
         return None
+
+    def with_engine(self, text: str) -> Plan:
+        """The same, with the engine run so at every batch size."""
+        return replace(self, engine={1: text})
 
     def engine_for(self, batch: int) -> str:
         """How the engine runs ``batch`` images: as the smallest bucket that holds them, else as the largest one; ""

@@ -23,6 +23,7 @@ from hqtvae_fast.cli.images import decode, encode, reconstruct
 from hqtvae_fast.cli.info import info
 from hqtvae_fast.cli.output import say_errors
 from hqtvae_fast.cli.pack import pack
+from hqtvae_fast.cli.plan import plan
 from hqtvae_fast.cli.sample import sample
 from hqtvae_fast.cli.streams import steady_streams
 from hqtvae_fast.cli.train import train
@@ -95,6 +96,7 @@ app.add_typer(
 app.add_typer(
     train, name="train", rich_help_panel=MODELS, epilog="Example: hqtvae train stage1 --data pictures/ --out runs/vae"
 )
+app.add_typer(plan, name="plan", rich_help_panel=MODELS, epilog="Example: hqtvae plan show")
 app.command(context_settings=SETTINGS, add_help_option=False, rich_help_panel=MODELS)(bench)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -11,15 +11,10 @@ from hqtvae_fast.cli.checks import config_of
 from hqtvae_fast.cli.options import (
     MACHINE,
     Checkpoint,
-    DependentLaunch,
     Device,
     DType,
-    FusedDraw,
-    Graphs,
-    Overlap,
+    Plan,
     Quantize,
-    SkipQuery,
-    Tables,
     open_pipeline,
     parse_integers,
 )
@@ -55,16 +50,11 @@ def tune(
     device: Device = None,
     dtype: DType = None,
     quantize: Quantize = None,
-    graphs: Graphs = None,
-    tables: Tables = False,
-    fused_draw: FusedDraw = False,
-    overlap: Overlap = None,
-    dependent_launch: DependentLaunch = False,
-    skip_query: SkipQuery = False,
+    plan: Plan = "auto",
 ) -> None:
     """Time drawing and decoding at several batch sizes, and keep what was found for later runs.
 
-    From then on, a run of the same model on this device, in the same dtype and with the same options, draws by default
+    From then on, a run of the same model on this device, in the same dtype and by the same plan, draws by default
     as many pictures at once as were the fastest, and computes what is left of a request with the smallest size that
     holds it. Sizes that gain nothing over the next larger one are not used. The search ends at the first size that
     does not fit into memory, or well past the fastest.
@@ -72,15 +62,13 @@ def tune(
     wanted = parse_integers("--sizes", [sizes])
     if min(wanted, default=0) < 1:
         raise ValueError(f"--sizes: expected batch sizes from 1 on; got {sizes!r}")
-    engine: dict[str, Any] = {"graphs": graphs, "tables": tables, "fused_draw": fused_draw, "overlap": overlap}
-    engine |= {"dependent_launch": dependent_launch, "skip_query": skip_query}
     quantized = None if quantize is None else quantize.value
     check_file(file)
     if config_of(checkpoint).transformer is None:
         raise ValueError("this checkpoint has stage 1 only: there is nothing to draw in batches")
     from hqtvae_fast.engine.batches import default_file
 
-    pipe = open_pipeline(checkpoint, device, dtype, quantization=quantized, **engine)
+    pipe = open_pipeline(checkpoint, device, dtype, quantization=quantized, plan=plan)
     found = pipe.tune_batches(
         wanted,
         file=file,

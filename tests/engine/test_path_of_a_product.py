@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from conftest import engine
 
 import hqtvae_fast
 from hqtvae_fast import HQTVAEPipeline
@@ -41,8 +42,8 @@ def path_to(frame) -> tuple[tuple[str, str], ...] | None:
 
 def test_the_path_of_a_product_is_short(monkeypatch):
     monkeypatch.setattr(step_module, "is_skinny", lambda x: True)
-    skip = {"skip_query": True}  # an option that the fused step alone has
-    pipe = HQTVAEPipeline.from_pretrained("demo", device="cpu", dtype="fp32", **skip)
+    skip = engine("skip_query")  # which the fused step alone has
+    pipe = HQTVAEPipeline.from_pretrained("demo", device="cpu", dtype="fp32", plan=skip)
     paths = set()
 
     def watch(frame, event, _):

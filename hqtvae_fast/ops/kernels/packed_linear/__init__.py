@@ -29,15 +29,19 @@ BACKENDS = (
 )
 
 
-def pack_weight(weight: Tensor, *, backend: str | None = None) -> PackedWeight | None:
-    """The weight [out, in] as the kernel wants it that is to multiply it here, or None for plain rows.
+def packer(weight: Tensor, *, backend: str | None = None) -> Backend:
+    """Whose kernel the weight [out, in] is to be laid out for; "reference": plain rows, torch's product.
 
-    ``backend``: "native" (ours), "onednn" or "reference" (plain rows); by default ours, else oneDNN's: with bf16 and
-    from 1 to 256 rows ours was never the slower one (EPYC with AVX512-BF16, 2 cores, the layers of preset S), 1.3 to
-    1.6 times as fast at 1 and 8 rows.
+    Ours, else oneDNN's: with bf16 and from 1 to 256 rows ours was never the slower one (EPYC with AVX512-BF16, 2 cores,
+    the layers of preset S), 1.3 to 1.6 times as fast at 1 and 8 rows.
     """
-    packed: PackedWeight | None = choose("packed_linear", BACKENDS, weight, backend=backend).backend.run(weight)
+    return choose("packed_linear", BACKENDS, weight, backend=backend).backend
+
+
+def pack_weight(weight: Tensor) -> PackedWeight | None:
+    """The weight [out, in] as its kernel wants it, or None for plain rows."""
+    packed: PackedWeight | None = packer(weight).run(weight)
     return packed
 
 
-__all__ = ["PackedWeight", "pack_weight"]
+__all__ = ["PackedWeight", "pack_weight", "packer"]

@@ -9,8 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from hqtvae_fast.backend import choose
-from hqtvae_fast.ops.kernels.packed_linear import BACKENDS, PackedWeight
+from hqtvae_fast.ops.kernels.packed_linear import BACKENDS, PackedWeight, packer
 from hqtvae_fast.ops.spec import Case, Cost, Spec, check_errors
 
 ROWS = 8  # of a step: what is decided about a weight is decided for few rows
@@ -41,7 +40,7 @@ def rows_for(weight: Tensor) -> Tensor:
 
 def run(weight: Tensor, *, backend: str | None = None) -> Tensor:
     """The product of :func:`rows_for` with the weight as the backend lays it out, which is done once."""
-    chosen = choose("packed_linear", BACKENDS, weight, backend=backend).backend
+    chosen = packer(weight, backend=backend)
     known: dict[str, tuple[Tensor, PackedWeight | None]] = _packed.setdefault(weight, {})
     if chosen.name not in known:
         known[chosen.name] = rows_for(weight), chosen.run(weight)
