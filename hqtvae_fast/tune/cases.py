@@ -216,9 +216,7 @@ def _sample_logits(spec: Spec, logits: Tensor, out: Tensor, *others: Any) -> Fit
     """Which filters are set is no part of the choice: a top-k of a quarter, as the published settings have it."""
     B, G, K = logits.shape
 
-    def run(
-        logits: Tensor, seeds: Tensor, step: int, at: int, heat: float, k: Any, p: Any, *, backend: Any = None
-    ) -> Any:
+    def run(logits: Tensor, seeds: Tensor, step: int, at: int, heat: float, k: Any, p: Any, *, backend: Any = None) -> Any:
         own = _laid_out(torch.zeros(B, G, dtype=torch.int64, device=logits.device), out)
         how: dict[str, Any] = {"temperature": heat, "top_k": k, "top_p": p, "backend": backend}
         return ops.sample_logits(logits, seeds=seeds, step=step, position=at, out=own, **how)
