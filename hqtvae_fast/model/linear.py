@@ -11,8 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hqtvae_fast.model.huge_pages import huge_pages
-from hqtvae_fast.ops.kernels.int8_linear import Panels, int8_linear, pack
-from hqtvae_fast.ops.kernels.packed_linear import PackedWeight, pack_weight
+from hqtvae_fast.ops.kernels.packed_linear import PackedWeight, packer
 from hqtvae_fast.ops.kernels.skinny_linear.reference import quantize
 from hqtvae_fast.ops.made import Made, tree
 
@@ -38,21 +37,6 @@ class QuantizedWeight:
         return QuantizedWeight(self.stored.to(device), self.scale.to(device), self.kind)
 
 
-@dataclass(frozen=True)
-class Int8Weight:
-    """An int8 weight as a CPU multiplies it by rows that it rounds to 8 bits too; a :class:`PackedWeight`."""
-
-    dtype: torch.dtype
-    weight: QuantizedWeight
-    panels: Panels
-
-    def linear(self, input: Tensor, bias: Tensor | None, gelu: bool = False) -> Tensor:
-        return int8_linear(input, self.weight.stored, self.weight.scale, bias, gelu=gelu, panels=self.panels)
-
-    def gelu(self, input: Tensor, bias: Tensor | None) -> Tensor:
-        return self.linear(input, bias, True)
-
-
 class Linear(nn.Linear):
     """``nn.Linear`` with an optional packed copy of its weight, and an optional quantized one.
 
@@ -69,6 +53,7 @@ class Linear(nn.Linear):
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
         self._packed: Made[PackedWeight | None] = Made()
+        self._packed_for = ""  # whose kernel
         self._quantized: QuantizedWeight | None = None
         self._rounded: Made[bool] = Made()  # that the weight is what the quantized one says
 
@@ -124,23 +109,26 @@ class Linear(nn.Linear):
         weight = self._parameters.get("weight")
         if weight is None:
             self.unpack()
-        else:
-            self.round()
-            self._packed.of(lambda: self._pack(weight.detach()), weight)
+            return
+        self.round()
+        given = self._to_pack(weight)
+        chosen = packer(*given)
+        if chosen.name != self._packed_for:
+            self.unpack()
+        self._packed.of(lambda: chosen.run(*given), weight)
+        self._packed_for = chosen.name
 
-    def _pack(self, weight: Tensor) -> PackedWeight | None:
+    def _to_pack(self, weight: Tensor) -> tuple[Tensor, ...]:
         quantized = self._quantized
-        if quantized is not None and quantized.kind == "int8" and weight.dtype in (torch.float32, torch.bfloat16):
-            panels = pack(quantized.stored, quantized.scale)
-            if panels is not None:
-                return Int8Weight(weight.dtype, quantized, panels)
-        return pack_weight(weight)
+        return (weight.detach(), *(() if quantized is None else (quantized.stored, quantized.scale)))
 
     @property
     def is_packed(self) -> bool:
         """Whether :meth:`pack` has nothing to do."""
         weight = self._parameters.get("weight")
-        return weight is not None and self._packed.is_right(weight)
+        if weight is None or not self._packed.is_right(weight):
+            return False
+        return packer(*self._to_pack(weight)).name == self._packed_for
 
     def unpack(self) -> None:
         """Drop the packed copy."""

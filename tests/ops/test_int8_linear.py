@@ -8,10 +8,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hqtvae_fast.backend import BackendError
-from hqtvae_fast.model.linear import Int8Weight, Linear, pack_linears, quantize_linears
+from hqtvae_fast.model.linear import Linear, pack_linears, quantize_linears
 from hqtvae_fast.ops import int8_linear
 from hqtvae_fast.ops.kernels.int8_linear import native, pack, reference
 from hqtvae_fast.ops.kernels.int8_linear.spec import SMALL_CASES, SPEC, make_inputs
+from hqtvae_fast.ops.kernels.packed_linear.int8 import Int8Weight
 from hqtvae_fast.ops.kernels.skinny_linear.reference import quantize
 
 CPU = torch.device("cpu")
