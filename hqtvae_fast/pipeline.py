@@ -35,7 +35,7 @@ from hqtvae_fast.model.images import check_images
 from hqtvae_fast.model.linear import quantize_linears
 from hqtvae_fast.output import OUTPUT_TYPES, HQTVAEImage, HQTVAEOutput, OutputType, convert_images
 from hqtvae_fast.pictures.pixels import read_pixels
-from hqtvae_fast.plan import Plan
+from hqtvae_fast.plan import Plan, using
 from hqtvae_fast.planning import PLANS, Asked, Planner, default_plan, facts_of
 from hqtvae_fast.progress import OnStep, counting_bar, drawing_steps
 from hqtvae_fast.request import (
@@ -152,18 +152,24 @@ class HQTVAEPipeline:
         if self.device.type == "cuda":  # an unfinished stream of pictures still reads what is moved or freed here
             torch.cuda.synchronize(self.device)
         self.device, self._wanted = picked, wanted
-        with threads_for(picture_flops(self.config)):
+        # A CPU's weights are laid out as the plan says; a GPU's is verified with the models in place.
+        found = None if self.device.type == "cuda" else self._find_plan()
+        with threads_for(picture_flops(self.config)), using(found):
             self.vae.float().to(device=self.device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
             self.vae.set_decoder_dtype(self.dtype).fold()
             for model in self._models():
                 model.to(device=self.device, dtype=self.dtype).eval().prepare()
         self._deterministic: Plan | None = None
-        self._executor = self._make_executor(PLANS["library"])  # what there is until the plan is found
-        self._executor = self._make_executor(self._planner.find(self.plan_facts, self.device, self._verify))
+        self._executor = self._make_executor(found or PLANS["library"])
+        if found is None:
+            self._executor = self._make_executor(self._find_plan())
         # Of parts, not a method of this object: the two would hold each other, and a GPU's memory with them.
         facts = (self.config, self.device, self.precision, self._quantization, self._executor.plan.id)
         self._sizes = BatchSizes(self.device, partial(tuning_facts, *facts))
         return self
+
+    def _find_plan(self) -> Plan:
+        return self._planner.find(self.plan_facts, self.device, self._verify)
 
     def _make_executor(self, plan: Plan) -> Executor:
         return Executor(self._models(), self.vae, self.device, plan, tf32=self.precision.tf32)

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hqtvae_fast.model.huge_pages import huge_pages
-from hqtvae_fast.ops.kernels.packed_linear import PackedWeight, pack_weight
+from hqtvae_fast.ops.kernels.packed_linear import PackedWeight, packer
 from hqtvae_fast.ops.kernels.skinny_linear.reference import quantize
 from hqtvae_fast.ops.made import Made, tree
 
@@ -52,6 +52,7 @@ class Linear(nn.Linear):
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
         self._packed: Made[PackedWeight | None] = Made()
+        self._packed_for = ""  # whose kernel
         self._quantized: QuantizedWeight | None = None
         self._rounded: Made[bool] = Made()  # that the weight is what the quantized one says
 
@@ -95,14 +96,20 @@ class Linear(nn.Linear):
         weight = self._parameters.get("weight")
         if weight is None:
             self.unpack()
-        else:
-            self._packed.of(lambda: pack_weight(weight.detach()), weight)
+            return
+        chosen = packer(weight.detach())
+        if chosen.name != self._packed_for:
+            self.unpack()
+        self._packed.of(lambda: chosen.run(weight.detach()), weight)
+        self._packed_for = chosen.name
 
     @property
     def is_packed(self) -> bool:
         """Whether :meth:`pack` has nothing to do."""
         weight = self._parameters.get("weight")
-        return weight is not None and self._packed.is_right(weight)
+        if weight is None or not self._packed.is_right(weight):
+            return False
+        return packer(weight.detach()).name == self._packed_for
 
     def unpack(self) -> None:
         """Drop the packed copy."""

@@ -168,8 +168,8 @@ def variants(arch: int) -> list[Variant]:
             launch = (triton_kernels.draw_kernel, signature, constants, aligned)
             made.append(Variant(name, *launch, triton.warps(K), 3, fp_fusion=False))
             for key, tile in triton.TILES.items() if K == 8192 else ():
-                options = {"fp_fusion": False, "maxnreg": tile.maxnreg}
-                made.append(Variant(f"{name}, {key}", *launch, tile.warps, 3, **options))
+                own = Variant(f"{name}, {key}", *launch, tile.warps, 3, fp_fusion=False, maxnreg=tile.maxnreg)
+                made.append(own)
     return made
 
 
