@@ -42,6 +42,8 @@ class Desk:
         self.specs = specs
         self._trials: tuple[Any, Trials] | None = None
         self._does: dict[str, Callable[[Mapping[str, Any]], Answer]] = {"prove": self.prove, "time": self.time}
+        self._does["whole"] = self.whole
+        self._whole: Any = None
 
     def answer(self, job: Mapping[str, Any]) -> Answer:
         """The job's outcome; nothing that it raises comes out."""
@@ -78,11 +80,19 @@ class Desk:
             before = [_result(calls) for calls in both]
             for calls in both:
                 prepare(calls)
-            found = duel(*both, seconds, seconds=job["seconds"])
+            found = duel(both[0], both[1], seconds, seconds=job["seconds"])
             for calls, first in zip(both, before, strict=True):
                 if not same_bits(_result(calls), first):
                     raise WrongError(f"{calls.variant}: other bits after it was timed")
         return {"status": "right", "incumbent": found.incumbent, "challenger": found.challenger}
+
+    def whole(self, job: Mapping[str, Any]) -> Answer:
+        """A batch of a model under a plan; the model stays open."""
+        from hqtvae_fast.tune.whole import ModelName, Whole, unpacked_plan  # the engine, which other jobs do without
+
+        if self._whole is None:
+            self._whole = Whole(ModelName(**job["model"]), torch.device(job["device"]))
+        return {"status": "right", "seconds": self._whole.seconds(unpacked_plan(job["plan"]), job["batch"])}
 
     def _of(self, job: Mapping[str, Any]) -> Trials:
         key = [job["op"], job["inputs"], job["device"], job.get("seeds")]
