@@ -13,7 +13,7 @@ from hqtvae_fast.tune.shortlist import by_weight, shortlist
 from hqtvae_fast.tune.sites import Site
 from hqtvae_fast.tune.tuner import DUEL_SECONDS, Found, Result
 
-START, COMPILE, FLOAT64, TRIALS = 6.0, 8.0, 2e10, 6
+START, COMPILE, FLOAT64, TRIALS = 6.0, 3.0, 2e10, 6
 """Of a prediction: seconds for a worker to start and for a kernel to compile; FLOP/s of float64 on a few cores; inputs
 that a variant is proven from."""
 WHOLE_RUNS = 12

@@ -11,7 +11,9 @@ from typing import Any
 LEAST = 0.03
 """Of the incumbent's time, that a challenger must save."""
 SPREADS = 3.0
-"""And that must be so many times what the saving is uncertain by."""
+"""And that must be so many times what the saving is uncertain by, and more of few turns: the uncertainty is then itself
+uncertain. Of 4,000 ties under noise of 10 % each, 0.2 to 0.4 % win, where three spreads alone let 0.8 to 3 % pass."""
+FEW = 8
 FEWEST, MOST = 5, 25  # turns
 HOPELESS = 1.2
 """Ratio at which a challenger is given up after the fewest turns."""
@@ -53,7 +55,8 @@ class Duel:
     def wins(self, least: float = LEAST) -> bool:
         """Whether the challenger is to replace the incumbent."""
         saved = 1 - self.ratio
-        return len(self.incumbent) >= FEWEST and saved >= least and saved >= SPREADS * self.spread
+        needed = SPREADS * (1 + FEW / len(self.incumbent)) * self.spread
+        return len(self.incumbent) >= FEWEST and saved >= least and saved >= needed
 
 
 def duel(
@@ -65,7 +68,8 @@ def duel(
     least: float = LEAST,
     now: Callable[[], float] = time.monotonic,
 ) -> Duel:
-    """Turns A B A B: at least five, then until it is decided, or for ``seconds``."""
+    """Turns A B A B for ``seconds``, at least five and at most 25. Looked at once in between, for who looks after every
+    turn will see anything."""
     mine: list[float] = []
     theirs: list[float] = []
     end = now() + seconds
@@ -73,7 +77,7 @@ def duel(
         mine.append(clock(incumbent))
         theirs.append(clock(challenger))
         so_far = Duel(tuple(mine), tuple(theirs))
-        if len(mine) >= FEWEST and (so_far.wins(least) or so_far.ratio >= HOPELESS):
+        if (len(mine) == FEW and so_far.wins(least)) or (len(mine) >= FEWEST and so_far.ratio >= HOPELESS):
             break
     return Duel(tuple(mine), tuple(theirs))
 
