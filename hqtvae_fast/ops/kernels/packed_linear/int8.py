@@ -11,7 +11,7 @@ DTYPES = (torch.float32, torch.bfloat16)
 
 
 class Int8Weight:
-    """``weight`` [out, in] gives the inputs' dtype alone: its numbers are ``stored`` int8 times ``scale`` [out], fp32."""
+    """``weight`` [out, in] gives the inputs' dtype alone: its numbers are ``stored`` int8 times ``scale`` fp32."""
 
     def __init__(self, weight: Tensor, stored: Tensor, scale: Tensor) -> None:
         self.dtype, self.stored, self.scale = weight.dtype, stored, scale
