@@ -178,10 +178,12 @@ def held_bytes(device: torch.device) -> int | None:
 class _Counts(ctypes.Structure):
     """glibc's ``struct mallinfo2``."""
 
-    _fields_ = [
-        (name, ctypes.c_size_t)
-        for name in "arena ordblks smblks hblks hblkhd usmblks fsmblks uordblks fordblks keepcost".split()
-    ]
+    _fields_ = [(f"field{index}", ctypes.c_size_t) for index in range(10)]
+
+    @property
+    def in_use(self) -> int:
+        """``hblkhd`` and ``uordblks``: in blocks of their own, and among others."""
+        return int(self.field4 + self.field7)
 
 
 @cache
@@ -192,7 +194,6 @@ def _malloc_count() -> Callable[[], int] | None:
     function.restype = _Counts
 
     def count() -> int:
-        counts = function()
-        return int(counts.uordblks + counts.hblkhd)
+        return int(function().in_use)
 
     return count
