@@ -124,7 +124,7 @@ def _compile(variant: Variant, arch: int) -> Any:
         attrs={(names.index(name),): [["tt.divisibility", 16]] for name in variant.aligned},
     )
     options: dict[str, Any] = {"num_warps": variant.num_warps, "num_stages": variant.num_stages}
-    options |= {"enable_fp_fusion": variant.fp_fusion, "maxnreg": variant.maxnreg}
+    options |= {"enable_fp_fusion": variant.fp_fusion}
     with contextlib.redirect_stdout(io.StringIO()):  # where ptxas fails, Triton prints the whole PTX
         return triton.compile(source, target=GPUTarget("cuda", arch, 32), options=options)
 
