@@ -111,7 +111,8 @@ def variants(arch: int) -> list[Variant]:
             signature = pointers | dict.fromkeys(("M", "G", "K", "D", "stride_step", "stride_position"), "i32")
             constants = triton.constants(tile, dtype) | {"INTERPRET": False}
             aligned = ("x", "weight", "scores", "codes", "K", "D")
-            what, launch = f"head and draw, {name}{' rows' if name in own else ''} {TRITON_NAMES[dtype]}", (tile.warps, tile.stages)
+            size, launch = name + (" rows" if name in own else ""), (tile.warps, tile.stages)
+            what = f"head and draw, {size} {TRITON_NAMES[dtype]}"
             needs = ("mma", "async")
             made.append(
                 Variant(
