@@ -185,11 +185,10 @@ class HQTVAEPipeline:
 
     def _verify(self) -> Plan:
         """Which default variants are right on this GPU, as far as this model needs them."""
-        from hqtvae_fast.tune.verify import verify_default  # type: ignore[import-not-found, unused-ignore]
+        from hqtvae_fast.tune.verify import verify_default
 
         with counting_bar("Verifying kernels on this GPU, once") as on_progress:
-            plan: Plan = verify_default(self._executor, self.device, on_progress)
-        return plan
+            return verify_default(self._executor, self.device, on_progress)
 
     def plan_for(self, deterministic: Deterministic) -> Plan:
         """``deterministic="batch"`` promises the default plan's bits, where no plan was asked for."""

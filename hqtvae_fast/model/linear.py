@@ -40,12 +40,12 @@ class QuantizedWeight:
 class Linear(nn.Linear):
     """``nn.Linear`` with an optional packed copy of its weight, and an optional quantized one.
 
-    A sampling step multiplies a few rows by every weight, so its time on a CPU is the time to stream the weights, and
-    the order in which they lie decides how fast that goes. :meth:`pack` lays them out once. The plain weight stays the
-    parameter that is saved, moved and trained; a packed one is read only while the plain one has not been written.
+    A sampling step's products are skinny, so its time on a CPU is the time to stream the weights, and the order in
+    which they lie decides how fast that goes. :meth:`pack` lays them out once. The plain weight stays the parameter
+    that is saved, moved and trained; a packed one is read only while the plain one has not been written.
 
-    :meth:`quantize` rounds the weight to one-byte numbers times a scale an output, and keeps these for products of few
-    rows (:attr:`streamed`); the plain weight becomes their product, so that whoever reads it computes with the same
+    :meth:`quantize` rounds the weight to one-byte numbers times a scale an output, and keeps these for skinny
+    products (:attr:`streamed`); the plain weight becomes their product, so that whoever reads it computes with the same
     numbers but for a rounding to its dtype. Copies have the same numbers.
     """
 
