@@ -29,7 +29,8 @@ def module_of(run):
 def test_a_backend_is_in_the_file_of_its_name(op):
     found = {backend.name: module_of(backend.run) for backend in backends(op)}
     # A variant may have a file of its own: native/int8 is in int8.py.
-    assert {name: file for name, file in found.items() if file not in {f"{op}.{part}" for part in name.split("/")}} == {}
+    strays = {name for name, file in found.items() if file not in {f"{op}.{part}" for part in name.split("/")}}
+    assert strays == set()
     assert found, f"{op}: registers no backend"
 
 
