@@ -103,22 +103,31 @@ class Tuner:
         return result
 
     def _prove(self, result: Result, end: float) -> None:
-        for done, found in enumerate(result.found):
-            site = found.site
-            self.on_stage("prove", done, len(result.found))
-            for name in (site.default, *shortlist(site, self.specs[site.op], self.peaks, self.most)):
+        """References last, at all choices: as written they are for reading, and they seldom win."""
+        rounds = [(found, names) for found in result.found if (names := self._candidates(found.site, False))]
+        rounds += [(found, names) for found in result.found if (names := self._candidates(found.site, True))]
+        for done, (found, names) in enumerate(rounds):
+            self.on_stage("prove", done, len(rounds))
+            for name in (found.site.default, *names):
                 if self.now() >= end:
                     return
-                if f"{site.op} {name}" in result.refused:
-                    continue
-                default = site.default if site.default in found.right else None
-                own = site.default if name == site.default else default
-                answer = self.ask(prove_job(site, name, own, self.device), PROVE_SECONDS)
-                if answer["status"] == "right":
-                    found.right[name] = answer["same_bits"]
-                elif refused(answer):
-                    result.refused[f"{site.op} {name}"] = f"{answer['reason']} at {site.key}"
-        self.on_stage("prove", len(result.found), len(result.found))
+                if name not in found.right and f"{found.site.op} {name}" not in result.refused:
+                    self._prove_one(result, found, name)
+        self.on_stage("prove", len(rounds), len(rounds))
+
+    def _candidates(self, site: Site, references: bool) -> list[str]:
+        names = shortlist(site, self.specs[site.op], self.peaks, self.most)
+        mine = [name for name in names if (name == "reference") == references]
+        return [site.default] if not names and not references else mine
+
+    def _prove_one(self, result: Result, found: Found, name: str) -> None:
+        site = found.site
+        default = site.default if name == site.default or site.default in found.right else None
+        answer = self.ask(prove_job(site, name, default, self.device), PROVE_SECONDS)
+        if answer["status"] == "right":
+            found.right[name] = answer["same_bits"]
+        elif refused(answer):
+            result.refused[f"{site.op} {name}"] = f"{answer['reason']} at {site.key}"
 
     def _time(self, result: Result, end: float) -> None:
         self.fresh()

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
+import re
+from pathlib import Path
 
 import pytest
 
@@ -36,3 +38,13 @@ def test_triton_kernels_lie_beside_their_launchers(op):
     searched_by = {"hierarchical_quantize": "nearest_code"}  # its rows are made inside that op's kernels
     if op.rpartition(".")[2] not in searched_by:
         assert ("triton" in files) == ("triton_kernels" in files), files
+
+
+def test_the_page_names_variants_that_there_are():
+    page = (Path(__file__).parents[2] / "docs" / "ops.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| `(\w+)` \| (.+) \| (.+) \|$", page, flags=re.MULTILINE)
+    assert len(rows) >= 8
+    for op, tiles, libraries in rows:
+        known = {backend.name for backend in backends(f"{kernels.__name__}.{op}")}
+        named = [f"triton/{tile}" for tile in tiles.split(", ") if tile != "-"] + libraries.split(", ")
+        assert set(named) <= known, f"{op}: {sorted(set(named) - known)}"
