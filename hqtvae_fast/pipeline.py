@@ -68,14 +68,18 @@ class HQTVAEPipeline:
         accept: Sequence[str] = (),
     ) -> None:
         """Arguments as for :meth:`from_pretrained`."""
-        self._checkpoint, self._quantization = checkpoint, quantization
+        self._checkpoint = checkpoint
         self._planner = Planner(plan, tuple(accept))
         self.device = pick_device(device)
         self._wanted = None if dtype is None else read_precision(dtype)
-        check_precision(self.precision, quantization, self.device)
+        check_precision(self.precision, quantization or checkpoint.quantization, self.device)
         if quantization is not None:
+            if checkpoint.quantization not in (None, quantization):
+                wanted = f"{checkpoint.quantization!r}, to which this checkpoint's weights are rounded"
+                raise ValueError(f"quantization: expected {wanted}, or None; got {quantization!r}")
             for model in self._models():
                 quantize_linears(model, quantization)
+        self._quantization = checkpoint.quantization
         self.tokenizer = load_tokenizer(checkpoint)
         self.to()
 

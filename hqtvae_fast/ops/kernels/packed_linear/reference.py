@@ -5,6 +5,6 @@ from __future__ import annotations
 from torch import Tensor
 
 
-def plain(weight: Tensor) -> None:
+def plain(weight: Tensor, *quantized: Tensor) -> None:
     """Nothing is laid out."""
     return None
