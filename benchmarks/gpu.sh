@@ -68,9 +68,9 @@ commands() {
        generate S-large --preset S --batches 128 512 1024 --baselines none
        generate S-text --preset S-text --batches 50 --baselines none
        for numbers in int8 fp8; do generate "S-$numbers" --preset S --batches 1 50 --quantize "$numbers" --baselines none; done
-       generate S-tables --preset S --batches 1 50 --tables --baselines none
-       generate S-fused-draw --preset S --batches 1 50 256 --fused-draw --baselines none
-       generate S-skip-query --preset S --batches 1 8 50 --skip-query --baselines none
+       generate S-tables --preset S --batches 1 50 --engine tables --baselines none
+       generate S-fused-draw --preset S --batches 1 50 256 --engine fused_draw --baselines none
+       generate S-skip-query --preset S --batches 1 8 50 --engine skip_query --baselines none
        echo "$PYTHON -m benchmarks.suites.steps --preset S --device cuda --dtype bf16 --batch 1 --steps 64"
        echo "$PYTHON -m benchmarks.studies.idle --preset S --batch 1 50" ;;
     7) train 1 S; train 2 S; train 2 S-text

@@ -136,6 +136,20 @@ def fp32_products(device: torch.device, tf32: bool) -> Iterator[None]:
         matmul.fp32_precision, conv.fp32_precision = before
 
 
+@contextmanager
+def cudnn_benchmark(device: torch.device, wanted: bool) -> Iterator[None]:
+    """Where ``wanted``: cuDNN times its algorithms at each new shape meanwhile, and keeps the fastest."""
+    if device.type != "cuda" or not wanted:
+        yield
+        return
+    before = torch.backends.cudnn.benchmark
+    torch.backends.cudnn.benchmark = True
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.benchmark = before
+
+
 # ---------------------------------------------------------------------------------------------------- this machine
 
 BUDGET_SECONDS = 0.4  # for each of the two rates

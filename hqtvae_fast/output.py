@@ -25,12 +25,14 @@ class HQTVAEOutput:
 
     ``images``: a list of PIL images, a float32 array [N, R, R, 3] (``np``) or tensor [N, 3, R, R] (``pt``) in [0, 1],
     or None (``codes``). ``codes``: int64 [N, h, w] a level on the CPU, top first. ``seeds``: one integer an image;
-    given as ``seed=[...]`` they draw the same images again.
+    given as ``seed=[...]`` they draw the same images again. ``plan``: the id of the plan that computed them, under
+    which they do so bit for bit.
     """
 
     images: Any
     codes: tuple[Tensor, ...]
     seeds: tuple[int, ...]
+    plan: str = ""
 
     def grid(self, columns: int | None = None, gap: int = 2) -> Image.Image:
         """The pictures on one sheet, row by row, on white. ``columns`` defaults to a sheet about square. ValueError
@@ -52,12 +54,13 @@ class HQTVAEOutput:
 @dataclass(frozen=True, repr=False)
 class HQTVAEImage:
     """One picture of a stream: its place in the request; the picture, [R, R, 3] for ``np``, [3, R, R] for ``pt``, None
-    for ``codes``; its codes, int64 [h, w] a level; and its seed."""
+    for ``codes``; its codes, int64 [h, w] a level; its seed; and the id of the plan that computed it."""
 
     index: int
     image: Any
     codes: tuple[Tensor, ...]
     seed: int
+    plan: str = ""
 
     def _repr_png_(self) -> bytes | None:
         if self.image is None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
@@ -18,13 +17,12 @@ from hqtvae_fast.arguments import positive
 from hqtvae_fast.checkpoint import Checkpoint
 from hqtvae_fast.codes import read_levels
 from hqtvae_fast.config import BUCKETS, HQTVAEConfig
-from hqtvae_fast.engine import EngineOptions, Executor, Finished, Job, generate
+from hqtvae_fast.engine import Executor, Finished, Job, generate
 from hqtvae_fast.engine.batches import BatchTuning
 from hqtvae_fast.engine.coding import encode_images
 from hqtvae_fast.engine.options import (
     Precision,
     Quantization,
-    check_options,
     check_precision,
     default_precision,
     is_precision,
@@ -37,7 +35,9 @@ from hqtvae_fast.model.images import check_images
 from hqtvae_fast.model.linear import quantize_linears
 from hqtvae_fast.output import OUTPUT_TYPES, HQTVAEImage, HQTVAEOutput, OutputType, convert_images
 from hqtvae_fast.pictures.pixels import read_pixels
-from hqtvae_fast.progress import OnStep, drawing_steps
+from hqtvae_fast.plan import Plan, using
+from hqtvae_fast.planning import PLANS, Asked, Planner, default_plan, facts_of
+from hqtvae_fast.progress import OnStep, counting_bar, drawing_steps
 from hqtvae_fast.request import (
     Request,
     check_choice,
@@ -64,18 +64,22 @@ class HQTVAEPipeline:
         device: Any = None,
         dtype: Any = None,
         quantization: Quantization = None,
-        **engine: bool | None,
+        plan: Asked = "auto",
+        accept: Sequence[str] = (),
     ) -> None:
-        """``engine``: fields of :class:`hqtvae_fast.engine.options.EngineOptions`."""
-        self._checkpoint, self._quantization = checkpoint, quantization
-        self._options = EngineOptions(**engine)  # type: ignore[arg-type]
+        """Arguments as for :meth:`from_pretrained`."""
+        self._checkpoint = checkpoint
+        self._planner = Planner(plan, tuple(accept))
         self.device = pick_device(device)
         self._wanted = None if dtype is None else read_precision(dtype)
-        check_precision(self.precision, quantization, self.device)
-        check_options(self._options, self.device)
+        check_precision(self.precision, quantization or checkpoint.quantization, self.device)
         if quantization is not None:
+            if checkpoint.quantization not in (None, quantization):
+                wanted = f"{checkpoint.quantization!r}, to which this checkpoint's weights are rounded"
+                raise ValueError(f"quantization: expected {wanted}, or None; got {quantization!r}")
             for model in self._models():
                 quantize_linears(model, quantization)
+        self._quantization = checkpoint.quantization
         self.tokenizer = load_tokenizer(checkpoint)
         self.to()
 
@@ -91,13 +95,9 @@ class HQTVAEPipeline:
         token: str | bool | None = None,
         cache_dir: str | os.PathLike[str] | None = None,
         local_files_only: bool = False,
-        graphs: bool | None = None,
-        tables: bool = False,
-        fused_draw: bool = False,
-        overlap: bool | None = None,
-        dependent_launch: bool = False,
-        skip_query: bool = False,
         quantization: Quantization = None,
+        plan: Asked = "auto",
+        accept: Sequence[str] = (),
     ) -> HQTVAEPipeline:
         """Open a released directory, one of ours, or a Hub repository.
 
@@ -109,13 +109,10 @@ class HQTVAEPipeline:
         Of a Hub repository, and of no other path: ``revision`` (a branch, tag or commit; not the refiner's), ``token``,
         ``cache_dir``, and ``local_files_only``, which downloads nothing.
 
-        Options of speed, none of which changes codes but by rounding. ``graphs``: capture each batch size's work as
-        CUDA graphs and replay them; None: on a GPU. ``tables``: compute what depends on a code or a class alone once
-        and keep it (379 MB for preset S in bf16, see :func:`hqtvae_fast.engine.cache.table_bytes`). ``fused_draw``:
-        where a request has neither top-k nor top-p, draw inside the head's product, its logits never stored.
-        ``overlap``: draw a batch's codes while the one before it is decoded; None: on a GPU. ``dependent_launch``: at
-        up to 16 rows on Hopper, fetch a product's weight while the kernel before it runs. ``skip_query``: leave out the
-        queries of the head's first pass, whose one position sees itself alone.
+        ``plan``: which kernels and libraries compute, and how the engine runs (docs/plan.md); it changes codes by
+        rounding only. "auto": the plan that ``hqtvae tune`` made for this model on this device, else "default": our
+        kernels, on a GPU those that were verified on this machine; "library": library calls alone; "reference": plain
+        torch, slow; or a plan's file, refused where any fact differs that is not among ``accept``.
 
         ``quantization``: "int8" or "fp8" (e4m3) rounds the transformer's matrices, one scale an output; products of up
         to 16 rows on a GPU then read half the bytes, all others the same numbers in ``dtype`` (so nothing is faster on
@@ -125,14 +122,12 @@ class HQTVAEPipeline:
         """
         device = pick_device(device)  # before gigabytes are read
         check_precision(default_precision(device) if dtype is None else read_precision(dtype), quantization, device)
-        check_options(EngineOptions(dependent_launch=dependent_launch), device)
+        Planner(plan, tuple(accept))  # reads a file
         hub: dict[str, Any] = {"token": token, "cache_dir": cache_dir, "local_files_only": local_files_only}
         checkpoint = checkpoints.load(path_or_hub_id, revision=revision, **hub)
         if refiner is not None:
             checkpoint = checkpoints.with_refiner(checkpoint, checkpoints.load(refiner, **hub))
-        engine: dict[str, Any] = {"graphs": graphs, "tables": tables, "fused_draw": fused_draw, "overlap": overlap}
-        engine |= {"dependent_launch": dependent_launch, "skip_query": skip_query}
-        return cls(checkpoint, device=device, dtype=dtype, quantization=quantization, **engine)
+        return cls(checkpoint, device=device, dtype=dtype, quantization=quantization, plan=plan, accept=accept)
 
     @property
     def config(self) -> HQTVAEConfig:
@@ -158,21 +153,54 @@ class HQTVAEPipeline:
         picked = self.device if device is None else pick_device(device)
         wanted = self._wanted if dtype is None else read_precision(dtype)
         check_precision(wanted or default_precision(picked), self._quantization, picked)
-        check_options(self._options, picked)
         if self.device.type == "cuda":  # an unfinished stream of pictures still reads what is moved or freed here
             torch.cuda.synchronize(self.device)
         self.device, self._wanted = picked, wanted
-        with threads_for(picture_flops(self.config)):
+        # A CPU's weights are laid out as the plan says; a GPU's is verified with the models in place.
+        found = None if self.device.type == "cuda" else self._find_plan()
+        with threads_for(picture_flops(self.config)), using(found):
             self.vae.float().to(device=self.device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
             self.vae.set_decoder_dtype(self.dtype).fold()
             for model in self._models():
                 model.to(device=self.device, dtype=self.dtype).eval().prepare()
-        options = dataclasses.replace(self._options, tf32=self.precision.tf32)
-        self._executor = Executor(self._models(), self.vae, self.device, options)
+        self._deterministic: Plan | None = None
+        self._executor = self._make_executor(found or PLANS["library"])
+        if found is None:
+            self._executor = self._make_executor(self._find_plan())
         # Of parts, not a method of this object: the two would hold each other, and a GPU's memory with them.
-        facts = (self.config, self.device, self.precision, self._quantization, self._options)
+        facts = (self.config, self.device, self.precision, self._quantization, self._executor.plan.id)
         self._sizes = BatchSizes(self.device, partial(tuning_facts, *facts))
         return self
+
+    def _find_plan(self) -> Plan:
+        return self._planner.find(self.plan_facts, self.device, self._verify)
+
+    def _make_executor(self, plan: Plan) -> Executor:
+        return Executor(self._models(), self.vae, self.device, plan, tf32=self.precision.tf32)
+
+    @property
+    def plan(self) -> Plan:
+        """What computes here: which variant of each operation, and how the engine runs."""
+        return self._executor.plan
+
+    def plan_facts(self) -> dict[str, Any]:
+        """What a plan for this pipeline holds under (:func:`hqtvae_fast.planning.facts_of`)."""
+        return facts_of(self.config, self.device, self.precision, self._quantization)
+
+    def _verify(self) -> Plan:
+        """Which default variants are right on this GPU, as far as this model needs them."""
+        from hqtvae_fast.tune.verify import verify_default
+
+        with counting_bar("Verifying kernels on this GPU, once") as on_progress:
+            return verify_default(self._executor, self.device, on_progress)
+
+    def plan_for(self, deterministic: Deterministic) -> Plan:
+        """``deterministic="batch"`` promises the default plan's bits, where no plan was asked for."""
+        if deterministic is None or not self._planner.automatic or self.plan.kind == "default":
+            return self.plan
+        if self._deterministic is None:
+            self._deterministic = default_plan(self.plan_facts, self.device, self._verify)
+        return self._deterministic
 
     def refresh(self) -> HQTVAEPipeline:
         """Take the weights as they now are. Needed after what torch does not count: writes to ``weight.data``, and
@@ -216,11 +244,11 @@ class HQTVAEPipeline:
         check_images(pixels, self.config.vae.resolution, wait=True)
         if len(pixels) == 0:
             return tuple(torch.zeros(0, side, side, dtype=torch.int64) for side in self.config.vae.level_sides)
-        return tuple(level.cpu() for level in encode_images(self.vae, pixels))
+        return tuple(level.cpu() for level in encode_images(self.vae, pixels, self.plan))
 
     def decode(self, codes: Sequence[Any], output_type: OutputType = "pil", *, batch_size: int | None = None) -> Any:
         """Images of codes [N, h, w] a level, top first: integers of any width, in tensors or arrays, and None for a
-        level to be left out. ``batch_size``: images of a replay, where decoding is captured (``graphs``); elsewhere
+        level to be left out. ``batch_size``: images of a replay, where decoding is captured; elsewhere
         they are cut as memory likes."""
         check_choice("output_type", output_type, [name for name in OUTPUT_TYPES if name != "codes"])
         if not isinstance(codes, Tensor):  # to where they can be looked at: one out of range would stop a GPU
@@ -258,9 +286,10 @@ class HQTVAEPipeline:
         one an image; an image depends on its own seed and condition alone. A ``torch.Generator`` gives an integer and
         moves on; None takes a fresh one; the output's ``seeds`` say which. ``given_top_codes``: integers [h, w], or
         [N, h, w]: only finer codes are drawn. ``batch_size``: images drawn at once. ``deterministic="batch"``: always
-        compute that many rows, so that an image has the same codes, bit for bit, alone and in any company, in any
-        dtype. ``on_step(step, total)`` is called after each step of each batch; what it raises ends the drawing and
-        comes out here. Of a captured batch all steps are told after its replay. Bad arguments raise ValueError.
+        compute that many rows, by the default plan where none was asked for, so that an image has the same codes, bit
+        for bit, alone and in any company, in any dtype. ``on_step(step, total)`` is called after each step of each
+        batch; what it raises ends the drawing and comes out here. Of a captured batch all steps are told after its
+        replay. Bad arguments raise ValueError.
         """
         request = self._request(
             class_labels, prompt, num_images, (temperature, top_k, top_p), seed, given_top_codes, output_type
@@ -269,7 +298,7 @@ class HQTVAEPipeline:
         codes = tuple(torch.cat(level) for level in zip(*(batch.codes for batch in batches), strict=True))
         images = [batch.images for batch in batches if batch.images is not None]
         pictures = convert_images(torch.cat(images), output_type) if images else None
-        return HQTVAEOutput(pictures, codes, tuple(request.seeds.tolist()))
+        return HQTVAEOutput(pictures, codes, tuple(request.seeds.tolist()), self.plan_for(deterministic).id)
 
     def stream(
         self,
@@ -297,7 +326,7 @@ class HQTVAEPipeline:
             class_labels, prompt, num_images, (temperature, top_k, top_p), seed, given_top_codes, output_type
         )
         batches = self._generate(request, batch_size, deterministic, output_type, progress, on_step)
-        seeds = request.seeds.tolist()
+        seeds, plan = request.seeds.tolist(), self.plan_for(deterministic).id
 
         def one_by_one() -> Generator[HQTVAEImage, None, None]:
             with closing(batches):
@@ -305,7 +334,8 @@ class HQTVAEPipeline:
                     shown = None if finished.images is None else convert_images(finished.images, output_type)
                     for row in range(finished.batch.count):
                         index, image = finished.batch.start + row, None if shown is None else shown[row]
-                        yield HQTVAEImage(index, image, tuple(level[row] for level in finished.codes), seeds[index])
+                        codes = tuple(level[row] for level in finished.codes)
+                        yield HQTVAEImage(index, image, codes, seeds[index], plan)
 
         return one_by_one()
 
@@ -331,7 +361,7 @@ class HQTVAEPipeline:
         """
         if self.transformer is None:
             raise ValueError("this checkpoint has stage 1 only: there is nothing to draw in batches")
-        overlapping = self._options.overlap or (self._options.overlap is None and self.device.type == "cuda")
+        overlapping = self._executor.options(max(sizes)).overlaps(self.device)
         configs, batches = [model.config for model in self._models()], 3 if overlapping else 1
 
         def run(size: int) -> None:
@@ -374,19 +404,20 @@ class HQTVAEPipeline:
         check_choice("deterministic", deterministic or "batch", ("batch",))
         if on_step is not None and not callable(on_step):
             raise ValueError(f"on_step: expected a function of two numbers; got {on_step!r}")
-        total, fixed = len(request.seeds), deterministic == "batch"
+        total, fixed, plan = len(request.seeds), deterministic == "batch", self.plan_for(deterministic)
         cutter = self._sizes.cutter(total, batch_size, fixed=fixed, buckets=self._executor.graphs is not None)
         first = int(request.given is not None and self.refiner is not None)  # given codes stand for the prior's
         steps = sum(model.config.num_steps for model in self._models()[first:]) * -(-total // cutter.limit)
+        decode = partial(self._executor.decode, as_bytes=output_type == "pil", plan=plan)
 
         job = Job(
             rows=lambda batch: request.rows(batch.start, batch.count, self.device, padded=batch.size),
-            draw=self._executor.draw,
-            decode=None if output_type == "codes" else partial(self._executor.decode, as_bytes=output_type == "pil"),
+            draw=partial(self._executor.draw, plan=plan),
+            decode=None if output_type == "codes" else decode,
             describe=request.describe,
             steps=drawing_steps(total, steps, on_step, shown=progress),
         )
-        return generate(job, cutter, self.device, overlap=self._options.overlap)
+        return generate(job, cutter, self.device, overlap=self._executor.options(cutter.limit, plan).overlap)
 
     def _tokens(self, prompts: Sequence[str]) -> Tensor:
         if self.tokenizer is None:

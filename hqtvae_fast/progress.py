@@ -1,4 +1,4 @@
-"""Who hears of a drawing's steps: the bar that it shows, and the caller's own function."""
+"""What a user sees of long work: bars and lines; and who hears of a drawing's steps."""
 
 from __future__ import annotations
 
@@ -43,6 +43,24 @@ def drawing_steps(images: int, steps: int, on_step: OnStep | None, *, shown: boo
             yield step
         except StepError as error:
             raise error.reason from None
+
+
+def say(line: str) -> None:
+    """To the user, on stderr."""
+    Console(stderr=True, soft_wrap=True, markup=False, highlight=False).print(line)
+
+
+@contextmanager
+def counting_bar(label: str) -> Iterator[Callable[[int, int], None]]:
+    """A bar on stderr, where that is a terminal or a notebook. Yields what is told how many are done, of how many."""
+    console = Console(stderr=True)
+    if not (console.is_terminal or console.is_jupyter):
+        yield lambda done, total: None
+        return
+    columns = (TextColumn("[progress.description]{task.description}"), BarColumn(), MofNCompleteColumn())
+    with Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=console) as bar:
+        task = bar.add_task(label, total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
 @contextmanager

@@ -15,7 +15,7 @@ from __future__ import annotations
 import ctypes
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from functools import cache
 from pathlib import Path
 
@@ -44,17 +44,22 @@ def threads_for(flops: float) -> Iterator[None]:
         yield
 
 
+def one_thread() -> AbstractContextManager[None]:
+    return at_most(1)
+
+
 @contextmanager
-def one_thread() -> Iterator[None]:
-    """What this thread runs in here gets one thread; as :func:`threads_for`, whatever the work and the machine."""
+def at_most(threads: int) -> Iterator[None]:
+    """What this thread runs in here gets no more threads than so many; as :func:`threads_for`, whatever the work and
+    the machine."""
     before = torch.get_num_threads()  # asking also makes torch set this thread's count, if new
-    runtime = _runtime() if before > 1 else None
+    runtime = _runtime() if before > threads else None
     if runtime is None:
         yield
         return
     set_openmp, set_mkl = runtime
-    set_openmp(1)
-    mkl = set_mkl(1)
+    set_openmp(threads)
+    mkl = set_mkl(threads)
     try:
         yield
     finally:

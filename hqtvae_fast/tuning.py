@@ -15,7 +15,7 @@ from torch import Tensor
 
 from hqtvae_fast.arguments import positive
 from hqtvae_fast.config import BUCKETS, DEFAULT_BATCH, HQTVAEConfig, TransformerConfig, to_dict
-from hqtvae_fast.engine import EngineOptions, SamplingParams
+from hqtvae_fast.engine import SamplingParams
 from hqtvae_fast.engine.batches import BatchTuning, Cutter, Facts, default_file, load, measure, save
 from hqtvae_fast.engine.options import Precision
 from hqtvae_fast.hardware import device_name
@@ -67,7 +67,7 @@ class BatchSizes:
 
 
 def tuning_facts(
-    config: HQTVAEConfig, device: torch.device, precision: Precision, quantization: str | None, options: EngineOptions
+    config: HQTVAEConfig, device: torch.device, precision: Precision, quantization: str | None, plan: str
 ) -> Facts:
     """Whatever changes how long a batch takes: all of these must be equal for a time to count."""
     shape = json.dumps(to_dict(dataclasses.replace(config, id2label=())), sort_keys=True, default=str)
@@ -78,7 +78,7 @@ def tuning_facts(
         "model": hashlib.sha256(shape.encode()).hexdigest()[:16],
         "dtype": str(precision.dtype).removeprefix("torch."),
         "quantization": quantization,
-        **dataclasses.asdict(options),
+        "plan": plan,
     }
 
 

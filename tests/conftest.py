@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 from hqtvae_fast import HQTVAEPipeline
+from hqtvae_fast.plan import Plan
 
 # The golden models are tiny: a second thread costs more in waiting than it gives, above all on a busy machine.
 torch.set_num_threads(1)
@@ -40,6 +41,19 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         for item in items:
             if "gpu" in item.keywords:
                 item.add_marker(skip)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """What was tuned on this machine is not what is tested."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HQTVAE_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+def engine(text: str) -> Plan:
+    """The default plan, with the engine run so."""
+    return Plan().with_engine(text)
 
 
 @functools.cache

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from hqtvae_fast.backend import NOT_MEASURED, VARIABLE, Backend, BackendError, choose
+from hqtvae_fast.backend import NOT_MEASURED, VARIABLE, Backend, BackendError, choose, with_tiles
 
 FAST = Backend("fast", lambda x: x, lambda x: None if x > 0 else f"needs a positive number; got {x}")
 PICKY = Backend("picky", lambda x: x, lambda x: "needs a device that nobody has")
@@ -83,3 +83,37 @@ def test_an_empty_name_is_not_taken_for_none():
 def test_nothing_can_run():
     with pytest.raises(BackendError, match=r"double: no backend can run: picky: .*; fast: .*got -1"):
         choose("double", (PICKY, FAST), -1)
+
+
+def test_tiles_are_variants_that_run_only_by_name():
+    def run(x, tile=1):
+        return x * tile
+
+    def why_not(x, tile=1):
+        return None if x % tile == 0 else f"expected a multiple of {tile}; got {x}"
+
+    variants = with_tiles("fast", run, why_not, {"two": 2, "three": 3})
+    assert [(variant.name, variant.only_by_name) for variant in variants] == [
+        ("fast", False),
+        ("fast/two", True),
+        ("fast/three", True),
+    ]
+    backends = (*variants, PLAIN)
+    assert choose("double", backends, 6).backend is variants[0]
+    assert choose("double", backends, 6, backend="fast/three").backend.run(6) == 18
+    with pytest.raises(BackendError, match="'fast/three', which cannot run: expected a multiple of 3; got 4"):
+        choose("double", backends, 4, backend="fast/three")
+    with pytest.raises(BackendError, match="'fast/four'; expected one of fast, fast/two, fast/three, plain"):
+        choose("double", backends, 4, backend="fast/four")
+
+
+SOURCES = {
+    "ours": ("triton", "triton/128x256x64", "cuda/persistent", "native", "cpu"),
+    "library": ("torch", "torch/folded", "sdpa", "onednn/int8", "flash_attn"),
+    "reference": ("reference",),
+}
+
+
+@pytest.mark.parametrize("source,name", [(source, name) for source, names in SOURCES.items() for name in names])
+def test_a_name_tells_whose_kernels_run(source, name):
+    assert Backend(name, abs).source == source

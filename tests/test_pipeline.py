@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from conftest import GOLDEN, golden_pipeline
+from conftest import GOLDEN, engine, golden_pipeline
 from PIL import Image
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
@@ -66,8 +66,10 @@ def test_bf16_stays_near_fp32():
 def test_overlapped_batches_are_the_same():
     where, options = {"device": "cpu", "dtype": "fp32"}, {"class_labels": [1, 2, 3], "batch_size": 1, "progress": False}
     plain, beside = (
-        HQTVAEPipeline.from_pretrained(GOLDEN / "class_parallel", **where, overlap=overlap)(**options, output_type="pt")
-        for overlap in (None, True)
+        HQTVAEPipeline.from_pretrained(GOLDEN / "class_parallel", **where, plan=engine(text))(
+            **options, output_type="pt"
+        )
+        for text in ("", "overlap=on")
     )
     assert torch.equal(plain.images, beside.images)
     assert all(torch.equal(a, b) for a, b in zip(plain.codes, beside.codes, strict=True))
@@ -264,9 +266,9 @@ def test_a_stream_refuses_at_once(class_pipeline):
 def test_a_stream_that_is_left_draws_no_more(class_pipeline, monkeypatch):
     original, batches = Executor.draw, []
 
-    def counted(self, *rows):
+    def counted(self, *rows, **how):
         batches.append(len(rows[1]))
-        return original(self, *rows)
+        return original(self, *rows, **how)
 
     monkeypatch.setattr(Executor, "draw", counted)
     for image in class_pipeline.stream(1, num_images=50, batch_size=2):

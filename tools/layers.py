@@ -41,9 +41,10 @@ LAYERS = (
         Box(
             "pipeline",
             "request, pipeline, output, compat",
-            ("__init__", "compat", "pipeline", "tuning", "request", "output", "progress"),
+            ("__init__", "compat", "pipeline", "tuning", "planning", "request", "output", "progress"),
         ),
     ),
+    (Box("tune", "variants proven, timed", ("tune",)),),
     (
         Box(
             "checkpoint",
@@ -52,12 +53,17 @@ LAYERS = (
             0,
         ),
         Box("engine", "loop, step, cache, graph, streams", ("engine",)),
+        Box("plan file", "a plan, kept", ("plan_file",), 2),
     ),
     (Box("model", "HQ-VAE and HQ-Transformer", ("model",)),),
     (Box("ops", "a contract each, a file a backend", ("ops",)),),
     (
         Box("files", "whole or not at all", ("files",), 0),
-        Box("backend", "what runs here; what it can", ("backend", "threads", "_cuda", "_nvrtc", "hardware")),
+        Box(
+            "backend",
+            "what runs here; what it can",
+            ("backend", "plan", "threads", "_cuda", "_nvrtc", "hardware"),
+        ),
         Box("pictures", "pixels, sheets, plots", ("pictures",), 2),
     ),
     (

@@ -15,9 +15,11 @@ from hqtvae_fast.checkpoint import Checkpoint
 from hqtvae_fast.checkpoint_config import read_config
 from hqtvae_fast.config import PRESETS, BlocksConfig, ConfigError, HQTVAEConfig, TransformerConfig, VAEConfig
 from hqtvae_fast.engine import SamplingParams, image_seeds
+from hqtvae_fast.engine.options import Quantization
 from hqtvae_fast.model import HQTransformer
 from hqtvae_fast.ops.kernels.sample_logits import check_sampling
 from hqtvae_fast.pipeline import HQTVAEPipeline
+from hqtvae_fast.plan import Plan
 from hqtvae_fast.train.sizing.sizes import size_config
 
 SEED = 0
@@ -72,24 +74,31 @@ def open_model(preset: str, directory: Path | None) -> Checkpoint:
 class Ours:
     """The pipeline, taken apart into drawing and decoding, and as a user has it: batch by batch, and as a stream.
 
-    Both halves are the executor's, so that a GPU replays the graphs that the pipeline would. ``options``: the
-    pipeline's own (``quantization``, ``tables``, ``fused_draw``); it overlaps drawing and decoding where it streams, on
-    a CPU too.
+    Both halves are the executor's, so that a GPU replays the graphs that the pipeline would. ``engine``: how that one
+    runs, in the words of a plan; without a word of it, drawing and decoding overlap where it streams, on a CPU too.
     """
 
     name = "hqtvae_fast"
     warm_ups = 1
 
     def __init__(
-        self, checkpoint: Checkpoint, device: torch.device, dtype: str, params: SamplingParams, **options: Any
+        self,
+        checkpoint: Checkpoint,
+        device: torch.device,
+        dtype: str,
+        params: SamplingParams,
+        *,
+        quantization: Quantization = None,
+        engine: str = "",
     ) -> None:
         wanted = None if dtype == "auto" else dtype
-        self.pipeline = HQTVAEPipeline(checkpoint, device=device, dtype=wanted, overlap=True, **options)
+        plan = Plan().with_engine(engine if "overlap" in engine else f"overlap=on, {engine}")
+        self.pipeline = HQTVAEPipeline(checkpoint, device=device, dtype=wanted, quantization=quantization, plan=plan)
         assert self.pipeline.transformer is not None  # open_model has seen to it
         self._executor = self.pipeline._executor  # a second one would capture everything twice
         self.device, self.dtype, self.params = self.pipeline.device, self.pipeline.dtype, params
         chosen = [str(self.dtype).removeprefix("torch."), *(["TF32"] if self.pipeline.precision.tf32 else [])]
-        chosen += [value if isinstance(value, str) else name for name, value in options.items() if value]
+        chosen += [asked for asked in (quantization, engine) if asked]
         self.precision = ", ".join(chosen)
         self._models = self._executor.models
         self.config = self._models[0].config

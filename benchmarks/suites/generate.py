@@ -73,9 +73,9 @@ TopK = Annotated[int | None, typer.Option(help="Keep the k likeliest codes of ea
 TopP = Annotated[float | None, typer.Option(help="Keep the likeliest codes that sum to p; default: all.")]
 Temperature = Annotated[float, typer.Option(help="Divides the logits.")]
 Quantize = Annotated[Quantization | None, typer.Option("--quantize", help="Of ours: the transformer's matrices.")]
-Tables = Annotated[bool, typer.Option("--tables", help="Of ours: keep what depends on a code or a class in memory.")]
-FusedDraw = Annotated[bool, typer.Option("--fused-draw", help="Of ours: draw inside the head's product.")]
-SkipQuery = Annotated[bool, typer.Option("--skip-query", help="Of ours: no queries in the head's first pass.")]
+EngineText = Annotated[
+    str, typer.Option("--engine", metavar="WORDS", help="Of ours: how the engine runs, such as 'tables, skip_query'.")
+]
 Baselines = Annotated[
     list[str] | None,
     typer.Option("--baselines", help=f"Some of {', '.join(KINDS)}, or none. Default: all; on a CPU not compile."),
@@ -110,9 +110,7 @@ def generate(
     top_p: TopP = None,
     temperature: Temperature = 1.0,
     quantize: Quantize = None,
-    tables: Tables = False,
-    fused_draw: FusedDraw = False,
-    skip_query: SkipQuery = False,
+    engine: EngineText = "",
     baselines: Baselines = None,
     released: ReleasedDir = None,
     released_repeats: ReleasedRepeats = 2,
@@ -126,8 +124,7 @@ def generate(
     """
     if threads is not None:
         torch.set_num_threads(threads)
-    options = {"quantization": quantize and quantize.value, "tables": tables}
-    options |= {"fused_draw": fused_draw, "skip_query": skip_query}
+    options = {"quantization": quantize and quantize.value, "engine": engine}
     models = [str(checkpoint)] if checkpoint is not None else preset
     try:
         if json is not None and not json.absolute().parent.is_dir():

@@ -129,7 +129,7 @@ def _measure(spec: Spec, case: Case, plan: Plan, outcome: Outcome) -> None:
 
 def _entrants(spec: Spec, inputs: tuple[Any, ...], plan: Plan) -> tuple[str, list[Entrant]]:
     """The name of the entrant that a user gets, and all, ours first."""
-    names = plan.backends or tuple(backend.name for backend in spec.backends)
+    names = plan.backends or tuple(each.name for each in spec.backends if not each.tile or not each.why_not(*inputs))
     if not names:
         mine = [Entrant("ours", spec.run, True)]
     else:

@@ -1,4 +1,4 @@
-"""What options of a step gain (:class:`hqtvae_fast.engine.EngineOptions`): its time with each, and with none.
+"""What options of a step gain (:class:`hqtvae_fast.engine.options.EngineOptions`): its time with each, and with none.
 
 ``hqtvae bench steps --preset S --device cpu --batch 1 --options tables skip_query``. All take turns, run by
 run; weights and codes are random. A run draws nothing: it is the body and the head's passes of the first ``--steps``
@@ -82,7 +82,7 @@ def _line(what: str, times: dict[str, list[float]]) -> str:
 def _with(name: str, model: HQTransformer, batch: int) -> FusedStep:
     """One option."""
     if name != "tables":
-        return FusedStep(model, batch, EngineOptions(**{name: True}))
+        return FusedStep(model, batch, EngineOptions.read(name))
     start = time.perf_counter()
     tables = make_tables(model)
     _synchronise(model.norm.weight.device)
@@ -124,7 +124,7 @@ def steps(
     if preset not in BENCHMARK_PRESETS:
         raise typer.BadParameter(f"--preset: expected one of {', '.join(BENCHMARK_PRESETS)}; got {preset!r}")
     try:
-        check_options(EngineOptions(dependent_launch="dependent_launch" in names), device)
+        check_options(EngineOptions.read(", ".join(names)), device)
     except ValueError as error:
         raise typer.BadParameter(str(error)) from None
     config = BENCHMARK_PRESETS[preset].transformer

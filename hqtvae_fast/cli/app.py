@@ -23,6 +23,7 @@ from hqtvae_fast.cli.images import decode, encode, reconstruct
 from hqtvae_fast.cli.info import info
 from hqtvae_fast.cli.output import say_errors
 from hqtvae_fast.cli.pack import pack
+from hqtvae_fast.cli.plan import plan
 from hqtvae_fast.cli.sample import sample
 from hqtvae_fast.cli.streams import steady_streams
 from hqtvae_fast.cli.train import train
@@ -85,7 +86,7 @@ _COMMANDS: dict[Callable[..., None], tuple[str, str]] = {  # the panel and an ex
     pack: (SETS, "hqtvae pack path/to/samples --out samples.npz"),
     info: (MODELS, "hqtvae info --preset S --batch 1 --batch 50"),
     convert: (MODELS, "hqtvae convert path/to/released path/to/converted --dtype bf16"),
-    tune: (MODELS, "hqtvae tune path/to/checkpoint --sizes 1,8,50,128,256,512"),
+    tune: (MODELS, "hqtvae tune path/to/checkpoint --budget 10 --batches 1,50"),
 }
 for _command, (_panel, _example) in _COMMANDS.items():
     app.command(epilog=f"Example: {_example}", rich_help_panel=_panel)(_command)
@@ -95,6 +96,7 @@ app.add_typer(
 app.add_typer(
     train, name="train", rich_help_panel=MODELS, epilog="Example: hqtvae train stage1 --data pictures/ --out runs/vae"
 )
+app.add_typer(plan, name="plan", rich_help_panel=MODELS, epilog="Example: hqtvae plan show")
 app.command(context_settings=SETTINGS, add_help_option=False, rich_help_panel=MODELS)(bench)
 
 

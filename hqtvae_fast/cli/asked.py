@@ -15,16 +15,19 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Machine:
-    """What draws: the checkpoints, what they run on and in, and the engine's options."""
+    """What draws: the checkpoints, what they run on and in, and the plan that they go by."""
 
     checkpoint: str
     device: str | None
     dtype: ComputeIn | None
     refiner: Path | None
-    engine: dict[str, Any]
+    quantization: str | None
+    plan: str
+    accept: list[str]
 
     def open(self, device: str | None) -> HQTVAEPipeline:
-        return open_pipeline(self.checkpoint, device, self.dtype, self.refiner, **self.engine)
+        how: dict[str, Any] = {"quantization": self.quantization, "plan": self.plan, "accept": self.accept}
+        return open_pipeline(self.checkpoint, device, self.dtype, self.refiner, **how)
 
 
 @dataclass(frozen=True)

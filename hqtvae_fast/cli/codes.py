@@ -1,4 +1,5 @@
-"""Files of codes: safetensors with ``level_0`` (top), ``level_1`` ..., and the pictures' names as metadata; shards."""
+"""Files of codes: safetensors with ``level_0`` (top), ``level_1`` ..., and the pictures' names and the plan's id as
+metadata; shards."""
 
 from __future__ import annotations
 
@@ -40,10 +41,10 @@ class Codes:
             check_vae(self.shards, vae)
 
 
-def write_codes(path: Path, levels: Sequence[Tensor], names: Sequence[str]) -> None:
-    """Codes as int32 [N, h, w] a level."""
+def write_codes(path: Path, levels: Sequence[Tensor], names: Sequence[str], plan: str | None = None) -> None:
+    """Codes as int32 [N, h, w] a level; ``plan``: the id of the plan that computed them."""
     tensors = {f"level_{index}": level.to(torch.int32).contiguous() for index, level in enumerate(levels)}
-    metadata = {"format": FORMAT, "names": json_text(list(names))}
+    metadata = {"format": FORMAT, "names": json_text(list(names))} | ({} if plan is None else {"plan": plan})
     write_file(path, safetensors.torch.save(tensors, metadata))
 
 

@@ -16,9 +16,9 @@ from torch import Tensor
 from hqtvae_fast.cli.asked import Files, Judged, Machine, Wanted
 from hqtvae_fast.cli.checks import check_drawing
 from hqtvae_fast.cli.codes import leave_out, read_codes, write_codes
+from hqtvae_fast.cli.drawings import Drawing, arguments, plan
 from hqtvae_fast.cli.options import batch_of
 from hqtvae_fast.cli.output import count, rate
-from hqtvae_fast.cli.plan import Drawing, arguments, plan
 from hqtvae_fast.cli.reject import Rejection, open_rejection
 from hqtvae_fast.cli.sheets import PictureWriter
 from hqtvae_fast.config import HQTVAEConfig
@@ -74,24 +74,28 @@ def _draw_all(
                 kept.append(drawing)
                 codes.append(own)
                 if image is not None:
-                    writer.add(image, drawing.name, drawing.about(), drawing.caption())
+                    writer.add(image, drawing.name, drawing.about(pipe.plan.id), drawing.caption())
     except KeyboardInterrupt:
         if codes:
-            _write(writer, save_codes, kept, codes)
+            _write(writer, save_codes, kept, codes, pipe.plan.id)
         raise
     seconds = time.perf_counter() - started
-    _write(writer, save_codes, kept, codes)
+    _write(writer, save_codes, kept, codes, pipe.plan.id)
     typer.echo(rate(len(drawings), "image", seconds))
     if rejection is not None:
         rejection.report()
 
 
 def _write(
-    writer: PictureWriter, save_codes: Path | None, drawings: Sequence[Drawing], codes: Sequence[tuple[Tensor, ...]]
+    writer: PictureWriter,
+    save_codes: Path | None,
+    drawings: Sequence[Drawing],
+    codes: Sequence[tuple[Tensor, ...]],
+    plan: str,
 ) -> None:
     """All files; one that cannot be written does not cost the others."""
     try:
-        _save_codes(save_codes, drawings, codes)
+        _save_codes(save_codes, drawings, codes, plan)
     finally:
         writer.finish()
 
@@ -117,9 +121,9 @@ def _drawn(
                 yield pipe.decode(alone)[0], drawn.codes
 
 
-def _save_codes(file: Path | None, drawings: Sequence[Drawing], codes: Sequence[tuple[Tensor, ...]]) -> None:
+def _save_codes(file: Path | None, drawings: Sequence[Drawing], codes: Sequence[tuple[Tensor, ...]], plan: str) -> None:
     if file is None:
         return
     levels = tuple(torch.stack(level) for level in zip(*codes, strict=True))
-    write_codes(file, levels, [drawing.name for drawing in drawings])
+    write_codes(file, levels, [drawing.name for drawing in drawings], plan)
     typer.echo(f"wrote {file} (codes of {count(len(drawings), 'picture')}, {len(levels)} levels)")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import typer
 
@@ -22,16 +23,18 @@ def encode_set(
     workers: int,
     batch_size: int | None,
     device: str | None,
+    how: dict[str, Any],
 ) -> None:
-    """Make the shards that are missing, and say how many pictures that were, how fast, and how many were broken."""
+    """Make the shards that are missing, and say how many pictures that were, how fast, and how many were broken.
+    ``how``: the pipeline's plan."""
     with waiting("Starting"):
         from hqtvae_fast.train.codes.shards import CodeShards
         from hqtvae_fast.train.data import open_source
 
     source = open_source(list(images))
-    pipe = open_pipeline(checkpoint, device, None)
+    pipe = open_pipeline(checkpoint, device, None, **how)
     with waiting("Hashing the weights"):
-        shards = CodeShards(folder, source, pipe.vae, shard_size, checkpoint=checkpoint)
+        shards = CodeShards(folder, source, pipe.vae, shard_size, checkpoint=checkpoint, plan=pipe.plan)
     if done := shards.done():
         typer.echo(f"{folder}: {len(done):,} of {count(len(shards), 'shard')} are there already")
     started = time.perf_counter()

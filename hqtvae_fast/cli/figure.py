@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from PIL import Image
     from torch import Tensor
 
-    from hqtvae_fast.cli.plan import Drawing
+    from hqtvae_fast.cli.drawings import Drawing
     from hqtvae_fast.evaluate.figures.neighbours import Distance
     from hqtvae_fast.pipeline import HQTVAEPipeline
 
@@ -69,7 +69,7 @@ def levels(
     sampling, config = sampling_of(top_k, top_p, temperature), config_of(checkpoint)
     labels = read_conditions(checkpoint, config, classes or [], prompt or [])
     with waiting("Starting"):
-        from hqtvae_fast.cli.plan import arguments, plan
+        from hqtvae_fast.cli.drawings import arguments, plan
         from hqtvae_fast.evaluate.figures.levels import level_rows
 
     drawings = plan(labels, prompt or [], None, num_images, seed, config.classes)
@@ -138,7 +138,7 @@ def redraw(
     if len(labels) + len(prompt or []) > 1:
         raise ValueError(f"expected one class or prompt; got {len(labels) + len(prompt or [])}")
     with waiting("Starting"):
-        from hqtvae_fast.cli.plan import arguments, plan
+        from hqtvae_fast.cli.drawings import arguments, plan
         from hqtvae_fast.evaluate.figures.levels import redraw_rows
         from hqtvae_fast.pictures.images import open_image, to_tensor
 
@@ -258,7 +258,7 @@ def losses(
 
 
 def _draw(pipe: HQTVAEPipeline, drawings: list[Drawing], sampling: dict[str, Any]) -> tuple[Tensor, ...]:
-    from hqtvae_fast.cli.plan import arguments
+    from hqtvae_fast.cli.drawings import arguments
 
     return pipe(**arguments(drawings), **sampling, output_type="codes").codes
 

@@ -12,6 +12,7 @@ from hqtvae_fast.cli.checks import config_of
 from hqtvae_fast.cli.options import (
     MACHINE,
     OUTPUT,
+    AcceptFacts,
     BatchSize,
     BottomOnly,
     Checkpoint,
@@ -20,6 +21,7 @@ from hqtvae_fast.cli.options import (
     DType,
     Images,
     OutDir,
+    Plan,
     TopOnly,
     batch_of,
     kept_level,
@@ -133,6 +135,8 @@ def reconstruct(
     batch_size: BatchSize = None,
     device: Device = None,
     dtype: DType = None,
+    plan: Plan = "auto",
+    accept_fact: AcceptFacts = None,
 ) -> None:
     """Encode and decode images: original and reconstruction side by side, and the PSNR in dB (higher is closer)."""
     check_picture_file(out)
@@ -146,7 +150,7 @@ def reconstruct(
     scale = scale or max(1, round(LEGIBLE / config.resolution))
     columns = 2 + (config.num_levels if levels else 0)
     writer, reader = PictureWriter(out, None, columns, scale=scale, captions=True), Reader(config.resolution)
-    pipe = open_pipeline(checkpoint, device, dtype)
+    pipe = open_pipeline(checkpoint, device, dtype, plan=plan, accept=accept_fact or [])
     pictures: list[Picture] = []
     quality: list[float] = []
     with progress("Reconstructing", len(files)) as advance:
@@ -174,6 +178,8 @@ def encode(
     workers: Workers = 0,
     batch_size: BatchSize = None,
     device: Device = None,
+    plan: Plan = "auto",
+    accept_fact: AcceptFacts = None,
 ) -> None:
     """Write the codes of images to a file, for decode and sample --given-top.
 
@@ -185,7 +191,8 @@ def encode(
         config_of(checkpoint)
         from hqtvae_fast.cli.encode_set import encode_set
 
-        encode_set(checkpoint, images, shards, shard_size, workers, batch_size, device)
+        how = {"plan": plan, "accept": accept_fact or []}
+        encode_set(checkpoint, images, shards, shard_size, workers, batch_size, device, how)
         return
     check_file(out)
     config_of(checkpoint)
@@ -195,14 +202,14 @@ def encode(
         from hqtvae_fast.cli.pictures import Reader
         from hqtvae_fast.cli.stage1 import encode_files
 
-    pipe = open_pipeline(checkpoint, device, None)
+    pipe = open_pipeline(checkpoint, device, None, plan=plan, accept=accept_fact or [])
     reader = Reader(pipe.config.vae.resolution)
     started = time.perf_counter()
     with progress("Encoding", len(files)) as advance:
         levels, names = encode_files(pipe, reader, files, batch_of(pipe, batch_size), advance)
     seconds = time.perf_counter() - started
     if names:
-        write_codes(out, levels, names)
+        write_codes(out, levels, names, pipe.plan.id)
     reader.report()
     if names:
         maps = ", ".join("x".join(map(str, level.shape[1:])) for level in levels)
@@ -233,6 +240,8 @@ def decode(
     batch_size: BatchSize = None,
     device: Device = None,
     dtype: DType = None,
+    plan: Plan = "auto",
+    accept_fact: AcceptFacts = None,
 ) -> None:
     """Turn a file of codes back into pictures."""
     keep = kept_level(top_only, bottom_only)
@@ -248,7 +257,7 @@ def decode(
     stored = read_codes(codes, config)
     levels = leave_out(stored.levels, config.num_levels, keep)
     writer = PictureWriter(out, out_dir, columns)
-    pipe = open_pipeline(checkpoint, device, dtype)
+    pipe = open_pipeline(checkpoint, device, dtype, plan=plan, accept=accept_fact or [])
     stored.check_vae(pipe.vae)
     missing = [f"level_{index}" for index, level in enumerate(stored.levels) if level is None]
     if missing and keep is None:

@@ -103,53 +103,23 @@ Quantize = Annotated[
         rich_help_panel=MACHINE,
     ),
 ]
-Graphs = Annotated[
-    bool | None,
+Plan = Annotated[
+    str,
     typer.Option(
-        "--graphs/--no-graphs",
-        help="Capture each batch size's work as CUDA graphs and replay them.",
-        show_default="on a GPU",
+        "--plan",
+        metavar="PLAN",
+        help="Which kernels compute: auto (what `hqtvae tune` found here, else default), default, library (libraries"
+        " alone), reference (plain torch, slow), or a plan's file.",
         rich_help_panel=MACHINE,
     ),
 ]
-Tables = Annotated[
-    bool,
+AcceptFacts = Annotated[
+    list[str] | None,
     typer.Option(
-        "--tables",
-        help="Compute what depends on one code or class alone once and keep it: memory in exchange for products.",
-        rich_help_panel=MACHINE,
-    ),
-]
-FusedDraw = Annotated[
-    bool,
-    typer.Option(
-        "--fused-draw",
-        help="Without --top-k and --top-p, draw inside the head's product; its logits are never stored.",
-        rich_help_panel=MACHINE,
-    ),
-]
-Overlap = Annotated[
-    bool | None,
-    typer.Option(
-        "--overlap/--no-overlap",
-        help="Draw a batch's codes while the batch before it is decoded: on two streams, or on a CPU in two threads.",
-        show_default="on a GPU",
-        rich_help_panel=MACHINE,
-    ),
-]
-DependentLaunch = Annotated[
-    bool,
-    typer.Option(
-        "--dependent-launch",
-        help="On Hopper, at up to 16 rows: fetch a product's weight while the kernel before it runs.",
-        rich_help_panel=MACHINE,
-    ),
-]
-SkipQuery = Annotated[
-    bool,
-    typer.Option(
-        "--skip-query",
-        help="Leave the queries of the head's first pass out, whose one position sees itself alone.",
+        "--accept-fact",
+        metavar="FACT",
+        help="Take a plan's file though this fact of it differs here, such as driver. May be repeated.",
+        show_default=False,
         rich_help_panel=MACHINE,
     ),
 ]

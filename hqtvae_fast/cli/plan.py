@@ -1,117 +1,181 @@
-"""What ``hqtvae sample`` is to draw: one entry a picture."""
+"""``hqtvae plan``: the plans that are kept here, what one says, and how it comes to another machine."""
 
 from __future__ import annotations
 
-import re
-from collections import Counter
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-import torch
-from torch import Tensor
+import typer
 
-from hqtvae_fast.classes import NO_CLASSES, Classes
-from hqtvae_fast.cli.codes import Codes
-from hqtvae_fast.engine import image_seeds
-from hqtvae_fast.files import MAX_STEM_BYTES, cut_name, json_text
+from hqtvae_fast.cli.checks import config_of
+from hqtvae_fast.cli.options import AcceptFacts, Checkpoint, ComputeIn, Device, DType, Quantization, Quantize
+from hqtvae_fast.cli.output import check_file, count, facts, show, table, waiting
+from hqtvae_fast.cli.sample_options import Refiner
+from hqtvae_fast.plan import Plan
+from hqtvae_fast.plan_file import Measured, PlanError, PlanFile, different, plan_path, plans_folder, verified_path
 
-MAX_NAME = 48  # bytes of a prompt in a file name
+File = Annotated[Path, typer.Argument(metavar="FILE", help="A plan's file.", show_default=False)]
+Files = Annotated[
+    Path | None, typer.Argument(metavar="[FILE]", help="A plan's file; without one, all kept here.", show_default=False)
+]
+Other = Annotated[Path, typer.Argument(metavar="OTHER", help="Another one.", show_default=False)]
+Target = Annotated[Path, typer.Argument(metavar="FILE", help="What to write.", show_default=False)]
 
-
-@dataclass(frozen=True)
-class Drawing:
-    """One picture: its class or prompt or neither, its top codes [h, w] if they are given, its seed and its name."""
-
-    label: int | None = None
-    prompt: str | None = None
-    given: Tensor | None = None
-    seed: int = 0
-    name: str = "image"
-    classes: Classes = NO_CLASSES
-
-    def caption(self) -> str:
-        """What it shows, in words."""
-        return self.prompt or ("" if self.label is None else self.classes.caption(self.label))
-
-    def about(self) -> str:
-        """What it is drawn from, as JSON."""
-        named = None if self.label is None else self.classes.name(self.label)
-        facts = {"class": self.label, "class_name": named, "prompt": self.prompt, "seed": self.seed}
-        return json_text({key: value for key, value in facts.items() if value is not None})
+plan = typer.Typer(no_args_is_help=True, help="Show, compare and move plans: which kernels compute here.")
 
 
-def plan(
-    labels: Sequence[int] | None,
-    prompts: Sequence[str] | None,
-    given: Codes | None,
-    num_images: int,
-    seed: int,
-    classes: Classes,
-) -> list[Drawing]:
-    """``num_images`` of each subject, subject after subject, each with a seed and a name of its own."""
-    named = _class_files(classes)
-    conditions = [Drawing(label=label, name=named(label), classes=classes) for label in labels or []]
-    conditions += [Drawing(prompt=prompt, name=_slug(prompt)) for prompt in prompts or []]
-    subjects = conditions if given is None else _pair_up(conditions, _given_maps(given))
-    drawings = [subject for subject in subjects or [Drawing()] for _ in range(num_images)]
-    seeds, used, planned = image_seeds(seed, len(drawings)).tolist(), Counter[str](), []
-    for drawing, own_seed in zip(drawings, seeds, strict=True):
-        name = cut_name(drawing.name, MAX_STEM_BYTES)
-        planned.append(replace(drawing, seed=own_seed, name=f"{name}-{used[name]:04d}"))
-        used[name] += 1
-    return planned
+@plan.command("show", epilog="Example: hqtvae plan show")
+def show_plan(file: Files = None) -> None:
+    """Say what a plan's file holds: each choice, what there was before, and how much was gained; or list the files that
+    are kept here."""
+    if file is None:
+        _list_kept()
+        return
+    read = PlanFile.read(file)
+    show(facts(f"{read.kind} plan {read.plan.id}", {name: _said(value) for name, value in read.facts.items()}))
+    engine = {f"engine, batch {bucket}": own for bucket, own in sorted(read.engine.items())}
+    _show_choices({**engine, **read.choices})
+    if read.verified is not None:
+        show(_lines("Verified", sorted(read.verified)))
+    if read.refused:
+        show(facts("Refused", dict(read.refused)))
 
 
-def _given_maps(given: Codes) -> list[Drawing]:
-    if given.levels[0] is None:
-        raise ValueError("--given-top: expected level_0, the top codes, in this file; found finer levels alone")
-    return [
-        Drawing(given=codes, name=Path(name).stem or "image")
-        for codes, name in zip(given.levels[0], given.names, strict=True)
-    ]
+@plan.command(epilog="Example: hqtvae plan diff before.json after.json")
+def diff(file: File, other: Other) -> None:
+    """Say in what two plans differ: facts, choices and refusals."""
+    one, two = PlanFile.read(file), PlanFile.read(other)
+    rows = table(f"{file} and {other}", "", str(file), str(other))
+    for name, _ in different(one.facts, two.facts):
+        rows.add_row(name, _said(one.facts.get(name)), _said(two.facts.get(name)))
+    for before, after in ((_choices(one), _choices(two)), (one.refused, two.refused)):
+        for name, _ in different(before, after):
+            rows.add_row(name, _said(before.get(name)), _said(after.get(name)))
+    if rows.row_count:
+        show(rows)
+    else:
+        typer.echo(f"{file} and {other} say the same (plan {one.plan.id})")
 
 
-def _pair_up(conditions: list[Drawing], maps: list[Drawing]) -> list[Drawing]:
-    """Condition i with map i; a single one of either goes with all of the other."""
-    if not conditions:
-        return maps
-    if 1 < len(conditions) != len(maps) > 1:
-        raise ValueError(
-            f"--given-top: expected 1 or {len(conditions)} maps, as there are classes or prompts; got {len(maps)}"
+@plan.command(epilog="Example: hqtvae plan export path/to/checkpoint plan.json")
+def export(
+    checkpoint: Checkpoint,
+    file: Target,
+    refiner: Refiner = None,
+    device: Device = None,
+    dtype: DType = None,
+    quantize: Quantize = None,
+) -> None:
+    """Write the plan that a checkpoint goes by on this machine to a file: what `hqtvae tune` made, else the default."""
+    check_file(file)
+    found, _ = _facts_here(checkpoint, refiner, device, dtype, quantize)
+    kept = next((own for own in (plan_path(found), verified_path(found)) if own.is_file()), None)
+    if kept is None and found["multiprocessors"] is not None:
+        raise PlanError(
+            f"{checkpoint}: expected a plan on this GPU; got none: its first use, or `hqtvae tune`, makes one"
         )
-    size = max(len(conditions), len(maps))
-    pairs = zip(conditions * (size // len(conditions)), maps * (size // len(maps)), strict=True)
-    return [replace(one, given=other.given, name=f"{one.name}-{other.name}") for one, other in pairs]
+    own = PlanFile.of(Plan("default"), found) if kept is None else PlanFile.read(kept)
+    own.write(file)
+    typer.echo(f"wrote {file} (the {own.kind} plan {own.plan.id})")
 
 
-def _class_files(classes: Classes) -> Callable[[int], str]:
-    """What files of a class are called: after its name, with its label where that does not tell it from others."""
-    names = {label: _slug(classes.caption(label), "") for label in classes.trained} if classes.names else {}
-    used = Counter(names.values())
+@plan.command("import", epilog="Example: hqtvae plan import path/to/checkpoint plan.json --accept-fact driver")
+def import_(
+    checkpoint: Checkpoint,
+    file: File,
+    refiner: Refiner = None,
+    device: Device = None,
+    dtype: DType = None,
+    quantize: Quantize = None,
+    accept_fact: AcceptFacts = None,
+) -> None:
+    """Keep a plan for a checkpoint here, where every command finds it. All of its facts must hold, or be accepted."""
+    read = PlanFile.read(file)
+    found, sound = _facts_here(checkpoint, refiner, device, dtype, quantize)
+    read.check(found, accept_fact or [], file)
+    sound(read)
+    kept = PlanFile(read.kind, found, read.choices, read.engine, read.refused, read.verified)
+    kept.write(plan_path(found))
+    typer.echo(f"wrote {plan_path(found)} (plan {kept.plan.id}, {count(len(kept.choices), 'choice')})")
 
-    def named(label: int) -> str:
-        name = names.get(label, "")
-        return f"{name or 'class'}-{label:04d}" if not name or used[name] > 1 else name
 
-    return named
+def _facts_here(
+    checkpoint: str,
+    refiner: Path | None,
+    device: str | None,
+    dtype: ComputeIn | None,
+    quantize: Quantization | None,
+) -> tuple[dict[str, Any], Any]:
+    """What a plan must hold under, and what looks at the rest of one."""
+    config = config_of(checkpoint, refiner)
+    with waiting("Starting"):
+        from hqtvae_fast.engine.options import default_precision, read_precision
+        from hqtvae_fast.hardware import pick_device
+        from hqtvae_fast.planning import facts_of, sound
+
+    picked = pick_device(device)
+    precision = default_precision(picked) if dtype is None else read_precision(dtype.value)
+    return facts_of(config, picked, precision, None if quantize is None else quantize.value), sound
 
 
-def _slug(text: str, otherwise: str = "prompt") -> str:
-    return cut_name(re.sub(r"\W+", "-", text.lower()).strip("-"), MAX_NAME) or otherwise
+# --------------------------------------------------------------------------------------------------------- what is said
 
 
-def arguments(drawings: Sequence[Drawing]) -> dict[str, Any]:
-    """The pipeline's arguments that draw these pictures."""
-    labels = [drawing.label for drawing in drawings if drawing.label is not None]
-    prompts = [drawing.prompt for drawing in drawings if drawing.prompt is not None]
-    given = [drawing.given for drawing in drawings if drawing.given is not None]
-    conditioned = bool(labels or prompts or given)
-    return {
-        "class_labels": labels or None,
-        "prompt": prompts or None,
-        "given_top_codes": torch.stack(given) if given else None,
-        "num_images": 1 if conditioned else len(drawings),
-        "seed": [drawing.seed for drawing in drawings],
-    }
+def _list_kept() -> None:
+    folder = plans_folder()
+    rows = table(f"Plans in {folder}", "file", "kind", "plan", "device", "dtype", "choices")
+    broken = []
+    for file in sorted(folder.glob("*.json")):
+        try:
+            read = PlanFile.read(file)
+        except (PlanError, OSError) as error:
+            broken.append(str(error))
+            continue
+        named = [_said(read.facts.get(name)) for name in ("device", "dtype")]
+        rows.add_row(file.name, read.kind, read.plan.id, *named, str(len(read.choices) + len(read.engine)))
+    if rows.row_count:
+        show(rows)
+    elif not broken:
+        typer.echo(f"no plans in {folder} yet: `hqtvae tune` makes them")
+    for line in broken:
+        typer.echo(f"warning: {line}", err=True)
+
+
+def _show_choices(choices: Mapping[str, Measured]) -> None:
+    rows = table("Choices", "choice", "variant", "us", "before", "us", "bits", "error of bound")
+    for where, own in choices.items():
+        bits = {None: "-", True: "same", False: "other"}[own.same_bits]
+        error = "-" if own.error is None else f"{own.error:.2g} of {_said(own.bound)}"
+        before = "-" if own.incumbent is None else own.incumbent or "by itself"
+        times = _time(own.median, own.spread), _time(own.incumbent_median, own.incumbent_spread)
+        rows.add_row(where, own.variant or "by itself", times[0], before, times[1], bits, error)
+    if rows.row_count:
+        show(rows)
+    else:
+        typer.echo("no choices: every operation goes by its own order")
+
+
+def _time(median: float | None, spread: float | None) -> str:
+    if median is None:
+        return "-"
+    return f"{median:.3g}" if spread is None else f"{median:.3g} ±{spread:.2g}"
+
+
+def _choices(file: PlanFile) -> dict[str, str]:
+    engine = {f"engine, batch {bucket}": own.variant for bucket, own in sorted(file.engine.items())}
+    return engine | {where: own.variant for where, own in file.choices.items()}
+
+
+def _lines(title: str, lines: Iterable[str]) -> Any:
+    rows = table(title, "")
+    rows.show_header = False
+    for line in lines:
+        rows.add_row(line)
+    return rows
+
+
+def _said(value: Any) -> str:
+    if value is None:
+        return "-"
+    return " ".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)

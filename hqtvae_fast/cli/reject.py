@@ -12,9 +12,9 @@ from PIL import Image
 from torch import Tensor
 
 from hqtvae_fast.cli.asked import Judged
+from hqtvae_fast.cli.drawings import Drawing
 from hqtvae_fast.cli.options import parse_integers
 from hqtvae_fast.cli.output import count, waiting
-from hqtvae_fast.cli.plan import Drawing
 from hqtvae_fast.hardware import pick_device
 
 if TYPE_CHECKING:

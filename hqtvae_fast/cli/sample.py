@@ -8,20 +8,16 @@ from typing import Any
 from hqtvae_fast.cli.asked import Files, Judged, Machine, Wanted
 from hqtvae_fast.cli.checks import config_of, read_conditions
 from hqtvae_fast.cli.options import (
+    AcceptFacts,
     BatchSize,
     BottomOnly,
     Checkpoint,
     Columns,
-    DependentLaunch,
     Device,
     DType,
-    FusedDraw,
-    Graphs,
     OutDir,
-    Overlap,
+    Plan,
     Quantize,
-    SkipQuery,
-    Tables,
     TopOnly,
     kept_level,
 )
@@ -87,22 +83,16 @@ def sample(
     device: Device = None,
     dtype: DType = None,
     quantize: Quantize = None,
-    graphs: Graphs = None,
-    tables: Tables = False,
-    fused_draw: FusedDraw = False,
-    overlap: Overlap = None,
-    dependent_launch: DependentLaunch = False,
-    skip_query: SkipQuery = False,
+    plan: Plan = "auto",
+    accept_fact: AcceptFacts = None,
 ) -> None:
     """Draw pictures from classes, from prompts or from nothing, as the model was trained."""
     prompt = [*(prompt or []), *_read_prompts(prompts)]
     if classes and prompt:
         raise ValueError("--classes and --prompt: expected one of them; a model is conditioned on one or the other")
     keep, sampling = kept_level(top_only, bottom_only), sampling_of(top_k, top_p, temperature)
-    engine: dict[str, Any] = {"graphs": graphs, "tables": tables, "fused_draw": fused_draw, "overlap": overlap}
-    engine |= {"dependent_launch": dependent_launch, "skip_query": skip_query}
-    engine["quantization"] = None if quantize is None else quantize.value
-    machine = Machine(checkpoint, device, dtype, refiner, engine)
+    quantized = None if quantize is None else quantize.value
+    machine = Machine(checkpoint, device, dtype, refiner, quantized, plan, accept_fact or [])
     if world().size > 1:  # processes that torchrun has started cannot share a sheet
         out, shards = None, _shards_of_a_team(shards, out)
     if shards is not None:

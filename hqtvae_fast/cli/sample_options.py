@@ -26,7 +26,6 @@ NAMES = {
     "temperature": "--temperature",
     "seed": "--seed",
     "quantization": "--quantize",
-    "dependent_launch": "--dependent-launch",
 }
 
 Classes = Annotated[

@@ -31,9 +31,8 @@ def sample_set(
     with join_team() as team:
         pipe = machine.open(team.device(machine.device))
         how: dict[str, Any] = {"batch_size": batch_of(pipe, batch_size), "shard_size": shard_size}
-        shards = SampleShards(
-            folder, pipe, SampleSpec(subjects, seed=wanted.seed, engine=machine.engine, **wanted.sampling, **how)
-        )
+        how["quantization"] = machine.quantization
+        shards = SampleShards(folder, pipe, SampleSpec(subjects, seed=wanted.seed, **wanted.sampling, **how))
         draw_together(team, shards)
 
 

@@ -42,7 +42,7 @@ def encode_files(
     pipe: HQTVAEPipeline, reader: Reader, files: Sequence[Path], size: int, advance: Callable[[int], None]
 ) -> tuple[list[Tensor], list[str]]:
     """Codes [N, h, w] a level of the files that can be read, and the names of these."""
-    encoder = make_encoder(pipe.vae, min(size, len(files)))
+    encoder = make_encoder(pipe.vae, min(size, len(files)), pipe.plan)
     names: list[str] = []
     parts: list[tuple[Tensor, ...]] = []
     for batch in reader.batches(files, size, advance):

@@ -25,7 +25,7 @@ import tarfile
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import IO, Any
 
@@ -49,8 +49,8 @@ PNG_LEVEL = 1  # of zlib: drawn pictures hardly shrink further, and level 6 take
 
 @dataclass(frozen=True)
 class SampleSpec:
-    """What a set is drawn from. ``top_k``, ``top_p``, ``temperature``: a number, or one a level. ``engine``: options of
-    the pipeline, by name, that may change bits, such as ``tables`` or ``quantization``."""
+    """What a set is drawn from. ``top_k``, ``top_p``, ``temperature``: a number, or one a level. ``quantization``: the
+    pipeline's."""
 
     subjects: Subjects
     seed: int = 0
@@ -59,7 +59,7 @@ class SampleSpec:
     temperature: Any = 1.0
     batch_size: int = 50
     shard_size: int = 1000
-    engine: dict[str, Any] = field(default_factory=dict)
+    quantization: str | None = None
 
 
 class SampleShards:
@@ -90,6 +90,7 @@ class SampleShards:
             "subjects": self.spec.subjects.digest(),
             "pictures": self.spec.subjects.total,
             "resolution": self.pipe.config.vae.resolution,
+            "plan": self.pipe.plan_for("batch").id,
             "dtype": "tf32" if self.pipe.precision.tf32 else str(self.pipe.dtype).removeprefix("torch."),
             **own,
         }

@@ -11,10 +11,13 @@ from torch import Tensor
 
 from hqtvae_fast.engine.batches import decoding_memory
 from hqtvae_fast.engine.graph import CaptureError, Replay
+from hqtvae_fast.engine.options import EngineOptions
+from hqtvae_fast.hardware import cudnn_benchmark
 from hqtvae_fast.model import HQVAE
 from hqtvae_fast.model.images import check_images, refuse_invalid
 from hqtvae_fast.model.prepared import ALTERED
 from hqtvae_fast.modes import inference, ordinary
+from hqtvae_fast.plan import Plan, using
 from hqtvae_fast.threads import SMALL, decoding_flops, threads_for
 
 Encode = Callable[[Tensor], tuple[Tensor, ...]]
@@ -72,10 +75,16 @@ def decode_codes(
 
 class DecodeReplay:
     """:func:`hqtvae_fast.engine.decode_codes` for up to ``batch`` images; ``present``: which of the VAE's levels have
-    codes, by default all."""
+    codes, by default all; ``chunk``: images decoded at once."""
 
     def __init__(
-        self, vae: HQVAE, batch: int, *, present: Sequence[bool] | None = None, as_bytes: bool = False
+        self,
+        vae: HQVAE,
+        batch: int,
+        *,
+        present: Sequence[bool] | None = None,
+        as_bytes: bool = False,
+        chunk: int | None = None,
     ) -> None:
         sides, device = vae.config.level_sides, vae.post_quant_conv.weight.device
         self.codes = [
@@ -88,7 +97,7 @@ class DecodeReplay:
         # is not free to the driver, whom it asks.
         if device.type == "cuda":
             torch.cuda.empty_cache()
-        self.chunk = min(batch, chunk_size(vae, device))
+        self.chunk = min(batch, chunk_size(vae, device) if chunk is None else chunk)
         with inference():
             self.replay = Replay(self._work, device)
 
@@ -124,24 +133,25 @@ class DecodeReplay:
 
 class EncodeReplay:
     """:meth:`hqtvae_fast.model.HQVAE.encode` for up to ``batch`` images over a static buffer. CaptureError where the
-    work cannot be captured."""
+    work cannot be captured. Computes as ``plan`` says."""
 
-    def __init__(self, vae: HQVAE, batch: int) -> None:
+    def __init__(self, vae: HQVAE, batch: int, plan: Plan | None = None) -> None:
         R, weight = vae.config.resolution, vae.quant_conv.weight
         shape = (batch, 3, R, R)
         self.images = torch.zeros(shape, dtype=torch.float32, device=weight.device).contiguous(
             memory_format=torch.channels_last
         )
         self.invalid = torch.zeros(batch, dtype=torch.bool, device=weight.device)
-        self.vae = vae
+        self.vae, self.plan = vae, plan
         self.codes: tuple[Tensor, ...] = ()
         self._addresses: list[int] = []
         self._capture()
 
     @inference()
     def _capture(self) -> None:
-        self._addresses = self.vae.addresses()
-        self.replay = Replay(self._work, self.images.device)
+        self._addresses, device = self.vae.addresses(), self.images.device
+        with using(self.plan), cudnn_benchmark(device, _options(self.plan, len(self.images)).cudnn_benchmark):
+            self.replay = Replay(self._work, device)
 
     @property
     def bytes(self) -> int:
@@ -164,7 +174,7 @@ class EncodeReplay:
         check_images(images, shape[2])
         if self.vae.addresses() != self._addresses:  # weights have moved
             self._capture()
-        with self.replay.turn():
+        with self.replay.turn(), using(self.plan):
             self.images[:count].copy_(images, non_blocking=True)
             self.replay(self._work)
             if invalid is None:
@@ -175,24 +185,26 @@ class EncodeReplay:
         return tuple(map(ordinary, codes))
 
 
-def encode_images(vae: HQVAE, images: Tensor) -> tuple[Tensor, ...]:
-    """:meth:`hqtvae_fast.model.HQVAE.encode` of images [B, 3, R, R] in [-1, 1] from any device."""
-    with threads_for(decoding_flops(vae.config)):
+def encode_images(vae: HQVAE, images: Tensor, plan: Plan | None = None) -> tuple[Tensor, ...]:
+    """:meth:`hqtvae_fast.model.HQVAE.encode` of images [B, 3, R, R] in [-1, 1] from any device, by ``plan``."""
+    with using(plan), threads_for(decoding_flops(vae.config)):
         return vae.encode(images.to(vae.quant_conv.weight.device, torch.float32, non_blocking=True))
 
 
-def make_encoder(vae: HQVAE, batch: int, *, graphs: bool | None = None) -> Encode:
-    """What encodes images [B, 3, R, R] for B up to ``batch``: by a capture (``graphs``; None: on a GPU), else by the
-    model. What cannot be captured is run as it is, and a warning says so."""
-    device = vae.quant_conv.weight.device
-    if graphs is None:
-        graphs = device.type == "cuda"
-    altered = vae.altered()
-    if graphs and altered is not None:
+def make_encoder(vae: HQVAE, batch: int, plan: Plan | None = None) -> Encode:
+    """What encodes images [B, 3, R, R] for B up to ``batch`` as ``plan`` says: by a capture (without a word of it, on a
+    GPU), else by the model. What cannot be captured is run as it is, and a warning says so."""
+    device, altered = vae.quant_conv.weight.device, vae.altered()
+    captures = _options(plan, batch).captures(device)
+    if captures and altered is not None:
         warnings.warn(f"{altered}: {ALTERED}: encoding step by step, which is slower", stacklevel=2)
-    elif graphs:
+    elif captures:
         try:
-            return EncodeReplay(vae, batch)
+            return EncodeReplay(vae, batch, plan)
         except CaptureError as error:
             warnings.warn(f"{error}: encoding step by step, which is slower", stacklevel=2)
-    return partial(encode_images, vae)
+    return partial(encode_images, vae, plan=plan)
+
+
+def _options(plan: Plan | None, batch: int) -> EngineOptions:
+    return EngineOptions.read("" if plan is None else plan.engine_for(batch))

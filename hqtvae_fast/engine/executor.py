@@ -6,7 +6,7 @@ from __future__ import annotations
 import warnings
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import AbstractContextManager, closing, contextmanager
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, NamedTuple
@@ -19,14 +19,16 @@ from hqtvae_fast.engine.cache import StepTables
 from hqtvae_fast.engine.coding import DecodeReplay, decode_codes
 from hqtvae_fast.engine.graph import CaptureError, DrawReplay, GraphCache
 from hqtvae_fast.engine.loop import NAN_LOGITS, Drawing, OnStep, SamplingParams
-from hqtvae_fast.engine.options import EngineOptions
+from hqtvae_fast.engine.options import EngineOptions, Overlap, check_options
 from hqtvae_fast.engine.step import make_tables
 from hqtvae_fast.engine.streams import Codes, Decode, Done, Drawn, Streams, make_streams
-from hqtvae_fast.hardware import fp32_products
+from hqtvae_fast.hardware import cudnn_benchmark, fp32_products
 from hqtvae_fast.model import HQVAE, HQTransformer
 from hqtvae_fast.model.prepared import Prepared
 from hqtvae_fast.modes import inference, ordinary
 from hqtvae_fast.ops.made import Made, weights_of
+from hqtvae_fast.plan import Plan, current, using
+from hqtvae_fast.threads import at_most
 
 
 class Rows(NamedTuple):
@@ -40,7 +42,8 @@ class Rows(NamedTuple):
 
 
 class Executor:
-    """``models``: the transformers in drawing order, a second one the refiner of the first one's top codes.
+    """``models``: the transformers in drawing order, a second one the refiner of the first one's top codes. ``plan``:
+    what computes, and how the engine runs; ``tf32``: fp32 numbers are multiplied as TF32.
 
     With graphs, a replay on a CPU is a plain call over the same static buffers. What cannot be captured is run step by
     step from then on, and a warning says so.
@@ -51,23 +54,35 @@ class Executor:
         models: Sequence[HQTransformer],
         vae: HQVAE,
         device: torch.device,
-        options: EngineOptions | None = None,
+        plan: Plan | None = None,
+        *,
+        tf32: bool = False,
     ) -> None:
         self.models, self.vae, self.device = list(models), vae, device
-        self.options = options = options or EngineOptions()
-        self._tables: list[Made[StepTables]] = [Made() for _ in self.models]
-        wanted = device.type == "cuda" if options.graphs is None else options.graphs
-        self.graphs = GraphCache(device) if wanted else None
+        self.plan = plan = plan or Plan()
+        self._ways = {text: EngineOptions.read(text, tf32=tf32) for text in ("", *plan.engine.values())}
+        ways = [self._ways[text] for text in plan.engine.values()] or [self._ways[""]]
+        for options in ways:
+            check_options(options, device)
+        self.graphs = GraphCache(device) if any(options.captures(device) for options in ways) else None
         self._addresses: list[int] | None = None
+        self._tables: list[Made[StepTables]] = [Made() for _ in self.models]
+        self._tabled = any(options.tables for options in ways)
         for index in range(len(self.models)):
             self.tables(index)
 
+    def options(self, batch: int, plan: Plan | None = None) -> EngineOptions:
+        """How ``batch`` images are computed; ``plan``: None is the executor's own, here and below. Another one may
+        differ in what computes and, where it has no word of the engine, in leaving that to itself."""
+        return self._ways[(plan or self.plan).engine_for(batch)]
+
     def tables(self, index: int) -> StepTables | None:
-        """Of a model's weights as they are; None without that option, and where the model's modules must be called."""
+        """Of a model's weights as they are; None where no batch has that option, and where the model's modules must be
+        called."""
         model = self.models[index]
-        if not self.options.tables or model.altered() is not None:
+        if not self._tabled or model.altered() is not None:
             return None
-        with self._products():
+        with self._computing(self.plan, EngineOptions()):
             return self._tables[index].of(lambda: make_tables(model), *weights_of(model))
 
     def doubt(self) -> None:
@@ -86,6 +101,7 @@ class Executor:
         given: Tensor | None,
         invalid: Tensor,
         on_step: OnStep,
+        plan: Plan | None = None,
     ) -> Codes:
         """Codes int64 [B, h, w] of all levels that the models know: top codes are drawn, or kept if ``given``.
 
@@ -99,14 +115,15 @@ class Executor:
             if codes and not refines:
                 continue
             sees = codes[0].flatten(1) if refines else condition
-            tables, fused_draw = self.tables(index), self.options.fused_draw and not own.filtered
+            options = self.options(len(seeds), plan)
+            tables, fused_draw = self.tables(index) if options.tables else None, options.fused_draw and not own.filtered
             how: dict[str, Any] = {"tables": tables}
-            how["options"] = replace(self.options, tables=tables is not None, fused_draw=fused_draw)
+            how["options"] = replace(options, tables=tables is not None, fused_draw=fused_draw)
             what = ("top codes given" if given is not None else "all codes", "fused draw" if fused_draw else "any draw")
-            with self._products():
+            with self._computing(plan, options):
                 key = ("draw", index, len(seeds), *what)
                 make = partial(DrawReplay, model, len(seeds), given=given is not None, **how)
-                replay = self._captured(model, key, make)
+                replay = self._captured(model, key, make, options)
                 if replay is None:
                     drawing = Drawing.make(model, sees, seeds, own, given=given, **how)
                     drawing.run(on_step)
@@ -118,7 +135,9 @@ class Executor:
                         on_step()
         return codes
 
-    def decode(self, codes: Sequence[Tensor], count: int, *, as_bytes: bool = False) -> Tensor:
+    def decode(
+        self, codes: Sequence[Tensor], count: int, *, as_bytes: bool = False, plan: Plan | None = None
+    ) -> Tensor:
         """Images of the first ``count`` rows, as :func:`decode_codes` gives them; finer levels may be missing."""
         missing = self.vae.config.num_levels - len(codes)
         if missing:
@@ -126,7 +145,7 @@ class Executor:
                 "the checkpoint draws top codes only (give a refiner for the rest): pictures are coarse", stacklevel=3
             )
         present = [level[:count] for level in codes]
-        return self._decode([*present, *[None] * missing], len(codes[0]), as_bytes)
+        return self._decode([*present, *[None] * missing], len(codes[0]), as_bytes, plan)
 
     @inference()
     def decode_all(self, codes: Sequence[Tensor | None], cutter: Cutter, *, as_bytes: bool = False) -> Tensor:
@@ -142,33 +161,44 @@ class Executor:
             start = batch.stop
         return ordinary(torch.cat(parts))
 
-    def _decode(self, codes: Sequence[Tensor | None], size: int, as_bytes: bool) -> Tensor:
+    def _decode(self, codes: Sequence[Tensor | None], size: int, as_bytes: bool, plan: Plan | None = None) -> Tensor:
         """``size``: of the capture, at least as many as there are codes."""
         present = [level is not None for level in codes]
         levels = [index for index, here in enumerate(present) if here]
-        with self._products():
-            replay = self._captured(
-                self.vae,
-                ("decode", size, f"levels {levels}", "bytes" if as_bytes else "numbers"),
-                lambda: DecodeReplay(self.vae, size, present=present, as_bytes=as_bytes),
-            )
+        options = self.options(size, plan)
+        how: dict[str, Any] = {"as_bytes": as_bytes, "chunk": options.chunk}
+        with self._computing(plan, options):
+            key = ("decode", size, f"levels {levels}", "bytes" if as_bytes else "numbers")
+            make = partial(DecodeReplay, self.vae, size, present=present, **how)
+            replay = self._captured(self.vae, key, make, options)
             if replay is not None:
                 return replay(codes)
             here = [None if level is None else level.to(self.device, torch.int64) for level in codes]
-            return decode_codes(self.vae, here, as_bytes=as_bytes)
+            return decode_codes(self.vae, here, **how)
 
-    def _products(self) -> AbstractContextManager[None]:
-        return fp32_products(self.device, self.options.tf32)
+    @contextmanager
+    def _computing(self, plan: Plan | None, options: EngineOptions) -> Iterator[None]:
+        """Around whatever is computed or captured: the plan, and what of the options holds for libraries."""
+        threads = nullcontext() if options.threads is None else at_most(options.threads)
+        benchmark = cudnn_benchmark(self.device, options.cudnn_benchmark)
+        with using(plan or self.plan), threads, benchmark, fp32_products(self.device, self._ways[""].tf32):
+            yield
 
     def _captured(
-        self, model: Prepared, key: tuple[str | int, ...], make: Callable[[], DrawReplay | DecodeReplay]
+        self,
+        model: Prepared,
+        key: tuple[str | int, ...],
+        make: Callable[[], DrawReplay | DecodeReplay],
+        options: EngineOptions,
     ) -> Any:
-        """The capture, or None where there is to be none. Hooks would run once, while it is made."""
-        if self.graphs is None or model.altered() is not None:
+        """The capture under the plan in use, or None where there is to be none. Hooks would run once, while it is
+        made."""
+        if self.graphs is None or not options.captures(self.device) or model.altered() is not None:
             return None
         self._keep_captures_right(self.graphs)
         try:
-            return self.graphs.get(key, make)
+            plan = current() or self.plan
+            return self.graphs.get((*key, f"plan {plan.id}"), make)
         except CaptureError as error:
             warnings.warn(f"{error}: running step by step from now on, which is slower", stacklevel=4)
             self.graphs.clear()
@@ -220,14 +250,14 @@ class Finished:
 
 
 def generate(
-    job: Job, cutter: Cutter, device: torch.device, *, overlap: bool | None = None
+    job: Job, cutter: Cutter, device: torch.device, *, overlap: Overlap | None = None
 ) -> Generator[Finished, None, None]:
     """Do all batches; yields them in order. A consumer that is slow, stops or fails holds up nothing but the batch in
     flight.
 
     A batch that runs out of memory is done again in smaller ones (:meth:`Cutter.shrink`). ValueError and
-    :class:`GenerationError` name the batch. ``overlap``: draw a batch while the one before it is decoded; None: on a
-    GPU.
+    :class:`GenerationError` name the batch. ``overlap``: whether a batch is drawn while the one before it is decoded,
+    see :class:`hqtvae_fast.engine.options.EngineOptions`.
     """
     in_flight: deque[tuple[Batch, Callable[[], Done]]] = deque()
     start = 0

@@ -29,6 +29,7 @@ from hqtvae_fast.engine.cache import StepTables
 from hqtvae_fast.engine.loop import Drawing, SamplingParams, check_given
 from hqtvae_fast.engine.options import EngineOptions
 from hqtvae_fast.engine.step import Engine
+from hqtvae_fast.engine.streams import HIGH
 from hqtvae_fast.model import HQTransformer
 from hqtvae_fast.modes import inference
 
@@ -47,10 +48,11 @@ class Replay:
     other, and with them a capture's memory after it was given up, until Python looks for cycles.
     """
 
-    def __init__(self, work: Work, device: torch.device) -> None:
+    def __init__(self, work: Work, device: torch.device, priority: int = 0) -> None:
+        """``priority``: of the stream that is captured, which its kernels keep in the graph."""
         self.bytes = 0
         """Of memory that the capture holds."""
-        self._device = device
+        self._device, self._priority = device, priority
         self._last: torch.cuda.Event | None = None
         self._lock = threading.Lock()
         self._graph = None if device.type != "cuda" else self._capture(work)
@@ -79,7 +81,7 @@ class Replay:
                 self._last = stream.record_event()
 
     def _capture(self, work: Work) -> torch.cuda.CUDAGraph:
-        stream = torch.cuda.Stream(self._device)
+        stream = torch.cuda.Stream(self._device, priority=self._priority)
         stream.wait_stream(torch.cuda.current_stream(self._device))
         # This sets the device too, and sets both back where a capture fails to end, which torch.cuda.graph does not.
         with torch.cuda.stream(stream):
@@ -108,7 +110,7 @@ def _captured(work: Work, stream: torch.cuda.Stream) -> torch.cuda.CUDAGraph:
     except RuntimeError as error:
         _close_pool(pool)
         # An operator's error makes the capture's end fail as well; the first of the two says more.
-        first = watch.error or str(error)
+        first = str(error) if watch.error == "" else watch.error
         if watch.out_of_memory:
             raise torch.OutOfMemoryError(first) from error
         raise CaptureError(f"cannot be captured in a CUDA graph: {watch.name} ({first.splitlines()[0]})") from error
@@ -184,7 +186,8 @@ class DrawReplay:
         with inference():
             how: dict[str, Any] = {"given": top, "engine": engine, "options": options, "tables": tables}
             self.drawing = Drawing.make(model, self.condition, self.seeds, everything, **how)
-            self.replay = Replay(self._work, device)
+            first = options is not None and options.overlap == "priority"
+            self.replay = Replay(self._work, device, HIGH if first else 0)
 
     @property
     def bytes(self) -> int:

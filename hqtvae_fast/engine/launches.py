@@ -43,21 +43,28 @@ class _Launches(TorchDispatchMode):
         return function(*args, **(kwargs or {}))
 
 
-class _Indexing(TorchFunctionMode):
-    """Python's indexing in terms of select and narrow. Torch's own asks the device's driver first, and a build of torch
-    without CUDA has none, fake tensors or not."""
+class Indexing(TorchFunctionMode):
+    """Python's indexing in terms of select and narrow, and copies as operators. Torch's own ask the device's driver
+    first, and a build of torch without CUDA has none, fake tensors or not."""
 
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if function is Tensor.__getitem__:
             return _index(*args)
+        if function in _OPERATORS:
+            return _OPERATORS[function](*args, **(kwargs or {}))
         return function(*args, **(kwargs or {}))
 
 
+_OPERATORS = {Tensor.contiguous: torch.ops.aten.contiguous, Tensor.copy_: torch.ops.aten.copy_}
+
+
 def _index(x: Tensor, where: Any) -> Tensor:
-    """x[where] for numbers, slices without a step, and None."""
-    dim = 0
-    for item in where if isinstance(where, tuple) else (where,):
-        if item is None:
+    """x[where] for numbers, slices without a step, None and an ellipsis."""
+    dim, items = 0, where if isinstance(where, tuple) else (where,)
+    for index, item in enumerate(items):
+        if item is Ellipsis:
+            dim = x.ndim - sum(each is not None for each in items[index + 1 :]) - 1
+        elif item is None:
             x = x.unsqueeze(dim)
         elif isinstance(item, int):
             x, dim = x.select(dim, item), dim - 1
@@ -67,7 +74,7 @@ def _index(x: Tensor, where: Any) -> Tensor:
                 raise NotImplementedError(f"counting kernels: expected a slice without a step; got {item}")
             x = x if (start, stop) == (0, x.shape[dim]) else x.narrow(dim, start, stop - start)
         else:
-            raise NotImplementedError(f"counting kernels: expected numbers, slices and None as indices; got {item!r}")
+            raise NotImplementedError(f"counting kernels: expected numbers, slices, None, ... as indices; got {item!r}")
         dim += 1
     return x
 
@@ -82,7 +89,7 @@ def count_launches(
         os.environ.pop(VARIABLE, None)
         with without_values():
             model = HQTransformer(config).eval()
-        with FakeTensorMode(), torch.device("cuda"), _Indexing():
+        with FakeTensorMode(), torch.device("cuda"), Indexing():
             _to_device(model, dtype)
             seeds, condition = torch.zeros(batch, dtype=torch.int64), None
             if config.condition != "none":

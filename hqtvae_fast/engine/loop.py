@@ -122,7 +122,7 @@ class Drawing:
         options = options or EngineOptions()
         options = replace(options, fused_draw=options.fused_draw and not params.filtered)
         step = make_step(model, batch, engine, options, tables)
-        whole = WholeHead.if_asked_for(model, batch, options.dependent_launch)
+        whole = WholeHead.if_asked_for(model, batch, options)
         return cls(config, step, draw, condition, local_BTN, given is not None, whole)
 
     def run(self, on_step: OnStep | None = None, steps: range | None = None) -> None:

@@ -1,9 +1,10 @@
-"""What the engine may do differently: choices of speed and memory for the same codes, and what it computes in."""
+"""What the engine may do differently: its variants in a plan, of speed and memory for the same codes, and what it
+computes in."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 
@@ -11,30 +12,90 @@ from hqtvae_fast.hardware import default_dtype
 from hqtvae_fast.ops.kernels.skinny_linear.reference import QUANTIZED
 from hqtvae_fast.ops.kernels.skinny_linear.triton import DEPENDENT_CAPABILITY, FP8_CAPABILITY
 
+Overlap = Literal["off", "on", "priority"]
+
 
 @dataclass(frozen=True)
 class EngineOptions:
-    """``graphs``: capture each batch size's work as CUDA graphs and replay them; None: on a GPU. ``tables``: compute
-    what depends on a code or a class alone once (:class:`hqtvae_fast.engine.cache.StepTables`). ``fused_draw``: where
-    neither top-k nor top-p is set, draw inside the head's product, its logits never stored
-    (:func:`hqtvae_fast.ops.draw_from_head`). ``overlap``: draw a batch while the one before it is decoded
-    (:mod:`hqtvae_fast.engine.streams`); None: on a GPU. ``dependent_launch``: Hopper's programmatic dependent launch:
-    skinny products, and the whole head where it is one kernel, begin to fetch their weights while the kernel before
-    them runs. ``skip_query``: leave out the queries of the head's first pass, whose one position sees itself alone.
-    ``tf32``: multiply fp32 numbers as TF32."""
+    """One way to run a batch: a plan's variant of the engine, in the words of its text (:meth:`read`).
 
-    graphs: bool | None = None
+    ``captured``: capture the work of a batch size as CUDA graphs and replay them ("captured", "uncaptured"); None: on a
+    GPU. ``modules``: the model's own modules draw, which have none of the next five. ``tables``: compute what depends
+    on a code or a class alone once (:class:`hqtvae_fast.engine.cache.StepTables`). ``fused_draw``: where neither top-k
+    nor top-p is set, draw inside the head's product, its logits never stored (:func:`hqtvae_fast.ops.draw_from_head`).
+    ``whole_head``: both passes and draws of a step in one operation (:class:`hqtvae_fast.engine.step.WholeHead`).
+    ``dependent_launch``: Hopper's programmatic dependent launch: skinny products, and the whole head, begin to fetch
+    their weights while the kernel before them runs. ``skip_query``: leave out the queries of the head's first pass,
+    whose one position sees itself alone. ``overlap``: draw a batch while the one before it is decoded
+    (:mod:`hqtvae_fast.engine.streams`), with "priority" to the drawing; None: on a GPU. ``chunk``: images decoded at
+    once; None: as memory and caches like. ``cudnn_benchmark``: cuDNN times its algorithms at a shape's first use.
+    ``threads``: of a CPU, at most so many; None: torch's. Not in the text, for it is of the dtype: ``tf32``, multiply
+    fp32 numbers as TF32."""
+
+    captured: bool | None = None
+    modules: bool = False
     tables: bool = False
     fused_draw: bool = False
-    overlap: bool | None = None
+    whole_head: bool = False
     dependent_launch: bool = False
     skip_query: bool = False
+    overlap: Overlap | None = None
+    chunk: int | None = None
+    cudnn_benchmark: bool = False
+    threads: int | None = None
     tf32: bool = False
+
+    @classmethod
+    def read(cls, text: str, *, tf32: bool = False) -> EngineOptions:
+        """Of words such as "dependent_launch, skip_query, overlap=priority, chunk=128", in any order; "": all as they
+        are by themselves. ValueError on others."""
+        found: dict[str, Any] = {}
+        for word in filter(None, map(str.strip, text.split(","))):
+            name, value = _read_word(word)
+            if name in found:
+                raise ValueError(f"engine: expected {name} once; got {text!r}")
+            found[name] = value
+        options = cls(**found, tf32=tf32)
+        if options.modules and options.fused:
+            raise ValueError(f"engine: expected 'modules' without what the fused step alone has; got {text!r}")
+        return options
+
+    def __str__(self) -> str:
+        words = [] if self.captured is None else ["captured" if self.captured else "uncaptured"]
+        words += [name for name in _FLAGS if getattr(self, name)]
+        words += [f"{name}={value}" for name in _VALUES if (value := getattr(self, name)) is not None]
+        return ", ".join(words)
 
     @property
     def fused(self) -> bool:
         """Whether any is set that the fused step has and the model's own modules have not."""
-        return self.tables or self.fused_draw or self.dependent_launch or self.skip_query
+        return self.tables or self.fused_draw or self.whole_head or self.dependent_launch or self.skip_query
+
+    def captures(self, device: torch.device) -> bool:
+        return device.type == "cuda" if self.captured is None else self.captured
+
+    def overlaps(self, device: torch.device) -> bool:
+        return device.type == "cuda" if self.overlap is None else self.overlap != "off"
+
+
+_CAPTURED = {"captured": True, "uncaptured": False}
+_FLAGS = ("modules", "tables", "fused_draw", "whole_head", "dependent_launch", "skip_query", "cudnn_benchmark")
+_VALUES = ("overlap", "chunk", "threads")
+
+
+def _read_word(word: str) -> tuple[str, Any]:
+    """One word of an engine's text, as a field's name and value."""
+    name, _, value = (part.strip() for part in word.partition("="))
+    if word in _CAPTURED:
+        return "captured", _CAPTURED[word]
+    if word in _FLAGS:
+        return word, True
+    if name == "overlap" and value in get_args(Overlap):
+        return name, value
+    if name in ("chunk", "threads") and value.isdecimal() and int(value) > 0:
+        return name, int(value)
+    known = (*_CAPTURED, *_FLAGS, f"overlap={'|'.join(get_args(Overlap))}", "chunk=N", "threads=N")
+    raise ValueError(f"engine: expected some of {', '.join(known)}; got {word!r}")
 
 
 def check_options(options: EngineOptions, device: torch.device) -> None:

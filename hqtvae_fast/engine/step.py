@@ -91,13 +91,16 @@ def make_step(
     tables: StepTables | None = None,
 ) -> Step:
     """Who runs the steps: "fused", the kernels of :mod:`hqtvae_fast.ops`, or "reference", the model's own modules.
-    None: the kernels on a GPU or with any option, which only they have; else the modules, which on a CPU have packed
-    weights. Raises ValueError on another, and on "reference" with an option. A model whose modules were wrapped or have
-    hooks is run by its modules, and a warning says so; ValueError where the kernels were asked for."""
+    None: what the options say, else the kernels on a GPU or with any option that only they have; else the modules,
+    which on a CPU have packed weights. Raises ValueError on another, and on "reference" with such an option. A model
+    whose modules were wrapped or have hooks is run by its modules, and a warning says so; ValueError where the kernels
+    were asked for."""
     options, altered = options or EngineOptions(), model.altered()
     any_option = options.fused or tables is not None
     model.look()
-    if engine is None:
+    if engine is None and options.modules:
+        engine = "reference"
+    elif engine is None:
         engine = "fused" if model.norm.weight.is_cuda or any_option else "reference"
         if engine == "fused" and altered is not None:
             warnings.warn(f"{altered}: {ALTERED}: drawing by the model's modules, which is slower", stacklevel=2)
@@ -301,25 +304,30 @@ HEAD_OP, HEAD_BACKEND = "prediction_head", "cuda"
 
 @dataclass(frozen=True)
 class WholeHead:
-    """Both passes and draws of a step as one operation, where that was asked for: HQTVAE_BACKEND=prediction_head=cuda.
-    Reads the model's parameters in place."""
+    """Both passes and draws of a step as one operation, where that was asked for: by the engine's option, or by
+    HQTVAE_BACKEND=prediction_head=cuda. Reads the model's parameters in place."""
 
     head: PredictionHead
 
     @classmethod
-    def if_asked_for(cls, model: HQTransformer, batch: int, dependent: bool = False) -> WholeHead | None:
-        """None unless the environment asks for it; a BackendError where it does and the model or batch do not fit.
-        ``dependent``: fetch weights while the body's last kernel still runs, see :class:`PredictionHead`."""
-        if asked_for(HEAD_OP) != HEAD_BACKEND:
+    def if_asked_for(cls, model: HQTransformer, batch: int, options: EngineOptions | None = None) -> WholeHead | None:
+        """None unless it is asked for. Where the model or batch do not fit: a BackendError if the environment asks, a
+        warning and None if the option does. With a dependent launch it fetches weights while the body's last kernel
+        still runs, see :class:`PredictionHead`."""
+        options, demanded = options or EngineOptions(), asked_for(HEAD_OP) == HEAD_BACKEND
+        if not (demanded or options.whole_head):
             return None
         reason, altered = why_no_whole_head(model.config, batch), model.altered()
         if altered is not None:
             reason = f"{altered} {ALTERED}"
+        if reason is not None and not demanded:
+            warnings.warn(f"engine: whole_head cannot run: {reason}: drawing without it", stacklevel=2)
+            return None
         if reason is not None:
             raise BackendError(f"{HEAD_OP}: backend {HEAD_BACKEND!r} was asked for and cannot run: {reason}")
         config = model.config.head
         weights = head_weights(cast(PyramidHead, model.head))
-        return cls(PredictionHead.of(weights, config.num_heads, config.gelu, dependent=dependent))
+        return cls(PredictionHead.of(weights, config.num_heads, config.gelu, dependent=options.dependent_launch))
 
     def __call__(self, h_BD: Tensor, local_BN: Tensor, *, keep_top: bool, **how: Tensor) -> None:
         """``how``: seeds, step and filters of every level, as the operation takes them."""

@@ -16,10 +16,13 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from hqtvae_fast.engine.options import Overlap
 from hqtvae_fast.modes import inference
 
 Codes = tuple[Tensor, ...]
 Decode = Callable[[Codes, int], Tensor]
+HIGH = -1
+"""A stream's priority that comes before 0, which streams have by themselves."""
 
 
 @dataclass(frozen=True)
@@ -62,11 +65,12 @@ class Streams(Protocol):
         """Drain, and leave no thread behind."""
 
 
-def make_streams(device: torch.device, overlap: bool | None = None) -> Streams:
-    """``overlap``: None means on a GPU. On a CPU, whose cores either half keeps busy, it is to be asked for."""
+def make_streams(device: torch.device, overlap: Overlap | None = None) -> Streams:
+    """``overlap``: None means "on" on a GPU. On a CPU, whose cores either half keeps busy, it is to be asked for, and
+    "priority" is no more than "on"."""
     if device.type == "cuda":
-        return GPUStreams(device, overlap is not False)
-    return _Threads() if overlap else _Serial()
+        return GPUStreams(device, overlap or "on")
+    return _Serial() if overlap in (None, "off") else _Threads()
 
 
 class _Serial:
@@ -130,10 +134,13 @@ class GPUStreams:
 
     late = True
 
-    def __init__(self, device: torch.device, overlap: bool) -> None:
-        self.device, self.ahead = device, int(overlap)
-        self._drawing = torch.cuda.Stream(device) if overlap else None
-        self._decoding = torch.cuda.Stream(device) if overlap else None
+    def __init__(self, device: torch.device, overlap: Overlap) -> None:
+        self.device, self.ahead = device, int(overlap != "off")
+        self._drawing: torch.cuda.Stream | None = None
+        self._decoding: torch.cuda.Stream | None = None
+        if overlap != "off":
+            self._drawing = torch.cuda.Stream(device, priority=HIGH if overlap == "priority" else 0)
+            self._decoding = torch.cuda.Stream(device)
         for stream in (self._drawing, self._decoding):
             if stream is not None:  # weights may still be on their way on the caller's stream
                 stream.wait_stream(torch.cuda.current_stream(device))

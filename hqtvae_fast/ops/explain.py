@@ -20,11 +20,11 @@ def explain(op_name: str, *inputs: Any, backend: str | None = None, peaks: Devic
     """What ``hqtvae_fast.ops.<op_name>(*inputs, backend=backend)`` would do, as lines of text; nothing is run.
 
     ``inputs`` are those of the op's spec, in its order. The lines: the backend, who asked for it, and those passed over
-    with the reason; how the kernel would be launched, where Triton computes it and the op tells; the least FLOPs and
-    bytes, where the op's spec gives a cost for these inputs (they have the shapes and dtypes of one of its cases),
-    which of the two bounds the time, and the floor. ``peaks``: the device's; by default :func:`peaks_of` the device
-    that the inputs are on, which the first time takes 2 seconds where nothing is published for it. Raises ValueError on
-    an unknown op.
+    with the reason; other variants that could be asked for by name; how the kernel would be launched, where Triton
+    computes it and the op tells; the least FLOPs and bytes, where the op's spec gives a cost for these inputs (they
+    have the shapes and dtypes of one of its cases), which of the two bounds the time, and the floor. ``peaks``: the
+    device's; by default :func:`peaks_of` the device that the inputs are on, which the first time takes 2 seconds where
+    nothing is published for it. Raises ValueError on an unknown op.
     """
     specs = all_specs()
     if op_name not in specs:
@@ -34,9 +34,10 @@ def explain(op_name: str, *inputs: Any, backend: str | None = None, peaks: Devic
     rows = [("op", f"{op_name}({', '.join(map(_shape, inputs))}) on {device}")]
     choice, told = _choice(spec, inputs, backend)
     rows += told
-    launches = device.type == "cuda" if choice is None else choice.backend.name == "triton"
+    launches = device.type == "cuda" if choice is None else choice.backend.base == "triton"
     if spec.describe is not None and launches:
-        rows += spec.describe(*inputs).items()
+        tile = {} if choice is None or choice.backend.tile is None else {"tile": choice.backend.tile}
+        rows += spec.describe(*inputs, **tile).items()
     rows += _cost_rows(spec, inputs, device, peaks)
     width = max(len(label) for label, _ in rows)
     return "\n".join(f"{label:<{width}}  {text}" for label, text in rows)
@@ -115,7 +116,10 @@ def _choice(spec: Spec, inputs: Sequence[Any], backend: str | None) -> tuple[Cho
     rows = [("backend", f"{choice.backend.name}, chosen by {choice.asked_by}")]
     if choice.backend.origin is not None:
         rows.append(("kernels from", choice.backend.origin()))
-    return choice, rows + [("passed over", f"{name}: {reason}") for name, reason in choice.passed_over]
+    rows += [("passed over", f"{name}: {reason}") for name, reason in choice.passed_over]
+    seen = {choice.backend.name, *(name for name, _ in choice.passed_over)}
+    others = [each.name for each in spec.backends if each.name not in seen and each.why_not(*inputs) is None]
+    return choice, rows + ([("variants", ", ".join(others))] if others else [])
 
 
 def _cost_rows(spec: Spec, inputs: Sequence[Any], device: torch.device, peaks: Device | None) -> list[tuple[str, str]]:

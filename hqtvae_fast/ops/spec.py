@@ -68,7 +68,8 @@ class Spec:
     AssertionError beyond the op's tolerance, which it states. ``baselines``: other ways to the same result, by name,
     for benchmarks. ``variants(arch)``: every compilation that the launcher can choose; empty where there is no kernel.
     ``describe(*inputs)``: how the kernel would be launched on them (tile, warps, stages, shared memory), by name.
-    ``backends``: those that ``run`` chooses from, best first; their ``why_not`` takes what ``make_inputs`` gives.
+    ``backends``: those that ``run`` chooses from, best first, tiles and library calls among them: what is not listed is
+    neither tested nor timed nor chosen. Their ``why_not`` takes what ``make_inputs`` gives.
     """
 
     op: str

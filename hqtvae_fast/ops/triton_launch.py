@@ -7,6 +7,7 @@ import functools
 import importlib.metadata
 import importlib.util
 import os
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -50,6 +51,23 @@ def dependents(x: Tensor) -> bool:
     return x.is_cuda and torch.cuda.is_available() and capability_at_least(x, (9, 0))
 
 
+MULTIPROCESSORS = {80: 108, 90: 132}
+"""Of an A100 and an H100, where a kernel is only compiled for their architecture."""
+
+
+def multiprocessors(device: torch.device) -> int:
+    """How many ``device`` has: a launcher's measure of how many programs are enough. An H100's, where there is no GPU
+    to ask: of a fake one, and in the interpreter."""
+    if device.type != "cuda" or not torch.cuda.is_available():
+        return MULTIPROCESSORS[90]
+    return _multiprocessors(torch.cuda.current_device() if device.index is None else device.index)
+
+
+@functools.cache
+def _multiprocessors(index: int) -> int:
+    return torch.cuda.get_device_properties(index).multi_processor_count
+
+
 def interpreted() -> bool:
     """Whether Triton runs kernels on the CPU, as it read when they were defined."""
     return os.environ.get("TRITON_INTERPRET") == "1"
@@ -91,6 +109,18 @@ def dense(*vectors: Tensor | None) -> tuple[Tensor | None, ...]:
     return tuple(None if vector is None else vector.contiguous() for vector in vectors)
 
 
+@dataclass(frozen=True)
+class Warps:
+    """A tile of a kernel that is given by its warps alone."""
+
+    warps: int
+
+
+def by_warps(*numbers: int) -> dict[str, Warps]:
+    """Such tiles by name: "4-warps"."""
+    return {f"{number}-warps": Warps(number) for number in numbers}
+
+
 def row_warps(width: int) -> int:
-    """Warps for a program that holds a row in registers: at most 16 values a thread. Not yet measured on a GPU."""
+    """Warps for a program that holds a row in registers: at most 16 values a thread."""
     return min(16, max(1, power_of_2(width) // 512))

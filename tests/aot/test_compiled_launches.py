@@ -93,10 +93,15 @@ def compiled(variant) -> dict:
 def launches_of(spec, found: list) -> list:
     import torch
 
+    """Of the backend on all cases, and of each tile on the first that it can take."""
     start = len(found)
     for case in spec.cases:
-        inputs = spec.make_inputs(case, torch.device("cpu"), 0)
-        spec.run(*inputs, backend="triton")
+        spec.run(*spec.make_inputs(case, torch.device("cpu"), 0), backend="triton")
+    for variant in spec.backends:
+        inputs = (spec.make_inputs(case, torch.device("cpu"), 0) for case in spec.cases)
+        taken = next((each for each in inputs if variant.tile and variant.why_not(*each) is None), None)
+        if taken is not None:
+            spec.run(*taken, backend=variant.name)
     return found[start:]
 
 

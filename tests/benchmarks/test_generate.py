@@ -147,7 +147,7 @@ def test_what_cannot_be_run_is_said_before_anything_is(arguments, message, capsy
 
 def test_options_are_the_pipelines():
     params = same_for_all(TINY.vae, 1.0, None, None)
-    ours = Ours(open_model("tiny", None), CPU, "fp32", params, quantization="int8", tables=True, fused_draw=False)
+    ours = Ours(open_model("tiny", None), CPU, "fp32", params, quantization="int8", engine="tables")
     assert ours.precision == "float32, int8, tables"
     ours.stream([1, 1])
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from conftest import engine
 
 from benchmarks.entrants.ours import open_model
 from benchmarks.studies import idle
@@ -30,7 +31,7 @@ def test_an_empty_profile_is_no_zero():
 
 def test_what_is_measured(monkeypatch):
     """On a CPU with made-up spans: each work is run once untimed and once for the profile."""
-    pipe = HQTVAEPipeline(open_model("tiny", None), device="cpu", dtype="fp32", graphs=True)
+    pipe = HQTVAEPipeline(open_model("tiny", None), device="cpu", dtype="fp32", plan=engine("captured"))
     runs = []
     monkeypatch.setattr(idle, "profiled", lambda work: runs.append(work()) or [(0, 1), (1.5, 2)])
     assert idle.measure(pipe, 2) == {"drawing": 0.25, "decoding": 0.25, "stream": 0.25}

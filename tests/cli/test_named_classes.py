@@ -16,7 +16,7 @@ from PIL import Image
 from hqtvae_fast import checkpoint as checkpoints
 from hqtvae_fast.checkpoint_config import read_config
 from hqtvae_fast.classes import Classes
-from hqtvae_fast.cli.plan import plan
+from hqtvae_fast.cli.drawings import plan
 from hqtvae_fast.evaluate import open_pictures
 from hqtvae_fast.train.data import open_source
 

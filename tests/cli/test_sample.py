@@ -101,11 +101,11 @@ def test_an_interruption_leaves_what_is_finished(sample: Any, tmp_path: Path, mo
     whole = {file.name: pixels(file) for file in (tmp_path / "files").iterdir()}
     original, batches = Executor.draw, []
 
-    def stopped(self: Executor, *rows: Any) -> Any:
+    def stopped(self: Executor, *rows: Any, **how: Any) -> Any:
         batches.append(rows)
         if len(batches) > 2:
             raise KeyboardInterrupt
-        return original(self, *rows)
+        return original(self, *rows, **how)
 
     monkeypatch.setattr(Executor, "draw", stopped)
     result = sample(CLASSES, *arguments, "part.safetensors", "--out-dir", "part")

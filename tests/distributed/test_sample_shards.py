@@ -105,7 +105,7 @@ def test_a_shard_that_was_cut_off_is_no_success(alone, tmp_path):
 @pytest.mark.parametrize(
     "change, field",
     [({"seed": 6}, "seed: 5 there, 6 wanted"), ({"batch_size": 2}, "batch_size"), ({"shard_size": 5}, "shard_size"),
-     ({"temperature": 0.5}, "temperature"), ({"engine": {"tables": True}}, "engine"),
+     ({"temperature": 0.5}, "temperature"), ({"quantization": "int8"}, "quantization"),
      ({"subjects": Subjects((0, 3), 22)}, "subjects")],
 )  # fmt: skip
 def test_a_folder_holds_one_set(tmp_path, change, field):

@@ -6,7 +6,7 @@ import json
 
 import pytest
 import torch
-from conftest import GOLDEN
+from conftest import GOLDEN, engine
 
 from hqtvae_fast import HQTVAEPipeline
 from hqtvae_fast.engine import batches
@@ -124,7 +124,7 @@ def test_a_later_pipeline_finds_what_an_earlier_one_measured(opened):
     assert set(found.seconds) <= {1, 3}
     assert pipe.best_batch_size == found.best
     assert opened().best_batch_size == found.best
-    other = [opened(dtype="bf16"), opened("class_sequential"), opened(tables=True)]
+    other = [opened(dtype="bf16"), opened("class_sequential"), opened(plan=engine("tables"))]
     assert [pipe.best_batch_size for pipe in other] == [8, 8, 8]  # the times are not theirs
 
 
@@ -137,7 +137,7 @@ def test_every_kind_of_model_can_be_timed(case, opened, tmp_path):
 
 
 def test_tuned_sizes_leave_the_codes_alone(opened):
-    pipe = opened(graphs=True)
+    pipe = opened(plan=engine("captured"))
     options = {"class_labels": [1, 2, 3], "seed": 5, "output_type": "codes", "progress": False}
     before = pipe(**options).codes
     pipe._sizes.tuning = BatchTuning({1: 1.0, 2: 1.5})
@@ -147,7 +147,7 @@ def test_tuned_sizes_leave_the_codes_alone(opened):
 
 
 def test_determinism_goes_by_a_size_that_no_measurement_changes(opened):
-    pipe = opened(graphs=True)
+    pipe = opened(plan=engine("captured"))
     pipe._sizes.tuning = BatchTuning({1: 1.0, 2: 1.5})
     pipe(class_labels=1, deterministic="batch", output_type="codes", progress=False)
     assert [report.key[2] for report in pipe._executor.graphs.report()] == [8]

@@ -14,7 +14,7 @@ from hqtvae_fast.engine import Batch, Cutter, GenerationError, Job, generate
 from hqtvae_fast.engine.streams import Done
 
 CPU = torch.device("cpu")
-both_ways = pytest.mark.parametrize("overlap", [False, True])
+both_ways = pytest.mark.parametrize("overlap", ["off", "on"])
 
 
 def cuts(total: int, limit: int, *, fixed: bool = False) -> list[tuple[int, int, int]]:
@@ -108,7 +108,7 @@ def test_on_a_cpu_the_next_batch_is_drawn_while_one_is_decoded():
             seen.append(drawing.wait(20))
         return decode(codes, count)
 
-    finished = list(generate(job(second_draws, first_decodes), Cutter(6, 2), CPU, overlap=True))
+    finished = list(generate(job(second_draws, first_decodes), Cutter(6, 2), CPU, overlap="on"))
     assert seen == [True, True]
     assert torch.cat([batch.codes[0] for batch in finished]).flatten().tolist() == list(range(6))
 
@@ -120,7 +120,7 @@ def test_one_batch_is_drawn_ahead_and_no_thread_stays():
         drawn.append(batch.start)
         return draw(batch, invalid)
 
-    stream = generate(job(counted), Cutter(100, 2), CPU, overlap=True)
+    stream = generate(job(counted), Cutter(100, 2), CPU, overlap="on")
     next(stream)
     assert threading.active_count() == threads + 1
     stream.close()
@@ -137,7 +137,7 @@ def test_a_decoding_thread_that_fails_names_its_batch_and_stays_nowhere():
         return decode(codes, count)
 
     with pytest.raises(GenerationError, match="images 2 to 3: no such convolution"):
-        list(generate(job(decode=broken), Cutter(10, 2), CPU, overlap=True))
+        list(generate(job(decode=broken), Cutter(10, 2), CPU, overlap="on"))
     assert threading.active_count() == threads
 
 
@@ -156,7 +156,7 @@ def test_a_consumer_that_fails_ends_the_drawing(overlap):
 
     with pytest.raises(KeyError, match="the consumer's own"):
         consume()
-    assert drawn == ([0, 2, 4, 6] if overlap else [0, 2, 4])
+    assert drawn == ([0, 2, 4, 6] if overlap == "on" else [0, 2, 4])
 
 
 def fails_above(limit: int, error: Exception, drawn: list[int]):
@@ -352,6 +352,6 @@ def test_both_orders_give_the_same_on_a_gpu():
 
     results = [
         torch.cat([batch.codes[0] for batch in generate(job(drawn), Cutter(40, 8), device, overlap=overlap)])
-        for overlap in (False, True)
+        for overlap in ("off", "on")
     ]
     assert torch.equal(*results)

@@ -13,7 +13,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import golden_pipeline
+from conftest import engine, golden_pipeline
 
 from hqtvae_fast import HQTVAEPipeline
 from hqtvae_fast.engine.coding import DecodeReplay, EncodeReplay
@@ -77,7 +77,7 @@ class FakeCuda:
         self.log, self.reserved, self.end_fails, self.open = [], 10, False, None
         self.current = self.main = FakeStream(self, SECOND, "main")
         fakes = {
-            "Stream": lambda device=None: FakeStream(self, device),
+            "Stream": lambda device=None, priority=0: FakeStream(self, device),
             "CUDAGraph": lambda: FakeGraph(self),
             "current_stream": lambda device=None: self.current,
             "stream": lambda stream: On(self, stream),
@@ -295,7 +295,9 @@ def test_what_a_cache_gives_up_is_gone_at_once(make, no_collection):
 
 def test_a_pipeline_is_gone_with_its_last_user(no_collection):
     """Its weights and captures are a GPU's memory."""
-    pipe = HQTVAEPipeline(golden_pipeline("class_parallel")._checkpoint, device="cpu", dtype="fp32", graphs=True)
+    pipe = HQTVAEPipeline(
+        golden_pipeline("class_parallel")._checkpoint, device="cpu", dtype="fp32", plan=engine("captured")
+    )
     pipe(1, output_type="pt", progress=False)
     gone = [weakref.ref(pipe), weakref.ref(pipe._executor)]
     del pipe

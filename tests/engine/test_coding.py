@@ -6,7 +6,7 @@ import copy
 
 import pytest
 import torch
-from conftest import golden_pipeline, golden_values
+from conftest import engine, golden_pipeline, golden_values
 
 from hqtvae_fast.engine.coding import EncodeReplay, make_encoder
 from hqtvae_fast.engine.graph import CaptureError
@@ -57,7 +57,7 @@ def test_other_shapes_are_refused(shape):
 
 def test_an_encoder_is_a_capture_where_that_is_asked_for():
     vae = golden_pipeline("class_parallel").vae
-    assert isinstance(make_encoder(vae, 2, graphs=True), EncodeReplay)
+    assert isinstance(make_encoder(vae, 2, engine("captured")), EncodeReplay)
     plain = make_encoder(vae, 2)
     assert not isinstance(plain, EncodeReplay)  # on a CPU
     images = pictures(vae, 2, 0)
@@ -71,7 +71,7 @@ def test_what_cannot_be_captured_is_run_as_it_is_and_says_so(monkeypatch):
     vae = golden_pipeline("class_parallel").vae
     monkeypatch.setattr(EncodeReplay, "__init__", fail)
     with pytest.warns(UserWarning, match="aten::nonzero: encoding step by step, which is slower"):
-        encode = make_encoder(vae, 2, graphs=True)
+        encode = make_encoder(vae, 2, engine("captured"))
     images = pictures(vae, 2, 0)
     assert same(encode(images), vae.encode(images))
 

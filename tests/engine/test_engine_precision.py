@@ -7,7 +7,7 @@ import sys
 
 import pytest
 import torch
-from conftest import GOLDEN
+from conftest import GOLDEN, engine
 
 from hqtvae_fast import HQTVAEPipeline
 from hqtvae_fast.engine import options
@@ -88,7 +88,7 @@ def test_fp8_needs_the_instruction(capability, allowed, monkeypatch):
 def test_dependent_launch_needs_hopper(capability, allowed, monkeypatch):
     wanted = EngineOptions(dependent_launch=True)
     with pytest.raises(ValueError, match=r"dependent_launch: expected a GPU of compute capability 9\.0 .*; got cpu"):
-        HQTVAEPipeline.from_pretrained(GOLDEN / "class_parallel", device="cpu", dependent_launch=True)
+        HQTVAEPipeline.from_pretrained(GOLDEN / "class_parallel", device="cpu", plan=engine("dependent_launch"))
     monkeypatch.setattr(options.torch.cuda, "get_device_capability", lambda device: capability)
     if allowed:
         check_options(wanted, CUDA)

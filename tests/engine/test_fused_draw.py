@@ -6,7 +6,7 @@ import copy
 
 import pytest
 import torch
-from conftest import GOLDEN, golden_pipeline
+from conftest import GOLDEN, engine, golden_pipeline
 from test_fused_step import condition_of, same
 
 from hqtvae_fast import HQTVAEPipeline
@@ -70,7 +70,7 @@ def test_a_capture_refuses_filters():
 def test_the_pipeline_keeps_a_capture_of_each(drawn_inside):
     where = {"device": "cpu", "dtype": "fp32"}
     plain = HQTVAEPipeline.from_pretrained(GOLDEN / "class_parallel", **where)
-    pipe = HQTVAEPipeline.from_pretrained(GOLDEN / "class_parallel", **where, graphs=True, fused_draw=True)
+    pipe = HQTVAEPipeline.from_pretrained(GOLDEN / "class_parallel", **where, plan=engine("captured, fused_draw"))
     for filters in ({}, {"top_k": 5}, {}, {"top_p": 0.7}):
         drawn_inside.clear()
         options = {"class_labels": [1, 2], "seed": 3, "output_type": "codes", "progress": False, **filters}

@@ -7,7 +7,7 @@ import dataclasses
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import CASES, GOLDEN, golden_pipeline, golden_values
+from conftest import CASES, GOLDEN, engine, golden_pipeline, golden_values
 
 from hqtvae_fast import HQTVAEPipeline
 from hqtvae_fast.config import preset
@@ -91,8 +91,9 @@ def test_the_pipeline_passes_the_option_on(monkeypatch):
     monkeypatch.setattr(
         FusedStep, "_run", lambda self, *inputs: (told.append(self.options.skip_query), run(self, *inputs))[1]
     )
-    for options in ({"tables": False}, {"skip_query": True}, {"skip_query": True, "graphs": True}):
-        pipe = HQTVAEPipeline.from_pretrained(GOLDEN / "class_parallel", device="cpu", dtype="fp32", **options)
+    for text in ("", "skip_query", "skip_query, captured"):
+        plan = engine(text)
+        pipe = HQTVAEPipeline.from_pretrained(GOLDEN / "class_parallel", device="cpu", dtype="fp32", plan=plan)
         found.append(pipe(class_labels=[1, 0], seed=3, output_type="codes", progress=False).codes)
     assert same(found[0], found[1])
     assert same(found[0], found[2])

@@ -8,7 +8,7 @@ import warnings
 import numpy as np
 import pytest
 import torch
-from conftest import golden_pipeline, golden_values
+from conftest import engine, golden_pipeline, golden_values
 
 from hqtvae_fast import HQTVAEPipeline
 from hqtvae_fast.engine import Executor, SamplingParams, decode_codes, draw_codes, image_seeds
@@ -135,7 +135,7 @@ def test_other_codes_than_a_replay_is_for_are_refused():
 def test_a_pipelines_decode_is_replayed(output_type, missing):
     """Five images in batches of two, the last one alone, whichever level is left out."""
     plain = golden_pipeline("class_parallel")
-    replayed = HQTVAEPipeline(plain._checkpoint, device="cpu", dtype="fp32", graphs=True)
+    replayed = HQTVAEPipeline(plain._checkpoint, device="cpu", dtype="fp32", plan=engine("captured"))
     codes = without(random_codes(plain.vae, 5), missing)
     left, right = plain.decode(codes, output_type), replayed.decode(codes, output_type, batch_size=2)
     if output_type == "pt":
@@ -144,7 +144,7 @@ def test_a_pipelines_decode_is_replayed(output_type, missing):
         assert [a.tobytes() for a in left] == [b.tobytes() for b in right]
     kind, here = "bytes" if output_type == "pil" else "numbers", [level for level in (0, 1) if level != missing]
     kept = [report.key for report in replayed._executor.graphs.report()]
-    assert kept == [("decode", 2, f"levels {here}", kind), ("decode", 1, f"levels {here}", kind)]
+    assert kept == [("decode", size, f"levels {here}", kind, f"plan {replayed.plan.id}") for size in (2, 1)]
     assert plain._executor.graphs is None
 
 
@@ -156,7 +156,7 @@ def without_captures(kind: str, monkeypatch) -> tuple[HQTVAEPipeline, HQTVAEPipe
 
     monkeypatch.setattr(f"hqtvae_fast.engine.executor.{kind}.__init__", fail)
     plain = golden_pipeline("class_parallel")
-    return plain, HQTVAEPipeline(plain._checkpoint, device="cpu", dtype="fp32", graphs=True)
+    return plain, HQTVAEPipeline(plain._checkpoint, device="cpu", dtype="fp32", plan=engine("captured"))
 
 
 def test_a_decode_that_cannot_be_captured_runs_as_it_is_and_says_so(monkeypatch):
@@ -170,7 +170,7 @@ def test_a_decode_that_cannot_be_captured_runs_as_it_is_and_says_so(monkeypatch)
 @pytest.mark.parametrize("case", [*CASES, "uncond_reduce", "global_top"])
 def test_a_pipeline_with_replays_draws_the_same(case, monkeypatch):
     plain = golden_pipeline(case)
-    replayed = HQTVAEPipeline(plain._checkpoint, device="cpu", dtype="fp32", graphs=True)
+    replayed = HQTVAEPipeline(plain._checkpoint, device="cpu", dtype="fp32", plan=engine("captured"))
     conditioned = plain.transformer.config.condition == "class"
     request = {"class_labels": [3, 5, 7] if conditioned else None, "num_images": 1 if conditioned else 3, "seed": 2}
     with warnings.catch_warnings():
@@ -179,7 +179,14 @@ def test_a_pipeline_with_replays_draws_the_same(case, monkeypatch):
     assert same(drawn[0].codes, drawn[1].codes)
     torch.testing.assert_close(drawn[0].images, drawn[1].images, rtol=0, atol=1e-5)
     kept = [report.key for report in replayed._executor.graphs.report()]
-    assert ("draw", 0, 4, "all codes", "any draw") in kept  # three images in the bucket of four
+    assert (
+        "draw",
+        0,
+        4,
+        "all codes",
+        "any draw",
+        f"plan {replayed.plan.id}",
+    ) in kept  # three images in the bucket of four
     assert len(kept) == 2
 
 
@@ -246,7 +253,9 @@ def test_captures_are_given_up_before_a_new_one_is_refused():
 
 
 def test_moving_a_pipeline_gives_up_its_captures():
-    pipe = HQTVAEPipeline(golden_pipeline("class_parallel")._checkpoint, device="cpu", dtype="fp32", graphs=True)
+    pipe = HQTVAEPipeline(
+        golden_pipeline("class_parallel")._checkpoint, device="cpu", dtype="fp32", plan=engine("captured")
+    )
     pipe(1, output_type="codes", progress=False)
     assert pipe._executor.graphs.report()
     pipe.to(dtype="fp32")
@@ -270,7 +279,7 @@ def test_moving_a_pipeline_waits_for_what_still_runs(monkeypatch):
 def on_gpu(case: str) -> HQTVAEPipeline:
     """With weights of its own: the other tests' stay on the CPU."""
     checkpoint = copy.deepcopy(golden_pipeline(case)._checkpoint)
-    return HQTVAEPipeline(checkpoint, device="cuda", dtype="fp32", graphs=True)
+    return HQTVAEPipeline(checkpoint, device="cuda", dtype="fp32", plan=engine("captured"))
 
 
 @pytest.fixture

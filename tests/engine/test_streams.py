@@ -35,7 +35,13 @@ class Fakes:
         self.log, names = [], iter(("drawing", "decoding"))
         self.current = FakeStream(self.log, "caller's")
         self.locked = []
-        patch.setattr(torch.cuda, "Stream", lambda device=None: FakeStream(self.log, next(names)))
+        self.priorities = []
+
+        def stream(device=None, priority=0):
+            self.priorities.append(priority)
+            return FakeStream(self.log, next(names))
+
+        patch.setattr(torch.cuda, "Stream", stream)
         patch.setattr(torch.cuda, "current_stream", lambda device=None: self.current)
         patch.setattr(torch.cuda, "stream", self.on)
         patch.setattr(streams, "_to_host", self.to_host)
@@ -72,13 +78,14 @@ def issue(fakes, own, count, size):
     return own.decoding(Drawn(codes, torch.tensor(False), count), decode)
 
 
-@pytest.mark.parametrize("overlap", [True, False])
+@pytest.mark.parametrize("overlap", ["on", "priority", "off"])
 def test_a_batch_is_decoded_after_it_is_drawn(fakes, overlap):
     own = GPUStreams(CPU, overlap)
     fakes.log.clear()
+    assert fakes.priorities == {"on": [0, 0], "priority": [-1, 0], "off": []}[overlap]
     wait = issue(fakes, own, 2, 3)
-    first, second = ("drawing", "decoding") if overlap else ("caller's", "caller's")
-    between = ["decoding waits for drawing"] if overlap else []
+    first, second = ("drawing", "decoding") if overlap != "off" else ("caller's", "caller's")
+    between = ["decoding waits for drawing"] if overlap != "off" else []
     copies = [f"copy on {second}"] * 3
     assert fakes.log == [f"draw on {first}", *between, f"decode on {second}", *copies, f"event on {second}"]
     done = wait()
@@ -89,19 +96,19 @@ def test_a_batch_is_decoded_after_it_is_drawn(fakes, overlap):
 
 
 def test_weights_on_their_way_are_waited_for(fakes):
-    GPUStreams(CPU, overlap=True)
+    GPUStreams(CPU, "on")
     assert fakes.log == ["drawing waits for caller's", "decoding waits for caller's"]
 
 
 def test_what_a_caller_keeps_is_no_page_locked_memory(fakes):
-    done = issue(fakes, GPUStreams(CPU, overlap=True), 2, 2)()
+    done = issue(fakes, GPUStreams(CPU, "on"), 2, 2)()
     locked = {value.data_ptr() for value in fakes.locked}
     assert not locked & {done.codes[0].data_ptr(), done.images.data_ptr()}
 
 
 def test_a_failed_device_does_not_hide_which_batch_it_failed_in(fakes):
     """Leaving, the streams are waited for once more, where a failed device raises again; the first error counts."""
-    own = GPUStreams(CPU, overlap=True)
+    own = GPUStreams(CPU, "on")
     own._decoding.broken = True
     own.close()
     assert fakes.log[-1] == "the host waits for decoding"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from conftest import GOLDEN, golden_pipeline
+from conftest import GOLDEN, engine, golden_pipeline
 from test_fused_step import DRAWN, condition_of, draw, same
 
 from hqtvae_fast import HQTVAEPipeline
@@ -64,10 +64,10 @@ def test_a_replay_and_the_pipeline():
     replay = DrawReplay(model, 3, tables=make_tables(model))
     assert same(replay(condition_of(model.config, 3), image_seeds(7, 3), params), draw(model, "reference"))
     found = [
-        HQTVAEPipeline.from_pretrained(GOLDEN / "class_parallel", device="cpu", dtype="fp32", tables=tables)(
+        HQTVAEPipeline.from_pretrained(GOLDEN / "class_parallel", device="cpu", dtype="fp32", plan=engine(text))(
             class_labels=[1, 0], seed=3, output_type="codes", progress=False
         ).codes
-        for tables in (False, True)
+        for text in ("", "tables")
     ]
     assert same(*found)
 

@@ -138,7 +138,7 @@ def step():
 def skinny_linear():
     from hqtvae_fast.ops.kernels.skinny_linear import triton
 
-    for N, K in ((triton.OUT * triton.MOST_TILES, 16640), (32 * 263, 256), (4608, 1536)):
+    for N, K in ((triton.DEFAULT.out * triton.MOST_TILES, 16640), (32 * 263, 256), (4608, 1536)):
         work = triton.Workspace.on(torch.device("cpu"))
         x, weight = untouched(16, K, dtype=BF16), untouched(N, K, dtype=BF16)
         triton.skinny_linear(x, weight, None, None, None, "none", False, work.partials, work.counters)

@@ -28,18 +28,26 @@ def test_a_spec_is_whole(spec):
     inputs = spec.make_inputs(spec.small[0], torch.device("cpu"), 0)
     if spec.backends:
         assert choose(spec.op, spec.backends, *inputs).backend in spec.backends
+    variants = [backend.name for backend in spec.backends]
+    assert len(variants) == len(set(variants))
 
 
 @pytest.mark.parametrize("spec,case", SMALL)
 def test_on_a_cpu(spec, case):
-    inputs = spec.make_inputs(case, torch.device("cpu"), 1)
-    spec.check(spec.run(*inputs), spec.reference(*inputs), inputs)
+    """Every backend and variant that can run there."""
+    device = torch.device("cpu")
+    inputs = spec.make_inputs(case, device, 1)
+    wanted = spec.reference(*spec.make_inputs(case, device, 1))
+    can_run = [backend.name for backend in spec.backends if backend.why_not(*inputs) is None]
+    for name in can_run or [None]:
+        spec.check(spec.run(*spec.make_inputs(case, device, 1), backend=name), wanted, inputs)
 
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("spec,case", SMALL + LARGE)
 def test_on_a_gpu(spec, case):
-    """Every backend that can run there. Torch's own convolutions of fp32 would be TF32's, which no tolerance is for."""
+    """Every backend and variant that can run there. Torch's own convolutions of fp32 would be TF32's, which no
+    tolerance is for."""
     device = torch.device("cuda")
     inputs = spec.make_inputs(case, device, 1)
     can_run = [backend.name for backend in spec.backends if backend.why_not(*inputs) is None]

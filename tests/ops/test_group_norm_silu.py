@@ -286,7 +286,7 @@ def test_triton_says_why_not(change, reason):
 def test_runs(side, C, runs):
     run = triton.run_length(side * side, C)
     assert -(-side * side // run) == runs
-    assert run % triton.rows_of_tile(C) == 0
+    assert run % triton.DEFAULT.rows(C) == 0
 
 
 @pytest.mark.gpu

@@ -28,8 +28,15 @@ def test_the_specs_definition_is_doubling_and_convolving():
     torch.testing.assert_close(upsample_conv(*inputs), wanted, rtol=0, atol=1e-12)
 
 
+@pytest.mark.parametrize("case", SPEC.small, ids=lambda case: case.name)
+def test_the_specs_weights_fold_without_rounding(case):
+    _, folded, _, weight = make_inputs(case, CPU, 0)
+    assert weight.float().std() > 0
+    assert torch.equal(fold_upsampling(weight.double()), folded.double())
+
+
 def test_the_check_sees_swapped_phases():
-    x, folded, bias = inputs = make_inputs(SPEC.small[0], CPU, 0)
+    x, folded, bias, _ = inputs = make_inputs(SPEC.small[0], CPU, 0)
     swapped = torch.cat([folded.chunk(4)[phase] for phase in (0, 2, 1, 3)])
     with pytest.raises(AssertionError, match="off by"):
         SPEC.check(upsample_conv(x, swapped, bias), SPEC.reference(*inputs), inputs)
@@ -47,6 +54,7 @@ X, FOLDED, BIAS = torch.zeros(1, 32, 2, 2), torch.zeros(20, 32, 2, 2), torch.zer
     "inputs,message",
     [
         ((X[0], FOLDED, BIAS), r"x: expected \[B, C, H, W\], none of them 0; got \[32, 2, 2\]"),
+        ((X, FOLDED, BIAS, FOLDED), r"weight: expected torch.float32 \[5, 32, 3, 3\]; got .*\[20, 32, 2, 2\]"),
         ((X, FOLDED[:16], BIAS), r"folded: expected \[20, 32, 2, 2\] for 5 biases; got \[16, 32, 2, 2\]"),
         ((X, FOLDED.half(), BIAS), "expected one floating dtype; got torch.float32, torch.float16 and torch.float32"),
     ],
@@ -71,7 +79,7 @@ def test_triton_says_why_not(inputs, reason):
 
 @pytest.mark.parametrize("pixels,channels,large", [(256, 512, False), (8 * 128 * 128, 128, True)])
 def test_few_pixels_take_small_tiles(pixels, channels, large):
-    assert (triton.pick_tile(pixels, channels) is triton.LARGE) == large
+    assert (triton.pick_tile(pixels, channels, 132) is triton.LARGE) == large
 
 
 @pytest.mark.gpu

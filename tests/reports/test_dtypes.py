@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import GOLDEN
+from conftest import GOLDEN, engine
 from torch import Tensor
 from torch.utils._pytree import tree_flatten
 
@@ -109,7 +109,7 @@ def test_F1_a_pipeline_computes_the_same(world, dtype, pixels):
 
 @pytest.mark.parametrize("world", ["bfloat16", *map(slow, ("meta", "float16", "float64"))])
 def test_F1_a_pipeline_with_the_fused_step_computes_the_same(world, pixels):
-    options = {"tables": True, "fused_draw": True, "skip_query": True, "graphs": True}
+    options = {"plan": engine("captured, tables, fused_draw, skip_query")}
     wanted = use(pipeline(**options), pixels)
     with WORLDS[world]():
         assert same(use(pipeline(**options), pixels), wanted)
@@ -206,9 +206,10 @@ def autocast(kind: str) -> Iterator[None]:
         torch.clear_autocast_cache()
 
 
-@pytest.mark.parametrize("options", [{}, slow({"tables": True, "graphs": True}), slow({"overlap": True})], ids=str)
+@pytest.mark.parametrize("text", ["", slow("captured, tables"), slow("overlap=on")])
 @pytest.mark.parametrize("kind,dtype", [("cpu", "fp32"), slow("cpu", "bf16"), slow("cuda", "fp32"), ("cuda", "bf16")])
-def test_F14_autocast_around_a_pipeline_changes_nothing(kind, dtype, options, pixels):
+def test_F14_autocast_around_a_pipeline_changes_nothing(kind, dtype, text, pixels):
+    options = {"plan": engine(text)}
     pipe = pipeline(dtype=dtype, **options)
     wanted = use(pipe, pixels)
     with autocast(kind):
@@ -266,9 +267,9 @@ def test_F15_other_temperatures_are_refused_with_the_way_to_have_the_likeliest_c
         ops.draw_from_head(torch.eye(3, 4), torch.eye(4), temperature=temperature, **place)
 
 
-@pytest.mark.parametrize("options", [{}, {"fused_draw": True}], ids=str)
-def test_F15_a_pipeline_draws_the_likeliest_codes(options):
-    pipe = pipeline(**options)
+@pytest.mark.parametrize("text", ["", "fused_draw"])
+def test_F15_a_pipeline_draws_the_likeliest_codes(text):
+    pipe = pipeline(plan=engine(text))
     how = {"class_labels": [0, 1], "progress": False, "output_type": "codes"}
     assert same(pipe(**how, temperature=COLDEST).codes, pipe(**how, top_k=1).codes)
     assert pipe(**how, temperature=HOTTEST).codes[0].max() < pipe.config.vae.codebook_sizes[0]

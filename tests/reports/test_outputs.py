@@ -7,12 +7,11 @@ import io
 import numpy as np
 import pytest
 import torch
-from conftest import GOLDEN, golden_pipeline
+from conftest import GOLDEN, engine, golden_pipeline
 from PIL import Image
 
 from hqtvae_fast import HQTVAEPipeline
 from hqtvae_fast.engine.executor import Executor
-from hqtvae_fast.engine.options import EngineOptions
 
 DRAW = {"class_labels": [1, 2], "num_images": 2, "progress": False}
 
@@ -71,9 +70,10 @@ def test_F21_no_codes_give_no_pictures(pipe):
 # -------------------------------------------------------------------------------------------------------------- steps
 
 
-@pytest.mark.parametrize("graphs", [False, True])
-def test_T13_every_step_is_told(graphs):
-    pipe = HQTVAEPipeline.from_pretrained(GOLDEN / "class_parallel", device="cpu", dtype="fp32", graphs=graphs)
+@pytest.mark.parametrize("text", ["uncaptured", "captured"])
+def test_T13_every_step_is_told(text):
+    plan = engine(text)
+    pipe = HQTVAEPipeline.from_pretrained(GOLDEN / "class_parallel", device="cpu", dtype="fp32", plan=plan)
     seen = []
     drawn = pipe(**DRAW, batch_size=2, on_step=lambda step, total: seen.append((step, total))).codes
     steps = 2 * 16  # two batches of 4x4 top positions
@@ -83,11 +83,11 @@ def test_T13_every_step_is_told(graphs):
 
 
 @pytest.mark.parametrize("error", [ValueError, RuntimeError, MemoryError, KeyboardInterrupt])
-@pytest.mark.parametrize("graphs", [False, True])
-def test_T13_an_error_in_a_step_ends_the_drawing_and_comes_out(pipe, monkeypatch, error, graphs):
-    options, one = EngineOptions(graphs=graphs), {"class_labels": 1, "output_type": "codes", "progress": False}
+@pytest.mark.parametrize("text", ["uncaptured", "captured"])
+def test_T13_an_error_in_a_step_ends_the_drawing_and_comes_out(pipe, monkeypatch, error, text):
+    plan, one = engine(text), {"class_labels": 1, "output_type": "codes", "progress": False}
     expected = pipe(**one)
-    monkeypatch.setattr(pipe, "_executor", Executor([pipe.transformer], pipe.vae, pipe.device, options))
+    monkeypatch.setattr(pipe, "_executor", Executor([pipe.transformer], pipe.vae, pipe.device, plan))
     seen = []
 
     def stop(step, total):

@@ -19,8 +19,8 @@ from safetensors import safe_open
 
 from hqtvae_fast.classes import NO_CLASSES
 from hqtvae_fast.cli import main
+from hqtvae_fast.cli.drawings import plan
 from hqtvae_fast.cli.pictures import Reader, find_pictures
-from hqtvae_fast.cli.plan import plan
 from hqtvae_fast.evaluate import open_pictures
 from hqtvae_fast.files import MAX_NAME_BYTES, json_text
 from hqtvae_fast.pictures.images import BrokenPictureError, open_image, open_picture, to_rgb

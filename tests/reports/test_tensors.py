@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from conftest import GOLDEN
+from conftest import GOLDEN, engine
 from torch import nn
 
 from hqtvae_fast import HQTVAEPipeline
@@ -12,9 +12,10 @@ from hqtvae_fast import HQTVAEPipeline
 HOW = {"class_labels": [1, 0], "progress": False}
 
 
-@pytest.fixture(scope="module", params=[{}, {"graphs": True, "overlap": True}], ids=str)
+@pytest.fixture(scope="module", params=["", "captured, overlap=on"])
 def pipe(request) -> HQTVAEPipeline:
-    return HQTVAEPipeline.from_pretrained(GOLDEN / "class_parallel", device="cpu", dtype="fp32", **request.param)
+    plan = engine(request.param)
+    return HQTVAEPipeline.from_pretrained(GOLDEN / "class_parallel", device="cpu", dtype="fp32", plan=plan)
 
 
 def tensors(pipe: HQTVAEPipeline) -> dict[str, torch.Tensor]:

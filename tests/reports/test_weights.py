@@ -10,7 +10,7 @@ from functools import cache, partial
 
 import pytest
 import torch
-from conftest import GOLDEN
+from conftest import GOLDEN, engine
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
@@ -24,7 +24,8 @@ from hqtvae_fast.ops.made import Made
 
 CASE = GOLDEN / "class_parallel"
 HOW = {"class_labels": [1, 0, 3], "seed": 5, "progress": False, "temperature": 0.9}
-OPTIONS = [{}, {"tables": True}, {"fused_draw": True, "skip_query": True}, {"graphs": True}, {"quantization": "int8"}]
+TEXTS = ("", "tables", "fused_draw, skip_query", "captured")
+OPTIONS = [*({"plan": engine(text)} for text in TEXTS), {"quantization": "int8"}]
 
 
 def open_pipeline(folder=CASE, dtype: str = "fp32", **options) -> HQTVAEPipeline:
@@ -153,7 +154,7 @@ def test_G1_the_models_alone_notice_too():
 
 def test_G1_a_capture_stays_where_weights_are_written_and_goes_where_they_move():
     """What it reads is written in place; what is elsewhere it would never see."""
-    pipe = open_pipeline(graphs=True, tables=True)
+    pipe = open_pipeline(plan=engine("captured, tables"))
     use(pipe)
     kept = dict(pipe._executor.graphs._kept)
     for how in ("copy_", "norms", "data.add_"):
@@ -178,7 +179,7 @@ def test_G1_an_encoders_capture_follows_moved_weights():
 
 
 def test_G1_what_is_right_is_not_made_again(monkeypatch):
-    pipe = open_pipeline(tables=True)
+    pipe = open_pipeline(plan=engine("tables"))
     use(pipe)
     made = []
     original = Made.of
@@ -277,12 +278,12 @@ def wrap(model: nn.Module, name: str, how: str) -> None:
 WAYS = ("hook", "wrapper", "parametrization", "pre-hook", "forward")
 
 
-@pytest.mark.parametrize("options", [{}, {"tables": True, "fused_draw": True}, slow({"graphs": True})], ids=str)
+@pytest.mark.parametrize("text", ["", "tables, fused_draw", slow("captured")])
 @pytest.mark.parametrize("how", ["hook", "wrapper", *map(slow, WAYS[2:])])
 @pytest.mark.parametrize("name", ["body.layers.0.mlp.up", *map(slow, ("body.layers.0.attention.qkv", "head.logits.1"))])
-def test_G3_a_layer_that_was_wrapped_is_called(name, how, options):
+def test_G3_a_layer_that_was_wrapped_is_called(name, how, text):
     """What is drawn is what the model draws with the same change in its weights."""
-    pipe, wanted = open_pipeline(**options), open_pipeline()
+    pipe, wanted = open_pipeline(plan=engine(text)), open_pipeline()
     use(pipe)
     wrap(pipe.transformer, name, how)
     layer = wanted.transformer.get_submodule(name)
@@ -294,7 +295,7 @@ def test_G3_a_layer_that_was_wrapped_is_called(name, how, options):
         warnings.simplefilter("always")
         assert same(list(pipe(**HOW, output_type="codes").codes), list(wanted(**HOW, output_type="codes").codes))
     told = [str(one.message) for one in said if name in str(one.message)]
-    assert len(told) == ("fused_draw" in options), said  # the fused step, and it alone, cannot call modules
+    assert len(told) == ("fused_draw" in text), said  # the fused step, and it alone, cannot call modules
 
 
 @pytest.mark.parametrize("how", ["hook", *map(slow, WAYS[1:])])
@@ -322,7 +323,7 @@ def test_G3_so_is_a_layer_of_the_decoder(name, how):
 
 
 def test_G3_a_hook_that_only_looks_is_called_for_every_position():
-    pipe, seen = open_pipeline(graphs=True), []
+    pipe, seen = open_pipeline(plan=engine("captured")), []
     pipe.transformer.body.layers[0].mlp.up.register_forward_hook(lambda *_: seen.append(1))
     for _ in range(2):
         pipe(**HOW, output_type="codes")
@@ -343,7 +344,7 @@ def test_G3_an_encoder_with_hooks_is_not_captured():
     vae, seen = open_pipeline().vae, []
     vae.encoder.conv_in.register_forward_hook(lambda *_: seen.append(1))
     with pytest.warns(UserWarning, match=r"encoder\.conv_in: is another module .* or has hooks: encoding step by step"):
-        encode = make_encoder(vae, 2, graphs=True)
+        encode = make_encoder(vae, 2, engine("captured"))
     encode(pixels())
     encode(pixels())
     assert len(seen) == 2

@@ -29,6 +29,7 @@ from hqtvae_fast.engine.coding import Encode, make_encoder
 from hqtvae_fast.files import json_text, read_text, whole_file, write_file
 from hqtvae_fast.files.shards import add_member, keep_spec
 from hqtvae_fast.model import HQVAE
+from hqtvae_fast.plan import Plan
 from hqtvae_fast.train.codes.cache import vae_hash
 from hqtvae_fast.train.data.coded import CHECKPOINT, FORMAT, SPEC_FILE, shard_name
 from hqtvae_fast.train.data.selection import class_names
@@ -48,12 +49,20 @@ class ShardCount:
 class CodeShards:
     """The shards of one source's codes in one folder, which is made. ConfigError if it holds another's.
 
-    ``checkpoint``: what the VAE was opened from, for whoever reads the codes; a folder is named from the root on."""
+    ``checkpoint``: what the VAE was opened from, for whoever reads the codes; a folder is named from the root on.
+    ``plan``: what computes."""
 
     def __init__(
-        self, folder: Path, source: Source, vae: HQVAE, shard_size: int, *, checkpoint: str | None = None
+        self,
+        folder: Path,
+        source: Source,
+        vae: HQVAE,
+        shard_size: int,
+        *,
+        checkpoint: str | None = None,
+        plan: Plan | None = None,
     ) -> None:
-        self.folder, self.source, self.vae, self.shard_size = folder, source, vae, shard_size
+        self.folder, self.source, self.vae, self.shard_size, self.plan = folder, source, vae, shard_size, plan
         spec = {
             "format": FORMAT,
             "data": source.fingerprint(),
@@ -66,6 +75,8 @@ class CodeShards:
         if names := class_names(source):
             spec["class_names"] = list(names)
         notes = {} if checkpoint is None else {CHECKPOINT: _place(checkpoint)}
+        if plan is not None:
+            notes["plan"] = plan.id
         keep_spec(folder, SPEC_FILE, spec, "codes", notes=notes)
 
     def __len__(self) -> int:
@@ -85,7 +96,7 @@ class CodeShards:
         """Encode what is missing, on the VAE's device (on a GPU by one captured graph, shorter batches filled up).
         ``advance`` hears of pictures that are done."""
         done = set(self.done())
-        encode = make_encoder(self.vae, batch) if len(done) < len(self) else self.vae.encode
+        encode = make_encoder(self.vae, batch, self.plan) if len(done) < len(self) else self.vae.encode
         encoded = 0
         for shard in range(len(self)):
             if shard in done:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor
+from torch import Tensor, ops
 
-from hqtvae_fast.backend import Backend, choose
-from hqtvae_fast.ops.kernels.add_layer_norm import reference, triton
+from hqtvae_fast.backend import Backend, choose, with_tiles
+from hqtvae_fast.ops.kernels.add_layer_norm import reference, torch, triton
 from hqtvae_fast.ops.operator import dispatched
 
 
@@ -27,7 +26,8 @@ def add_layer_norm(
     statistics are taken in fp32 (fp64 for fp64), the variance of centred values; s is rounded to its dtype once, and it
     is the rounded s that is normalised, as the next block reads it. No gradient. Raises ValueError on other shapes.
 
-    ``backend``: "triton" (CUDA; each value is read and written once) or "reference" (anywhere).
+    ``backend``: "triton" (CUDA; each value is read and written once), "triton/8-warps" and other tiles, "torch"
+    (anywhere: sums rounded one by one, torch's LayerNorm) or "reference" (anywhere).
     """
     D = x.shape[-1]
     for name, vector in (("bias", bias), ("weight", weight), ("shift", shift)):
@@ -37,11 +37,12 @@ def add_layer_norm(
         raise ValueError(f"added: expected {x.dtype} {list(x.shape)}; got {added.dtype} {list(added.shape)}")
     inputs = (x, added, bias, weight, shift, eps)
     choice = choose("add_layer_norm", BACKENDS, *inputs, backend=backend)
-    return torch.ops.hqtvae_fast.add_layer_norm(*inputs, choice.backend.name)
+    return ops.hqtvae_fast.add_layer_norm(*inputs, choice.backend.name)
 
 
 BACKENDS = (
-    Backend("triton", triton.add_layer_norm, triton.why_not),
+    *with_tiles("triton", triton.add_layer_norm, triton.why_not, triton.TILES),
+    Backend("torch", torch.add_layer_norm),
     Backend("reference", reference.add_layer_norm),
 )
 

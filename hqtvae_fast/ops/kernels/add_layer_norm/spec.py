@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from hqtvae_fast.ops.kernels.add_layer_norm import BACKENDS, add_layer_norm, reference
+from hqtvae_fast.ops.kernels.add_layer_norm.triton import TILES
 from hqtvae_fast.ops.spec import Case, Cost, Spec, Variant, check_errors
 from hqtvae_fast.ops.triton_launch import TRITON_NAMES, power_of_2, row_warps
 
@@ -90,9 +91,10 @@ def variants(arch: int) -> list[Variant]:
             aligned = tuple(name for name in signature if name != "eps")
             what = " ".join(name for name in ("added", "bias") if present[name]) or "nothing"
             name = f"layer norm of {D} {TRITON_NAMES[dtype]} with {what}"
-            made.append(
-                Variant(name, triton_kernels.add_layer_norm_kernel, signature, constants, aligned, row_warps(D), 3)
-            )
+            launch = (triton_kernels.add_layer_norm_kernel, signature, constants, aligned)
+            made.append(Variant(name, *launch, row_warps(D), 3))
+            if dtype is torch.bfloat16 and D == 1536 and bias:
+                made += [Variant(f"{name}, {key}", *launch, tile.warps, 3) for key, tile in TILES.items()]
     return made
 
 

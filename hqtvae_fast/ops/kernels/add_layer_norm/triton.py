@@ -6,13 +6,20 @@ import torch
 from torch import Tensor
 
 from hqtvae_fast.ops import triton_launch
-from hqtvae_fast.ops.triton_launch import dense, dependents, launch, on, power_of_2, row_warps, rows
+from hqtvae_fast.ops.triton_launch import Warps, by_warps, dense, dependents, launch, on, power_of_2, row_warps, rows
 
 WIDEST = 1 << 13
+TILES = by_warps(2, 4, 8)
 
 
 def why_not(
-    x: Tensor, added: Tensor | None, bias: Tensor | None, weight: Tensor, shift: Tensor, eps: float = 0.0
+    x: Tensor,
+    added: Tensor | None,
+    bias: Tensor | None,
+    weight: Tensor,
+    shift: Tensor,
+    eps: float = 0.0,
+    tile: Warps | None = None,
 ) -> str | None:
     """None where the kernel can take these inputs, else the reason."""
     if x.shape[-1] > WIDEST:
@@ -21,7 +28,13 @@ def why_not(
 
 
 def add_layer_norm(
-    x: Tensor, added: Tensor | None, bias: Tensor | None, weight: Tensor, shift: Tensor, eps: float
+    x: Tensor,
+    added: Tensor | None,
+    bias: Tensor | None,
+    weight: Tensor,
+    shift: Tensor,
+    eps: float,
+    tile: Warps | None = None,
 ) -> tuple[Tensor, Tensor]:
     from hqtvae_fast.ops.kernels.add_layer_norm import triton_kernels
 
@@ -39,6 +52,6 @@ def add_layer_norm(
             *(x_MD.stride(0), 0 if added_MD is None else added_MD.stride(0)),
             WIDTH=power_of_2(D),
             TRIGGER=dependents(x),
-            num_warps=row_warps(D),
+            num_warps=tile.warps if tile else row_warps(D),
         )
     return total, normal

@@ -69,10 +69,13 @@ def variants(arch: int) -> list[Variant]:
                 names = ("x", "bias", "out") if biased else ("x", "out")
                 signature = dict.fromkeys(names, f"*{TRITON_NAMES[dtype]}") | dict.fromkeys(("D", "stride"), "i32")
                 constants: dict[str, Any] = {} if biased else {"bias": None}
-                constants |= {"EXACT": form == "exact", "BLOCK": triton.BLOCK}
+                constants |= {"EXACT": form == "exact"}
                 name = f"{form} GELU {TRITON_NAMES[dtype]}{' with bias' if biased else ''}"
-                launch = (tuple(signature), triton.WARPS, 3)
-                made.append(Variant(name, triton_kernels.bias_gelu_kernel, signature, constants, *launch))
+                tiles = triton.TILES if dtype is torch.bfloat16 and form == "exact" and biased else {}
+                for key, tile in {"": triton.DEFAULT, **tiles}.items():
+                    chosen = constants | {"BLOCK": tile.values}
+                    launch = (signature, chosen, tuple(signature), tile.warps, 3)
+                    made.append(Variant(name + (key and f", {key}"), triton_kernels.bias_gelu_kernel, *launch))
     return made
 
 

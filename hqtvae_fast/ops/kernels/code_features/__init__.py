@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from hqtvae_fast.backend import Backend, choose
+from hqtvae_fast.backend import Backend, choose, with_tiles
 from hqtvae_fast.ops.kernels.code_features import reference, triton
 from hqtvae_fast.ops.operator import dispatched
 
@@ -57,7 +57,7 @@ def _shapes(tensors: Sequence[Tensor]) -> str:
 
 
 BACKENDS = (
-    Backend("triton", triton.code_features, triton.why_not),
+    *with_tiles("triton", triton.code_features, triton.why_not, triton.TILES),
     Backend("reference", reference.code_features),
 )
 

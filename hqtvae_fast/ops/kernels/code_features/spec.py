@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from hqtvae_fast.ops.kernels.code_features import BACKENDS, code_features, reference
-from hqtvae_fast.ops.kernels.code_features.triton import MOST_LEVELS, WARPS, describe, tile
+from hqtvae_fast.ops.kernels.code_features.triton import DEFAULT, MOST_LEVELS, TILES, describe
 from hqtvae_fast.ops.spec import Case, Cost, Spec, Variant
 
 S = {"H": 16, "C": 256, "K": 8192, "L": 2}
@@ -76,11 +76,13 @@ def variants(arch: int) -> list[Variant]:
             order = [key for level in range(MOST_LEVELS) for key in (f"codes_{level}", f"table_{level}")]
             signature = {key: {**codes, **tables}[key] for key in order}
             signature |= {"base": f"*{dtype}", "out": f"*{dtype}", **dict.fromkeys(("pixels", "H", "W", "C"), "i32")}
-            pixels, channels = tile(256)
-            constants = dict(zip(("F0", "F1", "F2"), windows, strict=True))
-            constants |= {"FB": max(2, windows[0]), "PIXELS": pixels, "CHANNELS": channels}
+            constants = dict(zip(("F0", "F1", "F2"), windows, strict=True)) | {"FB": max(2, windows[0])}
             name = f"code features, windows {' '.join(str(f) for f in windows if f)}, {dtype}"
-            made.append(Variant(name, triton_kernels.features_kernel, signature, constants, tuple(signature), WARPS, 3))
+            for key, tile in {"": DEFAULT, **(TILES if windows == (2, 1, 0) and dtype == "bf16" else {})}.items():
+                pixels, channels = tile.shape(256)
+                chosen = constants | {"PIXELS": pixels, "CHANNELS": channels}
+                launch = (signature, chosen, tuple(signature), tile.warps, 3)
+                made.append(Variant(name + (key and f", {key}"), triton_kernels.features_kernel, *launch))
     return made
 
 

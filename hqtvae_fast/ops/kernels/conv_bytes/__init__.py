@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor
+from torch import Tensor, ops
 
-from hqtvae_fast.backend import Backend, choose
-from hqtvae_fast.ops.kernels.conv_bytes import reference, triton
+from hqtvae_fast.backend import Backend, choose, with_tiles
+from hqtvae_fast.ops.kernels.conv_bytes import reference, torch, triton
 from hqtvae_fast.ops.operator import dispatched
 
 
@@ -16,8 +15,9 @@ def conv_bytes(x: Tensor, weight: Tensor, bias: Tensor, *, backend: str | None =
     ``weight`` [N, C, 3, 3], ``bias`` [N]; all of one floating dtype, on one device; padded with zeros by 1. Ties go to
     even. For inference: no gradient.
 
-    ``backend``: "triton" (CUDA, bf16 or fp16, channels-last, N up to 16: one kernel, and pixels are rounded once) or
-    "reference" (anywhere; pixels are first rounded to their dtype). Raises ValueError on other shapes or dtypes, and
+    ``backend``: "triton" (CUDA, bf16 or fp16, channels-last, N up to 16: one kernel, and pixels are rounded once),
+    "triton/256x16x32" and other tiles (pixels x outputs x inputs), "torch" (anywhere: the library's convolution without
+    its bias, rounded to its dtype) or "reference" (anywhere; with it). Raises ValueError on other shapes or dtypes, and
     BackendError where the backend asked for cannot run.
     """
     if x.ndim != 4 or 0 in x.shape:
@@ -28,12 +28,13 @@ def conv_bytes(x: Tensor, weight: Tensor, bias: Tensor, *, backend: str | None =
     if not x.is_floating_point() or not x.dtype == weight.dtype == bias.dtype:
         raise ValueError(f"expected one floating dtype; got {x.dtype}, {weight.dtype} and {bias.dtype}")
     choice = choose("conv_bytes", BACKENDS, x, weight, bias, backend=backend)
-    return torch.ops.hqtvae_fast.conv_bytes(x, weight, bias, choice.backend.name)
+    return ops.hqtvae_fast.conv_bytes(x, weight, bias, choice.backend.name)
 
 
 BACKENDS = (
-    Backend("triton", triton.conv_bytes, triton.why_not),
+    *with_tiles("triton", triton.conv_bytes, triton.why_not, triton.TILES),
     Backend("reference", reference.conv_bytes),
+    Backend("torch", torch.conv_bytes),
 )
 
 

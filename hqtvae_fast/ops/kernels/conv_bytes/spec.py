@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from hqtvae_fast.ops.kernels.conv_bytes import BACKENDS, conv_bytes, reference
-from hqtvae_fast.ops.kernels.conv_bytes.triton import TILE, describe
+from hqtvae_fast.ops.kernels.conv_bytes import BACKENDS, conv_bytes
+from hqtvae_fast.ops.kernels.conv_bytes.triton import TILE, TILES, describe
 from hqtvae_fast.ops.spec import Case, Cost, Spec, Variant
 
 CASES = (
@@ -56,21 +56,20 @@ def check(got: Tensor, wanted: Tensor, inputs: tuple[Any, ...]) -> None:
     assert error <= limit, f"off by {error:.3f} levels, more than {limit:.3f}"
 
 
-def in_two_steps(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """Torch's convolution, then bytes."""
-    return reference.to_bytes(F.conv2d(x, weight, bias, padding=1))
-
-
 def variants(arch: int) -> list[Variant]:
-    """The one tile in bf16; fp16 is left out, compiled as bf16 is but for the instruction's type."""
+    """The tiles in bf16; fp16 is left out, compiled as bf16 is but for the instruction's type."""
     from hqtvae_fast.ops.kernels.conv_bytes import triton_kernels
 
     signature = {**dict.fromkeys(("x", "weight", "bias"), "*bf16"), "out": "*u8"}
     signature |= dict.fromkeys(("pixels", "H", "W", "C", "N"), "i32")
-    constants = {"ROWS": TILE.rows, "COLUMNS": TILE.columns, "DEPTH": TILE.depth, "WIDEN": False}
     aligned = tuple(key for key in signature if key != "N")
-    options = (aligned, TILE.warps, TILE.stages, ("mma", "async"))
-    return [Variant("last convolution to bytes, bf16", triton_kernels.bytes_kernel, signature, constants, *options)]
+    made = []
+    for name, tile in {"": TILE, **TILES}.items():
+        constants = {"ROWS": tile.rows, "COLUMNS": tile.columns, "DEPTH": tile.depth, "WIDEN": False}
+        what = f"last convolution to bytes, bf16{name and f', {name}'}"
+        options = (aligned, tile.warps, tile.stages, ("mma", "async"))
+        made.append(Variant(what, triton_kernels.bytes_kernel, signature, constants, *options))
+    return made
 
 
 SPEC = Spec(
@@ -85,5 +84,4 @@ SPEC = Spec(
     variants=variants,
     describe=describe,
     backends=BACKENDS,
-    baselines={"convolution, then bytes": in_two_steps},
 )

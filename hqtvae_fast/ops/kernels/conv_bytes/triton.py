@@ -8,27 +8,35 @@ from hqtvae_fast.ops.kernels.conv_bytes import reference
 from hqtvae_fast.ops.kernels.upsample_conv.triton import Tile, constants, why_not_map
 from hqtvae_fast.ops.triton_launch import launch, on
 
-# Not yet measured on a GPU. 16 columns are the fewest that both tensor cores' instructions and Triton take.
+# 16 columns are the fewest that both tensor cores' instructions and Triton take.
 TILE = Tile(128, 16, 32, warps=4, stages=4)
+OTHERS = (
+    Tile(64, 16, 32, warps=4, stages=4),
+    Tile(64, 16, 64, warps=4, stages=4),
+    Tile(128, 16, 64, warps=4, stages=4),
+    Tile(256, 16, 32, warps=8, stages=4),
+    Tile(256, 16, 64, warps=8, stages=3),
+)
+TILES = {tile.name: tile for tile in OTHERS}
 
 
-def why_not(x: Tensor, weight: Tensor, bias: Tensor) -> str | None:
+def why_not(x: Tensor, weight: Tensor, bias: Tensor, *, tile: Tile = TILE) -> str | None:
     """None where the kernel can take these inputs, else the reason."""
-    if len(bias) > TILE.columns:
-        return f"expected at most {TILE.columns} output channels; got {len(bias)}"
-    return why_not_map(x, weight, bias)
+    if len(bias) > tile.columns:
+        return f"expected at most {tile.columns} output channels; got {len(bias)}"
+    return why_not_map(x, weight, bias, tile)
 
 
-def describe(x: Tensor, weight: Tensor, bias: Tensor) -> dict[str, str]:
+def describe(x: Tensor, weight: Tensor, bias: Tensor, *, tile: Tile = TILE) -> dict[str, str]:
     """How the kernel would be launched on these inputs."""
     pixels = x.numel() // x.shape[1]
     return {
-        "tile": f"{TILE.rows} pixels x {TILE.columns} channels, {TILE.depth} input channels a step",
-        "programs": f"{-(-pixels // TILE.rows)} of {TILE.warps} warps, {TILE.stages} stages",
+        "tile": f"{tile.rows} pixels x {tile.columns} channels, {tile.depth} input channels a step",
+        "programs": f"{-(-pixels // tile.rows)} of {tile.warps} warps, {tile.stages} stages",
     }
 
 
-def conv_bytes(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+def conv_bytes(x: Tensor, weight: Tensor, bias: Tensor, *, tile: Tile = TILE) -> Tensor:
     """As :func:`reference.conv_bytes`."""
     from hqtvae_fast.ops.kernels.conv_bytes import triton_kernels
 
@@ -37,8 +45,8 @@ def conv_bytes(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     with on(x):
         launch(
             triton_kernels.bytes_kernel,
-            (-(-B * H * W // TILE.rows),),
+            (-(-B * H * W // tile.rows),),
             *(x, weight, bias.contiguous(), out, B * H * W, H, W, C, len(bias)),
-            **constants(TILE),
+            **constants(tile),
         )
     return out

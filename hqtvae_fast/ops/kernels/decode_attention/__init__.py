@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from hqtvae_fast.backend import Backend, choose
-from hqtvae_fast.ops.kernels.decode_attention import native, reference, triton
+from hqtvae_fast.backend import Backend, choose, with_tiles
+from hqtvae_fast.ops.kernels.decode_attention import native, reference, sdpa, triton
 from hqtvae_fast.ops.operator import dispatched
 
 
@@ -28,7 +28,8 @@ def decode_attention(
     E^-1/2. Returns [B, T, H * E], which the output projection reads. One dtype throughout. No gradient. What the cache
     holds beyond is finite; it does not matter otherwise.
 
-    ``backend``: "triton" (CUDA, T = 1, heads of at most 128; fp32 scores and sums), "native" (bf16 on a CPU with
+    ``backend``: "triton" (CUDA, T = 1, heads of at most 128; fp32 scores and sums), "triton/32x2" and other tiles
+    (positions x warps), "sdpa" (anywhere: torch's scaled_dot_product_attention), "native" (bf16 on a CPU with
     AVX512-BF16, no bias, a plain start, E a multiple of 32 up to 128; the same) or "reference" (anywhere, as torch has
     them). Raises ValueError on other shapes.
     """
@@ -42,16 +43,17 @@ def decode_attention(
     fixed, moving = (start, None) if isinstance(start, int) else (0, start)
     inputs = (qkv_BT3HE, bias, keys_BHCE, values_BHCE, fixed, moving)
     choice = choose("decode_attention", BACKENDS, *inputs, backend=backend)
-    if choice.backend.name != "triton" and qkv_BT3HE.device.type == "cpu":
+    if choice.backend.base != "triton" and qkv_BT3HE.device.type == "cpu":
         # Plain operators of torch: a step on a CPU makes sixty calls, and ours would be wrapped around each.
         return choice.backend.run(*inputs)
     return torch.ops.hqtvae_fast.decode_attention(*inputs, choice.backend.name)
 
 
 BACKENDS = (
-    Backend("triton", triton.decode_attention, triton.why_not),
+    *with_tiles("triton", triton.decode_attention, triton.why_not, triton.TILES),
     Backend("native", native.decode_attention, native.why_not),
     Backend("reference", reference.decode_attention),
+    Backend("sdpa", sdpa.decode_attention),
 )
 
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from hqtvae_fast.ops.kernels.decode_attention import sdpa
 
 SMALL = 1 << 14
 """Values of an image's keys, the buffer's unused end included, up to which a CPU runs torch's attention: of the demo
@@ -20,27 +21,18 @@ def decode_attention(
     start: int,
     start_tensor: Tensor | None = None,
 ) -> Tensor:
-    """``start_tensor``, an int64 scalar on the device, takes the place of ``start`` and is not waited for there."""
+    """As :mod:`.sdpa`, which it is but on a CPU: there a start on the device is a number."""
+    if qkv_BT3HE.device.type != "cpu":
+        return sdpa.decode_attention(qkv_BT3HE, bias, keys_BHCE, values_BHCE, start, start_tensor)
     B, T, _, H, E = qkv_BT3HE.shape
     if bias is not None:
         qkv_BT3HE = qkv_BT3HE + bias.view(3, H, E)
     q_BHTE, k_BHTE, v_BHTE = qkv_BT3HE.permute(2, 0, 3, 1, 4).unbind(0)
-    if start_tensor is not None and qkv_BT3HE.device.type == "cpu":
-        start, start_tensor = int(start_tensor), None
-    if start_tensor is None:
-        end = start + T
-        keys_BHCE[:, :, start:end].copy_(k_BHTE)
-        values_BHCE[:, :, start:end].copy_(v_BHTE)
-        if q_BHTE.device.type == "cpu":
-            y_BHTE = _few_queries(q_BHTE, keys_BHCE, values_BHCE, end)
-        else:
-            y_BHTE = F.scaled_dot_product_attention(q_BHTE, keys_BHCE[:, :, :end], values_BHCE[:, :, :end])
-    else:
-        new = start_tensor + torch.arange(T, dtype=torch.int64, device=start_tensor.device)
-        keys_BHCE.index_copy_(2, new, k_BHTE)
-        values_BHCE.index_copy_(2, new, v_BHTE)
-        seen_1C = (torch.arange(keys_BHCE.shape[2], dtype=torch.int64, device=new.device) < start_tensor + T)[None]
-        y_BHTE = F.scaled_dot_product_attention(q_BHTE, keys_BHCE, values_BHCE, attn_mask=seen_1C)
+    start = start if start_tensor is None else int(start_tensor)
+    end = start + T
+    keys_BHCE[:, :, start:end].copy_(k_BHTE)
+    values_BHCE[:, :, start:end].copy_(v_BHTE)
+    y_BHTE = _few_queries(q_BHTE, keys_BHCE, values_BHCE, end)
     return y_BHTE.transpose(1, 2).reshape(B, T, H * E)
 
 

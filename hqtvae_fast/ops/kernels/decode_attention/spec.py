@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from hqtvae_fast.ops import third_party
@@ -91,12 +90,6 @@ def _cached(qkv: Tensor, bias: Tensor | None, keys: Tensor, values: Tensor, star
     return q, (torch.arange(keys.shape[2], dtype=torch.int64, device=start.device) <= start)[None]
 
 
-def sdpa(qkv: Tensor, bias: Tensor | None, keys: Tensor, values: Tensor, fixed: int, start: Tensor) -> Tensor:
-    """Torch's own kernel with a mask."""
-    q, seen = _cached(qkv, bias, keys, values, start)
-    return F.scaled_dot_product_attention(q, keys, values, attn_mask=seen).transpose(1, 2).flatten(2)
-
-
 def flash_attn(qkv: Tensor, bias: Tensor | None, keys: Tensor, values: Tensor, fixed: int, start: Tensor) -> Tensor:
     """Its kernel for caches, which writes the new position too and stops at the last one. The bias comes before."""
     package = third_party.attention("flash_attn", qkv)
@@ -134,10 +127,12 @@ def variants(arch: int) -> list[Variant]:
             signature = dict.fromkeys(names, f"*{TRITON_NAMES[dtype]}") | {"start": "*i64", "scale": "fp32"}
             signature |= dict.fromkeys(("H", "E", "C"), "i32")
             constants: dict[str, Any] = {} if biased else {"bias": None}
-            constants |= {"BLOCK": triton.BLOCK, "WIDTH": 64, "TRIGGER": arch >= 90}
+            constants |= {"WIDTH": 64, "TRIGGER": arch >= 90}
             name = f"decode attention {TRITON_NAMES[dtype]}{' with bias' if biased else ''}"
-            launch = ((*names, "E"), triton.WARPS, 3)
-            made.append(Variant(name, triton_kernels.decode_attention_kernel, signature, constants, *launch))
+            tiles = triton.TILES if dtype is torch.bfloat16 and biased else {}
+            for key, tile in {"": triton.DEFAULT, **tiles}.items():
+                launch = (signature, constants | {"BLOCK": tile.block}, (*names, "E"), tile.warps, 3)
+                made.append(Variant(name + (key and f", {key}"), triton_kernels.decode_attention_kernel, *launch))
     return made
 
 
@@ -152,5 +147,5 @@ SPEC = Spec(
     cost=cost,
     variants=variants,
     backends=BACKENDS,
-    baselines={"torch, scaled_dot_product_attention": sdpa, "flash-attn": flash_attn, "xformers": xformers},
+    baselines={"flash-attn": flash_attn, "xformers": xformers},
 )

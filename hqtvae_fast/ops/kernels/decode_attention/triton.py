@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
@@ -9,11 +11,30 @@ from hqtvae_fast.ops import triton_launch
 from hqtvae_fast.ops.triton_launch import dense, dependents, launch, on, power_of_2
 
 WIDEST = 128
-BLOCK, WARPS = 64, 4  # all positions of the paper's models at once, 32 values a thread. Not yet measured on a GPU.
+
+
+@dataclass(frozen=True)
+class Tile:
+    """Positions that a program looks at together, and its warps."""
+
+    block: int = 64
+    warps: int = 4
+
+
+DEFAULT = Tile()  # all positions of the paper's models at once, 32 values a thread
+TILES = {
+    f"{tile.block}x{tile.warps}": tile for tile in (Tile(16, 2), Tile(32, 2), Tile(32, 4), Tile(32, 8), Tile(128, 16))
+}
 
 
 def why_not(
-    qkv: Tensor, bias: Tensor | None, keys: Tensor, values: Tensor, start: int, start_tensor: Tensor | None
+    qkv: Tensor,
+    bias: Tensor | None,
+    keys: Tensor,
+    values: Tensor,
+    start: int,
+    start_tensor: Tensor | None,
+    tile: Tile = DEFAULT,
 ) -> str | None:
     """None where the kernel can take these inputs, else the reason."""
     if qkv.shape[1] != 1 or qkv.shape[4] > WIDEST:
@@ -24,7 +45,13 @@ def why_not(
 
 
 def decode_attention(
-    qkv: Tensor, bias: Tensor | None, keys: Tensor, values: Tensor, start: int, start_tensor: Tensor | None
+    qkv: Tensor,
+    bias: Tensor | None,
+    keys: Tensor,
+    values: Tensor,
+    start: int,
+    start_tensor: Tensor | None,
+    tile: Tile = DEFAULT,
 ) -> Tensor:
     from hqtvae_fast.ops.kernels.decode_attention import triton_kernels
 
@@ -39,9 +66,9 @@ def decode_attention(
             triton_kernels.decode_attention_kernel,
             (B * H,),
             *(qkv, *dense(bias), keys, values, start_tensor, out, E**-0.5, H, E, keys.shape[2]),
-            BLOCK=BLOCK,
+            BLOCK=tile.block,
             WIDTH=power_of_2(E),
             TRIGGER=dependents(qkv),
-            num_warps=WARPS,
+            num_warps=tile.warps,
         )
     return out

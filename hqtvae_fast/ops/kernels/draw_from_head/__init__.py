@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from hqtvae_fast.backend import Backend, choose
+from hqtvae_fast.backend import Backend, choose, with_tiles
 from hqtvae_fast.ops.kernels.draw_from_head import reference, triton, unfused
 from hqtvae_fast.ops.kernels.sample_logits import check_sampling
 from hqtvae_fast.ops.operator import dispatched
@@ -60,7 +60,7 @@ def draw_from_head(
 
 
 BACKENDS = (
-    Backend("triton", triton.draw_from_head, triton.why_not),
+    *with_tiles("triton", triton.draw_from_head, triton.why_not, triton.TILES),
     Backend("unfused", unfused.draw_from_head),
     Backend("reference", reference.draw_from_head),
 )

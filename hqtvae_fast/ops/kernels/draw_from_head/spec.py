@@ -103,14 +103,16 @@ def variants(arch: int) -> list[Variant]:
 
     made = []
     for dtype in (torch.float32, torch.bfloat16):
-        for name, tile in (("few", triton.FEW), ("many", triton.MANY)):
+        own = {"few": triton.FEW, "many": triton.MANY}
+        for name, tile in {**own, **{tile.name: tile for tile in triton.OTHERS}}.items():
             x = f"*{TRITON_NAMES[dtype]}"
             pointers = {"x": x, "weight": x, "scores": "*fp32", "codes": "*i32", "invalid": "*u1"}
             pointers |= {"seeds": "*i64", "step": "*i64", "position": "*i64", "temperature": "*fp32"}
             signature = pointers | dict.fromkeys(("M", "G", "K", "D", "stride_step", "stride_position"), "i32")
             constants = triton.constants(tile, dtype) | {"INTERPRET": False}
             aligned = ("x", "weight", "scores", "codes", "K", "D")
-            what, launch = f"head and draw, {name} rows {TRITON_NAMES[dtype]}", (tile.warps, tile.stages)
+            size, launch = name + (" rows" if name in own else ""), (tile.warps, tile.stages)
+            what = f"head and draw, {size} {TRITON_NAMES[dtype]}"
             needs = ("mma", "async")
             made.append(
                 Variant(
@@ -119,8 +121,7 @@ def variants(arch: int) -> list[Variant]:
             )
     signature = {"scores": "*fp32", "codes": "*i32", "out": "*i64"}
     signature |= dict.fromkeys(("tiles", "M", "G", "stride_out_b", "stride_out_g"), "i32")
-    for tile in (triton.FEW, triton.MANY):
-        tiles = 8192 // tile.codes
+    for tiles in sorted({8192 // tile.codes for tile in triton.TILES.values()}):
         name, settled = f"head and draw, {tiles} tiles", ("scores", "codes", "tiles")
         made.append(Variant(name, triton_kernels.settle_kernel, signature, {"TILES": tiles}, settled, 1, 3))
     return made

@@ -14,7 +14,7 @@ from hqtvae_fast.ops.triton_launch import interpreted, launch, on, power_of_2
 
 @dataclass(frozen=True)
 class Tile:
-    """Rows x codes a program, ``bytes`` of each row and code multiplied at a time. Not yet measured on a GPU."""
+    """Rows x codes a program, ``bytes`` of each row and code multiplied at a time."""
 
     rows: int
     codes: int
@@ -22,11 +22,23 @@ class Tile:
     warps: int
     stages: int
 
+    @property
+    def name(self) -> str:
+        return f"{self.rows}x{self.codes}x{self.bytes}"
+
 
 FEW = Tile(rows=16, codes=32, bytes=256, warps=4, stages=4)
 """Up to 16 rows the time is the time to stream the weight: small tiles, 256 of them for 8192 codes."""
 MANY = Tile(rows=64, codes=128, bytes=128, warps=8, stages=3)
 """The tile's noise stays in registers beside its sums, 32 of each a thread; 128 rows would spill."""
+
+
+OTHERS = (
+    Tile(rows=16, codes=64, bytes=256, warps=4, stages=4),
+    Tile(rows=32, codes=64, bytes=128, warps=4, stages=4),
+    Tile(rows=64, codes=64, bytes=128, warps=4, stages=4),
+)
+TILES = {tile.name: tile for tile in (FEW, MANY, *OTHERS)}
 
 
 def choose_tile(rows: int) -> Tile:
@@ -38,15 +50,15 @@ def constants(tile: Tile, dtype: torch.dtype) -> dict[str, Any]:
     return {**shape, "PRECISION": "tf32x3" if dtype is torch.float32 else "ieee"}
 
 
-def why_not(x_BGD: Tensor, weight_KD: Tensor, *others: Tensor) -> str | None:
+def why_not(x_BGD: Tensor, weight_KD: Tensor, *others: Tensor, tile: Tile | None = None) -> str | None:
     """None where the kernels can take these inputs, else the reason."""
     return triton_launch.why_not(x_BGD, weight_KD)
 
 
-def describe(x_BGD: Tensor, weight_KD: Tensor, *others: Any) -> dict[str, str]:
+def describe(x_BGD: Tensor, weight_KD: Tensor, *others: Any, tile: Tile | None = None) -> dict[str, str]:
     """How the kernels would be launched on these inputs."""
     rows = x_BGD.numel() // x_BGD.shape[-1]
-    tile = choose_tile(rows)
+    tile = tile or choose_tile(rows)
     programs = -(-rows // tile.rows) * -(-weight_KD.shape[0] // tile.codes)
     inputs = tile.bytes // x_BGD.dtype.itemsize
     return {
@@ -64,6 +76,7 @@ def draw_from_head(
     step: Tensor,
     position: Tensor,
     temperature: Tensor,
+    tile: Tile | None = None,
 ) -> None:
     """As the operator; see :func:`hqtvae_fast.ops.draw_from_head`."""
     from hqtvae_fast.ops.kernels.draw_from_head import triton_kernels
@@ -72,7 +85,7 @@ def draw_from_head(
     M = B * G
     if M == 0:
         return
-    tile = choose_tile(M)
+    tile = tile or choose_tile(M)
     tiles = -(-K // tile.codes)
     scores_TM = torch.empty(tiles, M, dtype=torch.float32, device=x_BGD.device)
     codes_TM = torch.empty(tiles, M, dtype=torch.int32, device=x_BGD.device)

@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from hqtvae_fast.backend import Backend, choose
+from hqtvae_fast.backend import Backend, choose, with_tiles
 from hqtvae_fast.ops.kernels.embed_codes import reference, triton
 from hqtvae_fast.ops.operator import dispatched
 
@@ -58,7 +58,10 @@ def embed_codes(
     return torch.ops.hqtvae_fast.embed_codes(*inputs, choice.backend.name)
 
 
-BACKENDS = (Backend("triton", triton.embed_codes, triton.why_not), Backend("reference", reference.embed_codes))
+BACKENDS = (
+    *with_tiles("triton", triton.embed_codes, triton.why_not, triton.TILES),
+    Backend("reference", reference.embed_codes),
+)
 
 
 @dispatched("embed_codes", BACKENDS, mutates_args=())

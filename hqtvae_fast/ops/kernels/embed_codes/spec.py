@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from hqtvae_fast.ops.kernels.embed_codes import BACKENDS, MODES, embed_codes, reference
+from hqtvae_fast.ops.kernels.embed_codes.triton import TILES
 from hqtvae_fast.ops.spec import Case, Cost, Spec, Variant, check_errors
 from hqtvae_fast.ops.triton_launch import TRITON_NAMES, power_of_2, row_warps
 
@@ -138,9 +139,10 @@ def variants(arch: int) -> list[Variant]:
             signature = {name: type_ for name, type_ in signature.items() if name not in absent}
             aligned = tuple(name for name in signature if name not in ("G", "row", "stride_codes", "codes"))
             name = f"embeddings {kind} {TRITON_NAMES[dtype]}"
-            made.append(
-                Variant(name, triton_kernels.embed_codes_kernel, signature, constants, aligned, row_warps(D), 3)
-            )
+            launch = (triton_kernels.embed_codes_kernel, signature, constants, aligned)
+            made.append(Variant(name, *launch, row_warps(D), 3))
+            if dtype is torch.bfloat16 and kind == next(iter(KINDS)):
+                made += [Variant(f"{name}, {key}", *launch, tile.warps, 3) for key, tile in TILES.items()]
     return made
 
 

@@ -8,13 +8,20 @@ import torch
 from torch import Tensor
 
 from hqtvae_fast.ops import triton_launch
-from hqtvae_fast.ops.triton_launch import launch, on, power_of_2, row_warps
+from hqtvae_fast.ops.triton_launch import Warps, by_warps, launch, on, power_of_2, row_warps
 
 WIDEST = 1 << 13
+TILES = by_warps(1, 2, 4, 8)
 
 
 def why_not(
-    codes: Tensor, tables: Sequence[Tensor], sources: Tensor, rows: Tensor, row: Tensor | None, mode: str
+    codes: Tensor,
+    tables: Sequence[Tensor],
+    sources: Tensor,
+    rows: Tensor,
+    row: Tensor | None,
+    mode: str,
+    tile: Warps | None = None,
 ) -> str | None:
     """None where the kernel can take these inputs, else the reason."""
     if rows.shape[1] > WIDEST:
@@ -25,7 +32,13 @@ def why_not(
 
 
 def embed_codes(
-    codes: Tensor, tables: Sequence[Tensor], sources: Tensor, rows: Tensor, row: Tensor | None, mode: str
+    codes: Tensor,
+    tables: Sequence[Tensor],
+    sources: Tensor,
+    rows: Tensor,
+    row: Tensor | None,
+    mode: str,
+    tile: Warps | None = None,
 ) -> Tensor:
     from hqtvae_fast.ops.kernels.embed_codes import triton_kernels
 
@@ -43,6 +56,6 @@ def embed_codes(
             S=S,
             MODE=mode,
             WIDTH=power_of_2(D),
-            num_warps=row_warps(D),
+            num_warps=tile.warps if tile else row_warps(D),
         )
     return out

@@ -4,11 +4,20 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
-from torch import Tensor
+from torch import (
+    Tensor,
+    channels_last,
+    contiguous_format,
+    empty_like,
+    float32,
+    is_grad_enabled,
+    memory_format,
+    ops,
+    promote_types,
+)
 
-from hqtvae_fast.backend import Backend, choose
-from hqtvae_fast.ops.kernels.group_norm_silu import native, reference, triton
+from hqtvae_fast.backend import Backend, choose, with_tiles
+from hqtvae_fast.ops.kernels.group_norm_silu import native, reference, torch, triton
 from hqtvae_fast.ops.operator import dispatched, operator
 
 
@@ -35,9 +44,10 @@ def group_norm_silu(
     107 MB an image in bf16, 32 us of an H100's 3.35 TB/s. There the decoder leaves its biases to the next norm. On a
     CPU the convolutions add them before they write.
 
-    ``backend``: "triton" (CUDA, channels-last), "native" (CPU, channels-last, compiled), "reference" (anywhere). The
-    first two give an image the same result in any batch. Raises ValueError on other shapes or dtypes, and BackendError
-    where the backend asked for cannot run.
+    ``backend``: "triton" (CUDA, channels-last), "triton/8192x8" and other tiles (values x warps), "native" (CPU,
+    channels-last, compiled), "torch" (anywhere: torch's, of NCHW copies), "reference" (anywhere). Triton and native
+    give an image the same result in any batch. Raises ValueError on other shapes or dtypes, and BackendError where the
+    backend asked for cannot run.
     """
     _check(x, weight, bias, num_groups)
     return _run(x, None, weight, bias, num_groups, eps, silu, shift, backend)[0]
@@ -84,7 +94,7 @@ def _check_shift(shift: Tensor, x: Tensor, residual: Tensor | None) -> None:
     if tuple(shift.shape) != (x.shape[1],) or not shift.is_floating_point():
         raise ValueError(f"shift: expected floating [{x.shape[1]}]; got {shift.dtype} {list(shift.shape)}")
     tensors = (x, shift) if residual is None else (x, shift, residual)
-    if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors):
+    if is_grad_enabled() and any(tensor.requires_grad for tensor in tensors):
         raise ValueError("shift: expected inference; got tensors that require gradients")
 
 
@@ -106,15 +116,22 @@ def _run(
         _check_shift(shift, x, residual)
     inputs = (x, residual, weight, bias, num_groups, eps, silu, shift)
     choice = choose("group_norm_silu", BACKENDS, *inputs, backend=backend)
-    return torch.ops.hqtvae_fast.group_norm_silu(*inputs, choice.backend.name)
+    return ops.hqtvae_fast.group_norm_silu(*inputs, choice.backend.name)
 
 
 BACKENDS = (
-    Backend("triton", triton.forward, triton.why_not),
+    *with_tiles("triton", triton.forward, triton.why_not, triton.TILES),
     Backend("native", native.forward, native.why_not),
     Backend("reference", reference.forward),
+    Backend("torch", torch.forward),
 )
-_BACKWARD = {"triton": triton.backward, "native": native.backward, "reference": reference.backward}
+_BACKWARD = {
+    "triton": triton.backward,
+    "native": native.backward,
+    "reference": reference.backward,
+    "torch": reference.backward,
+}
+"""By the part of the backend's name that is not a tile's."""
 
 
 # The backend is chosen outside and named to the operators: a fake has no device to choose by. An operator may not
@@ -131,24 +148,26 @@ def _forward(
     shift: Tensor | None,
     backend: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    total = x.new_empty(0) if residual is None else torch.empty_like(x)
-    wide = torch.promote_types(x.dtype, torch.float32)
+    total = x.new_empty(0) if residual is None else empty_like(x)
+    wide = promote_types(x.dtype, float32)
     mean, rstd = (x.new_empty(len(x), num_groups, dtype=wide) for _ in range(2))
-    return torch.empty_like(x), total, mean, rstd
+    return empty_like(x), total, mean, rstd
 
 
 @operator("group_norm_silu_backward", mutates_args=())
 def _backward(
     dy: Tensor, x: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, rstd: Tensor, silu: bool, backend: str
 ) -> tuple[Tensor, Tensor, Tensor]:
-    return _BACKWARD[backend](dy.to(x.dtype).contiguous(memory_format=_layout(x)), x, weight, bias, mean, rstd, silu)
+    return _BACKWARD[backend.partition("/")[0]](
+        dy.to(x.dtype).contiguous(memory_format=_layout(x)), x, weight, bias, mean, rstd, silu
+    )
 
 
 @_backward.register_fake
 def _(
     dy: Tensor, x: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, rstd: Tensor, silu: bool, backend: str
 ) -> tuple[Tensor, Tensor, Tensor]:
-    return torch.empty_like(x), torch.empty_like(weight), torch.empty_like(bias)
+    return empty_like(x), empty_like(weight), empty_like(bias)
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -164,7 +183,7 @@ def _gradients(ctx: Any, dy: Tensor | None, dtotal: Tensor | None, *_: None) -> 
     x, weight, bias, mean, rstd = ctx.saved_tensors
     dx, dweight, dbias = dtotal if ctx.has_residual else None, None, None
     if dy is not None:
-        dx, dweight, dbias = torch.ops.hqtvae_fast.group_norm_silu_backward(
+        dx, dweight, dbias = ops.hqtvae_fast.group_norm_silu_backward(
             dy, x, weight, bias, mean, rstd, ctx.silu, ctx.backend
         )
         if ctx.has_residual and dtotal is not None:
@@ -175,14 +194,14 @@ def _gradients(ctx: Any, dy: Tensor | None, dtotal: Tensor | None, *_: None) -> 
 _forward.register_autograd(_gradients, setup_context=_setup_context)
 
 
-def _layout(x: Tensor) -> torch.memory_format:
-    return torch.channels_last if x.is_contiguous(memory_format=torch.channels_last) else torch.contiguous_format
+def _layout(x: Tensor) -> memory_format:
+    return channels_last if x.is_contiguous(memory_format=channels_last) else contiguous_format
 
 
 def _dense(x: Tensor) -> Tensor:
     """In one of the two layouts; a slice of a map is copied to channels-last."""
-    known = x.is_contiguous() or x.is_contiguous(memory_format=torch.channels_last)
-    return x if known else x.contiguous(memory_format=torch.channels_last)
+    known = x.is_contiguous() or x.is_contiguous(memory_format=channels_last)
+    return x if known else x.contiguous(memory_format=channels_last)
 
 
 __all__ = ["add_group_norm_silu", "group_norm_silu"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -9,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from hqtvae_fast.ops.kernels.group_norm_silu import BACKENDS, add_group_norm_silu, group_norm_silu, reference
-from hqtvae_fast.ops.kernels.group_norm_silu.triton import MOST_RUNS, WARPS, describe, rows_of_tile
+from hqtvae_fast.ops.kernels.group_norm_silu.triton import DEFAULT, MOST_RUNS, TILES, Tile, describe
 from hqtvae_fast.ops.spec import Case, Cost, Spec, Variant
 
 EPS = 1e-6
@@ -164,10 +165,17 @@ NOT_ALIGNED = {"eps"}
 def variants(arch: int) -> list[Variant]:
     """Each kernel and width of the presets, in fp32 and bf16, with weights of the same dtype; without SiLU the width
     that attention has. fp16 is compiled as bf16 is but for a conversion, and is left out."""
-    return [variant for dtype in TRITON_NAMES for C in WIDTHS for variant in _compilations(C, dtype)]
+    made = [variant for dtype in TRITON_NAMES for C in WIDTHS for variant in _compilations(C, dtype, DEFAULT)]
+    for key, tile in TILES.items():
+        forward = _compilations(WIDTHS[0], torch.bfloat16, tile)[:FORWARD]
+        made += [replace(variant, name=f"{variant.name}, {key}") for variant in forward]
+    return made
 
 
-def _compilations(C: int, dtype: torch.dtype) -> list[Variant]:
+FORWARD = 6  # the first of them
+
+
+def _compilations(C: int, dtype: torch.dtype, tile: Tile) -> list[Variant]:
     from hqtvae_fast.ops.kernels.group_norm_silu import triton_kernels
 
     x = f"*{TRITON_NAMES[dtype]}"
@@ -191,7 +199,7 @@ def _compilations(C: int, dtype: torch.dtype) -> list[Variant]:
             (f"backward sums {name} SiLU", triton_kernels.sums_kernel, {**maps, **counts}, flag),
             (f"backward {name} SiLU", triton_kernels.gradient_kernel, {**maps, "dx": x, **counts}, flag),
         ]
-    shape = {"C": C, "GROUPS": 32, "ROWS": rows_of_tile(C)}
+    shape = {"C": C, "GROUPS": 32, "ROWS": tile.rows(C)}
     return [
         Variant(
             f"group norm, {name}, {C} channels, {TRITON_NAMES[dtype]}",
@@ -199,7 +207,7 @@ def _compilations(C: int, dtype: torch.dtype) -> list[Variant]:
             signature,
             {**shape, **constants},
             tuple(key for key in signature if key not in NOT_ALIGNED),
-            WARPS,
+            tile.warps,
             3,
         )
         for name, kernel, signature, constants in made

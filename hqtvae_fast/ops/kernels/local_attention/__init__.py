@@ -7,8 +7,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from hqtvae_fast.backend import Backend, choose
-from hqtvae_fast.ops.kernels.local_attention import reference, triton
+from hqtvae_fast.backend import Backend, choose, with_tiles
+from hqtvae_fast.ops.kernels.local_attention import reference, sdpa, triton
 from hqtvae_fast.ops.operator import dispatched
 
 MASKS = ("full", "levels")
@@ -35,7 +35,8 @@ def local_attention(
     Position 0 alone sees itself: its output is its value, and ``qkv`` may come without its query (P = 2). Raises
     ValueError on other shapes.
 
-    ``backend``: "triton" (CUDA; at most 32 positions, heads of at most 128) or "reference" (anywhere).
+    ``backend``: "triton" (CUDA; at most 32 positions, heads of at most 128), "triton/2-warps" and other tiles, "sdpa"
+    (anywhere: torch's scaled_dot_product_attention) or "reference" (anywhere).
     """
     B, T, parts, H, E = qkv.shape if qkv.ndim == 5 else (0, 0, 0, 0, 0)
     if parts not in (2, 3) or not qkv.is_contiguous():
@@ -67,7 +68,8 @@ def _check_cache(cache: Tensor, sizes: tuple[int, int, int], positions: int, dty
 
 
 BACKENDS = (
-    Backend("triton", triton.local_attention, triton.why_not),
+    *with_tiles("triton", triton.local_attention, triton.why_not, triton.TILES),
+    Backend("sdpa", sdpa.local_attention),
     Backend("reference", reference.local_attention),
 )
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from hqtvae_fast.backend import BackendError
 from hqtvae_fast.ops import third_party
 from hqtvae_fast.ops.kernels.local_attention import BACKENDS, local_attention, reference, triton
+from hqtvae_fast.ops.kernels.local_attention.sdpa import cached
 from hqtvae_fast.ops.spec import Case, Cost, Spec, Variant, check_errors
 from hqtvae_fast.ops.triton_launch import TRITON_NAMES
 
@@ -113,31 +113,12 @@ def check(got: tuple[Tensor, ...], wanted: tuple[Tensor, ...], inputs: tuple[Any
 Maybe = Tensor | None
 
 
-def _cached(qkv: Tensor, bias: Maybe, keys: Maybe, values: Maybe, start: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Queries of the new positions, keys and values of all, [B, H, positions, E] each; the cache is written."""
-    _, T, _, H, E = qkv.shape
-    parts = (qkv if bias is None else qkv + bias.view(-1, H, E)).permute(2, 0, 3, 1, 4).unbind(0)
-    q, k, v = parts[0], *parts[-2:]  # without queries: the key, as of one position the output is the value
-    if keys is None or values is None:
-        return q, k, v
-    keys[:, :, start : start + T].copy_(k)
-    values[:, :, start : start + T].copy_(v)
-    return q, keys[:, :, : start + T], values[:, :, : start + T]
-
-
-def sdpa(qkv: Tensor, bias: Maybe, keys: Maybe, values: Maybe, start: int, mask: str) -> Tensor:
-    """Torch's own kernel, with what it takes to bring bias and cache to it."""
-    attn_mask = reference.level_mask(start, qkv.shape[1]).to(qkv.device) if mask == "levels" else None
-    q, k, v = _cached(qkv, bias, keys, values, start)
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=attn_mask).transpose(1, 2).flatten(2)
-
-
 def flash_attn(qkv: Tensor, bias: Maybe, keys: Maybe, values: Maybe, start: int, mask: str) -> Tensor:
     """Has no mask by level."""
     package = third_party.attention("flash_attn", qkv)
     if mask != "full":
         raise BackendError(f"flash_attn: expected mask 'full'; got {mask!r}")
-    parts = _cached(qkv, bias, keys, values, start)
+    parts = cached(qkv, bias, keys, values, start)
     return package.flash_attn_func(*(part.transpose(1, 2) for part in parts)).flatten(2)
 
 
@@ -146,7 +127,7 @@ def xformers(qkv: Tensor, bias: Maybe, keys: Maybe, values: Maybe, start: int, m
     third_party.attention("xformers", qkv)
     if mask != "full":
         raise BackendError(f"xformers: expected mask 'full'; got {mask!r}")
-    parts = _cached(qkv, bias, keys, values, start)
+    parts = cached(qkv, bias, keys, values, start)
     ops = third_party.installed("xformers.ops")
     return ops.memory_efficient_attention(*(part.transpose(1, 2) for part in parts)).flatten(2)
 
@@ -171,8 +152,10 @@ def variants(arch: int) -> list[Variant]:
             constants: dict[str, Any] = {} if C else {"keys": None, "values": None}
             constants |= triton.constants(T, parts_of(passing), 64, start, "full") | {"TRIGGER": arch >= 90}
             name = f"local attention {passing} {TRITON_NAMES[dtype]}"
-            launch = ((*pointers, "E"), triton.warps(start + T), 3)
-            made.append(Variant(name, triton_kernels.local_attention_kernel, signature, constants, *launch))
+            launch = (triton_kernels.local_attention_kernel, signature, constants, (*pointers, "E"))
+            made.append(Variant(name, *launch, triton.warps(start + T), 3))
+            if dtype is torch.bfloat16 and passing in ("pass 1", "pass 2", "IET"):
+                made += [Variant(f"{name}, {key}", *launch, tile.warps, 3) for key, tile in triton.TILES.items()]
     return made
 
 
@@ -187,5 +170,5 @@ SPEC = Spec(
     cost=cost,
     variants=variants,
     backends=BACKENDS,
-    baselines={"torch, scaled_dot_product_attention": sdpa, "flash-attn": flash_attn, "xformers": xformers},
+    baselines={"flash-attn": flash_attn, "xformers": xformers},
 )

@@ -5,13 +5,13 @@ from __future__ import annotations
 from torch import Tensor, autocast, int64, ops
 
 from hqtvae_fast import _cuda
-from hqtvae_fast.backend import Backend, choose
+from hqtvae_fast.backend import Backend, choose, with_tiles
 from hqtvae_fast.ops.kernels.nearest_code import cuda, reference, torch, triton
 from hqtvae_fast.ops.operator import operator
 
 BACKENDS = (
     Backend("cuda", cuda.nearest_code, cuda.why_not, _cuda.origin, only_by_name=True),
-    Backend("triton", triton.nearest_code, triton.why_not),
+    *with_tiles("triton", triton.nearest_code, triton.why_not, triton.TILES),
     Backend("torch", torch.nearest_code),
     Backend("reference", reference.nearest_code),
 )
@@ -28,9 +28,9 @@ def nearest_code(
     than float64 sums resolve, about C times 1e-16 of their size, may be ordered as rounding has it.) A row that is not
     finite gives 0; ``invalid``, a bool scalar on the device of z, is set where there is such a row, without waiting for
     the device; ``check`` raises ValueError instead, and waits. ``backend``: "triton" (CUDA; tensor cores and a proven
-    bound), "cuda" (likewise, from csrc/cuda; only by name), "torch" (an fp32 product and the same idea), "reference"
-    (float64 brute force). Raises ValueError on other
-    shapes, dtypes or devices, and BackendError where the backend asked for cannot run.
+    bound), "triton/64x64" and other tiles (rows x codes), "cuda" (likewise, from csrc/cuda; only by name), "torch" (an
+    fp32 product and the same idea), "reference" (float64 brute force). Raises ValueError on other shapes, dtypes or
+    devices, and BackendError where the backend asked for cannot run.
     """
     if z.ndim != 2 or codebook.ndim != 2 or z.shape[1] != codebook.shape[1]:
         raise ValueError(f"nearest_code: expected [N, C] and [K, C]; got {list(z.shape)} and {list(codebook.shape)}")

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from hqtvae_fast.ops.kernels.nearest_code import BACKENDS, nearest_code, reference, third_party
-from hqtvae_fast.ops.kernels.nearest_code.triton import LARGE, SMALL, Tile, describe, rows, settle_tile
+from hqtvae_fast.ops.kernels.nearest_code.triton import LARGE, SMALL, TILES, Tile, describe, rows, settle_tile
 from hqtvae_fast.ops.spec import Case, Cost, Spec, Variant
 
 BATCH = 64
@@ -115,9 +116,14 @@ ROWS = ("side", "stride_channel", "stride_y", "stride_x")
 
 
 def variants(arch: int) -> list[Variant]:
-    """Each dtype with both tiles."""
-    names = ("fp32", "bf16", "fp16")
-    return [variant for z in names for variant in compilations(z, (LARGE, SMALL), f"*{z}", 1, 0, ROWS)]
+    """Each dtype with the tiles of 128 codes, between which the launcher chooses, and of 64."""
+    half = tuple(tile for tile in TILES.values() if tile.codes == 64)
+    made = []
+    for z in ("fp32", "bf16", "fp16"):
+        made += compilations(z, (LARGE, SMALL), f"*{z}", 1, 0, ROWS)
+        *scores, settle = compilations(z, half, f"*{z}", 1, 0, ROWS)
+        made += [*scores, replace(settle, name=f"{settle.name}, 64 codes")]
+    return made
 
 
 SPEC = Spec(
@@ -131,6 +137,6 @@ SPEC = Spec(
     cost=cost,
     variants=variants,
     baselines=BASELINES,
-    describe=lambda z, codebook: describe(rows(z), len(codebook)),
+    describe=lambda z, codebook, tile=None: describe(rows(z), len(codebook), tile),
     backends=BACKENDS[:-1],  # without float64 brute force: the definition, which takes minutes on a real case
 )

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from hqtvae_fast.ops import triton_launch
-from hqtvae_fast.ops.triton_launch import interpreted, launch, on, triton_version
+from hqtvae_fast.ops.triton_launch import interpreted, launch, multiprocessors, on, triton_version
 
 SMALLEST_NORMAL = 2.0**-126
 CHUNK_ROWS = (
@@ -29,15 +29,21 @@ class Tile:
     warps: int = 8
     stages: int = 3
 
+    @property
+    def name(self) -> str:
+        return f"{self.rows}x{self.codes}"
+
     def shared_memory(self, split: bool) -> int:
         """Bytes that the pipelined loads take: rows in fp32, codes in one or two bf16 parts."""
         return self.stages * self.channels * (4 * self.rows + (4 if split else 2) * self.codes)
 
 
-# Not yet measured on a GPU. 128 x 128 gives each byte from the caches 98 FLOP, but fills the registers (255 a thread):
+# 128 x 128 gives each byte from the caches 98 FLOP, but fills the registers (255 a thread):
 # windows and coarser levels would make it spill. The smaller one is for those, and for so few rows that with the larger
-# one there were fewer programs than an H100 has multiprocessors (132).
+# one there were fewer programs than multiprocessors.
 LARGE, SMALL = Tile(128), Tile(64)
+TILES = {tile.name: tile for tile in (LARGE, SMALL, Tile(128, codes=64), Tile(64, codes=64, warps=4))}
+"""Of plain rows."""
 # A program of ``settle_rows``: rows, blocks of codes looked at together, and channels of 128 codes compared at a time
 # in float64: 8 are one sector of memory for each code. With 16 channels or 64 blocks, and with 8 warps, ptxas spills a
 # few values of one shape or another, however many registers are left. Each version of Triton brings its own ptxas, and
@@ -55,7 +61,7 @@ def settle_tile(window: int, coarser: int) -> Tile:
 def pick_tile(level: Level, codes: int) -> Tile:
     programs = -(-level.num_rows // LARGE.rows) * -(-codes // LARGE.codes)
     fits = level.window == 1 and not level.coarser
-    return LARGE if fits and programs >= 132 else SMALL
+    return LARGE if fits and programs >= multiprocessors(level.z.device) else SMALL
 
 
 @dataclass(frozen=True)
@@ -92,9 +98,9 @@ def rows(z_NC: Tensor) -> Level:
     return Level(z_NC[:, :, None, None])
 
 
-def describe(level: Level, codes: int) -> dict[str, str]:
+def describe(level: Level, codes: int, tile: Tile | None = None) -> dict[str, str]:
     """How the kernels would be launched on a level's rows."""
-    tile, split = pick_tile(level, codes), level.z.dtype is not torch.bfloat16 or bool(level.coarser)
+    tile, split = tile or pick_tile(level, codes), level.z.dtype is not torch.bfloat16 or bool(level.coarser)
     programs = -(-codes // tile.codes) * -(-min(level.num_rows, CHUNK_ROWS) // tile.rows)
     parts = "three bf16 products" if split else "one bf16 product"
     return {
@@ -119,16 +125,16 @@ def window_major(codebook_KC: Tensor, window: int) -> Tensor:
     return parts.permute(0, *ys, *xs, 1).reshape(K, window**2, d)
 
 
-def why_not(z: Tensor, codebook: Tensor) -> str | None:
+def why_not(z: Tensor, codebook: Tensor, tile: Tile | None = None) -> str | None:
     """None where the kernels can take these inputs, else the reason."""
     return triton_launch.why_not(z, codebook)
 
 
-def nearest_code(z: Tensor, codebook: Tensor) -> Tensor:
-    return search(rows(z), codebook[:, None])[0]
+def nearest_code(z: Tensor, codebook: Tensor, tile: Tile | None = None) -> Tensor:
+    return search(rows(z), codebook[:, None], tile)[0]
 
 
-def search(level: Level, codebook_KWD: Tensor) -> tuple[Tensor, Tensor]:
+def search(level: Level, codebook_KWD: Tensor, tile: Tile | None = None) -> tuple[Tensor, Tensor]:
     """Nearest codes of a level's rows, [N] int64, and which of them float64 had to settle, [N] bool.
 
     ``codebook_KWD`` [K, window^2, d] as :func:`window_major` gives it; dtype and device of z.
@@ -140,7 +146,7 @@ def search(level: Level, codebook_KWD: Tensor) -> tuple[Tensor, Tensor]:
     for chunk in level.chunks(CHUNK_ROWS):
         end = start + chunk.num_rows
         with on(level.z):
-            _launch(chunk, book, found[start:end], settled[start:end])
+            _launch(chunk, book, found[start:end], settled[start:end], tile)
         start = end
     return found, settled.bool()
 
@@ -165,11 +171,11 @@ class Book:
         return cls(values, high, low, norm_K.square().float(), norm_K.amax().reshape(1), split)
 
 
-def _launch(level: Level, book: Book, found: Tensor, settled: Tensor) -> None:
+def _launch(level: Level, book: Book, found: Tensor, settled: Tensor, tile: Tile | None = None) -> None:
     from hqtvae_fast.ops.kernels.nearest_code import triton_kernels
 
     N, K, d, device = level.num_rows, len(book.values), level.z.shape[1], level.z.device
-    tile, settle = pick_tile(level, K), settle_tile(level.window, len(level.coarser))
+    tile, settle = tile or pick_tile(level, K), settle_tile(level.window, len(level.coarser))
     blocks = -(-K // tile.codes)
     best, second = (torch.empty(blocks, N, dtype=torch.float32, device=device) for _ in range(2))
     index = torch.empty(blocks, N, dtype=torch.int32, device=device)

@@ -7,7 +7,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from hqtvae_fast.ops.kernels.packed_linear import native, onednn
+from hqtvae_fast.backend import Backend, choose
+from hqtvae_fast.ops.kernels.packed_linear import int8, native, onednn, reference
 
 
 class PackedWeight(Protocol):
@@ -21,15 +22,28 @@ class PackedWeight(Protocol):
     def gelu(self, input: Tensor, bias: Tensor | None) -> Tensor: ...
 
 
-def pack_weight(weight: Tensor) -> PackedWeight | None:
-    """The weight [out, in] as the fastest kernel here wants it, or None where plain rows are as good.
+BACKENDS = (
+    Backend("native/int8", int8.Int8Weight, int8.why_not),
+    Backend("native", native.NativeWeight, native.why_not),
+    Backend("onednn", onednn.OneDNNWeight, onednn.why_not),
+    Backend("reference", reference.plain),
+)
+
+
+def packer(weight: Tensor, *quantized: Tensor, backend: str | None = None) -> Backend:
+    """Whose kernel the weight [out, in] is to be laid out for; "reference": plain rows, torch's product. ``quantized``:
+    its numbers in one byte and their scale, where it is rounded to them.
 
     Ours, else oneDNN's: with bf16 and from 1 to 256 rows ours was never the slower one (EPYC with AVX512-BF16, 2 cores,
-    the layers of preset S), 1.3 to 1.6 times as fast at 1 and 8 rows.
+    the layers of preset S), 1.3 to 1.6 times as fast at 1 and 8 rows. Of a weight in int8 the inputs are rounded too.
     """
-    if native.why_not(weight) is None:
-        return native.NativeWeight(weight)
-    return onednn.OneDNNWeight(weight) if onednn.why_not(weight) is None else None
+    return choose("packed_linear", BACKENDS, weight, *quantized, backend=backend).backend
 
 
-__all__ = ["PackedWeight", "pack_weight"]
+def pack_weight(weight: Tensor, *quantized: Tensor) -> PackedWeight | None:
+    """The weight [out, in] as its kernel wants it, or None for plain rows."""
+    packed: PackedWeight | None = packer(weight, *quantized).run(weight, *quantized)
+    return packed
+
+
+__all__ = ["PackedWeight", "pack_weight", "packer"]

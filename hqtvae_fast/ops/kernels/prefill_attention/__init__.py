@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from hqtvae_fast.backend import Backend, choose
+from hqtvae_fast.backend import Backend, choose, with_tiles
 from hqtvae_fast.ops.kernels.prefill_attention import flash_attn, sdpa, xformers
 from hqtvae_fast.ops.operator import operator
 
@@ -20,8 +20,9 @@ def prefill_attention(
     [B, T, H * E]. One floating dtype. No gradient. Raises ValueError on other shapes.
 
     ``backend``: "sdpa" (anywhere: torch's scaled_dot_product_attention, whose own choice on a GPU is FlashAttention for
-    bf16 and fp16), "flash_attn" or "xformers" (where installed, bf16 and fp16 on CUDA). One call a drawing and layer:
-    the order says what is always there, not what was measured to be faster.
+    bf16 and fp16), "sdpa/flash", "sdpa/efficient", "sdpa/cudnn" or "sdpa/math" (one of its kernels), "flash_attn" or
+    "xformers" (where installed, bf16 and fp16 on CUDA). One call a drawing and layer: the order says what is always
+    there, not what was measured to be faster.
     """
     B, T, three, H, E = qkv.shape if qkv.ndim == 5 else (0, 0, 0, 0, 0)
     if three != 3:
@@ -39,7 +40,7 @@ def prefill_attention(
 
 
 BACKENDS = (
-    Backend("sdpa", sdpa.attend),
+    *with_tiles("sdpa", sdpa.attend, sdpa.why_not, sdpa.KERNELS),
     Backend("flash_attn", flash_attn.attend, flash_attn.why_not),
     Backend("xformers", xformers.attend, xformers.why_not),
 )

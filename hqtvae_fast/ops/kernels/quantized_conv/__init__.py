@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from hqtvae_fast.backend import Backend, choose
+from hqtvae_fast.backend import Backend, choose, with_tiles
 from hqtvae_fast.ops.kernels.quantized_conv import reference, triton
 from hqtvae_fast.ops.kernels.quantized_conv.formats import LARGEST, quantize, quantize_weights
 from hqtvae_fast.ops.operator import dispatched
@@ -59,7 +59,7 @@ def _check(x: Tensor, weight: Tensor, x_scales: Tensor, weight_scales: Tensor, b
 
 
 BACKENDS = (
-    Backend("triton", triton.quantized_conv, triton.why_not),
+    *with_tiles("triton", triton.quantized_conv, triton.why_not, triton.TILES),
     Backend("reference", reference.quantized_conv),
 )
 

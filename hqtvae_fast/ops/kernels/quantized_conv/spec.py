@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from hqtvae_fast.ops.kernels.quantized_conv import BACKENDS, LARGEST, quantize, quantize_weights, quantized_conv
-from hqtvae_fast.ops.kernels.quantized_conv.triton import constants, describe, pick_tile
+from hqtvae_fast.ops.kernels.quantized_conv.triton import LARGE, TILES, constants, describe, pick_tile
 from hqtvae_fast.ops.kernels.upsample_conv import fold_upsampling, upsample_conv
 from hqtvae_fast.ops.kernels.upsample_conv.reference import interleave
 from hqtvae_fast.ops.spec import Case, Cost, Spec, Variant
@@ -108,10 +108,12 @@ def variants(arch: int) -> list[Variant]:
     """One scale and several, in steps of both widths, both kinds of weights; fp8 where there is such an instruction."""
     formats = (torch.int8, torch.float8_e4m3fn) if arch >= 90 else (torch.int8,)
     blocks = ((3, 128, True), (2, 128, True), (3, 32, False), (3, 128, False), (2, 128, False))
-    return [_variant(form, *each, hopper=arch >= 90) for form in formats for each in blocks]
+    made = [_variant(form, *each, hopper=arch >= 90) for form in formats for each in blocks]
+    others = {key: tile for key, tile in TILES.items() if tile != LARGE}  # which one scale has by itself
+    return made + [_variant(form, *blocks[0], hopper=arch >= 90, tiled=key) for form in formats for key in others]
 
 
-def _variant(form: torch.dtype, taps: int, block: int, one: bool, *, hopper: bool) -> Variant:
+def _variant(form: torch.dtype, taps: int, block: int, one: bool, *, hopper: bool, tiled: str = "") -> Variant:
     from hqtvae_fast.ops.kernels.quantized_conv import triton_kernels
 
     name = "int8" if form is torch.int8 else "fp8"
@@ -119,7 +121,7 @@ def _variant(form: torch.dtype, taps: int, block: int, one: bool, *, hopper: boo
     signature = {"x": number, "weight": number, "x_scales": "*fp32", "weight_scales": "*fp32", "bias": "*fp32"}
     signature |= {"out": "*bf16"} | dict.fromkeys(("pixels", "H", "W", "C", "N", "block"), "i32")
     title = f"8-bit convolution, {taps}x{taps}, {'one scale' if one else f'{block} channels a scale'}, {name}"
-    tile = pick_tile(1 if one else 2, hopper)
+    title, tile = title + (tiled and f", {tiled}"), TILES[tiled] if tiled else pick_tile(1 if one else 2, hopper)
     shape, kernel = constants(tile, form, taps, block, one), triton_kernels.quantized_kernel
     return Variant(title, kernel, signature, shape, tuple(signature), tile.warps, tile.stages, ("mma", "async"))
 

@@ -12,10 +12,12 @@ from hqtvae_fast.ops.kernels.quantized_conv import reference
 from hqtvae_fast.ops.kernels.upsample_conv.triton import Tile
 from hqtvae_fast.ops.triton_launch import capability_at_least, launch, on
 
-# Not yet measured on a GPU. 64 bytes a row and step, which are 64 channels where bf16's are 32. With several scales a
+# 64 bytes a row and step, which are 64 channels where bf16's are 32. With several scales a
 # second sum is held, and mma.sync has its operands in registers beside both: LARGE would fill all 255 of a thread with
 # Triton 3.7 and spill with 3.8 and 3.9. On Hopper operands stay in shared memory.
 LARGE, SMALL = Tile(128, 128, 64, warps=8, stages=4), Tile(128, 64, 64, warps=8, stages=4)
+OTHERS = (Tile(64, 64, 64, warps=4, stages=4), Tile(256, 64, 64, warps=8, stages=3))
+TILES = {f"{tile.rows}x{tile.columns}": tile for tile in (LARGE, SMALL, *OTHERS)}
 FEWEST_CHANNELS = 32  # of a scale: what one instruction takes
 OUTPUTS = (torch.bfloat16, torch.float16, torch.float32)
 FP8_CAPABILITY, HOPPER = (8, 9), (9, 0)
@@ -26,9 +28,17 @@ def pick_tile(scales: int, hopper: bool) -> Tile:
 
 
 def why_not(
-    x: Tensor, weight: Tensor, x_scales: Tensor, weight_scales: Tensor, bias: Tensor, dtype: torch.dtype
+    x: Tensor,
+    weight: Tensor,
+    x_scales: Tensor,
+    weight_scales: Tensor,
+    bias: Tensor,
+    dtype: torch.dtype,
+    tile: Tile | None = None,
 ) -> str | None:
     """None where the kernel can take these inputs, else the reason."""
+    if tile is not None and len(x_scales) > 1 and tile != pick_tile(len(x_scales), capability_at_least(x, HOPPER)):
+        return f"expected one scale for tiles of {tile.rows}x{tile.columns}; got {len(x_scales)}"
     if dtype not in OUTPUTS:
         return f"expected an output in bf16, fp16 or fp32; got {dtype}"
     if x.shape[1] // len(x_scales) % FEWEST_CHANNELS:
@@ -45,9 +55,10 @@ def why_not(
     return triton_launch.why_not(x_scales, weight_scales, bias)
 
 
-def describe(x: Tensor, weight: Tensor, x_scales: Tensor, *rest: object) -> dict[str, str]:
+def describe(x: Tensor, weight: Tensor, x_scales: Tensor, *rest: object, tile: Tile | None = None) -> dict[str, str]:
     """How the kernel would be launched on these inputs."""
-    tile, depth = pick_tile(len(x_scales), capability_at_least(x, HOPPER)), depth_of(x.shape[1] // len(x_scales))
+    tile = tile or pick_tile(len(x_scales), capability_at_least(x, HOPPER))
+    depth = depth_of(x.shape[1] // len(x_scales))
     return {
         "tile": f"{tile.rows} pixels x {tile.columns} channels of one phase, {depth} input channels a step",
         "programs": f"{_programs(x, weight, tile)} of {tile.warps} warps, {tile.stages} stages",
@@ -59,14 +70,20 @@ def depth_of(block: int) -> int:
 
 
 def quantized_conv(
-    x: Tensor, weight: Tensor, x_scales: Tensor, weight_scales: Tensor, bias: Tensor, dtype: torch.dtype
+    x: Tensor,
+    weight: Tensor,
+    x_scales: Tensor,
+    weight_scales: Tensor,
+    bias: Tensor,
+    dtype: torch.dtype,
+    tile: Tile | None = None,
 ) -> Tensor:
     """As :func:`reference.quantized_conv`."""
     from hqtvae_fast.ops.kernels.quantized_conv import triton_kernels
 
     B, C, H, W = x.shape
     out = reference.empty_output(x, weight, bias, dtype)
-    block, tile = C // len(x_scales), pick_tile(len(x_scales), capability_at_least(x, HOPPER))
+    block, tile = C // len(x_scales), tile or pick_tile(len(x_scales), capability_at_least(x, HOPPER))
     scales = (x_scales.contiguous(), weight_scales.contiguous(), bias.contiguous())
     with on(x):
         launch(

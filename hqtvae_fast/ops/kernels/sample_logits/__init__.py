@@ -6,13 +6,15 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
-import torch
-from torch import Tensor
+from torch import Tensor, arange, float32, full, int64, ops, zeros
+from torch import bool as boolean
+from torch import device as Device
+from torch import dtype as DType
 
 from hqtvae_fast import _cuda
 from hqtvae_fast.arguments import integer, real
-from hqtvae_fast.backend import Backend, choose
-from hqtvae_fast.ops.kernels.sample_logits import cpu, cuda, reference, triton
+from hqtvae_fast.backend import Backend, choose, with_tiles
+from hqtvae_fast.ops.kernels.sample_logits import cpu, cuda, reference, torch, triton
 from hqtvae_fast.ops.operator import dispatched
 
 COLDEST, HOTTEST = 1e-30, 1e30
@@ -61,10 +63,11 @@ def sample_logits(
     ``temperature`` (fp32, from 1e-30 to 1e30), ``top_k`` (int64) and ``top_p`` (fp32) may be scalars on the device of
     the logits, as may ``step``: then they are read there, when the draw is made, and are the caller's to check.
 
-    ``backend``: "triton" (CUDA; one kernel), "cuda" (likewise, from csrc/cuda; only by name), "cpu" or "reference"
-    (anywhere; waits for a GPU). Raises ValueError on
-    parameters out of range, and on NaN logits on the CPU; on other devices a row with NaN gives an unspecified index
-    within [0, K), and sets ``invalid``, a bool scalar there, without a synchronisation.
+    ``backend``: "triton" (CUDA; one kernel), "triton/8-warps" and other tiles, "cuda" (likewise, from csrc/cuda; only
+    by name), "cpu", "torch" (anywhere: the reference's codes, without waiting for a GPU) or "reference" (anywhere;
+    waits for a GPU). Raises ValueError on parameters out of range, and on NaN logits on the CPU; on other devices a row
+    with NaN gives an unspecified index within [0, K), and sets ``invalid``, a bool scalar there, without a
+    synchronisation.
     """
     if logits.ndim not in (2, 3):
         raise ValueError(f"logits: expected [B, K] or [B, G, K]; got {list(logits.shape)}")
@@ -73,28 +76,28 @@ def sample_logits(
     _check_numbers(temperature, top_k, top_p, logits.shape[-1])
     if logits.device.type == "cpu":
         _refuse_nan(logits)
-    out = logits.new_empty(logits.shape[:-1], dtype=torch.int64) if out is None else out
-    if out.shape != logits.shape[:-1] or out.dtype != torch.int64:
+    out = logits.new_empty(logits.shape[:-1], dtype=int64) if out is None else out
+    if out.shape != logits.shape[:-1] or out.dtype != int64:
         raise ValueError(f"out: expected int64 {list(logits.shape[:-1])}; got {out.dtype} {list(out.shape)}")
     grouped_BG, logits_BGK = (out, logits) if logits.ndim == 3 else (out[:, None], logits[:, None])
     device = logits.device
     inputs = (
         logits_BGK,
         grouped_BG,
-        torch.zeros((), dtype=torch.bool, device=device) if invalid is None else invalid,
+        zeros((), dtype=boolean, device=device) if invalid is None else invalid,
         seeds,
-        _scalar(step, torch.int64, device),
-        _scalar(position, torch.int64, device),
-        _scalar(temperature, torch.float32, device),
-        _scalar(logits.shape[-1] if top_k is None else top_k, torch.int64, device),
-        _scalar(1.0 if top_p is None else top_p, torch.float32, device),
+        _scalar(step, int64, device),
+        _scalar(position, int64, device),
+        _scalar(temperature, float32, device),
+        _scalar(logits.shape[-1] if top_k is None else top_k, int64, device),
+        _scalar(1.0 if top_p is None else top_p, float32, device),
     )
     choice = choose("sample_logits", BACKENDS, *inputs, backend=backend)
     if device.type == "cpu" and choice.backend.name in ("cpu", "reference"):
         # Plain operators of torch, which need no other around them; NaN has been refused.
         choice.backend.run(logits_BGK, grouped_BG, None, *inputs[3:])
         return out
-    torch.ops.hqtvae_fast.sample_logits(*inputs, choice.backend.name)
+    ops.hqtvae_fast.sample_logits(*inputs, choice.backend.name)
     return out
 
 
@@ -115,13 +118,13 @@ def _refuse_nan(logits: Tensor) -> None:
         raise ValueError(f"logits: expected numbers, got NaN in row {int(wrong.nonzero()[0])}")
 
 
-def _scalar(value: Tensor | float, dtype: torch.dtype, device: torch.device) -> Tensor:
-    return value if isinstance(value, Tensor) else torch.full((), value, dtype=dtype, device=device)
+def _scalar(value: Tensor | float, dtype: DType, device: Device) -> Tensor:
+    return value if isinstance(value, Tensor) else full((), value, dtype=dtype, device=device)
 
 
-def _by_rows(draw: Callable[..., Tensor]) -> Callable[..., None]:
-    """A draw of rows [M, K] with plain numbers, as the operator is called. On a GPU reading them waits for it.
-    ``invalid`` None: nobody asks."""
+def _by_rows(draw: Callable[..., Tensor], *, reads: bool = True) -> Callable[..., None]:
+    """A draw of rows [M, K], as the operator is called. ``reads``: it is given plain numbers, and on a GPU reading them
+    waits for it; else scalars on the device. ``invalid`` None: nobody asks."""
 
     @functools.wraps(draw)
     def run(
@@ -141,18 +144,21 @@ def _by_rows(draw: Callable[..., Tensor]) -> Callable[..., None]:
         rows = (seeds_B, step.expand(B), position.expand(B))
         if G > 1:
             seeds_M, steps_M, firsts_M = (row.repeat_interleave(G) for row in rows)
-            rows = (seeds_M, steps_M, firsts_M + torch.arange(G, dtype=torch.int64, device=seeds_B.device).repeat(B))
-        k, p = int(top_k), float(top_p)
-        filters = (temperature, k if k < K else None, p if p < 1 else None)
-        out_BG.copy_(draw(logits_BGK.reshape(B * G, K), *filters, *rows).view(B, G))
+            rows = (seeds_M, steps_M, firsts_M + arange(G, dtype=int64, device=seeds_B.device).repeat(B))
+        filters: tuple[Any, Any] = (top_k, top_p)
+        if reads:
+            k, p = int(top_k), float(top_p)
+            filters = (k if k < K else None, p if p < 1 else None)
+        out_BG.copy_(draw(logits_BGK.reshape(B * G, K), temperature, *filters, *rows).view(B, G))
 
     return run
 
 
 BACKENDS = (
     Backend("cuda", cuda.sample_logits, cuda.why_not, _cuda.origin, only_by_name=True),
-    Backend("triton", triton.sample_logits, triton.why_not),
+    *with_tiles("triton", triton.sample_logits, triton.why_not, triton.TILES),
     Backend("cpu", _by_rows(cpu.sample_logits), cpu.why_not),
+    Backend("torch", _by_rows(torch.sample_logits, reads=False)),
     Backend("reference", _by_rows(reference.sample_logits)),
 )
 

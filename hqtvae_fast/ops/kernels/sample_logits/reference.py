@@ -20,14 +20,17 @@ def filter_logits(logits_BK: Tensor, temperature: Tensor | float, top_k: int | N
     if top_k is not None and top_k < scaled_BK.shape[1]:
         kth_B1 = scaled_BK.topk(top_k, dim=1).values[:, -1:]
         scaled_BK = scaled_BK.masked_fill(scaled_BK < kth_B1, NEG_INF)
-    if top_p is not None:
-        sorted_BK, order_BK = scaled_BK.softmax(dim=1).sort(dim=1, descending=True, stable=True)
-        reached_BK = sorted_BK.cumsum(dim=1) >= top_p
-        drop_BK = torch.zeros_like(reached_BK)
-        drop_BK[:, 1:] = reached_BK[:, :-1]
-        drop_BK = torch.zeros_like(drop_BK).scatter(1, order_BK, drop_BK)
-        scaled_BK = scaled_BK.masked_fill(drop_BK, NEG_INF)
-    return scaled_BK
+    return scaled_BK if top_p is None else drop_tail(scaled_BK, top_p)
+
+
+def drop_tail(scaled_BK: Tensor, top_p: Tensor | float) -> Tensor:
+    """-inf after the first entry, in order of probability, at which the cumulative sum reaches p."""
+    sorted_BK, order_BK = scaled_BK.softmax(dim=1).sort(dim=1, descending=True, stable=True)
+    reached_BK = sorted_BK.cumsum(dim=1) >= top_p
+    drop_BK = torch.zeros_like(reached_BK)
+    drop_BK[:, 1:] = reached_BK[:, :-1]
+    drop_BK = torch.zeros_like(drop_BK).scatter(1, order_BK, drop_BK)
+    return scaled_BK.masked_fill(drop_BK, NEG_INF)
 
 
 def sample_logits(

@@ -10,7 +10,7 @@ from torch import Tensor
 from hqtvae_fast.ops.kernels.sample_logits import BACKENDS, sample_logits, triton
 from hqtvae_fast.ops.kernels.sample_logits.noise import gumbel, random_words
 from hqtvae_fast.ops.spec import Case, Cost, Spec, Variant
-from hqtvae_fast.ops.triton_launch import TRITON_NAMES
+from hqtvae_fast.ops.triton_launch import TRITON_NAMES, Warps
 
 # k and p: top-k, and top-p in thousandths; 0: no such filter. The published settings are k = 2048 (ImageNet), 4096
 # (FFHQ) and none (CC-15M). G: draws of one image at a time, one top code or four bottom codes.
@@ -125,8 +125,8 @@ def cost(case: Case) -> Cost:
     return Cost(75 * B * G * K, B * G * (K * case.dtype.itemsize + 8))
 
 
-def describe(logits: Tensor, *others: Any) -> dict[str, str]:
-    return triton.describe(logits)
+def describe(logits: Tensor, *others: Any, tile: Warps | None = None) -> dict[str, str]:
+    return triton.describe(logits, tile=tile)
 
 
 def softmax_multinomial(
@@ -165,8 +165,11 @@ def variants(arch: int) -> list[Variant]:
             name = f"draw {K} {TRITON_NAMES[dtype]}"
             aligned = ("logits", "K", "stride_b", "stride_g")
             constants = {"BITS": 8 * dtype.itemsize, "CODES": triton.codes(K), "INTERPRET": False}
-            launch = (aligned, triton.warps(K), 3)
-            made.append(Variant(name, triton_kernels.draw_kernel, signature, constants, *launch, fp_fusion=False))
+            launch = (triton_kernels.draw_kernel, signature, constants, aligned)
+            made.append(Variant(name, *launch, triton.warps(K), 3, fp_fusion=False))
+            for key, tile in triton.TILES.items() if K == 8192 else ():
+                own = Variant(f"{name}, {key}", *launch, tile.warps, 3, fp_fusion=False)
+                made.append(own)
     return made
 
 

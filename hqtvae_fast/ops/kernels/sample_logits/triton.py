@@ -5,14 +5,17 @@ from __future__ import annotations
 from torch import Tensor
 
 from hqtvae_fast.ops import triton_launch
-from hqtvae_fast.ops.triton_launch import interpreted, launch, on, power_of_2
+from hqtvae_fast.ops.triton_launch import Warps, by_warps, interpreted, launch, on, power_of_2
 
 LARGEST = 1 << 13
 """The longest row whose values stay in registers, 16 a thread of 16 warps; twice as many spill in fp32."""
 SMALLEST = 16
 
 
-def why_not(logits_BGK: Tensor, *others: Tensor) -> str | None:
+TILES = by_warps(8, 16, 32)
+
+
+def why_not(logits_BGK: Tensor, *others: Tensor, tile: Warps | None = None) -> str | None:
     """None where the kernel can take these logits, else the reason."""
     if logits_BGK.shape[-1] > LARGEST:
         return f"expected at most {LARGEST} codes; got {logits_BGK.shape[-1]}"
@@ -25,14 +28,14 @@ def codes(K: int) -> int:
 
 
 def warps(K: int) -> int:
-    """16 values a thread. Not yet measured on a GPU."""
+    """16 values a thread."""
     return max(1, codes(K) // 512)
 
 
-def describe(logits_BGK: Tensor, *others: Tensor) -> dict[str, str]:
+def describe(logits_BGK: Tensor, *others: Tensor, tile: Warps | None = None) -> dict[str, str]:
     """How the kernel would be launched on these inputs."""
     B, G, K = logits_BGK.shape
-    return {"tile": f"a row of {codes(K)} codes", "programs": f"{B * G}, {warps(K)} warps"}
+    return {"tile": f"a row of {codes(K)} codes", "programs": f"{B * G}, {tile.warps if tile else warps(K)} warps"}
 
 
 def sample_logits(
@@ -45,6 +48,7 @@ def sample_logits(
     temperature: Tensor,
     top_k: Tensor,
     top_p: Tensor,
+    tile: Warps | None = None,
 ) -> None:
     """As the operator; see :func:`hqtvae_fast.ops.sample_logits`."""
     from hqtvae_fast.ops.kernels.sample_logits import triton_kernels
@@ -62,6 +66,6 @@ def sample_logits(
             BITS=8 * logits_BGK.dtype.itemsize,
             CODES=codes(K),
             INTERPRET=interpreted(),
-            num_warps=warps(K),
+            num_warps=tile.warps if tile else warps(K),
             enable_fp_fusion=False,
         )

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from typing import Literal
 
-import torch
-from torch import Tensor
+from torch import Tensor, float32, ops
 
-from hqtvae_fast.backend import Backend, choose
-from hqtvae_fast.ops.kernels.skinny_linear import reference, triton
+from hqtvae_fast.backend import Backend, choose, with_tiles
+from hqtvae_fast.ops.kernels.skinny_linear import reference, torch, triton
 from hqtvae_fast.ops.kernels.skinny_linear.triton import Workspace
 from hqtvae_fast.ops.operator import dispatched
 
@@ -33,22 +32,24 @@ def skinny_linear(
     ``x`` [..., K], floating point; ``weight`` [N, K] of the same dtype, or int8 or fp8 (e4m3) with ``scale`` fp32 [N],
     one factor an output (:func:`reference.quantize`; rounding all layers of the demo model moves its logits by a KL of
     1.1e-3 nats at most as int8 and 1.4e-2 as fp8, which has three bits after the leading one, where computing in bf16
-    moves them by 4e-4: ``hqtvae bench precision``); ``bias`` [N] and ``residual`` [..., N] as x, or None;
-    ``gelu``: "none", "exact" or "sigmoid". No gradient. The same every time, bit for bit: sums are added in an order
-    that depends on N and K alone, not on the rows beside one nor on what runs when. Sums are fp32; fp32 inputs are
-    multiplied as three TF32 products (an error of 2^-21 of a product). ``workspace`` (None: one is made, which costs a
-    launch) may serve all products that follow each other on one stream. ``prefetch``: fetch the weight while the kernel
-    before this one still runs, by a dependent launch (only Triton, only from compute capability 9.0 on).
+    moves them by 4e-4: ``hqtvae bench precision``); ``bias`` [N] and ``residual`` [..., N] as x, or None; ``gelu``:
+    "none", "exact" or "sigmoid". No gradient. The same every time, bit for bit: sums are added in an order that depends
+    on N, K, the variant and how many multiprocessors the GPU has, not on the rows beside one nor on what runs when
+    ("torch": on what the library chooses for so many rows). Sums are fp32; fp32 inputs are multiplied as three TF32
+    products (an error of 2^-21 of a product). ``workspace`` (None: one is made, which costs a launch) may serve all
+    products that follow each other on one stream. ``prefetch``: fetch the weight while the kernel before this one still
+    runs, by a dependent launch (only Triton, only from compute capability 9.0 on).
 
-    ``backend``: "triton" (CUDA, 1 to 16 rows; fp8 from compute capability 8.9 on) or "reference" (anywhere, any number
-    of rows; torch's product). Raises ValueError on other shapes or dtypes.
+    ``backend``: "triton" (CUDA, 1 to 16 rows; fp8 from compute capability 8.9 on), "triton/32x4" and other tiles
+    (outputs x programs for each multiprocessor), "torch" (anywhere, any number of rows: the library's product) or
+    "reference" (likewise, rounded once after the product). Raises ValueError on other shapes or dtypes.
     """
     if x.shape[-1:] != weight.shape[1:] or weight.ndim != 2:
         raise ValueError(f"x and weight: expected [..., K] and [N, K]; got {list(x.shape)} and {list(weight.shape)}")
     N, quantized = len(weight), weight.dtype in reference.QUANTIZED.values()
     if quantized != (scale is not None) or not (quantized or weight.dtype == x.dtype):
         raise ValueError(f"weight: expected {x.dtype}, or int8 or fp8 and a scale; got {weight.dtype}")
-    if scale is not None and (tuple(scale.shape) != (N,) or scale.dtype != torch.float32):
+    if scale is not None and (tuple(scale.shape) != (N,) or scale.dtype != float32):
         raise ValueError(f"scale: expected torch.float32 [{N}]; got {scale.dtype} {list(scale.shape)}")
     for name, extra, shape in (("bias", bias, (N,)), ("residual", residual, (*x.shape[:-1], N))):
         if extra is not None and (tuple(extra.shape) != shape or extra.dtype != x.dtype):
@@ -58,10 +59,14 @@ def skinny_linear(
     inputs = (x, weight, scale, bias, residual, gelu, prefetch)
     choice = choose("skinny_linear", BACKENDS, *inputs, backend=backend)
     work = Workspace.on(x.device) if workspace is None else workspace
-    return torch.ops.hqtvae_fast.skinny_linear(*inputs, work.partials, work.counters, choice.backend.name)
+    return ops.hqtvae_fast.skinny_linear(*inputs, work.partials, work.counters, choice.backend.name)
 
 
-BACKENDS = (Backend("triton", triton.skinny_linear, triton.why_not), Backend("reference", reference.skinny_linear))
+BACKENDS = (
+    *with_tiles("triton", triton.skinny_linear, triton.why_not, triton.TILES),
+    Backend("torch", torch.skinny_linear),
+    Backend("reference", reference.skinny_linear),
+)
 
 
 @dispatched("skinny_linear", BACKENDS, mutates_args=("partials", "counters"))

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from hqtvae_fast.ops.kernels.skinny_linear import BACKENDS, GELU, reference, skinny_linear, triton
 from hqtvae_fast.ops.spec import Case, Cost, Spec, Variant, check_errors
-from hqtvae_fast.ops.triton_launch import TRITON_NAMES
+from hqtvae_fast.ops.triton_launch import MULTIPROCESSORS, TRITON_NAMES
 
 LAYERS = {"qkv": (4608, 1536), "out": (1536, 1536), "up": (6144, 1536), "down": (1536, 6144), "logits": (8192, 1536)}
 NONE, EXACT, SIGMOID = range(len(GELU))
@@ -125,11 +125,19 @@ def variants(arch: int) -> list[Variant]:
     layers = [(name, layer, torch.bfloat16, to) for name, layer in LAYERS.items() for to in quantized]
     layers.append(("down", LAYERS["down"], torch.float32, None))
     prefetching = (False, True) if arch >= 90 else (False,)
-    return [_compilation(*layer, arch, prefetch) for layer in layers for prefetch in prefetching]
+    made = [_compilation(*layer, arch, prefetch) for layer in layers for prefetch in prefetching]
+    tiled = [layers[0], next(layer for layer in layers if layer[0] == "up" and layer[3] == "int8")]
+    return made + [_compilation(*layer, arch, False, tile) for tile in triton.TILES for layer in tiled]
 
 
 def _compilation(
-    name: str, layer: tuple[int, int], dtype: torch.dtype, quantized: str | None, arch: int, prefetch: bool
+    name: str,
+    layer: tuple[int, int],
+    dtype: torch.dtype,
+    quantized: str | None,
+    arch: int,
+    prefetch: bool,
+    tiled: str = "",
 ) -> Variant:
     from hqtvae_fast.ops.kernels.skinny_linear import triton_kernels
 
@@ -140,20 +148,19 @@ def _compilation(
     signature |= {"partials": "*fp32", "counters": "*i32"} | dict.fromkeys(("M", "N", "K"), "i32")
     present = {"scale": quantized is not None, "bias": name == "up", "residual": False}
     absent = [key for key, there in present.items() if not there]
-    constants = (
-        triton.constants(N, K, dtype, gelu) | {"INTERPRET": False, "TRIGGER": arch >= 90} | dict.fromkeys(absent)
-    )
+    tile = triton.TILES[tiled] if tiled else triton.DEFAULT
+    constants = triton.constants(N, K, dtype, gelu, tile, MULTIPROCESSORS[arch])
+    constants |= {"INTERPRET": False, "TRIGGER": arch >= 90} | dict.fromkeys(absent)
     width = dtype if quantized is None else reference.QUANTIZED[quantized]
     constants["PREFETCH"] = triton.prefetched_lines(K, width, constants) if prefetch else 0
     signature = {key: type_ for key, type_ in signature.items() if key not in absent}
     aligned = tuple(key for key in signature if key != "M")
-    what = f"skinny {name} {TRITON_NAMES[dtype]}{'' if quantized is None else f' {quantized}'}"
+    what = f"skinny {name} {TRITON_NAMES[dtype]}{'' if quantized is None else f' {quantized}'}{tiled and f', {tiled}'}"
     needs: tuple[str, ...] = ("mma", "async")  # a quantized tile is widened in registers on its way to the tensor cores
     if prefetch:
         what, needs = f"{what}, dependent", (*needs, "wait", "prefetch")
-    return Variant(
-        what, triton_kernels.skinny_linear_kernel, signature, constants, aligned, triton.WARPS, triton.STAGES, needs
-    )
+    kernel = triton_kernels.skinny_linear_kernel
+    return Variant(what, kernel, signature, constants, aligned, tile.warps, tile.stages, needs)
 
 
 SPEC = Spec(

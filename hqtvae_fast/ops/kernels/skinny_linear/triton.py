@@ -10,17 +10,47 @@ import torch
 from torch import Tensor
 
 from hqtvae_fast.ops import triton_launch
-from hqtvae_fast.ops.triton_launch import capability_at_least, dense, dependents, interpreted, launch, on, power_of_2
+from hqtvae_fast.ops.triton_launch import (
+    capability_at_least,
+    dense,
+    dependents,
+    interpreted,
+    launch,
+    multiprocessors,
+    on,
+    power_of_2,
+)
 
 MOST_ROWS = 16
-OUT = 32
-WARPS, STAGES = 4, 4
-PROGRAMS = 264  # wanted: two for each of an H100's multiprocessors. None of these is measured on a GPU yet.
 MOST_PARTS = 16
 MOST_TILES = 4096
 LINE = 128  # bytes
 FP8_CAPABILITY = (8, 9)
 DEPENDENT_CAPABILITY = (9, 0)
+
+
+@dataclass(frozen=True)
+class Tile:
+    """Outputs of a program, and programs wanted for each multiprocessor. ``even``: the parts of the inputs are a
+    divisor of the steps, so that none has less to do; else a power of 2."""
+
+    out: int = 32
+    programs: int = 2
+    even: bool = False
+    warps: int = 4
+    stages: int = 4
+
+
+DEFAULT = Tile()
+TILES = {
+    "16x2": Tile(16, 2, even=True),
+    "16x4": Tile(16, 4, even=True),
+    "32x2": Tile(32, 2, even=True),
+    "32x4": Tile(32, 4, even=True),
+    "64x2": Tile(64, 2, even=True),
+    "64x4": Tile(64, 4, even=True),
+}
+"""Outputs x programs for each multiprocessor."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +65,8 @@ class Workspace:
 
     @classmethod
     def on(cls, device: torch.device) -> Workspace:
-        sums = torch.empty(PROGRAMS * 2 * OUT * MOST_ROWS, dtype=torch.float32, device=device)
+        most = max(tile.programs * tile.out for tile in (DEFAULT, *TILES.values()))  # of twice as many as are wanted
+        sums = torch.empty(multiprocessors(device) * 2 * most * MOST_ROWS, dtype=torch.float32, device=device)
         return cls(sums, torch.zeros(MOST_TILES, dtype=torch.int32, device=device))
 
 
@@ -44,23 +75,33 @@ def width(dtype: torch.dtype) -> int:
     return 256 // dtype.itemsize
 
 
-def parts(N: int, K: int, dtype: torch.dtype) -> int:
-    """In how many parts the inputs are taken: 1 to 16, until there are programs enough or a part is one tile."""
-    found = 1
-    while found < MOST_PARTS and -(-N // OUT) * found < PROGRAMS and 2 * found * width(dtype) <= K:
-        found *= 2
-    return found
+def parts(N: int, K: int, dtype: torch.dtype, tile: Tile, count: int) -> int:
+    """In how many parts the inputs are taken, 1 to 16: the fewest that make programs enough for ``count``
+    multiprocessors, where there are inputs enough."""
+    steps = ceil(K / width(dtype))
+    if tile.even:
+        possible = [number for number in range(1, MOST_PARTS + 1) if steps % number == 0]
+    else:
+        possible = [number for number in (1, 2, 4, 8, MOST_PARTS) if number == 1 or number * width(dtype) <= K]
+    enough = [number for number in possible if ceil(N / tile.out) * number >= tile.programs * count]
+    return enough[0] if enough else possible[-1]
 
 
 def why_not(
-    x: Tensor, weight: Tensor, scale: Tensor | None, bias: Tensor | None, residual: Tensor | None, *others: Any
+    x: Tensor,
+    weight: Tensor,
+    scale: Tensor | None,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    *others: Any,
+    tile: Tile = DEFAULT,
 ) -> str | None:
     """None where the kernel can take these inputs, else the reason."""
     rows = x.numel() // x.shape[-1]
     if not 1 <= rows <= MOST_ROWS:
         return f"expected 1 to {MOST_ROWS} rows; got {rows}"
-    if weight.shape[0] > OUT * MOST_TILES:
-        return f"expected at most {OUT * MOST_TILES} outputs; got {weight.shape[0]}"
+    if weight.shape[0] > tile.out * MOST_TILES:
+        return f"expected at most {tile.out * MOST_TILES} outputs; got {weight.shape[0]}"
     if not weight.is_contiguous():
         return "expected a contiguous weight"
     if others[1:] and others[1] and not (x.is_cuda and capability_at_least(x, DEPENDENT_CAPABILITY)):
@@ -72,8 +113,10 @@ def why_not(
     return triton_launch.why_not(x, weight, scale, bias, residual)
 
 
-def constants(N: int, K: int, dtype: torch.dtype, gelu: str) -> dict[str, Any]:
-    shape = {"PARTS": parts(N, K, dtype), "GELU": gelu, "ROWS": MOST_ROWS, "OUT": OUT, "BK": width(dtype)}
+def constants(N: int, K: int, dtype: torch.dtype, gelu: str, tile: Tile, count: int) -> dict[str, Any]:
+    """Of a launch on so many multiprocessors."""
+    shape = {"PARTS": parts(N, K, dtype, tile, count), "GELU": gelu}
+    shape |= {"ROWS": MOST_ROWS, "OUT": tile.out, "BK": width(dtype)}
     return {**shape, "PRECISION": "tf32x3" if dtype is torch.float32 else "ieee"}
 
 
@@ -93,16 +136,17 @@ def skinny_linear(
     prefetch: bool,
     partials: Tensor,
     counters: Tensor,
+    tile: Tile = DEFAULT,
 ) -> Tensor:
     from hqtvae_fast.ops.kernels.skinny_linear import triton_kernels
 
     (N, K), x_MK = weight.shape, x.reshape(-1, x.shape[-1]).contiguous()
     out = torch.empty((*x.shape[:-1], N), dtype=x.dtype, device=x.device)
-    chosen = constants(N, K, x.dtype, gelu)
+    chosen = constants(N, K, x.dtype, gelu, tile, multiprocessors(x.device))
     with on(x):
         launch(
             triton_kernels.skinny_linear_kernel,
-            (-(-N // OUT), chosen["PARTS"]),
+            (ceil(N / tile.out), chosen["PARTS"]),
             *(x_MK, weight, *dense(scale, bias, residual), out),
             *(partials, counters, len(x_MK), N, K),
             **chosen,
@@ -110,17 +154,17 @@ def skinny_linear(
             PREFETCH=prefetched_lines(K, weight.dtype, chosen) if prefetch else 0,
             INTERPRET=interpreted(),
             **({"launch_pdl": True} if prefetch else {}),
-            num_warps=WARPS,
-            num_stages=STAGES,
+            num_warps=tile.warps,
+            num_stages=tile.stages,
         )
     return out
 
 
-def describe(x: Tensor, weight: Tensor, *others: Any) -> dict[str, str]:
+def describe(x: Tensor, weight: Tensor, *others: Any, tile: Tile = DEFAULT) -> dict[str, str]:
     """How the kernel would be launched on these inputs."""
     N, K = weight.shape
-    many = parts(N, K, x.dtype)
+    many = parts(N, K, x.dtype, tile, multiprocessors(x.device))
     return {
-        "tile": f"{MOST_ROWS} rows x {OUT} outputs, {width(x.dtype)} inputs at a time",
-        "programs": f"{-(-N // OUT) * many}, {many} for each output, {WARPS} warps, {STAGES} stages",
+        "tile": f"{MOST_ROWS} rows x {tile.out} outputs, {width(x.dtype)} inputs at a time",
+        "programs": f"{ceil(N / tile.out) * many}, {many} for each output, {tile.warps} warps, {tile.stages} stages",
     }

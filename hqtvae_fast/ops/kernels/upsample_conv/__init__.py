@@ -2,24 +2,27 @@
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor
+from torch import Tensor, cat, ops, stack
 
-from hqtvae_fast.backend import Backend, choose
-from hqtvae_fast.ops.kernels.upsample_conv import reference, triton
+from hqtvae_fast.backend import Backend, choose, with_tiles
+from hqtvae_fast.ops.kernels.upsample_conv import reference, torch, triton
 from hqtvae_fast.ops.operator import dispatched
 
 
-def upsample_conv(x: Tensor, folded: Tensor, bias: Tensor, *, backend: str | None = None) -> Tensor:
+def upsample_conv(
+    x: Tensor, folded: Tensor, bias: Tensor, weight: Tensor | None = None, *, backend: str | None = None
+) -> Tensor:
     """conv3x3(nearest-2x(x)): [B, C, H, W] -> [B, N, 2H, 2W] in channels-last memory, in 4/9 of that arithmetic.
 
     ``folded`` [4*N, C, 2, 2]: the 3x3 weights summed for each parity of the output's row and column, phases row by row
     (:func:`fold_upsampling`); output (2y + p, 2x + q) sees pixels y-1+p, y+p and x-1+q, x+q, zeros beyond the border.
-    ``bias`` [N]. All of one floating dtype, on one device. For inference: no gradient.
+    ``bias`` [N]; ``weight`` [N, C, 3, 3] that ``folded`` was made of, for the variant that reads it. All of one
+    floating dtype, on one device. For inference: no gradient.
 
-    ``backend``: "triton" (CUDA, bf16 or fp16, channels-last: one kernel) or "reference" (anywhere: two convolutions and
-    four strided copies). Raises ValueError on other shapes or dtypes, and BackendError where the backend asked for
-    cannot run.
+    ``backend``: "triton" (CUDA, bf16 or fp16, channels-last: one kernel), "triton/128x256x64" and other tiles (pixels x
+    outputs x inputs), "torch/folded" (anywhere: one convolution and four strided copies), "torch/unfolded" (with
+    ``weight``: the doubled map's) or "reference" (anywhere: two convolutions and four copies). Raises ValueError on
+    other shapes or dtypes, and BackendError where the backend asked for cannot run.
     """
     if x.ndim != 4 or 0 in x.shape:
         raise ValueError(f"x: expected [B, C, H, W], none of them 0; got {list(x.shape)}")
@@ -28,8 +31,11 @@ def upsample_conv(x: Tensor, folded: Tensor, bias: Tensor, *, backend: str | Non
         raise ValueError(f"folded: expected [{4 * N}, {C}, 2, 2] for {N} biases; got {list(folded.shape)}")
     if not x.is_floating_point() or not x.dtype == folded.dtype == bias.dtype:
         raise ValueError(f"expected one floating dtype; got {x.dtype}, {folded.dtype} and {bias.dtype}")
-    choice = choose("upsample_conv", BACKENDS, x, folded, bias, backend=backend)
-    return torch.ops.hqtvae_fast.upsample_conv(x, folded, bias, choice.backend.name)
+    if weight is not None and (tuple(weight.shape) != (N, C, 3, 3) or weight.dtype != x.dtype):
+        raise ValueError(f"weight: expected {x.dtype} [{N}, {C}, 3, 3]; got {weight.dtype} {list(weight.shape)}")
+    inputs = (x, folded, bias, weight)
+    choice = choose("upsample_conv", BACKENDS, *inputs, backend=backend)
+    return ops.hqtvae_fast.upsample_conv(*inputs, choice.backend.name)
 
 
 def fold_upsampling(weight: Tensor) -> Tensor:
@@ -42,8 +48,8 @@ def fold_upsampling(weight: Tensor) -> Tensor:
     for rows in (even, odd):
         for columns in (even, odd):
             pixels = [weight[:, :, r][..., c].sum(dim=(-2, -1)) for r in map(_at, rows) for c in map(_at, columns)]
-            phases.append(torch.stack(pixels, dim=-1).unflatten(-1, (2, 2)))
-    return torch.cat(phases)
+            phases.append(stack(pixels, dim=-1).unflatten(-1, (2, 2)))
+    return cat(phases)
 
 
 def _at(taps: list[int]) -> slice:
@@ -51,13 +57,15 @@ def _at(taps: list[int]) -> slice:
 
 
 BACKENDS = (
-    Backend("triton", triton.upsample_conv, triton.why_not),
+    *with_tiles("triton", triton.upsample_conv, triton.why_not, triton.TILES),
     Backend("reference", reference.upsample_conv),
+    Backend("torch/folded", torch.folded),
+    Backend("torch/unfolded", torch.unfolded, torch.why_not_unfolded),
 )
 
 
 @dispatched("upsample_conv", BACKENDS, mutates_args=())
-def _upsample_conv(x: Tensor, folded: Tensor, bias: Tensor, backend: str) -> Tensor:
+def _upsample_conv(x: Tensor, folded: Tensor, bias: Tensor, weight: Tensor | None, backend: str) -> Tensor:
     return reference.empty_doubled(x, folded)
 
 

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
-def upsample_conv(x: Tensor, folded: Tensor, bias: Tensor) -> Tensor:
+def upsample_conv(x: Tensor, folded: Tensor, bias: Tensor, weight: Tensor | None = None) -> Tensor:
     H, W = x.shape[2:]
     out = empty_doubled(x, folded)
     # A convolution for each parity of the row: the two phases of one fit a cache that all four would overflow (at

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from hqtvae_fast.ops import triton_launch
 from hqtvae_fast.ops.kernels.upsample_conv import reference
-from hqtvae_fast.ops.triton_launch import interpreted, launch, on
+from hqtvae_fast.ops.triton_launch import capability_at_least, interpreted, launch, multiprocessors, on
 
 DTYPES = (torch.bfloat16, torch.float16)
 
@@ -23,26 +23,45 @@ class Tile:
     depth: int
     warps: int
     stages: int
+    capability: tuple[int, int] = (8, 0)
+    """The least that it is for: below, it would spill."""
+
+    @property
+    def name(self) -> str:
+        return f"{self.rows}x{self.columns}x{self.depth}"
 
 
-# Not yet measured on a GPU. LARGE: 64 sums a thread, and 64 KB of shared memory, so that on an H100 two blocks share a
+# LARGE: 64 sums a thread, and 64 KB of shared memory, so that on an H100 two blocks share a
 # multiprocessor. SMALL: for so few pixels that LARGE's programs would leave multiprocessors idle (one image at 16x16
 # and 512 channels is 32 programs of LARGE).
 LARGE, SMALL = Tile(128, 128, 32, warps=8, stages=4), Tile(64, 64, 32, warps=4, stages=4)
-TILES = (LARGE, SMALL)
-ENOUGH_PROGRAMS = 264  # two for each multiprocessor of an H100
+DEFAULTS = (LARGE, SMALL)
+ENOUGH_PROGRAMS = 2  # for each multiprocessor
+# Twice the depth is half as many steps; 256 to one side is a third more FLOP a byte from the caches.
+OTHERS = (
+    Tile(128, 128, 64, warps=8, stages=3),
+    Tile(128, 256, 64, warps=8, stages=3, capability=(9, 0)),
+    Tile(128, 256, 32, warps=8, stages=4),
+    Tile(256, 128, 64, warps=8, stages=3, capability=(9, 0)),
+)
+TILES = {tile.name: tile for tile in (*DEFAULTS, *OTHERS)}
 
 
-def pick_tile(pixels: int, channels: int) -> Tile:
-    return LARGE if _programs(pixels, channels, LARGE) >= ENOUGH_PROGRAMS else SMALL
+def pick_tile(pixels: int, channels: int, count: int) -> Tile:
+    """For ``count`` multiprocessors."""
+    return LARGE if _programs(pixels, channels, LARGE) >= ENOUGH_PROGRAMS * count else SMALL
 
 
-def why_not_map(x: Tensor, weight: Tensor, bias: Tensor) -> str | None:
+def why_not_map(x: Tensor, weight: Tensor, bias: Tensor, tile: Tile) -> str | None:
     """None where products of this map can be taken by tiles, else the reason."""
     if any(tensor.dtype not in DTYPES or tensor.dtype != x.dtype for tensor in (x, weight, bias)):
         return f"expected bf16 or fp16 throughout; got {x.dtype}, {weight.dtype} and {bias.dtype}"
-    if x.shape[1] % LARGE.depth:
-        return f"expected input channels in multiples of {LARGE.depth}; got {x.shape[1]}"
+    if x.shape[1] % tile.depth:
+        return f"expected input channels in multiples of {tile.depth}; got {x.shape[1]}"
+    if not capability_at_least(x, tile.capability):
+        return (
+            f"expected compute capability {tile.capability[0]}.{tile.capability[1]} or above for tiles of {tile.name}"
+        )
     for name, tensor in (("x", x), ("weight", weight)):
         if not tensor.is_contiguous(memory_format=torch.channels_last):
             return f"{name}: expected channels-last memory; got strides {tensor.stride()} for {list(tensor.shape)}"
@@ -51,28 +70,33 @@ def why_not_map(x: Tensor, weight: Tensor, bias: Tensor) -> str | None:
     return triton_launch.why_not(x, weight, bias)
 
 
-def why_not(x: Tensor, folded: Tensor, bias: Tensor) -> str | None:
+def why_not(x: Tensor, folded: Tensor, bias: Tensor, weight: Tensor | None = None, *, tile: Tile = LARGE) -> str | None:
     """None where the kernel can take these inputs, else the reason."""
-    return why_not_map(x, folded, bias)
+    return why_not_map(x, folded, bias, tile)
 
 
-def describe(x: Tensor, folded: Tensor, bias: Tensor) -> dict[str, str]:
+def describe(
+    x: Tensor, folded: Tensor, bias: Tensor, weight: Tensor | None = None, *, tile: Tile | None = None
+) -> dict[str, str]:
     """How the kernel would be launched on these inputs."""
     pixels, channels = x.numel() // x.shape[1], len(bias)
-    tile = pick_tile(pixels, channels)
+    tile = tile or pick_tile(pixels, channels, multiprocessors(x.device))
     return {
         "tile": f"{tile.rows} pixels x {tile.columns} channels of one phase, {tile.depth} input channels a step",
         "programs": f"{_programs(pixels, channels, tile)} of {tile.warps} warps, {tile.stages} stages",
     }
 
 
-def upsample_conv(x: Tensor, folded: Tensor, bias: Tensor) -> Tensor:
+def upsample_conv(
+    x: Tensor, folded: Tensor, bias: Tensor, weight: Tensor | None = None, *, tile: Tile | None = None
+) -> Tensor:
     """As :func:`reference.upsample_conv`."""
     from hqtvae_fast.ops.kernels.upsample_conv import triton_kernels
 
     B, C, H, W = x.shape
     N = len(bias)
-    out, tile = reference.empty_doubled(x, folded), pick_tile(B * H * W, N)
+    out = reference.empty_doubled(x, folded)
+    tile = tile or pick_tile(B * H * W, N, multiprocessors(x.device))
     with on(x):
         launch(
             triton_kernels.upsample_kernel,

@@ -82,7 +82,7 @@ def plain(x: Tensor, transformed: Tensor, bias: Tensor, doubled: bool) -> Tensor
     weight = transformed.flatten()[: N * C * taps * taps].view(N, taps, taps, C).permute(0, 3, 1, 2)
     if not doubled:
         return F.conv2d(x, weight, bias, padding=1)
-    return torch.ops.hqtvae_fast.upsample_conv(x, weight, bias, "reference")
+    return torch.ops.hqtvae_fast.upsample_conv(x, weight, bias, None, "reference")
 
 
 SPEC = Spec(

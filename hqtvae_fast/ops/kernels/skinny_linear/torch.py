@@ -1,0 +1,31 @@
+"""The library's product, of any number of rows, then what follows it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from hqtvae_fast.ops.kernels.bias_gelu import bias_gelu
+
+
+def skinny_linear(
+    x: Tensor,
+    weight: Tensor,
+    scale: Tensor | None,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    gelu: Any,
+    *others: Any,
+) -> Tensor:
+    """A weight in 8 bits is widened in memory; bias and GELU are an op of their own, with a choice of its own."""
+    plain = scale is None and gelu == "none"
+    y = F.linear(x, weight.to(x.dtype), bias if plain else None)
+    if scale is not None:
+        y = (y * scale).to(x.dtype)
+    if gelu != "none":
+        y = bias_gelu(y, bias, gelu)
+    elif bias is not None and not plain:
+        y = y + bias
+    return y if residual is None else y + residual

@@ -1,0 +1,171 @@
+"""The choices that a model meets: recorded from a step and a decode, on a GPU without one."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+from unittest import mock
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.overrides import TorchFunctionMode
+
+from hqtvae_fast import plan as plans
+from hqtvae_fast.backend import VARIABLE
+from hqtvae_fast.engine.coding import chunk_size
+from hqtvae_fast.engine.launches import Indexing
+from hqtvae_fast.engine.loop import Drawing, SamplingParams
+from hqtvae_fast.engine.options import EngineOptions
+from hqtvae_fast.model import HQVAE, HQTransformer
+from hqtvae_fast.model.empty import without_values
+from hqtvae_fast.modes import inference
+from hqtvae_fast.ops.spec import Cost, Spec, all_specs
+from hqtvae_fast.tune.cases import fitted, packed
+
+STEPS = range(2)
+"""Of a drawing: the first one, which reads the condition, and one like all others."""
+
+
+@dataclass(frozen=True)
+class Site:
+    """``keys``: the choices that are decided together, as :func:`hqtvae_fast.plan.site` writes them; ``inputs``: the
+    first one's, as JSON; ``names``: the op's variants that can run there, ``default`` the one of its own order.
+    ``batch``: the smallest bucket that meets it. ``cost``: None where no spec's case has these inputs, so that nothing
+    can be proven or timed."""
+
+    keys: tuple[str, ...]
+    op: str
+    inputs: Any
+    names: tuple[str, ...]
+    default: str
+    batch: int
+    cost: Cost | None
+
+    @property
+    def key(self) -> str:
+        return self.keys[0]
+
+    @property
+    def is_choice(self) -> bool:
+        return len(self.names) > 1 and self.cost is not None
+
+
+def find_sites(
+    models: Sequence[HQTransformer], vae: HQVAE, device: torch.device, batches: Sequence[int], engine: str = ""
+) -> list[Site]:
+    """Of drawing and decoding so many images at once. On a GPU, there or not, everything is of fake tensors; on a CPU
+    two steps and a decode are run. ``engine``: as a plan has it."""
+    specs, found = all_specs(), dict[str, Site]()
+    for batch in sorted(set(batches)):
+        with _recorded() as known:
+            if device.type == "cuda":
+                empty, decoder = _without_values(models, vae)
+                with FakeTensorMode(), torch.device("cuda"), Indexing(), _CuDNN():
+                    for module in (*empty, decoder):
+                        _onto_device(module)
+                    _run(empty, decoder.fold(), torch.device("cuda"), batch, engine)
+                    sites = list(_sites(specs, known, batch))
+            else:
+                _run(models, vae, device, batch, engine)
+                sites = list(_sites(specs, known, batch))
+        for site in sites:
+            found.setdefault(site.key, site)
+    return list(found.values())
+
+
+@contextmanager
+def _recorded() -> Iterator[plans.Sites]:
+    """What the environment asks for is not meant, nor a plan that is in use."""
+    with mock.patch.dict(os.environ), plans.using(None), inference(), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Accessing the data pointer of FakeTensor")  # an address that is never read
+        os.environ.pop(VARIABLE, None)
+        with plans.recording() as known:
+            yield known
+
+
+class _CuDNN(TorchFunctionMode):
+    """Convolutions give maps in the layout of their weights, as cuDNN does; of fake tensors a torch without it says
+    otherwise."""
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        y = function(*args, **(kwargs or {}))
+        if function is torch.conv2d and args[1].is_contiguous(memory_format=torch.channels_last):
+            return y.contiguous(memory_format=torch.channels_last)
+        return y
+
+
+def _run(models: Sequence[HQTransformer], vae: HQVAE, device: torch.device, batch: int, engine: str) -> None:
+    options = EngineOptions.read(engine)
+    for model in models:
+        config, condition = model.config, None
+        if config.condition != "none":
+            shape = (batch,) if config.condition == "class" else (batch, config.prefix_length)
+            condition = torch.zeros(shape, dtype=torch.int64, device=device)
+        levels = config.num_levels
+        params = SamplingParams((1.0,) * levels, (None,) * levels, (None,) * levels)
+        seeds = torch.zeros(batch, dtype=torch.int64, device=device)
+        drawing = Drawing.make(model, condition, seeds, params, options=options)
+        drawing.run(steps=STEPS)
+    chunk = options.chunk
+    if chunk is None and device.type != "cuda":
+        chunk = chunk_size(vae, device)
+    images = batch if chunk is None else min(batch, chunk)
+    sides = vae.config.level_sides
+    vae.decode_bytes([torch.zeros(images, side, side, dtype=torch.int64, device=device) for side in sides])
+
+
+def _without_values(models: Sequence[HQTransformer], vae: HQVAE) -> tuple[list[HQTransformer], HQVAE]:
+    """Models of the same shapes and dtypes."""
+    with torch.inference_mode(False), torch.no_grad(), without_values():
+        empty = [HQTransformer(model.config).to(model.norm.weight.dtype).eval() for model in models]
+        decoder = HQVAE(vae.config).eval()
+        decoder.set_decoder_dtype(vae.post_quant_conv.weight.dtype)
+    return empty, decoder
+
+
+def _onto_device(module: nn.Module) -> None:
+    """Empty parameters and buffers on the default device in place of the module's."""
+    for part in module.modules():
+        for name, own in part.named_parameters(recurse=False):
+            setattr(part, name, nn.Parameter(_like(own), requires_grad=False))
+        for name, buffer in part.named_buffers(recurse=False):
+            part._buffers[name] = _like(buffer)
+
+
+def _like(x: Tensor) -> Tensor:
+    """On the default device; a convolution's weight in channels-last memory."""
+    layout = torch.channels_last if x.ndim == 4 else torch.contiguous_format
+    return torch.empty(x.shape, dtype=x.dtype, memory_format=layout)
+
+
+def _sites(specs: Mapping[str, Spec], known: plans.Sites, batch: int) -> Iterator[Site]:
+    for key, (op, inputs) in known.items():
+        spec = specs.get(op)
+        if spec is None or not spec.backends:
+            continue
+        try:
+            able = [each for each in spec.backends if each.why_not(*inputs) is None]
+            content = packed(inputs)
+        except TypeError:  # something else than tensors and numbers, or inputs of another question
+            continue
+        default = next((each.name for each in able if not each.only_by_name), None)
+        if default is None:
+            continue
+        own = fitted(spec, inputs)
+        cost = None if own is None else own[0].cost(own[1])
+        keys = (key, *(other for other in _siblings(op, inputs) if other != key))
+        yield Site(keys, op, content, tuple(each.name for each in able), default, batch, cost)
+
+
+def _siblings(op: str, inputs: Sequence[Any]) -> list[str]:
+    """Choices that differ in a position alone, where it is a number and not on the device: on a CPU, each step's."""
+    if op != "decode_attention" or isinstance(inputs[5], Tensor):
+        return []
+    qkv, bias, keys, values, _, moving = inputs
+    places = range(keys.shape[2] - qkv.shape[1] + 1)
+    return [plans.site(op, (qkv, bias, keys, values, place, moving)) for place in places]

@@ -1,0 +1,170 @@
+"""Whatever a variant does, its worker's parent names it and goes on; what is sound is never refused."""
+
+from __future__ import annotations
+
+import time
+
+import planted
+import pytest
+import torch
+from planted import CASES, SOUND, WRONG
+
+from hqtvae_fast.ops.spec import Case, all_specs
+from hqtvae_fast.tune import parent as parents
+from hqtvae_fast.tune import proof
+from hqtvae_fast.tune.cases import packed
+from hqtvae_fast.tune.parent import Parent, WorkerError
+from hqtvae_fast.tune.proof import Trials, prove
+from hqtvae_fast.tune.timing import Duel
+
+SECONDS = 10.0  # what a job may take: here they take milliseconds
+SPECS = all_specs()
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def parent():
+    with Parent("planted") as made:
+        yield made
+
+
+def job(variant: str, case: Case = CASES[0], **more: object) -> dict[str, object]:
+    inputs = packed(planted.make_inputs(case, CPU, 0))
+    fixed = {"do": "prove", "op": "planted", "inputs": inputs, "device": "cpu", "threads": 1}
+    return {**fixed, "variant": variant, "default": "native", **more}
+
+
+def outcomes(parent: Parent, seconds: float, **more: object) -> dict[str, str]:
+    """The first reason against each variant, over both cases; "" where there is none."""
+    found = dict.fromkeys((*SOUND, *WRONG), "")
+    for case in CASES:
+        for variant in [name for name in found if not found[name]]:
+            answer = parent.ask(job(variant, case, **more), 2.0 if variant == "native/hangs" else seconds)
+            found[variant] = "" if answer["status"] == "right" else answer["reason"]
+    return found
+
+
+def assert_all_caught(found: dict[str, str]) -> None:
+    assert [name for name in SOUND if found[name]] == []
+    for name, reason in WRONG.items():
+        assert found[name], f"{name} was not caught"
+        assert reason in found[name], name
+
+
+def test_each_planted_fault_is_caught_and_named_and_the_rest_is_done(parent):
+    assert_all_caught(outcomes(parent, SECONDS))
+    assert parent.started == 1 + 3  # another after each abort, signal and hang
+
+
+@pytest.mark.slow
+def test_twenty_runs_catch_all(parent):
+    for run in range(20):
+        assert_all_caught(outcomes(parent, SECONDS, seeds=[3 * run, 3 * run + 1, 3 * run + 2]))
+
+
+def test_same_bits_are_those_of_the_default_variant(parent):
+    assert parent.ask(job("native/slow"), SECONDS)["same_bits"]
+    assert not parent.ask(job("native/another_way"), SECONDS)["same_bits"]
+    parent.fresh()  # a new worker computes the default's anew
+    assert parent.ask(job("reference"), SECONDS)["same_bits"]
+
+
+def test_an_unknown_variant_is_no_fault_of_the_worker(parent):
+    parent.ask(job("native"), SECONDS)
+    before = parent.started
+    answer = parent.ask(job("native/none"), SECONDS)
+    assert answer["status"] == "cannot"
+    assert "native/none" in answer["reason"]
+    assert parent.started == before
+
+
+def test_what_is_proven_is_the_choice_that_was_named(parent):
+    site = "planted | f32[64,160] f32[160]"
+    assert parent.ask(job("native", site=site), SECONDS)["status"] == "right"
+    answer = parent.ask(job("native", site=site.replace("64", "65")), SECONDS)
+    assert (answer["status"], site in answer["reason"]) == ("cannot", True)
+
+
+def test_two_variants_are_timed_in_turns(parent):
+    fixed = {"do": "time", "incumbent": "native", "seconds": 2.0}
+    answer = parent.ask(job("", **fixed, challenger="native/slow"), SECONDS)
+    assert Duel(tuple(answer["incumbent"]), tuple(answer["challenger"])).ratio > 2
+    answer = parent.ask(job("", **fixed, challenger="native/other_bits"), SECONDS)
+    assert answer["reason"] == "native/other_bits: other bits after it was timed"
+
+
+def test_a_worker_ends_with_its_parent(parent):
+    parent.ask(job("native"), SECONDS)
+    process = parent._worker._process
+    process.stdin.close()
+    assert process.wait(timeout=SECONDS) == 0
+    assert parent.ask(job("native"), SECONDS)["status"] == "crashed"
+    assert parent.ask(job("native"), SECONDS)["status"] == "right"
+
+
+def test_a_hung_worker_is_killed_at_once(parent):
+    parent.ask(job("native"), SECONDS)
+    process, start = parent._worker._process, time.monotonic()
+    assert parent.ask(job("native/hangs"), 0.5)["status"] == "hung"
+    assert process.poll() is not None
+    assert time.monotonic() - start < 5
+
+
+def test_a_worker_that_cannot_start_says_why():
+    with Parent("no_such_module") as broken, pytest.raises(WorkerError, match="No module named 'no_such_module'"):
+        broken.ask(job("native"), SECONDS)
+
+
+def test_a_device_in_error_costs_the_job_and_its_worker(monkeypatch):
+    class Broken:
+        def __init__(self, arguments):
+            self.killed = False
+            workers.append(self)
+
+        def ask(self, job, seconds):
+            return {"status": "right", "broken": "leaves the device in error (an illegal memory access)"}
+
+        def kill(self):
+            self.killed = True
+
+    workers = []
+    monkeypatch.setattr(parents, "_Worker", Broken)
+    made = Parent()
+    answer = made.ask(job("native"), SECONDS)
+    assert answer == {"status": "crashed", "reason": "leaves the device in error (an illegal memory access)"}
+    assert [worker.killed for worker in workers] == [True]
+
+
+# ------------------------------------------------------------------------------------------------------ sound variants
+
+
+SOUND_VARIANTS = [
+    pytest.param(
+        *(spec, case, backend.name),
+        id=f"{spec.op}: {case.name}, {backend.name}",
+        marks=[pytest.mark.slow] if number > 1 else [],
+    )
+    for spec in SPECS.values()
+    for number, case in enumerate(spec.small)
+    for backend in spec.backends
+    if backend.why_not(*spec.make_inputs(case, CPU, 0)) is None
+]
+
+
+@pytest.mark.parametrize("spec,case,variant", SOUND_VARIANTS)
+def test_no_sound_variant_is_refused(spec, case, variant):
+    prove(Trials(spec, case, CPU), variant, None)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("spec,case,variant", SOUND_VARIANTS)
+def test_no_sound_variant_is_refused_in_twenty_runs(spec, case, variant):
+    for run in range(20):
+        prove(Trials(spec, case, CPU, (3 * run, 3 * run + 1, 3 * run + 2)), variant, None)
+
+
+def test_a_large_case_is_proven_from_fewer_inputs(monkeypatch):
+    trials = Trials(planted.SPEC, CASES[0], CPU)
+    assert [trial.name for trial in trials][:3] == ["seed 0", "seed 1", "seed 2"]
+    monkeypatch.setattr(proof, "LARGE", 0.0)
+    assert len(list(Trials(planted.SPEC, CASES[0], CPU))) == 2
