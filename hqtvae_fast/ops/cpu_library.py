@@ -61,11 +61,14 @@ def buffer(tensor: Tensor, dtype: torch.dtype, numel: int) -> int:
     """The address of what a kernel reads or writes. ValueError unless it is what the kernel takes it for: so many
     values of that dtype without gaps (in rows, or a channels-last map) on the CPU. A kernel sees an address alone."""
     gaps = not (tensor.is_contiguous() or tensor.is_contiguous(memory_format=torch.channels_last))
-    if tensor.dtype is dtype and tensor.numel() == numel and tensor.is_cpu and not gaps:
-        return tensor.data_ptr()
+    right = tensor.dtype is dtype and tensor.numel() == numel and tensor.is_cpu and not gaps
+    address = tensor.data_ptr() if right else 0
+    if right and (address or numel == 0):
+        return address
     wanted = f"{numel} values of {dtype} without gaps on the CPU"
     got = f"{list(tensor.shape)} of {tensor.dtype} with strides {tensor.stride()} on {tensor.device}"
-    raise ValueError(f"buffer of a compiled kernel: expected {wanted}; got {got}")
+    nowhere = " without memory, a fake tensor" if right else ""
+    raise ValueError(f"buffer of a compiled kernel: expected {wanted}; got {got}{nowhere}")
 
 
 def library() -> ctypes.CDLL:

@@ -235,6 +235,26 @@ def _winograd_conv(spec: Spec, x: Tensor, *others: Any) -> Fitted | None:
     return _fit(spec, (x, transformed, bias), sizes, x.dtype)
 
 
+def _conv3x3(spec: Spec, x: Tensor, weight: Tensor, bias: Tensor, doubled: bool) -> Fitted:
+    B, C, H, W = x.shape
+    sizes = {"B": B, "C": C, "H": H, "W": W, "N": len(bias), "doubled": int(doubled)}
+    return _fit(spec, (x, weight, bias), sizes, x.dtype)
+
+
+def _packed_linear(spec: Spec, weight: Tensor, *quantized: Tensor) -> Fitted | None:
+    N, K = weight.shape
+    if quantized and quantized[0].dtype is not torch.int8:
+        return None
+    return _fit(spec, (weight, *quantized), {"N": N, "K": K, "int8": int(bool(quantized))}, weight.dtype)
+
+
+def _hierarchical_quantize(spec: Spec, z: Tensor, codebooks: Sequence[Tensor], resampler: str) -> Fitted | None:
+    (B, d, H, _), sizes = z.shape, {len(codebook) for codebook in codebooks}
+    if resampler != "pixel_shuffle" or len(sizes) != 1:
+        return None
+    return _fit(spec, (z, list(codebooks)), {"B": B, "d": d, "H": H, "K": sizes.pop(), "L": len(codebooks)}, z.dtype)
+
+
 FITS: dict[str, Callable[..., Fitted | None]] = {
     "skinny_linear": _skinny_linear,
     "add_layer_norm": _add_layer_norm,
@@ -249,4 +269,7 @@ FITS: dict[str, Callable[..., Fitted | None]] = {
     "conv_bytes": _conv_bytes,
     "sample_logits": _sample_logits,
     "winograd_conv": _winograd_conv,
+    "conv3x3": _conv3x3,
+    "packed_linear": _packed_linear,
+    "hierarchical_quantize": _hierarchical_quantize,
 }

@@ -58,8 +58,8 @@ class Site:
 def find_sites(
     models: Sequence[HQTransformer], vae: HQVAE, device: torch.device, batches: Sequence[int], engine: str = ""
 ) -> list[Site]:
-    """Of drawing and decoding so many images at once. On a GPU, there or not, everything is of fake tensors; on a CPU
-    two steps and a decode are run. ``engine``: as a plan has it."""
+    """Of drawing, decoding and, on a GPU, encoding so many images at once. On a GPU, there or not, everything is of
+    fake tensors; on a CPU two steps and a decode are run. ``engine``: as a plan has it."""
     specs, found = all_specs(), dict[str, Site]()
     for batch in sorted(set(batches)):
         with _recorded() as known:
@@ -117,6 +117,9 @@ def _run(models: Sequence[HQTransformer], vae: HQVAE, device: torch.device, batc
     images = batch if chunk is None else min(batch, chunk)
     sides = vae.config.level_sides
     vae.decode_bytes([torch.zeros(images, side, side, dtype=torch.int64, device=device) for side in sides])
+    if device.type == "cuda":  # whose kernels run once they are verified; on a CPU it takes as long as all the rest
+        R = vae.config.resolution
+        vae.quantize(vae.latents(torch.zeros(images, 3, R, R, dtype=torch.float32, device=device)))
 
 
 def _without_values(models: Sequence[HQTransformer], vae: HQVAE) -> tuple[list[HQTransformer], HQVAE]:
