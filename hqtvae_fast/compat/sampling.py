@@ -10,24 +10,18 @@ which codes a seed gives is not the same as there. Unlike the originals they wor
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from typing import Any
-from weakref import WeakKeyDictionary
+from collections.abc import Sequence
 
 import torch
-from rich.progress import Progress
 from torch import Tensor, nn
 
 from hqtvae_fast.arguments import integers
-from hqtvae_fast.checkpoint import load_stage2_state
-from hqtvae_fast.engine import SamplingParams, draw_codes, image_seeds
-from hqtvae_fast.hardware import default_dtype
-from hqtvae_fast.model import HQTransformer
+from hqtvae_fast.compat.stage2 import convert, executor_of
+from hqtvae_fast.config import TransformerConfig
+from hqtvae_fast.engine import Cutter, Executor, Job, SamplingParams, generate, image_seeds
 from hqtvae_fast.model.pyramid import join_windows, split_windows
-from hqtvae_fast.ops.made import mark
-from hqtvae_fast.released.config import parse_transformer
-from hqtvae_fast.released.module import describe_module
+from hqtvae_fast.progress import drawing_steps
+from hqtvae_fast.request import Request
 
 
 def sampling_ihqgpt(
@@ -90,66 +84,49 @@ def _draw(
     if side * side != max_seq_len:
         raise ValueError(f"max_seq_len: expected a square number of top positions; got {max_seq_len}")
     ours = convert(model, side=side, sixteen_bit=use_fp16)
-    device = next(ours.parameters()).device
-    condition, batch = _condition(ours, cond, num_candidates)
-    seeds = image_seeds(int(torch.randint(2**62, (), dtype=torch.int64, device="cpu")), batch).to(device)
-    condition = None if condition is None else condition.to(device)
-    if given is not None:
-        given = join_windows(given.to(device).expand(batch, -1)[:, :, None], side, level=0)
-    with _progress(max_seq_len, is_tqdm) as on_step:
-        maps = draw_codes(ours, condition, seeds, params, given_top_codes=given, on_step=on_step)
+    condition, batch = _condition(ours.config, cond, num_candidates)
+    maps = draw(executor_of(ours), condition, batch, params, given, is_tqdm)
     return [split_windows(codes, side, level) for level, codes in enumerate(maps)]
 
 
-def _condition(model: HQTransformer, cond: int | Tensor | None, num_candidates: int) -> tuple[Tensor | None, int]:
-    kind = model.config.condition
+def draw(
+    executor: Executor,
+    condition: Tensor | None,
+    batch: int,
+    params: SamplingParams,
+    given: Tensor | None = None,
+    shown: bool = False,
+) -> list[Tensor]:
+    """Code maps, int64 [B, h, w] a level, on the executor's device; seeds come from torch's generator. ``given``:
+    top codes [B, T] or [1, T], row by row; ``shown``: a bar of the steps. Where memory does not suffice for all at
+    once, they are drawn in parts."""
+    config, device = executor.models[0].config, executor.device
+    seeds = image_seeds(int(torch.randint(2**62, (), dtype=torch.int64, device="cpu")), batch)
+    if given is not None:
+        given = join_windows(given.expand(batch, -1)[:, :, None], config.side, level=0)
+    request = Request(condition, given, seeds, [params])
+    cutter = Cutter(batch, batch)
+    job = Job(
+        rows=lambda part: request.rows(part.start, part.count, device),
+        draw=executor.draw,
+        decode=None,
+        describe=request.describe,
+        steps=drawing_steps(batch, config.num_steps, None, shown=shown),
+    )
+    parts = [finished.codes for finished in generate(job, cutter, device)]
+    return [torch.cat(level).to(device) for level in zip(*parts, strict=True)]
+
+
+def _condition(config: TransformerConfig, cond: int | Tensor | None, num_candidates: int) -> tuple[Tensor | None, int]:
+    kind = config.condition
     if kind == "none":
         return None, num_candidates
     if cond is None:
         raise ValueError(f"cond: expected {'a class label' if kind == 'class' else 'text tokens'}, got none")
     rows = integers("cond", cond, "a class label" if kind == "class" else "text tokens")
     if kind == "class":
-        if rows.numel() != 1 or not 0 <= int(rows) < model.config.num_classes:
-            raise ValueError(f"cond: expected a class label from 0 to {model.config.num_classes - 1}; got {cond}")
+        if rows.numel() != 1 or not 0 <= int(rows) < config.num_classes:
+            raise ValueError(f"cond: expected a class label from 0 to {config.num_classes - 1}; got {cond}")
         return rows.reshape(1).expand(num_candidates), num_candidates
     rows = rows if len(rows) > 1 else rows.expand(num_candidates, -1)
     return rows, len(rows)
-
-
-@contextmanager
-def _progress(steps: int, shown: bool) -> Iterator[Callable[[], None]]:
-    with Progress(disable=not shown) as bar:
-        task = bar.add_task("Sampling", total=steps)
-        yield lambda: bar.advance(task)
-
-
-# -------------------------------------------------------------------------------------- released modules in memory
-
-_converted: WeakKeyDictionary[nn.Module, dict[tuple[Any, ...], HQTransformer]] = WeakKeyDictionary()
-
-
-def convert(model: nn.Module, *, side: int, sixteen_bit: bool = True) -> HQTransformer:
-    """Our transformer with the weights of a released stage-2 module, on its device; ours are returned as they are.
-
-    ``side`` is the top map's side, which the module does not know. A module is converted again when its weights have
-    changed since, and forgotten with it. Raises ValueError on a module of another kind.
-    """
-    if isinstance(model, HQTransformer):
-        if model.config.side != side:
-            raise ValueError(f"max_seq_len: expected {model.config.num_steps}, as the model has; got {side * side}")
-        return model
-    weights = tuple(map(mark, model.state_dict(keep_vars=True).values()))
-    kept, key = _converted.setdefault(model, {}), (side, sixteen_bit, weights)
-    if key not in kept:
-        for stale in [other for other in kept if other[2] != weights]:
-            del kept[stale]
-        kept[key] = _convert(model, side, sixteen_bit)
-    return kept[key]
-
-
-def _convert(model: nn.Module, side: int, sixteen_bit: bool) -> HQTransformer:
-    config = parse_transformer(*describe_module(model, side))
-    ours = load_stage2_state(config, model.state_dict(), origin=type(model).__name__)
-    device = next(model.parameters()).device
-    dtype = default_dtype(device) if sixteen_bit else torch.float32
-    return ours.to(device=device, dtype=dtype).eval().requires_grad_(False).prepare()
