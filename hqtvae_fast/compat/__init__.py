@@ -11,9 +11,11 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from hqtvae_fast.compat.sampling import sampling_hqtransformer, sampling_ihqgpt
     from hqtvae_fast.compat.stage2 import convert
+    from hqtvae_fast.compat.whole import accelerate
 
-__all__ = ["convert", "sampling_hqtransformer", "sampling_ihqgpt"]
+__all__ = ["accelerate", "convert", "sampling_hqtransformer", "sampling_ihqgpt"]
 _HOMES = {
+    "accelerate": "whole",
     "convert": "stage2",
     "sampling_hqtransformer": "sampling",
     "sampling_ihqgpt": "sampling",

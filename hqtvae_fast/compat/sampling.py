@@ -11,17 +11,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from hqtvae_fast.arguments import integers
+from hqtvae_fast.compat.drawing import draw
 from hqtvae_fast.compat.stage2 import convert, executor_of
+from hqtvae_fast.compat.stages import engine_of
 from hqtvae_fast.config import TransformerConfig
-from hqtvae_fast.engine import Cutter, Executor, Job, SamplingParams, generate, image_seeds
-from hqtvae_fast.model.pyramid import join_windows, split_windows
-from hqtvae_fast.progress import drawing_steps
-from hqtvae_fast.request import Request
+from hqtvae_fast.engine import SamplingParams
+from hqtvae_fast.model.pyramid import split_windows
 
 
 def sampling_ihqgpt(
@@ -32,7 +32,7 @@ def sampling_ihqgpt(
     top_p_top: float | None = None,
     top_k_bot: int | None = None,
     top_p_bot: float | None = None,
-    softmax_temperature: Sequence[float] = (1.0, 1.0),
+    softmax_temperature: float | Sequence[float] = (1.0, 1.0),
     is_tqdm: bool = True,
     use_fp16: bool = True,
     max_seq_len: int = 256,
@@ -46,8 +46,8 @@ def sampling_ihqgpt(
     computes in its own dtype. ``model_stage1`` is not needed. ``given_top_code`` [B, T] or [1, T] is kept and only
     bottom codes are drawn.
     """
-    params = SamplingParams(tuple(softmax_temperature)[:2], (top_k_top, top_k_bot), (top_p_top, top_p_bot))
-    top, bottom = _draw(model, num_candidates, cond, params, is_tqdm, use_fp16, max_seq_len, given_top_code)
+    sampling = (softmax_temperature, (top_k_top, top_k_bot), (top_p_top, top_p_bot))
+    top, bottom = _draw(model, num_candidates, cond, sampling, is_tqdm, use_fp16, max_seq_len, given_top_code)
     return top[:, :, 0], bottom
 
 
@@ -57,16 +57,16 @@ def sampling_hqtransformer(
     cond: int | Tensor | None,
     top_k: Sequence[int | None] | None = None,
     top_p: Sequence[float | None] | None = None,
-    softmax_temperature: Sequence[float] = (1.0, 1.0, 1.0),
+    softmax_temperature: float | Sequence[float] = (1.0, 1.0, 1.0),
     is_tqdm: bool = True,
     use_fp16: bool = True,
     max_seq_len: int = 256,
     model_stage1: nn.Module | None = None,
 ) -> list[Tensor]:
     """Draw with a three-level model: int64 [B, T], [B, T, 4] and [B, T, 16]. Arguments as for the two-level one."""
-    off = (None,) * len(softmax_temperature)
-    params = SamplingParams(tuple(softmax_temperature), tuple(top_k or off), tuple(top_p or off))
-    top, *finer = _draw(model, num_candidates, cond, params, is_tqdm, use_fp16, max_seq_len, None)
+    top, *finer = _draw(
+        model, num_candidates, cond, (softmax_temperature, top_k, top_p), is_tqdm, use_fp16, max_seq_len, None
+    )
     return [top[:, :, 0], *finer]
 
 
@@ -74,7 +74,7 @@ def _draw(
     model: nn.Module,
     num_candidates: int,
     cond: int | Tensor | None,
-    params: SamplingParams,
+    sampling: tuple[Any, Any, Any],
     is_tqdm: bool,
     use_fp16: bool,
     max_seq_len: int,
@@ -83,38 +83,23 @@ def _draw(
     side = math.isqrt(max_seq_len)
     if side * side != max_seq_len:
         raise ValueError(f"max_seq_len: expected a square number of top positions; got {max_seq_len}")
-    ours = convert(model, side=side, sixteen_bit=use_fp16)
-    condition, batch = _condition(ours.config, cond, num_candidates)
-    maps = draw(executor_of(ours), condition, batch, params, given, is_tqdm)
+    engine = engine_of(model)
+    executor = executor_of(convert(model, side=side, sixteen_bit=use_fp16)) if engine is None else engine.executor(side)
+    config = executor.models[0].config
+    condition, batch = _condition(config, cond, num_candidates)
+    maps = draw(executor, condition, batch, _params(config, *sampling), given, is_tqdm)
+    if engine is not None:
+        engine.remember(maps)
     return [split_windows(codes, side, level) for level, codes in enumerate(maps)]
 
 
-def draw(
-    executor: Executor,
-    condition: Tensor | None,
-    batch: int,
-    params: SamplingParams,
-    given: Tensor | None = None,
-    shown: bool = False,
-) -> list[Tensor]:
-    """Code maps, int64 [B, h, w] a level, on the executor's device; seeds come from torch's generator. ``given``:
-    top codes [B, T] or [1, T], row by row; ``shown``: a bar of the steps. Where memory does not suffice for all at
-    once, they are drawn in parts."""
-    config, device = executor.models[0].config, executor.device
-    seeds = image_seeds(int(torch.randint(2**62, (), dtype=torch.int64, device="cpu")), batch)
-    if given is not None:
-        given = join_windows(given.expand(batch, -1)[:, :, None], config.side, level=0)
-    request = Request(condition, given, seeds, [params])
-    cutter = Cutter(batch, batch)
-    job = Job(
-        rows=lambda part: request.rows(part.start, part.count, device),
-        draw=executor.draw,
-        decode=None,
-        describe=request.describe,
-        steps=drawing_steps(batch, config.num_steps, None, shown=shown),
-    )
-    parts = [finished.codes for finished in generate(job, cutter, device)]
-    return [torch.cat(level).to(device) for level in zip(*parts, strict=True)]
+def _params(config: TransformerConfig, temperature: Any, top_k: Any, top_p: Any) -> SamplingParams:
+    """One value a level. A temperature may be one for all; a top-k of more than there are codes keeps all."""
+    levels = config.num_levels
+    heat = (temperature,) * levels if isinstance(temperature, int | float) else tuple(temperature)[:levels]
+    wanted = tuple(top_k or (None,) * levels)
+    kept = [k if k is None or k < size else None for k, size in zip(wanted, config.codebook_sizes, strict=True)]
+    return SamplingParams(heat, tuple(kept), tuple(top_p or (None,) * levels))
 
 
 def _condition(config: TransformerConfig, cond: int | Tensor | None, num_candidates: int) -> tuple[Tensor | None, int]:

@@ -152,16 +152,18 @@ class Executor:
         return self._decode([*present, *[None] * missing], len(codes[0]), as_bytes, plan)
 
     @inference()
-    def decode_all(self, codes: Sequence[Tensor | None], cutter: Cutter, *, as_bytes: bool = False) -> Tensor:
-        """Images on the CPU of codes [N, h, w] a level from any device, None where one is left out: captured in the
-        cutter's batches, else all at once, as :func:`decode_codes` cuts them."""
+    def decode_all(
+        self, codes: Sequence[Tensor | None], cutter: Cutter, *, as_bytes: bool = False, to: torch.device | str = "cpu"
+    ) -> Tensor:
+        """Images, on device ``to``, of codes [N, h, w] a level from any device, None where one is left out: captured in
+        the cutter's batches, else all at once, as :func:`decode_codes` cuts them."""
         if self.graphs is None:
             cutter = Cutter(cutter.total, cutter.total)
         parts, start = [], 0
         while start < cutter.total:
             batch = cutter.next(start)
             part = [None if level is None else level[batch.start : batch.stop] for level in codes]
-            parts.append(self._decode(part, batch.size, as_bytes).cpu())
+            parts.append(self._decode(part, batch.size, as_bytes).to(to))
             start = batch.stop
         return ordinary(torch.cat(parts))
 
