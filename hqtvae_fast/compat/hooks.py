@@ -119,7 +119,8 @@ def _accelerate_instances(dtype: Any, module: ModuleType) -> None:
         try:
             accelerate(self, dtype=dtype)
         except ValueError as error:
-            say(f"hqtvae_fast: {type(self).__name__} runs as it is: {error}")
+            say(f"hqtvae_fast: stage 2 of {type(self).__name__} runs as it is: {error}")
+            accelerate(self.stage1, dtype=dtype)
 
     model.__init__ = __init__
 

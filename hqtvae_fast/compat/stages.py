@@ -5,10 +5,10 @@ A stage becomes an instance of a subclass of its own class, so that what is not 
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Sequence
 from typing import Any
-from weakref import WeakKeyDictionary, ref
 
 import torch
 from torch import Tensor, nn
@@ -30,7 +30,9 @@ from hqtvae_fast.released.module import describe_module, describe_stage1
 APART = "post_quant_conv"
 """Between the codebooks and the decoder: the released module computes with it in fp32, whatever the decoder's dtype."""
 
-_engines: WeakKeyDictionary[nn.Module, StageEngine] = WeakKeyDictionary()
+
+HELD = "_hqtvae_fast"
+"""Where a stage holds its engine; the two hold each other, and go together."""
 
 
 class StageEngine:
@@ -44,7 +46,7 @@ class StageEngine:
             self.config = parse_transformer(described, self.vae_config.level_sides)
         self.dtype = dtype
         self.drawn: Drawn | None = None
-        self._stages = [ref(stage) for stage in (stage1, stage2) if stage is not None]  # it is kept for them
+        self._stages = [stage for stage in (stage1, stage2) if stage is not None]
         self._pipe: HQTVAEPipeline | None = None
         self._marks: list[Any] = []
         self._apart: list[tuple[Tensor, list[Tensor]]] = []
@@ -52,12 +54,11 @@ class StageEngine:
     @property
     def pipeline(self) -> HQTVAEPipeline:
         """Of the weights as they are."""
-        stages = [stage for own in self._stages if (stage := own()) is not None]
-        marks = [mark(weight) for stage in stages for weight in weights_of(stage)]
+        marks = self._look()
         if self._pipe is None or [seen[:2] for seen in marks] != [seen[:2] for seen in self._marks]:
             self._pipe, self.drawn, self._apart = None, None, []
-            self._pipe = self._make(*stages)
-            marks = [mark(weight) for stage in stages for weight in weights_of(stage)]
+            self._pipe = self._make(*self._stages)
+            marks = self._look()
         elif marks != self._marks:
             with torch.no_grad():
                 for own, parts in self._apart:
@@ -66,6 +67,16 @@ class StageEngine:
             self.drawn = None
         self._marks = marks
         return self._pipe
+
+    def _look(self) -> list[Any]:
+        return [mark(weight) for stage in self._stages for weight in weights_of(stage)]
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> StageEngine:
+        """Of the copied stages, with a pipeline yet to be made."""
+        other = copy.copy(self)
+        other._stages = copy.deepcopy(self._stages, memo)
+        other._pipe, other.drawn, other._marks, other._apart = None, None, [], []
+        return other
 
     def executor(self, side: int) -> Executor:
         """What draws; ValueError where the top map's side is another."""
@@ -114,7 +125,7 @@ class Drawn:
     def __init__(self, maps: Sequence[Tensor]) -> None:
         self.maps = maps
         self._places = {key: place for place, key in enumerate(_keys(maps))}
-        self._left = set(self._places)
+        self._left = 0
         self._images: Tensor | None = None
 
     def answer(self, codes: Sequence[Tensor | None], decode: Any) -> Tensor | None:
@@ -126,10 +137,10 @@ class Drawn:
         if None in places or (self._images is None and places[0] != self._places[_keys(self._first())[0]]):
             return None
         if self._images is None:
-            self._images, self._left = decode(self.maps), set(self._places)
+            self._images, self._left = decode(self.maps), len(self.maps[0])
         images = self._images[torch.tensor(places, dtype=torch.int64, device=self._images.device)]
-        self._left -= set(keys)
-        if not self._left:  # each has been asked for: their memory is free again
+        self._left -= len(keys)
+        if self._left <= 0:  # as many as there are have been asked for: their memory is free again
             self._images = None
         return images
 
@@ -145,7 +156,7 @@ def _keys(maps: Sequence[Tensor]) -> list[bytes]:
 
 def engine_of(stage: nn.Module) -> StageEngine | None:
     """None where it is no accelerated one of a whole model."""
-    return _engines.get(stage)
+    return stage.__dict__.get(HELD)
 
 
 def _rows(parts: Sequence[Tensor], like: Tensor) -> Tensor:
@@ -182,7 +193,7 @@ class Accelerated(nn.Module):
         """None where the module runs as it is: in training, and where gradients are asked for."""
         learns = torch.is_grad_enabled() and any(weight.requires_grad for weight in self.parameters())
         reads = torch.is_grad_enabled() and any(isinstance(each, Tensor) and each.requires_grad for each in inputs)
-        return None if self.training or learns or reads else _engines.get(self)
+        return None if self.training or learns or reads else engine_of(self)
 
 
 class _Stage1(Accelerated):
@@ -279,4 +290,4 @@ def become(module: nn.Module, kind: type[Accelerated], engine: StageEngine | Non
         own = type(module)
         module.__class__ = type(own.__name__, (kind, own), {"__module__": own.__module__})
     if engine is not None:
-        _engines[module] = engine
+        module.__dict__[HELD] = engine

@@ -4,6 +4,7 @@ that the released classes set from their arguments."""
 from __future__ import annotations
 
 import re
+from typing import Any
 
 import torch
 import yaml
@@ -64,3 +65,38 @@ def stand_in(case):
         kind = stage2["type"].partition("/")[2] or "top2bot"
         model.model_type = kind.rstrip("0123456789") if kind != "top2bot" else kind
     return model
+
+
+class Stage1(Node):
+    """Says that it runs as it is, where the engine does not answer."""
+
+    def decode_code(self, *codes):
+        return "as it is"
+
+    get_codes = get_soft_codes = decode_code
+
+
+def stand_in_stage1(case):
+    file = GOLDEN / case / "ckpt" / "last.ckpt"
+    state = torch.load(file, weights_only=True)["state_dict"]
+    settings = yaml.safe_load((GOLDEN / case / "config.yaml").read_text())["stage1"]
+    model = grow({key.replace("stage1.generator.", "stage1."): value for key, value in state.items()}, "stage1.")
+    model.__class__ = Stage1
+    model.encoder.resolution = settings["hparams"]["resolution"]
+    if settings["type"] == "simrqgan2":
+        model.down_t = nn.PixelUnshuffle(2)
+    else:
+        model.downsamples = nn.ModuleList([nn.PixelUnshuffle(2), nn.PixelUnshuffle(2)])
+    return model.requires_grad_(False)
+
+
+class Whole(nn.Module):
+    """Both stages of a golden checkpoint, as ``ImageGPT2`` holds them."""
+
+    stage1: Any
+    stage2: Any
+
+    def __init__(self, case: str) -> None:
+        super().__init__()
+        self.stage1, self.stage2 = stand_in_stage1(case), stand_in(case).requires_grad_(False)
+        self.eval()
