@@ -25,7 +25,7 @@ def main(argv: Sequence[str]) -> int:
     """The exit status of the script that is asked for."""
     parser = argparse.ArgumentParser(
         prog="python -m hqtvae_fast.compat",
-        usage="%(prog)s [--explain] [--dtype DTYPE] (SCRIPT | -m MODULE) [ARGS ...]",
+        usage="%(prog)s [--explain] [--dtype DTYPE | --as-it-is] (SCRIPT | -m MODULE) [ARGS ...]",
         description="Run a script of the released HQ-TVAE repository as it is, on this engine.",
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -37,6 +37,9 @@ def main(argv: Sequence[str]) -> int:
         choices=("fp32", "tf32", "bf16", "fp16"),
         help="what models compute in; default: bf16 where the processor has it, else fp32",
     )
+    parser.add_argument(
+        "--as-it-is", action="store_true", help="with stand-ins, but its own sampling and decoding: to compare with"
+    )
     own, target = _split(argv)
     options = parser.parse_args(own)
     if not target and not options.explain:
@@ -47,7 +50,7 @@ def main(argv: Sequence[str]) -> int:
         parser.error(f"{target[0]}: no such script")
     from hqtvae_fast.compat.scripts import run  # torch, which --help and errors do without
 
-    return run(target, options.dtype, options.explain)
+    return run(target, options.dtype, explain=options.explain, accelerated=not options.as_it_is)
 
 
 def _split(argv: Sequence[str]) -> tuple[list[str], list[str]]:

@@ -98,11 +98,13 @@ class _Fallback(_Around):
 # ------------------------------------------------------------------------------------------------------- what is done
 
 
-def install(dtype: Any = None) -> Finder:
+def install(dtype: Any = None, *, accelerated: bool = True) -> Finder:
     """See to the imports that follow; ``dtype``: of :func:`accelerate`."""
-    finder = Finder(
-        {f"{PACKAGE}.utils.sampling": replace_functions, f"{PACKAGE}.models": partial(_accelerate_instances, dtype)}
-    )
+    ours = {
+        f"{PACKAGE}.utils.sampling": replace_functions,
+        f"{PACKAGE}.models": partial(_accelerate_instances, dtype),
+    }
+    finder = Finder(ours if accelerated else {})
     sys.meta_path.insert(0, finder)
     dataclasses.dataclass = _dataclass  # type: ignore[assignment]
     return finder

@@ -23,13 +23,16 @@ OURS = (f"{os.sep}hqtvae_fast{os.sep}compat{os.sep}", "runpy>", f"{os.sep}runpy.
 """What the path of a file of ours, and of Python's that run a script, has in it."""
 
 
-def prepare(dtype: Any = None) -> list[tuple[str, str]]:
+def prepare(dtype: Any = None, *, accelerated: bool = True) -> list[tuple[str, str]]:
     """See to all that follows in this process; what is replaced, and by what."""
-    install(dtype)
+    install(dtype, accelerated=accelerated)
     torch.load = _tensors_only(torch.load)
-    told = [
+    ours = [
         (f"{PACKAGE}.models.ImageGPT2", "its sampling, encoding, decoding and forward run on the engine, batched"),
         (f"{PACKAGE}.utils.sampling", "sampling_ihqgpt and sampling_hqtransformer on such a model, batch 1 too"),
+    ]
+    told = [
+        *(ours if accelerated else []),
         *((name, f"{by}, if it is not there or fails") for name, by in ROOTS.items()),
         ("dataclasses.dataclass", "defaults may be dataclasses' instances, as before Python 3.11"),
         ("torch.load", "tensors and plain Python values only, unless the script says weights_only=False"),
@@ -43,9 +46,9 @@ def prepare(dtype: Any = None) -> list[tuple[str, str]]:
     return told
 
 
-def run(target: Sequence[str], dtype: Any, explain: bool) -> int:
+def run(target: Sequence[str], dtype: Any = None, *, explain: bool = False, accelerated: bool = True) -> int:
     """``target``: a script and its arguments, or -m, a module and its arguments. The exit status."""
-    told = prepare(dtype)
+    told = prepare(dtype, accelerated=accelerated)
     if explain:
         width = max(len(what) for what, _ in told)
         for what, by in told:

@@ -143,8 +143,8 @@ def test_throughput_of_text_as_a_module(tmp_path):
         tmp_path, own, f"model_path={model}", "batch_size=3", "top_resolution=4", "bot_resolution=8", "n_loop=1",
         "warmup=0",
     )  # fmt: skip
-    assert done.returncode == 0 or "IndexError" in done.stderr or "elapsed_time" in done.stderr, done.stderr
-    assert "transformer size" in done.stdout
+    assert done.returncode == 0, done.stderr
+    assert "ms/sample (ar:" in done.stdout
 
 
 def test_a_checkpoint_that_asks_for_more_is_refused(tmp_path):
@@ -154,12 +154,3 @@ def test_a_checkpoint_that_asks_for_more_is_refused(tmp_path):
     assert done.returncode == 1
     assert "sampling_hqmodel.py" in done.stderr
     assert "UnpicklingError" in done.stderr
-
-
-def test_what_is_not_known_runs_as_it_is(tmp_path):
-    """A script of one's own, run as a module too."""
-    (tmp_path / "mine.py").write_text("import sys\nprint(__name__, sys.argv[1:])\nraise SystemExit(3)\n")
-    for target in (["mine.py", "--help"], ["-m", "mine", "--help"]):
-        done = run(tmp_path, *target)
-        assert done.stdout == "__main__ ['--help']\n"
-        assert done.returncode == 3
