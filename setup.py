@@ -43,7 +43,7 @@ BUILD_CPU, BUILD_CUDA = choice("BUILD_CPU"), choice("BUILD_CUDA")
 FLAGS = ["-O3", "-std=c++17", "-fopenmp", "-fno-exceptions", "-fno-trapping-math"]
 FLAGS += ["-Wno-maybe-uninitialized", "-Wno-uninitialized"]
 FLAGS += ["-Wno-psabi"]  # vectors are handed to nothing but what is compiled into the caller
-SOURCES = ("attention_bf16", "group_norm_silu", "linear_bf16", "philox", "winograd")
+SOURCES = ("attention_bf16", "group_norm_silu", "linear_bf16", "linear_int8", "philox", "winograd")
 
 cpu = Extension(
     "hqtvae_fast._cpu",

@@ -11,15 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-
-def short(value: Any, most: int = 80) -> str:
-    """A value in an error message: a tensor or an array by dtype and shape, anything else by its repr, cut."""
-    if isinstance(value, (Tensor, np.ndarray)) and value.ndim:
-        return f"{str(value.dtype).removeprefix('torch.')} {list(value.shape)}"
-    if isinstance(value, Tensor):
-        return f"{value.item()!r}"
-    text = repr(value)
-    return text if len(text) <= most else f"{text[:most]}..."
+from hqtvae_fast.fields import shown
 
 
 def is_sequence(value: Any) -> bool:
@@ -42,7 +34,7 @@ def integer(name: str, value: Any, low: int | None = None, high: int | None = No
     except TypeError:
         found = None
     if found is None or (low is not None and found < low) or (high is not None and found > high):
-        raise ValueError(f"{name}: expected an integer{_range(low, high)}{also}; got {short(value)}")
+        raise ValueError(f"{name}: expected an integer{_range(low, high)}{also}; got {shown(value)}")
     return found
 
 
@@ -61,7 +53,7 @@ def real(name: str, value: Any, wanted: str = "a number") -> float:
     """A real number of Python, NumPy or torch, but not NaN. ValueError on others; ``wanted``: for its message."""
     number = value.item() if isinstance(value, (Tensor, np.ndarray)) and value.ndim == 0 else value
     if isinstance(number, (bool, np.bool_)) or not isinstance(number, numbers.Real) or math.isnan(number):
-        raise ValueError(f"{name}: expected {wanted}; got {short(value)}")
+        raise ValueError(f"{name}: expected {wanted}; got {shown(value)}")
     return float(number)
 
 
@@ -74,10 +66,10 @@ def integers(name: str, value: Any, wanted: str = "integers") -> Tensor:
     try:
         found = value if isinstance(value, Tensor) else torch.as_tensor(_widest(value), device="cpu")
     except (TypeError, ValueError, RuntimeError, OverflowError):
-        raise ValueError(f"{name}: expected {wanted}; got {short(value)}") from None
+        raise ValueError(f"{name}: expected {wanted}; got {shown(value)}") from None
     # An empty list is a tensor of floats.
     if found.numel() and (found.is_floating_point() or found.is_complex() or found.dtype is torch.bool):
-        raise ValueError(f"{name}: expected {wanted}; got {short(found)}")
+        raise ValueError(f"{name}: expected {wanted}; got {shown(found)}")
     return found.to(torch.int64)
 
 

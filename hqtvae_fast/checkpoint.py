@@ -1,7 +1,8 @@
 """Checkpoint directories: released ones and our own, opened alike; ours written.
 
 Ours: ``config.json`` and ``model.safetensors`` (keys ``vae.``, ``transformer.``, ``refiner.``), with ``tokenizer.json``
-for text models. Released: ``config.yaml`` and ``ckpt/last.ckpt`` or ``ckpt/state_dict.ckpt``.
+for text models; a quantized matrix is stored in one byte a value, int8 or fp8, with ``.weight_scale`` beside it.
+Released: ``config.yaml`` and ``ckpt/last.ckpt`` or ``ckpt/state_dict.ckpt``.
 """
 
 from __future__ import annotations
@@ -38,6 +39,8 @@ from hqtvae_fast.files import first_line, json_text, sync_files, sync_folder
 from hqtvae_fast.files.tensors import StateDict, read_state
 from hqtvae_fast.model import HQVAE, HQTransformer
 from hqtvae_fast.model.empty import without_values
+from hqtvae_fast.model.linear import Linear, QuantizedWeight, quantized_linears
+from hqtvae_fast.ops.kernels.skinny_linear.reference import QUANTIZED
 from hqtvae_fast.released.keys import Source, sources
 from hqtvae_fast.released.state import plain_keys
 from hqtvae_fast.threads import picture_flops, threads_for
@@ -60,6 +63,7 @@ __all__ = [
 ]
 
 MAX_PROBLEMS_SHOWN, KEYS_SHOWN = 5, 3
+WEIGHT, SCALE = ".weight", ".weight_scale"
 
 
 @dataclass
@@ -76,6 +80,12 @@ class Checkpoint:
         """The parts that exist, by the prefix of their keys."""
         parts = {"vae": self.vae, "transformer": self.transformer, "refiner": self.refiner}
         return {name: module for name, module in parts.items() if module is not None}
+
+    @property
+    def quantization(self) -> str | None:
+        """What its matrices are rounded to, "int8" or "fp8", or None."""
+        kinds = {weight.kind for module in self.modules().values() for weight in quantized_linears(module).values()}
+        return min(kinds, default=None)
 
     def sizes(self) -> dict[str, int]:
         """Parameters of each part; codebooks, which are buffers, are none."""
@@ -121,13 +131,41 @@ def _build_empty(config: HQTVAEConfig) -> Checkpoint:
 def _load_native(directory: Path, config: HQTVAEConfig) -> Checkpoint:
     file = directory / MODEL_FILE
     state, checkpoint = read_state(file), _build_empty(config)
+    quantized = _take_quantized(file, state)
     expected = {
         f"{prefix}.{key}": Source(((f"{prefix}.{key}", tuple(value.shape)),))
         for prefix, module in checkpoint.modules().items()
         for key, value in module.state_dict().items()
     }
     _assign_all(checkpoint, _collect(file, state, expected))
+    for prefix, module in checkpoint.modules().items():
+        for name, layer in module.named_modules():
+            weight = quantized.pop(f"{prefix}.{name}", None) if isinstance(layer, Linear) else None
+            if weight is not None:
+                layer.adopt(weight)
+    if quantized:
+        raise CheckpointError(f"{file}: {next(iter(quantized))}{SCALE}: expected of a linear layer; this is none")
     return checkpoint
+
+
+def _take_quantized(file: Path, state: StateDict) -> dict[str, QuantizedWeight]:
+    """Weights in one byte a value by the name of their layer; the state keeps fp32 ones, and no scales."""
+    found, kinds = {}, {dtype: kind for kind, dtype in QUANTIZED.items()}
+    for key in [key for key in state if key.endswith(SCALE)]:
+        name, scale = key.removesuffix(SCALE), state.pop(key)
+        stored = state.get(name + WEIGHT)
+        if stored is None or stored.dtype not in kinds or stored.ndim != 2:
+            wanted, got = "int8 or fp8 [out, in]", "none" if stored is None else f"{stored.dtype} {list(stored.shape)}"
+            raise CheckpointError(f"{file}: {name}{WEIGHT}: expected {wanted} beside a scale; got {got}")
+        if scale.dtype != torch.float32 or scale.shape != stored.shape[:1]:
+            got = f"{scale.dtype} {list(scale.shape)}"
+            raise CheckpointError(f"{file}: {key}: expected torch.float32 {list(stored.shape[:1])}; got {got}")
+        found[name] = QuantizedWeight(stored, scale, kinds[stored.dtype])
+        state[name + WEIGHT] = found[name].wide(torch.float32)
+    for key, value in state.items():
+        if value.dtype in kinds:
+            raise CheckpointError(f"{file}: {key}: expected {key.removesuffix(WEIGHT)}{SCALE} beside it; found none")
+    return found
 
 
 def _load_released(directory: Path, config: HQTVAEConfig) -> Checkpoint:
@@ -213,11 +251,7 @@ def save(checkpoint: Checkpoint, directory: str | os.PathLike[str]) -> Path:
     target = Path(directory)
     if target.exists() and not target.is_dir():
         raise CheckpointError(f"{target}: expected a directory to write to; got a file")
-    state = {
-        f"{prefix}.{key}": value.detach().cpu().contiguous()
-        for prefix, module in checkpoint.modules().items()
-        for key, value in module.state_dict().items()
-    }
+    state = stored_state(checkpoint)
     config = {"format": FORMAT, "version": FORMAT_VERSION, **to_dict(checkpoint.config)}
     with _staged(target) as stage:
         safetensors.torch.save_file(state, stage / MODEL_FILE, metadata={"format": "pt"})
@@ -228,6 +262,16 @@ def save(checkpoint: Checkpoint, directory: str | os.PathLike[str]) -> Path:
             shutil.copyfile(checkpoint.tokenizer_file, stage / TOKENIZER_FILE)
         (stage / CONFIG_FILE).write_text(json_text(config, indent=2) + "\n", encoding="utf-8")
     return target
+
+
+def stored_state(checkpoint: Checkpoint) -> StateDict:
+    """What a file holds: each part's tensors, of quantized matrices one byte a value and a scale an output."""
+    state: StateDict = {}
+    for prefix, module in checkpoint.modules().items():
+        state |= {f"{prefix}.{key}": value for key, value in module.state_dict().items()}
+        for name, quantized in quantized_linears(module).items():
+            state[f"{prefix}.{name}{WEIGHT}"], state[f"{prefix}.{name}{SCALE}"] = quantized.stored, quantized.scale
+    return {key: value.detach().cpu().contiguous() for key, value in state.items()}
 
 
 @contextmanager

@@ -22,6 +22,8 @@ from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
 T = TypeVar("T")
 _PLAIN = {int: "an integer", float: "a number", str: "text", bool: "true or false", dict: "a mapping"}
+_SHORT = reprlib.Repr()
+_SHORT.maxstring = _SHORT.maxother = 80  # characters
 _MANY = {int: "integers", float: "numbers", str: "texts", bool: "true or false", dict: "mappings"}
 
 
@@ -100,9 +102,11 @@ def describe(kind: Any, names: dict[Any, str] = _PLAIN) -> str:
 
 
 def shown(value: Any) -> str:
-    """A value that came, for a message: short, whatever it is."""
+    """A value that came, for a message: a tensor or an array by dtype and shape, anything else by its repr, cut."""
+    if hasattr(value, "dtype") and hasattr(value, "shape"):  # this file does without torch
+        return f"{str(value.dtype).removeprefix('torch.')} {list(value.shape)}" if value.shape else repr(value.item())
     try:
-        return reprlib.repr(value)
+        return _SHORT.repr(value)
     except ValueError:  # an integer of thousands of digits
         return type(value).__name__
 

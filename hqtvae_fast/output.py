@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from hqtvae_fast.arguments import short
+from hqtvae_fast.fields import shown
 from hqtvae_fast.pictures.images import grid, to_pil
 
 OutputType = Literal["pil", "np", "pt", "codes"]
@@ -93,7 +93,7 @@ def _kind(images: Any) -> str:
     one = images[0] if isinstance(images, list) and images else images
     if isinstance(one, Image.Image):
         return f"PIL {one.width}x{one.height}"
-    return "PIL" if isinstance(one, list) else short(one)
+    return "PIL" if isinstance(one, list) else shown(one)
 
 
 def _maps(codes: Sequence[Tensor]) -> str:

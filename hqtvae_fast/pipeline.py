@@ -68,14 +68,18 @@ class HQTVAEPipeline:
         accept: Sequence[str] = (),
     ) -> None:
         """Arguments as for :meth:`from_pretrained`."""
-        self._checkpoint, self._quantization = checkpoint, quantization
+        self._checkpoint = checkpoint
         self._planner = Planner(plan, tuple(accept))
         self.device = pick_device(device)
         self._wanted = None if dtype is None else read_precision(dtype)
-        check_precision(self.precision, quantization, self.device)
+        check_precision(self.precision, quantization or checkpoint.quantization, self.device)
         if quantization is not None:
+            if checkpoint.quantization not in (None, quantization):
+                wanted = f"{checkpoint.quantization!r}, to which this checkpoint's weights are rounded"
+                raise ValueError(f"quantization: expected {wanted}, or None; got {quantization!r}")
             for model in self._models():
                 quantize_linears(model, quantization)
+        self._quantization = checkpoint.quantization
         self.tokenizer = load_tokenizer(checkpoint)
         self.to()
 
@@ -190,11 +194,10 @@ class HQTVAEPipeline:
 
     def _verify(self) -> Plan:
         """Which default variants are right on this GPU, as far as this model needs them."""
-        from hqtvae_fast.tune.verify import verify_default  # type: ignore[import-not-found, unused-ignore]
+        from hqtvae_fast.tune.verify import verify_default
 
         with counting_bar("Verifying kernels on this GPU, once") as on_progress:
-            plan: Plan = verify_default(self._executor, self.device, on_progress)
-        return plan
+            return verify_default(self._executor, self.device, on_progress)
 
     def plan_for(self, deterministic: Deterministic) -> Plan:
         """``deterministic="batch"`` promises the default plan's bits, where no plan was asked for."""

@@ -10,11 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hqtvae_fast.arguments import entries, integer, integers, is_sequence, real, short
+from hqtvae_fast.arguments import entries, integer, integers, is_sequence, real
 from hqtvae_fast.classes import Classes
 from hqtvae_fast.codes import read_level
 from hqtvae_fast.config import HQTVAEConfig, TransformerConfig, VAEConfig, check_condition, first_level
 from hqtvae_fast.engine import Batch, Rows, SamplingParams, image_seeds
+from hqtvae_fast.fields import shown
 from hqtvae_fast.hardware import send
 
 
@@ -106,7 +107,7 @@ def _read_labels(class_labels: Any, classes: Classes) -> Tensor:
         class_labels = [classes.find("class_labels", one) if isinstance(one, str) else one for one in given]
     labels = integers("class_labels", class_labels, wanted).reshape(-1)
     if labels.numel() == 0:
-        raise ValueError(f"class_labels: expected {wanted}; got {short(class_labels)}")
+        raise ValueError(f"class_labels: expected {wanted}; got {shown(class_labels)}")
     for label in labels.tolist():
         if not 0 <= label < classes.count:
             raise ValueError(f"class_labels: expected 0 to {classes.count - 1}; got {label}")
@@ -118,7 +119,7 @@ def _read_prompts(prompt: Any) -> list[str]:
     several = not isinstance(prompt, (str, bytes)) and isinstance(prompt, Iterable)
     prompts = list(prompt) if several else [prompt]
     if not prompts or not all(isinstance(text, str) for text in prompts):
-        raise ValueError(f"prompt: expected a string or a list of strings; got {short(prompt)}")
+        raise ValueError(f"prompt: expected a string or a list of strings; got {shown(prompt)}")
     return [str(text) for text in prompts]
 
 

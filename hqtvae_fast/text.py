@@ -12,8 +12,8 @@ import torch
 from tokenizers import Encoding, Tokenizer
 from torch import Tensor
 
-from hqtvae_fast.arguments import short
 from hqtvae_fast.checkpoint import Checkpoint
+from hqtvae_fast.fields import shown
 from hqtvae_fast.files.kinds import refuse_others
 
 PAD_TOKENS = ("[PAD]", "<pad>", "<|pad|>")
@@ -146,7 +146,7 @@ def _beginning(text: str, most: int) -> str:
     try:
         part.encode()
     except UnicodeEncodeError as error:
-        raise ValueError(f"prompt: expected text; got {short(text)}, whose character {error.start} is none") from None
+        raise ValueError(f"prompt: expected text; got {shown(text)}, whose character {error.start} is none") from None
     return part if len(part) == len(text) else part[: max(map(part.rfind, " \n\t")) + 1] or part
 
 

@@ -20,7 +20,22 @@ GOLDEN = Path(__file__).parent / "golden"
 CASES = sorted(path.parent.name for path in GOLDEN.glob("*/golden.safetensors"))
 
 
+# Files of 20 s of CPU and more, the longest first: one that is begun last would leave the other process idle.
+LONGEST = (
+    *("test_commands.py", "test_aot.py", "test_gate.py", "test_runs.py", "test_first_training.py"),
+    *("test_two_processes.py", "test_interpreted_group_norm_silu.py", "test_interpreted_nearest_code.py"),
+    *("test_interpreted_soft_label_cross_entropy.py", "test_interpreted_step_kernels.py"),
+    *("test_release.py", "test_torchrun.py", "test_interpreted_large.py", "test_presets.py"),
+)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.option.loadscopereorder = False  # xdist would begin with the files of the most tests
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    places = {name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: places.get(item.path.name, len(LONGEST)))
     if not torch.cuda.is_available():
         skip = pytest.mark.skip(reason="needs an NVIDIA GPU: torch sees none")
         for item in items:

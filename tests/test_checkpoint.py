@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import pickle
+import re
 import shutil
 from pathlib import Path
 
@@ -16,9 +17,11 @@ import torch
 import yaml
 from conftest import CASES, GOLDEN, golden_pipeline, golden_values
 
-from hqtvae_fast import checkpoint
+from hqtvae_fast import HQTVAEPipeline, checkpoint
 from hqtvae_fast.checkpoint import CheckpointError
 from hqtvae_fast.config import PRESETS, from_dict, to_dict
+from hqtvae_fast.model.linear import quantized_linears
+from hqtvae_fast.ops.kernels.skinny_linear.reference import QUANTIZED
 
 
 @pytest.fixture
@@ -52,6 +55,49 @@ def test_native_round_trip(case, tmp_path):
     for name, module in original.modules().items():
         state = again.modules()[name].state_dict()
         assert all(torch.equal(value, state[key]) for key, value in module.state_dict().items())
+
+
+@pytest.mark.parametrize("kind", ["int8", "fp8"])
+def test_quantized_weights_are_stored_as_they_are(kind, tmp_path):
+    rounded = HQTVAEPipeline.from_pretrained(GOLDEN / "class_parallel", device="cpu", dtype="fp32", quantization=kind)
+    rounded.save_pretrained(tmp_path / "ours")
+    state = safetensors.torch.load_file(tmp_path / "ours" / "model.safetensors")
+    scales = [key for key in state if key.endswith(".weight_scale")]
+    assert len(scales) == len(quantized_linears(rounded.transformer)) > 10
+    assert {state[key.removesuffix("_scale")].dtype for key in scales} == {QUANTIZED[kind]}
+    for given in (None, kind):
+        again = HQTVAEPipeline.from_pretrained(tmp_path / "ours", device="cpu", dtype="fp32", quantization=given)
+        wanted, got = quantized_linears(rounded.transformer), quantized_linears(again.transformer)
+        assert wanted.keys() == got.keys()
+        for name, weight in wanted.items():
+            assert torch.equal(weight.stored.float(), got[name].stored.float()), name
+            assert torch.equal(weight.scale, got[name].scale), name
+        drawn = [pipe(class_labels=[1, 2], output_type="codes", seed=3).codes for pipe in (rounded, again)]
+        assert all(torch.equal(*levels) for levels in zip(*drawn, strict=True))
+    other = "fp8" if kind == "int8" else "int8"
+    with pytest.raises(ValueError, match=f"quantization: expected '{kind}', to which .* or None; got '{other}'"):
+        HQTVAEPipeline.from_pretrained(tmp_path / "ours", device="cpu", quantization=other)
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (lambda state, key: state.pop(f"{key}_scale"), "{key}: expected {key}_scale beside it; found none"),
+        (lambda state, key: state.update({key: state[key][:1]}), "{key}_scale: expected torch.float32 [1]"),
+        (lambda state, key: state.update({key: state[key].float()}), "{key}: expected int8 or fp8 [out, in]"),
+    ],
+    ids=["no scale", "another shape", "floats"],
+)
+def test_quantized_weights_without_their_scales(change, message, tmp_path):
+    pipe = HQTVAEPipeline.from_pretrained(GOLDEN / "class_parallel", device="cpu", quantization="int8")
+    pipe.save_pretrained(tmp_path / "ours")
+    file = tmp_path / "ours" / "model.safetensors"
+    state = safetensors.torch.load_file(file)
+    key = next(key for key in state if key.endswith(".weight_scale")).removesuffix("_scale")
+    change(state, key)
+    safetensors.torch.save_file(state, file)
+    with pytest.raises(CheckpointError, match=re.escape(message.format(key=key))):
+        checkpoint.load(tmp_path / "ours")
 
 
 def test_stage_one_alone_has_no_transformer():

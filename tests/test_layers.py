@@ -11,7 +11,7 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parents[1] / "tools"))
 
 import draw_imports
-from layers import LAYERS, Import, allowed, box_of, circles, imports, modules, part, wrong
+from layers import LAYERS, WITHIN, Import, allowed, box_of, circles, imports, modules, part, place, wrong
 
 FORBIDDEN = ("torchvision", "flash_attn", "xformers", "cupy", "triton")
 FOUND = imports()
@@ -48,6 +48,12 @@ def test_each_module_has_its_place():
     assert sorted(listed) == sorted({part(name) for name in modules()})
 
 
+@pytest.mark.parametrize("package", WITHIN)
+def test_each_module_of_a_package_has_its_place_too(package):
+    within = {place(name) for name in modules() if part(name) == package} - {"__init__"}
+    assert sorted(WITHIN[package]) == sorted(within)
+
+
 def test_the_check_sees_a_wrong_import(planted):
     found = planted(model="from hqtvae_fast.pipeline import HQTVAEPipeline\nfrom hqtvae_fast import ops\n", ops="")
     assert {part(one.target) for one in found} == {"pipeline", "ops"}
@@ -68,6 +74,17 @@ def test_the_check_sees_neighbours_that_import_each_other(planted):
     assert len(wrong(planted(train="import hqtvae_fast.pipeline\n", pipeline="import hqtvae_fast.train\n"))) == 2
     assert allowed("checkpoint", "released")  # in one box its order decides
     assert not allowed("released", "checkpoint")
+
+
+def test_the_check_sees_a_wrong_import_within_a_package(planted):
+    (line,) = wrong(
+        planted(
+            train__data__loader="from hqtvae_fast.train.loop.stopping import Signals\n",
+            train__loop__stopping="from hqtvae_fast.train.words import duration\n",
+            train__words="",
+        )
+    )
+    assert line.startswith("hqtvae_fast.train.data.loader:1 imports hqtvae_fast.train.loop.stopping")
 
 
 def test_the_check_sees_a_circle(planted):

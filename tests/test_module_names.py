@@ -5,6 +5,9 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from pathlib import Path
+
+from conftest import LONGEST
 
 SCRIPT = """
 import importlib, json, pkgutil, sys
@@ -36,3 +39,9 @@ def test_no_function_hides_a_module():
     seen, hidden = json.loads(result.stdout.splitlines()[-1])
     assert {"hqtvae_fast.ops.kernels.nearest_code.torch", "hqtvae_fast.engine.loop"} <= set(seen)
     assert hidden == [], hidden
+
+
+def test_the_test_files_that_begin_first_are_there():
+    files = [file.name for file in Path(__file__).parent.rglob("test_*.py")]
+    assert set(LONGEST) <= set(files)
+    assert len(files) == len(set(files)), "expected test files of names of their own"

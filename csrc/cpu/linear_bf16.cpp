@@ -1,4 +1,4 @@
-// y = x W^T + b, or GELU of it, for few rows of x: bf16 in and out, fp32 sums, on x86 processors with AVX512-BF16.
+// y = x W^T + b, or GELU of it, for skinny x: bf16 in and out, fp32 sums, on x86 processors with AVX512-BF16.
 //
 // A sampling step multiplies 8 or so rows by every weight of the model, so the time is that of streaming the weights
 // from memory, if the arithmetic hides behind it. The schedule is made for that:

@@ -1,5 +1,5 @@
-// Who multiplies what, and in which order: the plan of products of a few rows with a large weight [outs, inputs], as
-// the persistent kernels run them. Nothing here touches memory; the tests walk it on a CPU.
+// Who multiplies what, and in which order: the plan of skinny products with a weight [outs, inputs], as the persistent
+// kernels run them. Nothing here touches memory; the tests walk it on a CPU.
 //
 // A block owns a slab, a run of the weight's rows: slabs differ by one row at most, so that no block reads more than
 // 1/outs beyond its share (of 1,536 rows over 132 blocks: 12 where 11.6 would be even, 97 %). It takes the slab in

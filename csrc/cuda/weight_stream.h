@@ -1,5 +1,4 @@
-// Products of a few rows with a weight that is streamed through shared memory once: the plan of schedule.h, carried
-// out.
+// Skinny products, with a weight that is streamed through shared memory once: the plan of schedule.h, carried out.
 //
 // One warp only copies. It walks all products of the kernel one after the other, fills a slot as soon as the ring has a
 // free one, and never looks at an activation: while the other warps wait for each other at a grid-wide barrier, the

@@ -86,7 +86,7 @@ _COMMANDS: dict[Callable[..., None], tuple[str, str]] = {  # the panel and an ex
     pack: (SETS, "hqtvae pack path/to/samples --out samples.npz"),
     info: (MODELS, "hqtvae info --preset S --batch 1 --batch 50"),
     convert: (MODELS, "hqtvae convert path/to/released path/to/converted --dtype bf16"),
-    tune: (MODELS, "hqtvae tune path/to/checkpoint --sizes 1,8,50,128,256,512"),
+    tune: (MODELS, "hqtvae tune path/to/checkpoint --budget 10 --batches 1,50"),
 }
 for _command, (_panel, _example) in _COMMANDS.items():
     app.command(epilog=f"Example: {_example}", rich_help_panel=_panel)(_command)

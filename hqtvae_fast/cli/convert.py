@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from hqtvae_fast.cli.checks import config_of
-from hqtvae_fast.cli.options import Precision
+from hqtvae_fast.cli.options import Precision, Quantization
 from hqtvae_fast.cli.output import check_folder, show, table, waiting
 
 if TYPE_CHECKING:
@@ -44,6 +44,14 @@ StoredAs = Annotated[
         show_default="all as they are",
     ),
 ]
+Rounded = Annotated[
+    Quantization | None,
+    typer.Option(
+        "--quantize",
+        help="Store the transformer's matrices in one byte a value. What opens it computes with these.",
+        show_default="no rounding",
+    ),
+]
 TokenizerOption = Annotated[
     Path | None,
     typer.Option(
@@ -61,6 +69,7 @@ def convert(
     out_dir: Target,
     refiner: Refiner = None,
     dtype: StoredAs = None,
+    quantize: Rounded = None,
     tokenizer: TokenizerOption = None,
     force: Force = False,
 ) -> None:
@@ -79,6 +88,8 @@ def convert(
         model = checkpoints.load(checkpoint)
         if refiner is not None:
             model = checkpoints.with_refiner(model, checkpoints.load(refiner))
+    if quantize is not None:
+        round_to(model, quantize.value)
     if dtype is not None:
         store_as(model, PRECISIONS[dtype.value].dtype)
     with TemporaryDirectory() as scratch:
@@ -116,13 +127,29 @@ def store_as(model: Checkpoint, dtype: torch.dtype) -> None:
                 )
 
 
+def round_to(model: Checkpoint, kind: str) -> None:
+    """Quantize the transformers' matrices; ValueError where there are none, or they are quantized otherwise."""
+    from hqtvae_fast.model.linear import quantize_linears
+
+    if model.transformer is None:
+        raise ValueError(
+            "--quantize: expected a checkpoint with a transformer, whose matrices are rounded; got stage 1"
+        )
+    if model.quantization not in (None, kind):
+        raise ValueError(f"--quantize: expected {model.quantization}, to which the checkpoint is rounded; got {kind}")
+    for part in (model.transformer, model.refiner):
+        if part is not None:
+            quantize_linears(part, kind)
+
+
 def _report(model: Checkpoint, out_dir: Path) -> None:
     from hqtvae_fast import checkpoint as checkpoints
 
-    shown = table("Weights", "part", "parameters", "stored as")
+    shown, state = table("Weights", "part", "parameters", "stored as"), checkpoints.stored_state(model)
     for name, module in model.modules().items():
         values = sum(parameter.numel() for parameter in module.parameters())
-        dtypes = sorted({str(value.dtype).removeprefix("torch.") for value in module.state_dict().values()})
+        own = [value for key, value in state.items() if key.startswith(f"{name}.")]
+        dtypes = sorted({str(value.dtype).removeprefix("torch.") for value in own})
         shown.add_row(name, f"{values / MEGA:,.1f} M", ", ".join(dtypes))
     show(shown)
     for name in (checkpoints.CONFIG_FILE, checkpoints.MODEL_FILE, checkpoints.TOKENIZER_FILE):

@@ -24,6 +24,7 @@ from hqtvae_fast.engine.options import PRECISIONS
 from hqtvae_fast.hardware import Device, default_dtype, measure_this_machine, published
 from hqtvae_fast.model import cost
 from hqtvae_fast.ops import cpu_library
+from hqtvae_fast.ops.kernels.int8_linear.native import INSTRUCTIONS, instructions
 
 PUBLISHED = ("A100-80GB", "H100")
 LISTED = 40  # names of classes
@@ -48,11 +49,13 @@ def show_machine() -> None:
 
 
 def _cpu_kernels() -> str:
-    reason = cpu_library.load()[1]
-    if reason:
-        return f"none ({reason})"
-    reason = cpu_library.why_not_bf16() or ""
-    return f"random words ({reason})" if reason else "random words, bf16 products and attention"
+    missing = cpu_library.load()[1]
+    if missing:
+        return f"none ({missing})"
+    eight, no_bf16 = INSTRUCTIONS.get(instructions()), cpu_library.why_not_bf16()
+    found = ["random words", *([f"int8 products ({eight})"] if eight else [])]
+    found += [] if no_bf16 else ["bf16 products and attention"]
+    return ", ".join(found) + (f"; {no_bf16}" if no_bf16 else "")
 
 
 def show_summary(name: str, config: HQTVAEConfig, opened: checkpoints.Checkpoint | None) -> None:

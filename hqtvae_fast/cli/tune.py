@@ -1,82 +1,301 @@
-"""``hqtvae tune``: find the batch sizes worth having on this machine."""
+"""``hqtvae tune``: find out which variants are right and fast on this machine, and keep a plan of them."""
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Annotated
+import json
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from enum import Enum
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from hqtvae_fast.cli.checks import config_of
-from hqtvae_fast.cli.options import (
-    MACHINE,
-    Checkpoint,
-    Device,
-    DType,
-    Plan,
-    Quantize,
-    open_pipeline,
-    parse_integers,
-)
-from hqtvae_fast.cli.output import check_file, show, table
-from hqtvae_fast.config import BUCKETS
+from hqtvae_fast.cli.options import MACHINE, Device, DType, Quantize, parse_integers
+from hqtvae_fast.cli.output import check_folder, show, table, waiting
 
-DEFAULT_SIZES = ",".join(map(str, BUCKETS))
-Sizes = Annotated[
-    str,
-    typer.Option(
-        "--sizes",
-        metavar="LIST",
-        help="Batch sizes to try: integers and ranges, such as 1,2,4,8 or 1-4.",
-        rich_help_panel=MACHINE,
+if TYPE_CHECKING:
+    import torch
+
+    from hqtvae_fast.engine.options import Precision
+    from hqtvae_fast.hardware import Device as Peaks
+    from hqtvae_fast.tune.sites import Site
+    from hqtvae_fast.tune.tuner import Result
+    from hqtvae_fast.tune.whole import ModelName
+
+
+class Pretended(str, Enum):
+    """A GPU whose published peaks a dry run goes by."""
+
+    a100 = "a100"
+    h100 = "h100"
+
+
+PEAKS = {Pretended.a100: "A100-80GB", Pretended.h100: "H100"}
+Model = Annotated[
+    str | None,
+    typer.Argument(
+        metavar="[CHECKPOINT]",
+        help="Directory of a checkpoint, a Hub name (owner/name), or demo; instead of it, --preset.",
+        show_default=False,
     ),
 ]
-File = Annotated[
-    Path | None,
+PresetName = Annotated[
+    str | None, typer.Option("--preset", metavar="NAME", help="A model of the paper, with random weights.")
+]
+Budget = Annotated[
+    float, typer.Option("--budget", metavar="MINUTES", min=0.05, help="How long it may take; the best so far is kept.")
+]
+KeepBits = Annotated[
+    bool, typer.Option("--keep-bits", help="Choose only variants that give the default ones' bits: no code changes.")
+]
+VerifyOnly = Annotated[
+    bool, typer.Option("--verify-only", help="Only find out which variants are right here: the test of a new GPU.")
+]
+Batches = Annotated[
+    str,
     typer.Option(
-        "--file",
-        metavar="FILE",
-        help="Where to keep the times. Only the default file is read again, by every command.",
-        show_default="batches.json in the user's cache folder, or in $HQTVAE_CACHE",
-        rich_help_panel=MACHINE,
+        "--batches",
+        metavar="LIST",
+        help="Batch sizes to tune for, such as 1,8.",
+        show_default="1 and 50, or 8 on a CPU",
     ),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print what was found as JSON.")]
+DryRun = Annotated[
+    bool, typer.Option("--dry-run", help="Only list choices and candidates, and predict how long each stage takes.")
+]
+Pretend = Annotated[
+    Pretended | None,
+    typer.Option("--pretend", help="With --dry-run: a GPU that need not be here.", rich_help_panel=MACHINE),
 ]
 
 
 def tune(
-    checkpoint: Checkpoint,
-    sizes: Sizes = DEFAULT_SIZES,
-    file: File = None,
+    checkpoint: Model = None,
+    preset: PresetName = None,
+    budget: Budget = 10.0,
+    batches: Batches = "",
+    keep_bits: KeepBits = False,
+    verify_only: VerifyOnly = False,
+    dry_run: DryRun = False,
+    as_json: AsJson = False,
     device: Device = None,
+    pretend: Pretend = None,
     dtype: DType = None,
     quantize: Quantize = None,
-    plan: Plan = "auto",
 ) -> None:
-    """Time drawing and decoding at several batch sizes, and keep what was found for later runs.
+    """Prove and time every variant of a model's kernels on this machine, and keep a plan of the fastest.
 
-    From then on, a run of the same model on this device, in the same dtype and by the same plan, draws by default
-    as many pictures at once as were the fastest, and computes what is left of a request with the smallest size that
-    holds it. Sizes that gain nothing over the next larger one are not used. The search ends at the first size that
-    does not fit into memory, or well past the fastest.
+    A variant is tried in a process of its own: against float64, from several inputs, for the same bits twice, for what
+    it does to memory that is not its own. Only what is right is timed, and only what makes whole runs faster is kept.
+    From then on every command that draws or decodes with this model goes by the plan. Ctrl-C keeps the best so far.
     """
-    wanted = parse_integers("--sizes", [sizes])
-    if min(wanted, default=0) < 1:
-        raise ValueError(f"--sizes: expected batch sizes from 1 on; got {sizes!r}")
-    quantized = None if quantize is None else quantize.value
-    check_file(file)
-    if config_of(checkpoint).transformer is None:
-        raise ValueError("this checkpoint has stage 1 only: there is nothing to draw in batches")
-    from hqtvae_fast.engine.batches import default_file
+    if (checkpoint is None) == (preset is None):
+        raise ValueError("expected a CHECKPOINT or --preset, one of them")
+    if pretend is not None and not dry_run:
+        raise ValueError("--pretend: expected --dry-run beside it: a GPU that is not here can be asked nothing")
+    wanted = parse_integers("--batches", [batches]) if batches else []
+    if batches and min(wanted, default=0) < 1:
+        raise ValueError(f"--batches: expected batch sizes from 1 on; got {batches!r}")
+    with waiting("Starting"):
+        found, name, precision, peaks = _machine(checkpoint, preset, device, pretend, dtype, quantize)
+    if name.config.transformer is None:
+        raise ValueError("this checkpoint has stage 1 only: there is nothing to draw")
+    sizes = wanted or [1, 8 if found.type == "cpu" else 50]
+    if dry_run:
+        _say_dry_run(_sites(name, found, sizes), peaks, found.type == "cuda", as_json)
+    else:
+        _tune(name, found, precision, peaks, sizes, _Asked(60 * budget, keep_bits, verify_only, as_json))
 
-    pipe = open_pipeline(checkpoint, device, dtype, quantization=quantized, plan=plan)
-    found = pipe.tune_batches(
-        wanted,
-        file=file,
-        on_size=lambda size, seconds: typer.echo(f"batch {size}: {size / seconds:.2f} images/s", err=True),
+
+class _Asked:
+    def __init__(self, seconds: float, keep_bits: bool, verify_only: bool, as_json: bool) -> None:
+        self.seconds, self.keep_bits, self.verify_only, self.as_json = seconds, keep_bits, verify_only, as_json
+
+
+def _machine(
+    checkpoint: str | None, preset: str | None, device: str | None, pretend: Pretended | None, dtype: Any, quantize: Any
+) -> tuple[torch.device, ModelName, Precision, Peaks]:
+    import torch
+
+    from hqtvae_fast.engine.options import check_precision, default_precision, read_precision
+    from hqtvae_fast.hardware import pick_device, published
+    from hqtvae_fast.ops.explain import peaks_of
+    from hqtvae_fast.tune.whole import ModelName
+
+    found = torch.device("cuda") if pretend is not None else pick_device(device)
+    quantized = None if quantize is None else quantize.value
+    if dtype is not None:
+        precision = read_precision(dtype.value)
+    else:
+        precision = read_precision("bf16") if pretend is not None else default_precision(found)
+    if pretend is None:
+        check_precision(precision, quantized, found)
+    asked = dtype.value if dtype is not None else str(precision.dtype).removeprefix("torch.")
+    peaks = published(PEAKS[pretend]) if pretend is not None else peaks_of(found)
+    return found, ModelName(checkpoint, preset, asked, quantized), precision, peaks
+
+
+def _sites(name: ModelName, device: torch.device, sizes: list[int]) -> list[Site]:
+    """The model's choices; on a GPU from shapes alone."""
+    with waiting("Looking for choices"):
+        from hqtvae_fast.tune.sites import find_sites
+        from hqtvae_fast.tune.whole import models_of
+
+        model = name.shapes() if device.type == "cuda" else name.open(device)
+        return find_sites(models_of(model), model.vae, device, sizes)
+
+
+def _tune(
+    name: ModelName, device: torch.device, precision: Precision, peaks: Peaks, sizes: list[int], asked: _Asked
+) -> None:
+    from hqtvae_fast.plan import Plan
+    from hqtvae_fast.plan_file import PlanFile, plan_path, plans_folder, verified_path
+    from hqtvae_fast.planning import facts_of
+    from hqtvae_fast.tune.lock import tuning
+    from hqtvae_fast.tune.report import result_rows
+
+    check_folder(plans_folder())
+    with tuning(plans_folder()):
+        facts = facts_of(name.config, device, precision, name.quantization)
+        result = _run(name, device, peaks, sizes, asked)
+        verified = result.verified if device.type == "cuda" else None
+        if asked.verify_only:
+            path = verified_path(facts)
+            if device.type == "cuda":
+                PlanFile.of(Plan("default", refused=result.refused, verified=verified), facts).write(path)
+        else:
+            path = plan_path(facts)
+            file = PlanFile("tuned", facts, result.choices, result.engine, result.refused, verified)
+            if result_rows(result, peaks):
+                file.write(path)
+                _keep_batches(result, name, device, precision, file.plan.id)
+    _say_result(result, peaks, str(path), asked, written=path.is_file())
+
+
+def _run(name: ModelName, device: torch.device, peaks: Peaks, sizes: list[int], asked: _Asked) -> Result:
+    from hqtvae_fast.ops.spec import all_specs
+    from hqtvae_fast.plan import Plan
+    from hqtvae_fast.tune.jobs import TIME_SECONDS
+    from hqtvae_fast.tune.parent import Parent
+    from hqtvae_fast.tune.tuner import Tuner
+    from hqtvae_fast.tune.whole import packed_name, packed_plan
+
+    start = time.monotonic()
+    sites = _sites(name, device, sizes)
+    with Parent() as parent:
+
+        def whole(plan: Plan, batch: int) -> float | None:
+            job = {"do": "whole", "model": packed_name(name), "plan": packed_plan(plan), "batch": batch}
+            answer = parent.ask({**job, "device": str(device)}, 10 * TIME_SECONDS)
+            return float(answer["seconds"]) if answer["status"] == "right" else None
+
+        left = max(1.0, asked.seconds - (time.monotonic() - start))
+        options: dict[str, Any] = {"keep_bits": asked.keep_bits, "only_prove": asked.verify_only}
+        tuner = Tuner(sites, all_specs(), device, peaks, parent.ask, parent.fresh, whole, sizes, left, **options)
+        with _bar(left) as tuner.on_stage:
+            return tuner.run()
+
+
+def _keep_batches(result: Result, name: ModelName, device: torch.device, precision: Precision, plan: str) -> None:
+    """How long batches take under the plan: from then on the fastest size is the one that is drawn with."""
+    from hqtvae_fast.engine.batches import BatchTuning, default_file, save
+    from hqtvae_fast.tuning import tuning_facts
+
+    if result.seconds:
+        facts = tuning_facts(name.config, device, precision, name.quantization, plan)
+        save(BatchTuning(result.seconds), facts, default_file())
+
+
+STAGES = {"prove": "Proving variants", "time": "Timing them", "confirm": "Confirming by whole runs"}
+
+
+@contextmanager
+def _bar(seconds: float) -> Iterator[Callable[[str, int, int], None]]:
+    """Of the budget's time, on a terminal; elsewhere a line a stage."""
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+    console, start, said = Console(stderr=True), time.monotonic(), set[str]()
+    if not console.is_terminal:
+
+        def say(stage: str, done: int, total: int) -> None:
+            if stage not in said:
+                said.add(stage)
+                typer.echo(f"{STAGES[stage]}: {total}", err=True)
+
+        yield say
+        return
+    columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), TextColumn("{task.fields[left]}"))
+    with Progress(*columns, console=console) as bar:
+        task = bar.add_task("", total=seconds, left="")
+
+        def update(stage: str, done: int, total: int) -> None:
+            passed = time.monotonic() - start
+            left = max(0.0, seconds - passed)
+            shown = f"at most {int(left) // 60}:{int(left) % 60:02d} left"
+            bar.update(task, description=f"{STAGES[stage]} {done}/{total}", completed=passed, left=shown)
+
+        yield update
+
+
+def _say_dry_run(sites: list[Site], peaks: Peaks, gpu: bool, as_json: bool) -> None:
+    from hqtvae_fast.ops.spec import all_specs
+    from hqtvae_fast.tune.report import candidate_rows, predicted_seconds
+
+    rows = candidate_rows(sites, all_specs(), peaks)
+    seconds = predicted_seconds(sites, all_specs(), peaks, gpu)
+    if as_json:
+        typer.echo(json.dumps({"device": peaks.name, "choices": rows, "predicted_seconds": seconds}, indent=1))
+        return
+    shown = table(f"Choices on {peaks.name}", "choice", "default", "candidates", "floor, us")
+    for row in rows:
+        what = ", ".join(row["candidates"]) or row["why"]
+        shown.add_row(row["choice"], row["default"], what, f"{1e3 * row['floor_ms']:.3g}")
+    show(shown)
+    stages = ", ".join(f"{STAGES[stage].lower()} {value / 60:.1f} min" for stage, value in seconds.items())
+    typer.echo(f"prediction, not measured: {stages}")
+
+
+def _say_result(result: Result, peaks: Peaks, path: str, asked: _Asked, *, written: bool) -> None:
+    from dataclasses import asdict
+
+    from hqtvae_fast.tune.report import result_rows
+
+    rows = result_rows(result, peaks)
+    engine = {str(batch): asdict(own) for batch, own in result.engine.items()}
+    if asked.as_json:
+        content: dict[str, Any] = {
+            "choices": rows,
+            "engine": engine,
+            "refused": result.refused,
+            "stopped": result.stopped,
+        }
+        content |= {
+            "seconds_by_batch": result.seconds,
+            "verified": sorted(result.verified),
+            "plan": path if written else None,
+        }
+        typer.echo(json.dumps(content, indent=1))
+        return
+    if not asked.verify_only:
+        shown = table("Choices", "choice", "chosen", "ms", "incumbent", "its ms", "of floor", "same bits", "")
+        for row in rows:
+            times = [f"{row['ms']:.4g}", row["incumbent"], f"{row['incumbent_ms']:.4g}"]
+            last = [f"{100 * row['share_of_floor']:.0f} %", "yes" if row["same_bits"] else "no", row["note"]]
+            shown.add_row(row["choice"], row["chosen"], *times, *last)
+        show(shown)
+        for batch, own in result.engine.items():
+            typer.echo(f"engine, batch {batch}: {own.variant or 'as it is by itself'}")
+        for batch, seconds in result.seconds.items():
+            typer.echo(f"batch {batch}: {batch / seconds:.4g} images/s")
+    typer.echo(
+        f"right here: {len(result.verified)} variants" + (f"; stopped: {result.stopped}" if result.stopped else "")
     )
-    rows = table("Batch sizes", "batch", "seconds", "images/s", "")
-    for size, seconds in found.seconds.items():
-        use = "fastest" if size == found.best else "kept" if size in found.buckets else "not used"
-        rows.add_row(str(size), f"{seconds:.3f}", f"{size / seconds:.2f}", use)
-    show(rows)
-    typer.echo(f"wrote {default_file() if file is None else file}")
+    for label, reason in result.refused.items():
+        typer.echo(f"refused: {label}: {reason}")
+    if not written and not asked.verify_only:
+        typer.echo("nothing was timed: no plan is written; a larger --budget gets further")
+    elif written:
+        typer.echo(f"wrote {path}")

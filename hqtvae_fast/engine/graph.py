@@ -110,7 +110,7 @@ def _captured(work: Work, stream: torch.cuda.Stream) -> torch.cuda.CUDAGraph:
     except RuntimeError as error:
         _close_pool(pool)
         # An operator's error makes the capture's end fail as well; the first of the two says more.
-        first = watch.error or str(error)
+        first = str(error) if watch.error == "" else watch.error
         if watch.out_of_memory:
             raise torch.OutOfMemoryError(first) from error
         raise CaptureError(f"cannot be captured in a CUDA graph: {watch.name} ({first.splitlines()[0]})") from error

@@ -74,7 +74,7 @@ def _index(x: Tensor, where: Any) -> Tensor:
                 raise NotImplementedError(f"counting kernels: expected a slice without a step; got {item}")
             x = x if (start, stop) == (0, x.shape[dim]) else x.narrow(dim, start, stop - start)
         else:
-            raise NotImplementedError(f"counting kernels: expected numbers, slices, None and ... as indices; got {item!r}")
+            raise NotImplementedError(f"counting kernels: expected numbers, slices, None, ... as indices; got {item!r}")
         dim += 1
     return x
 

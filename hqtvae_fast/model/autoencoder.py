@@ -16,11 +16,12 @@ from hqtvae_fast.config import GROUPS, VAEConfig
 from hqtvae_fast.model.attention import attention
 from hqtvae_fast.model.plain import plain
 from hqtvae_fast.modes import is_traced
+from hqtvae_fast.ops.kernels.conv3x3 import by_winograd
 from hqtvae_fast.ops.kernels.conv_bytes import conv_bytes
 from hqtvae_fast.ops.kernels.conv_bytes.reference import to_bytes
 from hqtvae_fast.ops.kernels.group_norm_silu import add_group_norm_silu, group_norm_silu
 from hqtvae_fast.ops.kernels.upsample_conv import fold_upsampling, upsample_conv
-from hqtvae_fast.ops.kernels.winograd_conv import pays, transform_weights, winograd_conv
+from hqtvae_fast.ops.kernels.winograd_conv import transform_weights, winograd_conv
 from hqtvae_fast.ops.made import Made
 
 GROUP_NORM_EPS = 1e-6
@@ -79,9 +80,8 @@ class Conv3x3(Conv):
 
     def forward(self, x: Tensor, *, with_bias: bool = True) -> Tensor:
         weight = self._parameters.get("weight")  # None: a parametrization's, computed anew each time
-        if not with_bias or weight is None or not pays(x, self.out_channels):
+        if not with_bias or weight is None or self.bias is None or not by_winograd(x, weight, self.bias):
             return super().forward(x, with_bias=with_bias)
-        assert self.bias is not None
         return winograd_conv(x, self._transformed.of(lambda: transform_weights(weight), weight), self.bias)
 
     def _apply(self, *arguments: Any, **options: Any) -> Conv3x3:
@@ -223,7 +223,7 @@ class Upsample(nn.Module):
         if folded is None:
             return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
         assert self.conv.bias is not None
-        if pays(x, self.conv.out_channels, doubled=True):
+        if by_winograd(x, folded, self.conv.bias, doubled=True):
             transformed = self._transformed.of(lambda: transform_weights(folded), folded)
             return winograd_conv(x, transformed, self.conv.bias, doubled=True)
         return upsample_conv(x, folded, self.conv.bias, self.conv.weight)

@@ -10,6 +10,7 @@ from hqtvae_fast.ops.kernels.ema_update import code_statistics, ema_update
 from hqtvae_fast.ops.kernels.embed_codes import embed_codes
 from hqtvae_fast.ops.kernels.group_norm_silu import add_group_norm_silu, group_norm_silu
 from hqtvae_fast.ops.kernels.hierarchical_quantize import hierarchical_quantize
+from hqtvae_fast.ops.kernels.int8_linear import int8_linear
 from hqtvae_fast.ops.kernels.local_attention import local_attention
 from hqtvae_fast.ops.kernels.nearest_code import nearest_code
 from hqtvae_fast.ops.kernels.prediction_head import PredictionHead
@@ -35,6 +36,7 @@ __all__ = [
     "embed_codes",
     "group_norm_silu",
     "hierarchical_quantize",
+    "int8_linear",
     "local_attention",
     "nearest_code",
     "prefill_attention",

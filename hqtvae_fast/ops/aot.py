@@ -69,9 +69,10 @@ class Row:
 # ------------------------------------------------------------------------------------------------------------ compiling
 
 
-def compile_variant(variant: Variant, arch: int) -> Resources:
-    """Compile for ``arch`` (80, 90) and read the machine code. Raises what Triton raises, ValueError on a variant that
-    does not fit its kernel, RuntimeError where a tool of Triton's is absent or fails."""
+def compile_variant(variant: Variant, arch: int, instructions: bool = True) -> Resources:
+    """Compile for ``arch`` (80, 90) and read the machine code: without ``instructions`` only what it takes, which is
+    half the work. Raises what Triton raises, ValueError on a variant that does not fit its kernel, RuntimeError where a
+    tool of Triton's is absent or fails."""
     from triton import knobs
     from triton.backends.nvidia.compiler import get_ptxas, sm_arch_from_capability
 
@@ -82,7 +83,7 @@ def compile_variant(variant: Variant, arch: int) -> Resources:
         ptx.write_text(compiled.asm["ptx"])
         disassembler = knobs.nvidia.cuobjdump.path
         usage = _run(disassembler, "--dump-resource-usage", str(cubin))
-        sass = _run(disassembler, "--dump-sass", str(cubin))
+        sass = _run(disassembler, "--dump-sass", str(cubin)) if instructions else ""
         # The cubin does not tell spills from other uses of the stack: Triton's ptxas does, given Triton's own options.
         options = [] if triton_version() == "3.6" else ["--regAllocOptLevel=2"]
         options += [] if variant.fp_fusion else ["--fmad=false"]
@@ -123,7 +124,7 @@ def _compile(variant: Variant, arch: int) -> Any:
         attrs={(names.index(name),): [["tt.divisibility", 16]] for name in variant.aligned},
     )
     options: dict[str, Any] = {"num_warps": variant.num_warps, "num_stages": variant.num_stages}
-    options |= {"enable_fp_fusion": variant.fp_fusion, "maxnreg": variant.maxnreg}
+    options |= {"enable_fp_fusion": variant.fp_fusion}
     with contextlib.redirect_stdout(io.StringIO()):  # where ptxas fails, Triton prints the whole PTX
         return triton.compile(source, target=GPUTarget("cuda", arch, 32), options=options)
 

@@ -14,6 +14,10 @@ _POINTER, _COUNT = ctypes.c_void_p, ctypes.c_int64
 _SIGNATURES = {
     "hqtvae_linear_bf16_pack": (*[_POINTER] * 2, *[_COUNT] * 2),
     "hqtvae_linear_bf16": (*[_POINTER] * 5, *[_COUNT] * 3, ctypes.c_int),
+    "hqtvae_int8_instructions": (),
+    "hqtvae_linear_int8_scratch_bytes": (_COUNT, _COUNT),
+    "hqtvae_linear_int8_pack": (*[_POINTER] * 3, *[_COUNT] * 2, ctypes.c_int),
+    "hqtvae_linear_int8": (*[_POINTER] * 7, *[_COUNT] * 3, *[ctypes.c_int] * 3),
     "hqtvae_decode_attention_bf16": (*[_POINTER] * 5, *[_COUNT] * 6, ctypes.c_float),
     "hqtvae_philox_words": (*[_POINTER] * 4, *[_COUNT] * 2),
     "hqtvae_group_norm_silu_fp32": (*[_POINTER] * 9, *[_COUNT] * 5, ctypes.c_float, ctypes.c_int),
@@ -23,7 +27,8 @@ _SIGNATURES = {
     "hqtvae_winograd_scratch": (_COUNT, _COUNT),
     "hqtvae_winograd": (*[_POINTER] * 6, *[_COUNT] * 6, ctypes.c_int),
 }
-_RESULTS = {"hqtvae_winograd_scratch": _COUNT}
+_SIZES = ("hqtvae_winograd_scratch", "hqtvae_linear_int8_scratch_bytes")
+_RESULTS = {**dict.fromkeys(_SIZES, _COUNT), "hqtvae_int8_instructions": ctypes.c_int}
 
 
 @cache

@@ -58,8 +58,6 @@ class Variant:
     """What the machine code must contain: "mma" (wgmma or mma.sync), "async" (cp.async or bulk copies)."""
     fp_fusion: bool = True
     """Whether a product and a sum may become one fused multiply-add, rounded once."""
-    maxnreg: int | None = None
-    """The most registers that a thread may have, where the launch says so."""
 
 
 @dataclass(frozen=True)

@@ -15,11 +15,12 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from PIL import ExifTags, Image, ImageDraw, ImageFont, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageDraw, UnidentifiedImageError
 from torch import Tensor
 
 from hqtvae_fast.pictures.bare import without_metadata
 from hqtvae_fast.pictures.files import PICTURE_FORMATS
+from hqtvae_fast.pictures.lettering import drawable, font_for
 
 WHITE = (255, 255, 255)
 _MAX_REASON = 200  # characters of a decoder's message
@@ -214,7 +215,8 @@ def enlarge(image: Image.Image, scale: int) -> Image.Image:
 def with_caption(image: Image.Image, text: str) -> Image.Image:
     """The picture above a line of text, which is cut to its width."""
     size = max(9, min(18, image.width // 12))
-    font = ImageFont.load_default(size)
+    text = " ".join(drawable(text).split())
+    font = font_for(text, size)
     while text and font.getlength(text) > image.width:
         text = text[:-2].rstrip("\u2026 ") + "\u2026" if len(text) > 2 else ""
     sheet = Image.new("RGB", (image.width, image.height + size * 3 // 2), WHITE)

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from hqtvae_fast.arguments import short
+from hqtvae_fast.fields import shown
 from hqtvae_fast.pictures.images import open_image, to_tensor
 
 EXPECTED = "pictures: PIL images, paths, uint8 arrays [N, H, W, 3] or tensors [N, 3, R, R] in [-1, 1] or uint8"
@@ -30,7 +30,7 @@ def read_pixels(images: Any, resolution: int) -> Tensor:
     elif isinstance(images, (Image.Image, str, os.PathLike)):
         images = [images]
     elif not isinstance(images, Sequence) or isinstance(images, bytes):
-        raise ValueError(f"images: expected {EXPECTED}; got {short(images)}")
+        raise ValueError(f"images: expected {EXPECTED}; got {shown(images)}")
     if not images:
         return torch.zeros(0, 3, resolution, resolution, dtype=torch.float32)
     return to_tensor([_picture(image, index) for index, image in enumerate(images)], resolution)
@@ -43,7 +43,7 @@ def _picture(image: Any, index: int) -> Image.Image:
     if isinstance(image, np.ndarray):
         image = _from_array(name, image)
     if not isinstance(image, Image.Image):
-        raise ValueError(f"{name}: expected one of {EXPECTED}; got {short(image)}")
+        raise ValueError(f"{name}: expected one of {EXPECTED}; got {shown(image)}")
     if 0 in image.size:
         raise ValueError(f"{name}: expected a picture with pixels; got {image.width}x{image.height}")
     if image.mode == "F":
@@ -54,5 +54,5 @@ def _picture(image: Any, index: int) -> Image.Image:
 def _from_array(name: str, array: np.ndarray) -> Image.Image:
     shaped = array.ndim == 2 or (array.ndim == 3 and array.shape[2] in (3, 4))
     if array.dtype != np.uint8 or not shaped:
-        raise ValueError(f"{name}: expected a uint8 array [H, W], [H, W, 3] or [H, W, 4]; got {short(array)}")
+        raise ValueError(f"{name}: expected a uint8 array [H, W], [H, W, 3] or [H, W, 4]; got {shown(array)}")
     return Image.fromarray(array)

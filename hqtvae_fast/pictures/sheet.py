@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
 from hqtvae_fast.pictures.images import WHITE, enlarge
+from hqtvae_fast.pictures.lettering import Font, drawable, font_for
 
 INK, FAINT = (36, 41, 47), (110, 118, 129)
 RED, GREEN = (207, 34, 46), (26, 127, 55)
@@ -44,7 +45,7 @@ class Sheet:
     headings: Sequence[str] = ()
     gaps: frozenset[int] = frozenset()
     scale: int | None = None
-    font: ImageFont.FreeTypeFont | ImageFont.ImageFont = field(init=False)
+    font: Font = field(init=False)
 
     def __post_init__(self) -> None:
         sizes = {cell.image.size for row in self.rows for cell in row.cells if cell.image is not None}
@@ -54,10 +55,11 @@ class Sheet:
         self.scale = -(-MIN_SIDE // width) if self.scale is None else self.scale
         self.side = width * self.scale, max(height for _, height in sizes) * self.scale
         size = max(12, min(20, self.side[0] // 9))
-        self.font, self.line = ImageFont.load_default(size), round(size * LINE)
+        texts = [*self.headings, *(row.name for row in self.rows), *(c.caption for row in self.rows for c in row.cells)]
+        self.font, self.line = font_for(drawable("".join(texts)), size), round(size * LINE)
         self.columns = max(len(row.cells) for row in self.rows)
         self.captions = [max(len(self._wrapped(cell.caption)) for cell in row.cells) for row in self.rows]
-        lines = [line for row in self.rows for line in row.name.split("\n")]
+        lines = [line for row in self.rows for line in drawable(row.name).split("\n")]
         self.names = round(max(self.font.getlength(line) for line in lines)) + 2 * MARGIN if any(lines) else MARGIN
         self.top = MARGIN + self.line * bool(self.headings)
         self.apart = [4 * GAP * row.apart for row in self.rows]
@@ -95,17 +97,17 @@ class Sheet:
             self._text(pen, line, x + self.side[0] / 2, y + self.side[1] + self.line * (number + 0.5), FAINT)
 
     def _name(self, pen: ImageDraw.ImageDraw, name: str, middle: float) -> None:
-        lines = name.split("\n")
+        lines = drawable(name).split("\n")
         for number, line in enumerate(lines):
             y = middle + (number - (len(lines) - 1) / 2) * self.line
             pen.text((self.names - MARGIN, y), line, INK, self.font, anchor="rm")
 
     def _text(self, pen: ImageDraw.ImageDraw, text: str, x: float, y: float, ink: tuple[int, int, int]) -> None:
-        pen.text((x, y), self._cut(text), ink, self.font, anchor="mm")
+        pen.text((x, y), self._cut(" ".join(drawable(text).split())), ink, self.font, anchor="mm")
 
     def _wrapped(self, text: str) -> list[str]:
         """In lines that fit a column, at spaces; the last of ``LINES`` has all that is left."""
-        words, lines = text.split(), list[str]()
+        words, lines = drawable(text).split(), list[str]()
         while words:
             last = len(lines) == LINES - 1
             count = len(words) if last else 1

@@ -9,8 +9,8 @@ from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 from hqtvae_fast.config import MAX_LEVELS
 from hqtvae_fast.fields import Between, ConfigError
-from hqtvae_fast.train.fields import typed_fields
 from hqtvae_fast.train.presets import load_preset, read_fields
+from hqtvae_fast.train.yaml_fields import typed_fields
 
 Config = TypeVar("Config", bound="RunConfig")
 TopOnly = Literal["none", "pixels", "all"]

@@ -16,7 +16,7 @@ from hqtvae_fast.model import HQVAE
 from hqtvae_fast.pictures.images import psnr
 from hqtvae_fast.train.codes.usage import perplexity
 from hqtvae_fast.train.data import Batch, PictureDataset, Source, collate
-from hqtvae_fast.train.loop.stopping import leave_interrupts
+from hqtvae_fast.train.data.loader import leave_interrupts
 
 
 class HeldOut:

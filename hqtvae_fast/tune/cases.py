@@ -18,7 +18,7 @@ from torch import Tensor
 
 from hqtvae_fast import ops
 from hqtvae_fast.ops.explain import _signature, _signature_of_case
-from hqtvae_fast.ops.kernels.bias_gelu.spec import FORMS
+from hqtvae_fast.ops.kernels.bias_gelu import FORMS
 from hqtvae_fast.ops.kernels.embed_codes import MODES
 from hqtvae_fast.ops.kernels.skinny_linear import GELU
 from hqtvae_fast.ops.kernels.skinny_linear.spec import QUANTIZED
@@ -120,7 +120,7 @@ def _skinny_linear(
     names = {None: None, torch.int8: "int8", torch.float8_e4m3fn: "fp8"}
     quantized = QUANTIZED.index(names[None if scale is None else weight.dtype])
     sizes = {"M": prod(x.shape[:-1]), "N": len(weight), "K": x.shape[-1], "quantized": quantized}
-    sizes |= {"gelu": GELU.index(gelu), "extra": (bias is not None) + (residual is not None)}  # type: ignore[arg-type]
+    sizes |= {"gelu": GELU.index(gelu), "extra": (bias is not None) + (residual is not None)}
     return _fit(spec, (x, weight, scale, bias, residual), sizes, x.dtype, run)
 
 
@@ -145,7 +145,7 @@ def _embed_codes(
     spec: Spec, codes: Tensor, tables: Sequence[Tensor], sources: Tensor, rows: Tensor, row: Any, mode: str
 ) -> Fitted:
     (B, n), (G, S), width = codes.shape, sources.shape, rows.shape[1]
-    sizes = {"B": B, "G": G, "n": n, "S": S, "D": width, "K": len(tables[0]), "mode": MODES.index(mode)}  # type: ignore[arg-type]
+    sizes = {"B": B, "G": G, "n": n, "S": S, "D": width, "K": len(tables[0]), "mode": MODES.index(mode)}
     return _fit(spec, (codes, list(tables)), sizes, rows.dtype)
 
 
@@ -216,7 +216,9 @@ def _sample_logits(spec: Spec, logits: Tensor, out: Tensor, *others: Any) -> Fit
     """Which filters are set is no part of the choice: a top-k of a quarter, as the published settings have it."""
     B, G, K = logits.shape
 
-    def run(logits: Tensor, seeds: Tensor, step: int, at: int, heat: float, k: Any, p: Any, *, backend: Any = None) -> Any:
+    def run(
+        logits: Tensor, seeds: Tensor, step: int, at: int, heat: float, k: Any, p: Any, *, backend: Any = None
+    ) -> Any:
         own = _laid_out(torch.zeros(B, G, dtype=torch.int64, device=logits.device), out)
         how: dict[str, Any] = {"temperature": heat, "top_k": k, "top_p": p, "backend": backend}
         return ops.sample_logits(logits, seeds=seeds, step=step, position=at, out=own, **how)

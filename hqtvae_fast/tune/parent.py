@@ -76,7 +76,7 @@ class Parent:
 
 class _Worker:
     def __init__(self, arguments: list[str]) -> None:
-        self._errors = tempfile.TemporaryFile()
+        self._errors = tempfile.TemporaryFile()  # noqa: SIM115 (closed with the worker)
         command = [sys.executable, "-m", "hqtvae_fast.tune.worker", *arguments]
         paths = os.pathsep.join(path or os.getcwd() for path in sys.path)  # the same code as ours, wherever it is
         # In a session of its own, so that Ctrl-C is told to us alone, who then end it.

@@ -169,5 +169,3 @@ def _siblings(op: str, inputs: Sequence[Any]) -> list[str]:
     qkv, bias, keys, values, _, moving = inputs
     places = range(keys.shape[2] - qkv.shape[1] + 1)
     return [plans.site(op, (qkv, bias, keys, values, place, moving)) for place in places]
-
-

@@ -22,9 +22,14 @@ import torch
 from hqtvae_fast import plan
 from hqtvae_fast.backend import BackendError
 from hqtvae_fast.files import first_line
-from hqtvae_fast.ops.spec import Case, Spec
+from hqtvae_fast.modes import inference
+from hqtvae_fast.ops.spec import Spec
 from hqtvae_fast.threads import one_thread
+from hqtvae_fast.tune.cases import fitted, unpacked
+from hqtvae_fast.tune.clocks import Calls, cache_bytes, prepare, rotated, seconds
+from hqtvae_fast.tune.guards import FILLS, Guards, same_bits
 from hqtvae_fast.tune.proof import SEEDS, Trials, WrongError, prove, synchronize
+from hqtvae_fast.tune.timing import duel
 
 Answer = dict[str, Any]
 SPECS = "hqtvae_fast.ops.spec"
@@ -36,7 +41,9 @@ class Desk:
     def __init__(self, specs: Mapping[str, Spec]) -> None:
         self.specs = specs
         self._trials: tuple[Any, Trials] | None = None
-        self._does: dict[str, Callable[[Mapping[str, Any]], Answer]] = {"prove": self.prove, "site": self.site}
+        self._does: dict[str, Callable[[Mapping[str, Any]], Answer]] = {"prove": self.prove, "time": self.time}
+        self._does["whole"] = self.whole
+        self._whole: Any = None
 
     def answer(self, job: Mapping[str, Any]) -> Answer:
         """The job's outcome; nothing that it raises comes out."""
@@ -56,24 +63,52 @@ class Desk:
         return {**answer, "broken": _broken(device)}
 
     def prove(self, job: Mapping[str, Any]) -> Answer:
-        """Of one variant on one case."""
-        return {"status": "right", "same_bits": prove(self._of(job), job["variant"], job.get("default")).same_bits}
-
-    def site(self, job: Mapping[str, Any]) -> Answer:
-        """Which choices the case's inputs meet."""
-        trials = self._of(job)
+        """Of one variant at one choice; where the spec's inputs meet another one, nothing is proven."""
         with plan.recording() as found:
-            trials.spec.run(*trials.spec.make_inputs(trials.case, trials.device, 0), backend=job["variant"])
-        return {"status": "right", "sites": list(found)}
+            proof = prove(self._of(job), job["variant"], job.get("default"))
+        if "site" in job and job["site"] not in found:
+            return {"status": "cannot", "reason": f"its spec's inputs are those of another choice: {next(iter(found))}"}
+        return {"status": "right", "same_bits": proof.same_bits}
+
+    def time(self, job: Mapping[str, Any]) -> Answer:
+        """Of a variant beside another, both proven."""
+        trials = self._of(job)
+        spec, device = trials.spec, trials.device
+        inputs = rotated(spec, trials.case, device, cache_bytes(device))
+        both = [Calls(spec, job[name], inputs, device) for name in ("incumbent", "challenger")]
+        with inference():
+            before = [_result(calls) for calls in both]
+            for calls in both:
+                prepare(calls)
+            found = duel(both[0], both[1], seconds, seconds=job["seconds"])
+            for calls, first in zip(both, before, strict=True):
+                if not same_bits(_result(calls), first):
+                    raise WrongError(f"{calls.variant}: other bits after it was timed")
+        return {"status": "right", "incumbent": found.incumbent, "challenger": found.challenger}
+
+    def whole(self, job: Mapping[str, Any]) -> Answer:
+        """A batch of a model under a plan; the model stays open."""
+        from hqtvae_fast.tune.whole import ModelName, Whole, unpacked_plan  # the engine, which other jobs do without
+
+        if self._whole is None:
+            self._whole = Whole(ModelName(**job["model"]), torch.device(job["device"]))
+        return {"status": "right", "seconds": self._whole.seconds(unpacked_plan(job["plan"]), job["batch"])}
 
     def _of(self, job: Mapping[str, Any]) -> Trials:
-        key = [job["op"], job["sizes"], job["dtype"], job["device"], job.get("seeds")]
+        key = [job["op"], job["inputs"], job["device"], job.get("seeds")]
         if self._trials is None or self._trials[0] != key:
             self._trials = None  # its memory is given back before more is taken
-            case = Case("", job["sizes"], getattr(torch, job["dtype"]))
-            seeds = tuple(job.get("seeds") or SEEDS)
-            self._trials = key, Trials(self.specs[job["op"]], case, torch.device(job["device"]), seeds)
+            own = fitted(self.specs[job["op"]], unpacked(job["inputs"]))
+            if own is None:
+                raise BackendError(f"{job['op']}: no case of its spec has these inputs")
+            self._trials = key, Trials(*own, torch.device(job["device"]), tuple(job.get("seeds") or SEEDS))
         return self._trials[1]
+
+
+def _result(calls: Calls) -> Any:
+    """On a copy of the first inputs, which the operation may write to."""
+    inputs = Guards(FILLS[0]).copies(calls.inputs[0])
+    return calls.spec.run(*inputs, backend=calls.variant)
 
 
 def _kind(error: Exception) -> str:

@@ -18,7 +18,7 @@ import pytest
 needs_triton = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed")
 ROOT = Path(__file__).parents[2]
 ARCH = 90
-DEFAULTS = {"num_warps": 4, "num_stages": 3, "enable_fp_fusion": True, "maxnreg": None}  # Triton's own
+DEFAULTS = {"num_warps": 4, "num_stages": 3, "enable_fp_fusion": True}  # Triton's own
 
 
 @pytest.fixture(scope="module")
@@ -87,7 +87,6 @@ def compiled(variant) -> dict:
         "num_warps": variant.num_warps,
         "num_stages": variant.num_stages,
         "enable_fp_fusion": variant.fp_fusion,
-        "maxnreg": variant.maxnreg,
     }
 
 

@@ -55,6 +55,21 @@ def test_convert_to_a_dtype(run: Run, name: str, dtype: torch.dtype) -> None:
     assert run("sample", "converted", "--classes", "1").code == 0
 
 
+def test_convert_to_one_byte_a_value(run: Run) -> None:
+    assert run("convert", CLASSES, "plain", "--dtype", "bf16").code == 0
+    for kind, dtype in (("int8", torch.int8), ("fp8", torch.float8_e4m3fn)):
+        result = run("convert", CLASSES, kind, "--quantize", kind, "--dtype", "bf16")
+        assert result.code == 0
+        assert f"bfloat16, float32, {str(dtype).removeprefix('torch.')}" in result.out
+        assert load_file(f"{kind}/model.safetensors")["transformer.head.logits.0.weight"].dtype == dtype
+        assert run("sample", kind, "--classes", "1").code == 0
+        sizes = [Path(name, "model.safetensors").stat().st_size for name in ("plain", kind)]
+        assert sizes[1] < sizes[0]
+    assert_one_line_error(run("convert", "int8", "other", "--quantize", "fp8"), "--quantize: expected int8")
+    stage1 = run("convert", GOLDEN / "stage1_conv2", "other", "--quantize", "int8")
+    assert_one_line_error(stage1, "--quantize: expected a checkpoint with a transformer")
+
+
 def test_weights_too_large_for_fp16(run: Run, tmp_path: Path) -> None:
     assert run("convert", CLASSES, "large").code == 0
     state = load_file("large/model.safetensors")

@@ -1,4 +1,4 @@
-"""``hqtvae tune``: what it prints, and that later commands go by it."""
+"""``hqtvae tune``: what it prints and keeps, that later commands go by it, and what it refuses before it begins."""
 
 from __future__ import annotations
 
@@ -8,7 +8,10 @@ from pathlib import Path
 import pytest
 from conftest import GOLDEN
 
-from hqtvae_fast.engine import batches
+from hqtvae_fast import HQTVAEPipeline
+from hqtvae_fast.plan_file import PlanFile, plans_folder
+from hqtvae_fast.tune import tuner
+from hqtvae_fast.tune.lock import tuning
 
 from .conftest import Run, assert_one_line_error
 
@@ -16,22 +19,62 @@ MODEL = (GOLDEN / "class_parallel", "--device", "cpu", "--dtype", "fp32")
 
 
 @pytest.fixture(autouse=True)
-def _quick(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def _cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("HQTVAE_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(batches, "SECONDS", 0.0)
 
 
-def test_prints_what_it_found_and_keeps_it(run: Run, tmp_path: Path) -> None:
-    result = run("tune", *MODEL, "--sizes", "1,2")
+def test_a_tiny_model_is_tuned_on_a_cpu(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tuner, "DUEL_SECONDS", 0.05)
+    result = run("tune", *MODEL, "--batches", "1,2", "--budget", "0.5")
     assert result.code == 0
-    assert "batch 1: " in result.err
-    assert "fastest" in result.out
-    assert "batches.json" in result.out
-    (entry,) = json.loads((tmp_path / "cache" / "batches.json").read_text())
-    assert entry["facts"]["dtype"] == "float32"
-    assert set(entry["seconds"]) <= {"1", "2"}
+    assert "Proving variants" in result.err
+    assert "same bits" in result.out
+    assert "refused" not in result.out
+    assert "wrote " in result.out
+    (file,) = plans_folder().glob("*.json")
+    found = PlanFile.read(file)
+    assert found.kind == "tuned"
+    assert found.facts["dtype"] == "float32"
+    pipe = HQTVAEPipeline.from_pretrained(GOLDEN / "class_parallel", device="cpu", dtype="fp32")
+    assert pipe.plan.id == found.plan.id
 
 
-@pytest.mark.parametrize("sizes", ["0", "a", "3-1", ""])
-def test_bad_sizes(run: Run, sizes: str) -> None:
-    assert_one_line_error(run("tune", *MODEL, "--sizes", sizes), "--sizes: expected")
+def test_variants_are_verified_alone(run: Run) -> None:
+    result = run("tune", *MODEL, "--batches", "1", "--budget", "0.2", "--verify-only", "--json")
+    assert result.code == 0
+    content = json.loads(result.out)
+    assert "group_norm_silu torch" in content["verified"]
+    assert (content["refused"], content["choices"], content["plan"]) == ({}, [], None)
+
+
+def test_a_dry_run_needs_no_gpu_and_writes_nothing(run: Run) -> None:
+    result = run("tune", "--preset", "S", "--batches", "1", "--dry-run", "--device", "cuda", "--pretend", "h100")
+    assert result.code == 0
+    assert "triton/64x2" in result.out
+    assert "prediction, not measured" in result.out
+    assert not plans_folder().exists()
+
+
+def test_two_at_once(run: Run) -> None:
+    with tuning(plans_folder()):
+        assert_one_line_error(run("tune", *MODEL, "--budget", "0.1"), "another `hqtvae tune` is at work (process ")
+
+
+def test_a_cache_folder_that_cannot_be_written(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "cache").write_text("a file")
+    assert_one_line_error(run("tune", *MODEL), "expected a folder to write into")
+
+
+@pytest.mark.parametrize(
+    "arguments,words",
+    [
+        ((*MODEL, "--batches", "0"), "--batches: expected"),
+        ((*MODEL, "--batches", "3-1"), "--batches: expected"),
+        ((), "expected a CHECKPOINT or --preset"),
+        ((*MODEL, "--preset", "S"), "expected a CHECKPOINT or --preset"),
+        ((*MODEL, "--pretend", "h100"), "--pretend: expected --dry-run"),
+        (("--preset", "Z", "--device", "cpu"), "preset: expected one of"),
+    ],
+)
+def test_bad_arguments(run: Run, arguments: tuple[object, ...], words: str) -> None:
+    assert_one_line_error(run("tune", *arguments), words)

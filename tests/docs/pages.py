@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 import subprocess
 from dataclasses import dataclass
@@ -44,15 +45,20 @@ def words(command: str) -> list[str]:
 
 def options(path: list[str]) -> set[str]:
     """Every option of a command of hqtvae, and of those below it."""
-    from hqtvae_fast.cli.app import app
-
     if path[:1] == ["bench"]:
         return _bench_options(path[1:])
-    found = typer.main.get_command(app)
+    found = _hqtvae()
     for name in path:
         found = found.commands[name]
     below = [options([*path, name]) for name in getattr(found, "commands", {})]
     return _of(found).union({"--help"}, *below)
+
+
+@functools.cache
+def _hqtvae() -> Any:
+    from hqtvae_fast.cli.app import app
+
+    return typer.main.get_command(app)
 
 
 def _bench_options(names: list[str]) -> set[str]:

@@ -37,7 +37,7 @@ LESS = {
     "--num-images 50000": "--num-images 6",
     "--top-k 2048": "--top-k 48",
     "top_k=2048": "top_k=48",
-    "--sizes 1,4,8": "--sizes 1,4",
+    "--batches 1,4,8": "--batches 1 --budget 0.05",
     "--draws 7": "--draws 2",
     "--count 10": "--count 2",
     "--workers 8": "--workers 1",

@@ -1,7 +1,7 @@
 """How much a reader opens to follow one product from the pipeline's call to its kernel.
 
 A picture is drawn step by step on the CPU, by the fused step and with the skinny product that a GPU has. Whenever
-the product's kernel (here the reference) is entered, the functions of this package that are waiting for it are counted:
+the product's kernel (here the library's) is entered, the functions of this package that are waiting for it are counted:
 Python's own stack. What is entered and left before (checks of the request, a context manager, progress, the choice of
 a backend) does not wait; torch's and Python's own functions are not ours.
 """
@@ -17,7 +17,7 @@ from conftest import engine
 import hqtvae_fast
 from hqtvae_fast import HQTVAEPipeline
 from hqtvae_fast.engine import step as step_module
-from hqtvae_fast.ops.kernels.skinny_linear import reference
+from hqtvae_fast.ops.kernels.skinny_linear import torch as library
 
 PACKAGE = str(Path(hqtvae_fast.__file__).parent)
 NAMES, FILES = 10, 7
@@ -47,7 +47,7 @@ def test_the_path_of_a_product_is_short(monkeypatch):
     paths = set()
 
     def watch(frame, event, _):
-        if event == "call" and frame.f_code is reference.skinny_linear.__code__:
+        if event == "call" and frame.f_code is library.skinny_linear.__code__:
             paths.add(path_to(frame))
 
     def stop(step, _):

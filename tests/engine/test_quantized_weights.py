@@ -24,6 +24,12 @@ def quantized(case, to="int8"):
     return quantize_linears(copy.deepcopy(golden_pipeline(case).transformer), to)
 
 
+@pytest.fixture(autouse=True)
+def weights_alone(monkeypatch):
+    """As on a GPU: inputs are not rounded. (A CPU's own int8 products are in tests/ops/test_int8_linear.py.)"""
+    monkeypatch.setenv("HQTVAE_BACKEND", "packed_linear=reference")
+
+
 def skinny_everywhere(monkeypatch):
     """As on a GPU; here the product itself is the reference's."""
     seen = []

@@ -1,11 +1,13 @@
 """Runs checks of Triton kernels under Triton's interpreter, in a process of its own for each program.
 
 TRITON_INTERPRET is read when a kernel is defined, and other tests are not to meet it. One process runs all checks of a
-program: starting one costs more than most of them. :mod:`watch` looks at every place that a kernel loads or stores.
+program, and is forked from one that has imported all (:mod:`forked`): starting one costs more than most of them.
+:mod:`watch` looks at every place that a kernel loads or stores.
 """
 
 from __future__ import annotations
 
+import atexit
 import functools
 import importlib.metadata
 import importlib.util
@@ -13,6 +15,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -71,10 +74,27 @@ def main(checks: Mapping[str, Callable[[], None]]) -> None:
     exec(RUN_ALL, dict(checks))
 
 
-def _interpret(*arguments: str) -> dict[str, str]:
+@functools.cache
+def _server() -> subprocess.Popen[str]:
+    """One for all programs of this process: :mod:`forked`."""
     environment = {key: value for key, value in os.environ.items() if key != "HQTVAE_BACKEND"}
     environment |= {"TRITON_INTERPRET": "1", "PYTHONPATH": os.pathsep.join([str(ROOT), str(Path(__file__).parent)])}
-    command = [sys.executable, "-W", "ignore::RuntimeWarning", *arguments]
-    result = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    assert result.returncode == 0, result.stderr
-    return json.loads(result.stdout.rpartition("outcomes:")[2])
+    environment["OMP_NUM_THREADS"] = "1"  # threads do not outlive a fork
+    command = [sys.executable, "-W", "ignore::RuntimeWarning", str(Path(__file__).with_name("forked.py"))]
+    server = subprocess.Popen(command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    atexit.register(server.communicate)  # it ends with its input
+    return server
+
+
+def _interpret(*arguments: str) -> dict[str, str]:
+    server = _server()
+    assert server.stdin is not None
+    assert server.stdout is not None
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder, "out")
+        server.stdin.write(json.dumps({"arguments": arguments, "out": str(out)}) + "\n")
+        server.stdin.flush()
+        status = server.stdout.readline().strip()
+        said = out.read_text() if out.exists() else ""
+    assert status == "0", f"{arguments[-1]}: exit status {status or 'none: the server ended'}\n{said}"
+    return json.loads(said.rpartition("outcomes:")[2])

@@ -10,7 +10,7 @@ from interpreted import file_outcomes, main, needs_triton
 from hqtvae_fast.ops.spec import all_specs
 
 SPECS = all_specs()
-TILES = {op: [each for each in spec.backends if each.tile is not None] for op, spec in SPECS.items()}
+TILES = {op: [each for each in spec.backends if each.tile and each.base == "triton"] for op, spec in SPECS.items()}
 FIRST = tuple(f"{op} {tiles[0].name}" for op, tiles in TILES.items() if tiles)
 OTHERS = tuple(f"{op} {tile.name}" for op, tiles in TILES.items() for tile in tiles[1:])
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from interpreted import file_outcomes, main, needs_triton
+from interpreted import file_outcomes, main, needs_triton, outcomes
 
 EXPECTED = {
     "beyond_a_view": "store: 1 of 5 places are in none of the tensors",
@@ -113,6 +113,14 @@ def test_a_planted_fault_is_caught(fault):
 @pytest.mark.parametrize("name", PASS)
 def test_what_is_no_fault_passes(name):
     assert file_outcomes(__file__, NAMES)[name] == ""
+
+
+@needs_triton
+def test_a_program_that_dies_does_not_pass():
+    with pytest.raises(AssertionError, match=r"exit status 6\n"):
+        outcomes("import os\nos.abort()\n", ("nothing",))
+    with pytest.raises(AssertionError, match=r"(?s)exit status 256\n.*ZeroDivisionError"):
+        outcomes("1 / 0\n", ("nothing",))
 
 
 if __name__ == "__main__":

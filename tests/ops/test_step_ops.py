@@ -200,9 +200,9 @@ def test_position_zero_needs_no_query():
 
 
 def test_level_mask():
-    mask = level_mask(0, 21)
+    mask = level_mask(0, 21, torch.device("cpu"))
     assert mask.sum(dim=1).tolist() == [1] + [5] * 4 + [21] * 16
-    assert level_mask(1, 4).all()
+    assert level_mask(1, 4, torch.device("cpu")).all()
 
 
 def test_passes_over_levels_equal_one_masked_pass():

@@ -14,6 +14,7 @@ from hqtvae_fast.arguments import integer, integers, real
 from hqtvae_fast.engine import image_seeds
 from hqtvae_fast.engine.coding import EncodeReplay
 from hqtvae_fast.engine.options import read_precision
+from hqtvae_fast.fields import shown
 from hqtvae_fast.ops.kernels.hierarchical_quantize import hierarchical_quantize
 
 R = 64
@@ -128,6 +129,25 @@ def test_F21_readers_name_what_came():
         real("t", torch.zeros(2))
     with pytest.raises(ValueError, match=r"^codes: expected integers; got '\['$"):
         integers("codes", "[")
+
+
+@pytest.mark.parametrize(
+    "value, said",
+    [
+        (torch.zeros(2, 3), "float32 [2, 3]"),
+        (np.zeros((2,), np.int16), "int16 [2]"),
+        (torch.tensor(2.5), "2.5"),
+        (np.float64(0.5), "0.5"),
+        ("x" * 200, f"'{'x' * 37}...{'x' * 38}'"),
+        (list(range(10**6)), "[0, 1, 2, 3, 4, 5, ...]"),
+        pytest.param(10**5000, "int", id="digits"),  # Python writes no integer of so many
+    ],
+)
+def test_what_came_is_told_in_few_characters(value, said):
+    assert shown(value) == said
+    with pytest.raises(ValueError, match=r"^n: expected an integer from 1 to 9; got ") as error:
+        integer("n", value, 1, 9)
+    assert str(error.value).endswith(f"got {said}")
 
 
 # ---------------------------------------------------------------------------------------------------- dtypes, devices

@@ -110,7 +110,7 @@ def test_T7_a_slip_of_the_finger_imports_nothing_heavy() -> None:
         (["figure levels", "--prompt", "owl"], "class-conditional"),
         (["figure redraw", "--classes", "1", "--image", "none.png"], "none.png: no such file"),
         (["figure usage", "--pictures", "none"], "none"),
-        (["tune", "--sizes", "0"], "--sizes"),
+        (["tune", "--batches", "0"], "--batches"),
     ],
 )
 def test_T7_arguments_are_checked_before_a_weight_is_read(

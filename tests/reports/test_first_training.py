@@ -3,6 +3,7 @@ in silence."""
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import shutil
@@ -44,12 +45,18 @@ def hqtvae(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A whole run on three class folders."""
-    root = tmp_path_factory.mktemp("trained")
+def training(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """A whole run on three class folders, and what it said."""
+    root, said = tmp_path_factory.mktemp("trained"), io.StringIO()
     pictures = write_pictures(root / "pictures", CLASSES)
-    assert main(["train", str(pictures), "--out", str(root / "run"), *QUICK]) == 0
-    return root / "run"
+    with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
+        assert main(["train", str(pictures), "--out", str(root / "run"), *QUICK]) == 0, said.getvalue()
+    return root / "run", said.getvalue()
+
+
+@pytest.fixture(scope="module")
+def trained(training: tuple[Path, str]) -> Path:
+    return training[0]
 
 
 # -------------------------------------------------------------------------------------------------- T1: few pictures
@@ -132,16 +139,16 @@ def test_T3_the_demo_can_be_trained_on(tmp_path, capsys):
 # ---------------------------------------------------------------------------------------------------------- T4: ends
 
 
-def test_T4_the_end_says_where_how_good_and_what_next(tmp_path, capsys):
-    said = hqtvae(capsys, "train", write_pictures(tmp_path / "set", CLASSES), "--out", tmp_path / "run", *QUICK)
-    assert f"finished: {tmp_path / 'run' / 'model'}" in said
+def test_T4_the_end_says_where_how_good_and_what_next(training):
+    run, said = training
+    assert f"finished: {run / 'model'}" in said
     assert "PSNR" in said
     assert "codes in use" in said
-    assert str(tmp_path / "run" / "report.html") in said
-    assert f"next: hqtvae sample {tmp_path / 'run'} --classes" in said
+    assert str(run / "report.html") in said
+    assert f"next: hqtvae sample {run} --classes" in said
     assert "level_0" not in said
     assert "none broken" not in said
-    page = (tmp_path / "run" / "report.html").read_text()
+    page = (run / "report.html").read_text()
     assert page.count("<img") >= 2  # sheets of both stages
 
 

@@ -11,8 +11,7 @@ import torch
 pytest.importorskip("accelerate", reason="training needs the train extra")
 
 from accelerate import Accelerator
-from small_runs import BLOCKS, COMMON, TRANSFORMER, VAE, losses, same, stage1, stage2, weights, write_pictures
-from two_processes import train_by_one_and_by_two
+from small_runs import TRANSFORMER, losses, same, stage1, stage2, weights, write_pictures
 
 from hqtvae_fast import checkpoint
 from hqtvae_fast.pictures.images import psnr
@@ -133,26 +132,6 @@ def test_text_is_validated_too(pictures, trained_vae, tmp_path):
     changes = {"model": model, "caption": "{class_name} picture", "validation": str(pictures), "validate_every": 2}
     train_stage2(stage2(pictures, trained_vae, tmp_path, steps=2, **changes))
     assert {"val_text", "val_loss", "val_level_0", "val_level_1"} <= losses(tmp_path)[-1].keys()
-
-
-@pytest.fixture(scope="module")
-def by_one_and_by_two(pictures, trained_vae, tmp_path_factory) -> Path:
-    still = {**BLOCKS, "residual_dropout": 0.0}
-    common = {**COMMON, "data": str(pictures), "steps": 1, "validation": str(pictures), "learning_rate": 1e-4}
-    common |= {"validation_pictures": 5, "validate_every": 1}
-    runs = {
-        "stage1": {**common, "model": VAE, "adversarial": 0.0},
-        "stage2": {**common, "model": {**TRANSFORMER, "body": still, "head": still}, "vae": str(trained_vae)},
-    }
-    return train_by_one_and_by_two(runs, tmp_path_factory.mktemp("processes"))
-
-
-@pytest.mark.parametrize("stage", ["stage1", "stage2"])
-def test_two_processes_validate_as_one(by_one_and_by_two, stage):
-    (one,), (two,) = losses(by_one_and_by_two / stage / "1"), losses(by_one_and_by_two / stage / "2")
-    assert one.keys() == two.keys()
-    for name in one:
-        assert two[name] == pytest.approx(one[name], rel=1e-5), name
 
 
 def test_a_cap_that_is_none(pictures, tmp_path):

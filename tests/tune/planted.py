@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import itertools
 import os
 import signal
 import time
@@ -16,6 +17,7 @@ from hqtvae_fast.ops.spec import Case, Cost, Spec, check_errors
 
 CASES = (Case("usual", {"M": 64, "D": 160}), Case("odd", {"M": 37, "D": 160}))
 KEPT: list[Tensor] = []
+CALLS = itertools.count()
 
 
 def sound(x: Tensor, shift: Tensor) -> Tensor:
@@ -64,7 +66,10 @@ def changes_input(x: Tensor, shift: Tensor) -> Tensor:
 
 
 def other_bits(x: Tensor, shift: Tensor) -> Tensor:
-    return sound(x, shift) * (1 + 1e-7 * (time.perf_counter_ns() // 100 % 2 * 2 - 1) * float(torch.rand(())))
+    """Right each time; another value is rounded otherwise each time."""
+    y = sound(x, shift)
+    y[0, next(CALLS) % 151] *= 1 + 2.4e-7
+    return y
 
 
 def raises(x: Tensor, shift: Tensor) -> Tensor:

@@ -12,8 +12,10 @@ from planted import CASES, SOUND, WRONG
 from hqtvae_fast.ops.spec import Case, all_specs
 from hqtvae_fast.tune import parent as parents
 from hqtvae_fast.tune import proof
+from hqtvae_fast.tune.cases import packed
 from hqtvae_fast.tune.parent import Parent, WorkerError
 from hqtvae_fast.tune.proof import Trials, prove
+from hqtvae_fast.tune.timing import Duel
 
 SECONDS = 10.0  # what a job may take: here they take milliseconds
 SPECS = all_specs()
@@ -27,8 +29,8 @@ def parent():
 
 
 def job(variant: str, case: Case = CASES[0], **more: object) -> dict[str, object]:
-    dtype = str(case.dtype).removeprefix("torch.")
-    fixed = {"do": "prove", "op": "planted", "sizes": case.sizes, "dtype": dtype, "device": "cpu", "threads": 1}
+    inputs = packed(planted.make_inputs(case, CPU, 0))
+    fixed = {"do": "prove", "op": "planted", "inputs": inputs, "device": "cpu", "threads": 1}
     return {**fixed, "variant": variant, "default": "native", **more}
 
 
@@ -76,9 +78,19 @@ def test_an_unknown_variant_is_no_fault_of_the_worker(parent):
     assert parent.started == before
 
 
-def test_the_sites_of_a_case_are_those_that_it_meets(parent):
-    answer = parent.ask(job("native", do="site"), SECONDS)
-    assert answer["sites"] == ["planted | f32[64,160] f32[160]"]
+def test_what_is_proven_is_the_choice_that_was_named(parent):
+    site = "planted | f32[64,160] f32[160]"
+    assert parent.ask(job("native", site=site), SECONDS)["status"] == "right"
+    answer = parent.ask(job("native", site=site.replace("64", "65")), SECONDS)
+    assert (answer["status"], site in answer["reason"]) == ("cannot", True)
+
+
+def test_two_variants_are_timed_in_turns(parent):
+    fixed = {"do": "time", "incumbent": "native", "seconds": 2.0}
+    answer = parent.ask(job("", **fixed, challenger="native/slow"), SECONDS)
+    assert Duel(tuple(answer["incumbent"]), tuple(answer["challenger"])).ratio > 2
+    answer = parent.ask(job("", **fixed, challenger="native/other_bits"), SECONDS)
+    assert answer["reason"] == "native/other_bits: other bits after it was timed"
 
 
 def test_a_worker_ends_with_its_parent(parent):

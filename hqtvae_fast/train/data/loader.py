@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import os
+import signal
+import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import count
@@ -14,7 +17,6 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Sampler
 
 from hqtvae_fast.train.data.dataset import Draw, PictureDataset, Sample
-from hqtvae_fast.train.loop.stopping import leave_interrupts
 
 _ORDER = 1  # first of the numbers that an epoch's order is made from; chances of a draw have 2 there
 
@@ -168,3 +170,19 @@ def make_loader(
         worker_init_fn=leave_interrupts,
         generator=torch.Generator(),  # else every iteration would take a number from torch's global stream
     )
+
+
+def leave_interrupts(worker: int) -> None:
+    """For the start of a loader's process: SIGINT and SIGTERM, which a terminal or a batch system sends to all
+    processes of a run, are for the one that trains to answer. It ends its workers with SIGTERM, as they know by its
+    sender."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if hasattr(signal, "sigwaitinfo"):  # else, on macOS, they end with any
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
+        pass
+    os._exit(0)

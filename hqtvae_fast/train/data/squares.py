@@ -9,8 +9,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from hqtvae_fast.train.data.dataset import PictureDataset, UnreadableError
+from hqtvae_fast.train.data.loader import leave_interrupts
 from hqtvae_fast.train.data.sources import Source
-from hqtvae_fast.train.loop.stopping import leave_interrupts
 
 
 class CentreSquares(Dataset[tuple[Tensor, bool]]):

@@ -53,19 +53,3 @@ class Signals:
                     )  # safe at any moment, unlike print
         elif number == signal.SIGINT:
             raise KeyboardInterrupt
-
-
-def leave_interrupts(worker: int) -> None:
-    """For the start of a loader's process: those of :data:`ASKING`, which a terminal or a batch system sends to all
-    processes of a run, are for the one that trains to answer. It ends its workers with SIGTERM, as they know by its
-    sender."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    if hasattr(signal, "sigwaitinfo"):  # else, on macOS, they end with any
-        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-        threading.Thread(target=_end_with_parent, daemon=True).start()
-
-
-def _end_with_parent() -> None:
-    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
-        pass
-    os._exit(0)

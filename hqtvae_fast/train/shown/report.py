@@ -145,13 +145,20 @@ def _curves(runs: Mapping[str, Path]) -> Iterator[str]:
         return
     yield "<section><h2>curves</h2>"
     try:
-        yield _drawn(tuple((name, run, (run / LOSSES).stat().st_size) for name, run in logged.items()))
+        yield _drawn(tuple((name, run, _written(run / LOSSES)) for name, run in logged.items()))
     except ValueError as error:  # no matplotlib: the rest is worth a page
         yield f"<p>{escape(str(error))}</p>"
     yield "</section>"
 
 
+def _written(file: Path) -> tuple[int, int]:
+    """When a file was last written, in nanoseconds, and its bytes."""
+    about = file.stat()
+    return about.st_mtime_ns, about.st_size
+
+
 @lru_cache(maxsize=1)
-def _drawn(logged: tuple[tuple[str, Path, int], ...]) -> str:
-    """Runs by name, with the bytes of their losses: the end of a run writes its page again, where nothing is new."""
+def _drawn(logged: tuple[tuple[str, Path, tuple[int, int]], ...]) -> str:
+    """Runs by name, with what tells whether their losses are the same: the end of a run writes its page again, where
+    nothing is new."""
     return on_a_page(losses_plot({name: run for name, run, _ in logged}, kind="svg"))

@@ -28,7 +28,7 @@ def decode_attention(
     E^-1/2. Returns [B, T, H * E], which the output projection reads. One dtype throughout. No gradient. What the cache
     holds beyond is finite; it does not matter otherwise.
 
-    ``backend``: "triton" (CUDA, T = 1, heads of at most 128; fp32 scores and sums), "triton/64x8" and other tiles
+    ``backend``: "triton" (CUDA, T = 1, heads of at most 128; fp32 scores and sums), "triton/32x2" and other tiles
     (positions x warps), "sdpa" (anywhere: torch's scaled_dot_product_attention), "native" (bf16 on a CPU with
     AVX512-BF16, no bias, a plain start, E a multiple of 32 up to 128; the same) or "reference" (anywhere, as torch has
     them). Raises ValueError on other shapes.

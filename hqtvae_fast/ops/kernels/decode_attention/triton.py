@@ -22,7 +22,9 @@ class Tile:
 
 
 DEFAULT = Tile()  # all positions of the paper's models at once, 32 values a thread
-TILES = {f"{tile.block}x{tile.warps}": tile for tile in (Tile(32, 2), Tile(64, 2), Tile(64, 8), Tile(128, 8))}
+TILES = {
+    f"{tile.block}x{tile.warps}": tile for tile in (Tile(16, 2), Tile(32, 2), Tile(32, 4), Tile(32, 8), Tile(128, 16))
+}
 
 
 def why_not(

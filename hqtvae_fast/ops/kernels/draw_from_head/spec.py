@@ -103,7 +103,7 @@ def variants(arch: int) -> list[Variant]:
 
     made = []
     for dtype in (torch.float32, torch.bfloat16):
-        own = {"few rows": triton.FEW, "many rows": triton.MANY}
+        own = {"few": triton.FEW, "many": triton.MANY}
         for name, tile in {**own, **{tile.name: tile for tile in triton.OTHERS}}.items():
             x = f"*{TRITON_NAMES[dtype]}"
             pointers = {"x": x, "weight": x, "scores": "*fp32", "codes": "*i32", "invalid": "*u1"}
@@ -111,7 +111,8 @@ def variants(arch: int) -> list[Variant]:
             signature = pointers | dict.fromkeys(("M", "G", "K", "D", "stride_step", "stride_position"), "i32")
             constants = triton.constants(tile, dtype) | {"INTERPRET": False}
             aligned = ("x", "weight", "scores", "codes", "K", "D")
-            what, launch = f"head and draw, {name} {TRITON_NAMES[dtype]}", (tile.warps, tile.stages)
+            size, launch = name + (" rows" if name in own else ""), (tile.warps, tile.stages)
+            what = f"head and draw, {size} {TRITON_NAMES[dtype]}"
             needs = ("mma", "async")
             made.append(
                 Variant(

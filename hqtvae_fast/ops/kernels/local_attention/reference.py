@@ -25,13 +25,16 @@ def local_attention(
         k_BHSE, v_BHSE = keys_BHCE[:, :, :end], values_BHCE[:, :, :end]
     scores_BHTS = (q_BHTE.to(wide) * E**-0.5) @ k_BHSE.to(wide).transpose(2, 3)
     if mask == "levels":
-        scores_BHTS.masked_fill_(~level_mask(start, T).to(scores_BHTS.device), float("-inf"))
+        scores_BHTS.masked_fill_(~level_mask(start, T, scores_BHTS.device), float("-inf"))
     y_BHTE = scores_BHTS.softmax(dim=-1) @ v_BHSE.to(wide)
     return y_BHTE.transpose(1, 2).reshape(B, T, H * E).to(qkv_BTPHE.dtype)
 
 
-def level_mask(start: int, T: int) -> Tensor:
-    """[T, start + T], True where the new position of the row may look at the column's."""
-    positions = torch.arange(start + T, dtype=torch.int64, device="cpu")
-    ends = [next(end for end in LEVEL_ENDS if p < end) for p in range(start, start + T)]
-    return positions[None, :] < torch.tensor(ends, dtype=torch.int64, device="cpu")[:, None]
+def level_mask(start: int, T: int, device: torch.device) -> Tensor:
+    """[T, start + T], True where the new position of the row may look at the column's; made on the device, since a copy
+    to it would wait."""
+    positions_S = torch.arange(start + T, dtype=torch.int64, device=device)
+    ends_T = torch.zeros_like(positions_S[start:])
+    for end in reversed(LEVEL_ENDS):
+        ends_T = torch.where(positions_S[start:] < end, end, ends_T)
+    return positions_S < ends_T[:, None]

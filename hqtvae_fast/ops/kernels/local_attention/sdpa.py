@@ -11,7 +11,7 @@ Maybe = Tensor | None
 
 
 def local_attention(qkv: Tensor, bias: Maybe, keys: Maybe, values: Maybe, start: int, mask: str) -> Tensor:
-    seen = level_mask(start, qkv.shape[1]).to(qkv.device, non_blocking=True) if mask == "levels" else None
+    seen = level_mask(start, qkv.shape[1], qkv.device) if mask == "levels" else None
     q, k, v = cached(qkv, bias, keys, values, start)
     return F.scaled_dot_product_attention(q, k, v, attn_mask=seen).transpose(1, 2).flatten(2)
 

@@ -117,11 +117,11 @@ ROWS = ("side", "stride_channel", "stride_y", "stride_x")
 
 def variants(arch: int) -> list[Variant]:
     """Each dtype with the tiles of 128 codes, between which the launcher chooses, and of 64."""
-    narrow = tuple(tile for tile in TILES.values() if tile.codes == 64)
+    half = tuple(tile for tile in TILES.values() if tile.codes == 64)
     made = []
     for z in ("fp32", "bf16", "fp16"):
         made += compilations(z, (LARGE, SMALL), f"*{z}", 1, 0, ROWS)
-        *scores, settle = compilations(z, narrow, f"*{z}", 1, 0, ROWS)
+        *scores, settle = compilations(z, half, f"*{z}", 1, 0, ROWS)
         made += [*scores, replace(settle, name=f"{settle.name}, 64 codes")]
     return made
 

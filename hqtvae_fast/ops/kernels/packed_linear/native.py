@@ -17,7 +17,7 @@ from hqtvae_fast.ops.operator import operators
 PANEL = 32  # outputs in a panel of the packed layout
 
 
-def why_not(weight: Tensor) -> str | None:
+def why_not(weight: Tensor, *quantized: Tensor) -> str | None:
     """None where the kernel can take this weight [out, in], else the reason."""
     if weight.device.type != "cpu":
         return f"the weight is on {weight.device}, not on the CPU"
@@ -33,7 +33,7 @@ class NativeWeight:
 
     dtype = torch.bfloat16
 
-    def __init__(self, weight: Tensor) -> None:
+    def __init__(self, weight: Tensor, *quantized: Tensor) -> None:
         reason = why_not(weight)
         if reason is not None:
             raise ValueError(f"kernel for skinny products in bf16: {reason}")

@@ -21,7 +21,7 @@ class OneDNNWeight:
     AVX512-BF16, 2 cores, 8 rows x 1536 x 6144).
     """
 
-    def __init__(self, weight: Tensor) -> None:
+    def __init__(self, weight: Tensor, *quantized: Tensor) -> None:
         self.dtype = weight.dtype
         self._blocked = torch.ops.mkldnn._reorder_linear_weight(weight, ROWS)
 
@@ -33,7 +33,7 @@ class OneDNNWeight:
         return torch.ops.mkldnn._linear_pointwise(input, self._blocked, bias, "gelu", [], "none")
 
 
-def why_not(weight: Tensor) -> str | None:
+def why_not(weight: Tensor, *quantized: Tensor) -> str | None:
     """None where oneDNN can pack this weight, else the reason."""
     if weight.device.type != "cpu":
         return f"the weight is on {weight.device}, not on the CPU"

@@ -10,7 +10,7 @@ from torch import Tensor
 from hqtvae_fast.ops.kernels.sample_logits import BACKENDS, sample_logits, triton
 from hqtvae_fast.ops.kernels.sample_logits.noise import gumbel, random_words
 from hqtvae_fast.ops.spec import Case, Cost, Spec, Variant
-from hqtvae_fast.ops.triton_launch import TRITON_NAMES
+from hqtvae_fast.ops.triton_launch import TRITON_NAMES, Warps
 
 # k and p: top-k, and top-p in thousandths; 0: no such filter. The published settings are k = 2048 (ImageNet), 4096
 # (FFHQ) and none (CC-15M). G: draws of one image at a time, one top code or four bottom codes.
@@ -125,7 +125,7 @@ def cost(case: Case) -> Cost:
     return Cost(75 * B * G * K, B * G * (K * case.dtype.itemsize + 8))
 
 
-def describe(logits: Tensor, *others: Any, tile: triton.Tile | None = None) -> dict[str, str]:
+def describe(logits: Tensor, *others: Any, tile: Warps | None = None) -> dict[str, str]:
     return triton.describe(logits, tile=tile)
 
 
@@ -168,8 +168,8 @@ def variants(arch: int) -> list[Variant]:
             launch = (triton_kernels.draw_kernel, signature, constants, aligned)
             made.append(Variant(name, *launch, triton.warps(K), 3, fp_fusion=False))
             for key, tile in triton.TILES.items() if K == 8192 else ():
-                options = {"fp_fusion": False, "maxnreg": tile.maxnreg}
-                made.append(Variant(f"{name}, {key}", *launch, tile.warps, 3, **options))
+                own = Variant(f"{name}, {key}", *launch, tile.warps, 3, fp_fusion=False)
+                made.append(own)
     return made
 
 

@@ -2,31 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from torch import Tensor
 
 from hqtvae_fast.ops import triton_launch
-from hqtvae_fast.ops.triton_launch import interpreted, launch, on, power_of_2
+from hqtvae_fast.ops.triton_launch import Warps, by_warps, interpreted, launch, on, power_of_2
 
 LARGEST = 1 << 13
 """The longest row whose values stay in registers, 16 a thread of 16 warps; twice as many spill in fp32."""
 SMALLEST = 16
 
 
-@dataclass(frozen=True)
-class Tile:
-    """Warps of a row's program, and the most registers that a thread may have: two programs share a multiprocessor
-    where they are few enough."""
-
-    warps: int
-    maxnreg: int | None = None
+TILES = by_warps(8, 16, 32)
 
 
-TILES = {"8-warps": Tile(8), "16-warps": Tile(16), "16-warps-64": Tile(16, maxnreg=64)}
-
-
-def why_not(logits_BGK: Tensor, *others: Tensor, tile: Tile | None = None) -> str | None:
+def why_not(logits_BGK: Tensor, *others: Tensor, tile: Warps | None = None) -> str | None:
     """None where the kernel can take these logits, else the reason."""
     if logits_BGK.shape[-1] > LARGEST:
         return f"expected at most {LARGEST} codes; got {logits_BGK.shape[-1]}"
@@ -43,7 +32,7 @@ def warps(K: int) -> int:
     return max(1, codes(K) // 512)
 
 
-def describe(logits_BGK: Tensor, *others: Tensor, tile: Tile | None = None) -> dict[str, str]:
+def describe(logits_BGK: Tensor, *others: Tensor, tile: Warps | None = None) -> dict[str, str]:
     """How the kernel would be launched on these inputs."""
     B, G, K = logits_BGK.shape
     return {"tile": f"a row of {codes(K)} codes", "programs": f"{B * G}, {tile.warps if tile else warps(K)} warps"}
@@ -59,7 +48,7 @@ def sample_logits(
     temperature: Tensor,
     top_k: Tensor,
     top_p: Tensor,
-    tile: Tile | None = None,
+    tile: Warps | None = None,
 ) -> None:
     """As the operator; see :func:`hqtvae_fast.ops.sample_logits`."""
     from hqtvae_fast.ops.kernels.sample_logits import triton_kernels
@@ -78,6 +67,5 @@ def sample_logits(
             CODES=codes(K),
             INTERPRET=interpreted(),
             num_warps=tile.warps if tile else warps(K),
-            **({"maxnreg": tile.maxnreg} if tile and tile.maxnreg else {}),
             enable_fp_fusion=False,
         )

@@ -33,7 +33,7 @@ class Tile:
         return self.chunk // dtype.itemsize
 
 
-# Not yet measured on a GPU. LARGE: the most FLOP a byte of which two blocks' scores and logits fit a multiprocessor's
+# LARGE: the most FLOP a byte of which two blocks' scores and logits fit a multiprocessor's
 # registers. SMALL: for so few rows that the tail of LARGE's programs would leave multiprocessors idle (at K = 8192,
 # 1024 rows are 1024 programs of LARGE, 4 waves on an H100).
 LARGE, SMALL = Tile(128, 64, warps=8, stages=4), Tile(64, 64, warps=4, stages=4)

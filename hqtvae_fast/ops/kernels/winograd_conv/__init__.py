@@ -6,14 +6,9 @@ import torch
 from torch import Tensor
 
 from hqtvae_fast.backend import Backend, choose
-from hqtvae_fast.modes import is_traced
 from hqtvae_fast.ops.kernels.winograd_conv import native, reference
-from hqtvae_fast.ops.kernels.winograd_conv.transforms import PANEL, POINTS, tile_side, transform_weights
+from hqtvae_fast.ops.kernels.winograd_conv.transforms import PANEL, POINTS, transform_weights
 from hqtvae_fast.ops.operator import dispatched
-
-FEWEST_CHANNELS = 32
-MOST_PRODUCTS = 0.7
-"""Of those of the plain convolution: small maps fill their tiles badly."""
 
 
 def winograd_conv(
@@ -49,23 +44,6 @@ def winograd_conv(
     return torch.ops.hqtvae_fast.winograd_conv(x, transformed, bias, doubled, choice.backend.name)
 
 
-def pays(x: Tensor, channels: int, *, doubled: bool = False) -> bool:
-    """Whether the compiled kernel can take ``x`` for so many output channels and has clearly less to multiply.
-
-    False wherever a gradient, a cast by autocast or a compiler would have to follow. (Where the environment variable
-    asks for another backend, plain convolutions are meant.)
-    """
-    if x.device.type != "cpu" or torch.is_grad_enabled() or is_traced():
-        return False
-    if torch.is_autocast_enabled("cpu") or x.shape[1] < FEWEST_CHANNELS or x.shape[1] % PANEL or channels % (2 * PANEL):
-        return False
-    H, W = x.shape[2:]
-    products = POINTS * tile_side(doubled, H)[1] * tile_side(doubled, W)[1]
-    if products > MOST_PRODUCTS * (16 if doubled else 9) * H * W / (4 if doubled else 1):
-        return False
-    return native.why_not(x) is None and choose("winograd_conv", BACKENDS, x).backend.name == "native"
-
-
 BACKENDS = (
     Backend("native", native.winograd_conv, native.why_not),
     Backend("reference", reference.winograd_conv),
@@ -77,4 +55,4 @@ def _winograd_conv(x: Tensor, transformed: Tensor, bias: Tensor, doubled: bool, 
     return reference.empty_output(x, bias, doubled)
 
 
-__all__ = ["pays", "transform_weights", "winograd_conv"]
+__all__ = ["transform_weights", "winograd_conv"]

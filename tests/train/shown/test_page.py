@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import json
+import os
 import re
 import sys
 from html.parser import HTMLParser
@@ -101,6 +102,18 @@ def test_the_page_is_loaded_anew_while_the_run_goes_on(tmp_path, no_curves):
     write_report(run, {"stage 1": run}, {})
     assert 'http-equiv="refresh"' not in (run / "report.html").read_text()
     assert "finished" in Page(run / "report.html").text
+
+
+def test_losses_that_were_written_again_are_drawn_again(tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(report, "losses_plot", lambda runs, kind: drawn.append(1) or b"<svg></svg>")
+    losses = write_run(tmp_path / "run", done=True) / "losses.jsonl"
+    for text in [losses.read_text()] * 2 + [losses.read_text().replace("0.2", "0.3")]:
+        if text != losses.read_text():  # as many bytes, later
+            losses.write_text(text)
+            os.utime(losses, ns=(0, losses.stat().st_mtime_ns + 1))
+        write_report(tmp_path, {"stage 1": tmp_path / "run"}, {})
+    assert len(drawn) == 2
 
 
 def test_of_many_pictures_the_last_and_some_earlier_ones_are_shown(tmp_path, no_curves):

@@ -1,0 +1,111 @@
+"""A plan beside the default one in whole runs: timed operations propose, the whole run disposes."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
+
+from hqtvae_fast.plan import Plan
+from hqtvae_fast.tune.timing import Duel, duel
+
+LEAST = 0.01
+"""Of a whole run, that a plan must save: a run is long and its turns agree better than a call's."""
+ENGINE: dict[str, tuple[tuple[str, ...], ...]] = {
+    "cuda": (
+        ("dependent_launch",),
+        ("skip_query",),
+        ("fused_draw",),
+        ("tables",),
+        ("whole_head",),
+        ("chunk=32", "chunk=64", "chunk=128", "chunk=256"),
+        ("cudnn_benchmark",),
+        ("overlap=off", "overlap=priority"),
+    ),
+    "cpu": (("threads=1",), ("chunk=1", "chunk=2", "chunk=4", "chunk=8"), ("overlap=on",)),
+}
+"""What the engine may do differently, one after the other; each alternative in place of those before it."""
+KEEP_BITS = ("dependent_launch", "skip_query", "overlap")
+
+Whole = Callable[[Plan, int], float | None]
+"""Seconds of a batch under a plan; None where it does not run, for lack of memory say."""
+
+
+class NoRunError(Exception):
+    """A whole run is not possible under one of two plans."""
+
+
+class Confirm:
+    """``whole`` runs a batch; nothing begins after ``end``, by ``now``."""
+
+    def __init__(self, whole: Whole, end: float, now: Callable[[], float] = time.monotonic) -> None:
+        self.whole, self.end, self.now = whole, end, now
+
+    @property
+    def left(self) -> bool:
+        return self.now() < self.end
+
+    def compare(self, one: Plan, other: Plan, batch: int) -> Duel | None:
+        """In turns, after one run each that captures and warms up; None where one of them does not run."""
+
+        def run(plan: Plan) -> float:
+            seconds = self.whole(plan, batch)
+            if seconds is None:
+                raise NoRunError
+            return seconds
+
+        try:
+            for plan in (one, other):
+                run(plan)
+            return duel(one, other, run, seconds=max(0.0, self.end - self.now()), least=LEAST, now=self.now)
+        except NoRunError:
+            return None
+
+    def choices(self, proposed: Plan, batches: Iterable[int]) -> tuple[Plan, dict[int, Duel]]:
+        """The part of a proposed plan that makes whole runs faster, at no bucket slower: all of it, else the choices of
+        those operations that do so each on its own; and the last comparison of each bucket."""
+        empty = replace(proposed, choices={})
+        buckets = list(batches)
+        if not proposed.choices or not self.left:
+            return empty, {}
+        won, duels = self._wins(empty, proposed, buckets)
+        if won:
+            return proposed, duels
+        kept, last = empty, dict[int, Duel]()
+        for op in dict.fromkeys(where.partition(" ")[0] for where in proposed.choices):
+            if not self.left:
+                break
+            own = {where: name for where, name in proposed.choices.items() if where.partition(" ")[0] == op}
+            tried = replace(kept, choices={**kept.choices, **own})
+            won, duels = self._wins(kept, tried, buckets)
+            if won:
+                kept, last = tried, duels
+        return kept, last
+
+    def _wins(self, one: Plan, other: Plan, buckets: Sequence[int]) -> tuple[bool, dict[int, Duel]]:
+        """Whether the other is faster at one bucket and slower at none."""
+        found = {batch: self.compare(one, other, batch) for batch in buckets}
+        duels = {batch: each for batch, each in found.items() if each is not None}
+        faster = any(each.wins(LEAST) for each in duels.values())
+        slower = len(duels) < len(found) or any(each.ratio > 1 + each.spread for each in duels.values())
+        return faster and not slower, duels
+
+    def engine(
+        self, plan: Plan, batch: int, kinds: Sequence[Sequence[str]], *, keep_bits: bool = False
+    ) -> tuple[str, Duel | None]:
+        """How the engine runs a bucket, by coordinate descent from what it does by itself; and the comparison that the
+        last change has won."""
+        text, last = "", None
+        for alternatives in kinds:
+            base = text
+            for word in alternatives:
+                if not self.left:
+                    return text, last
+                if keep_bits and word.partition("=")[0] not in KEEP_BITS:
+                    continue
+                tried = ", ".join(filter(None, (base, word)))
+                as_it_is, changed = (replace(plan, engine={batch: each}) for each in (text, tried))
+                won = self.compare(as_it_is, changed, batch)
+                if won is not None and won.wins(LEAST):
+                    text, last = tried, won
+        return text, last

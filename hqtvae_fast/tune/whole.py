@@ -1,0 +1,146 @@
+"""A model drawn and decoded as a whole under a plan: what a plan is confirmed by."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hqtvae_fast import checkpoint as checkpoints
+from hqtvae_fast.checkpoint import Checkpoint
+from hqtvae_fast.checkpoint_config import read_config
+from hqtvae_fast.config import HQTVAEConfig, TransformerConfig, preset
+from hqtvae_fast.engine.batches import Batch, Cutter
+from hqtvae_fast.engine.executor import Executor, Job, Rows, generate
+from hqtvae_fast.engine.loop import SamplingParams
+from hqtvae_fast.engine.options import read_precision
+from hqtvae_fast.model import HQTransformer
+from hqtvae_fast.model.empty import without_values
+from hqtvae_fast.model.linear import quantize_linears
+from hqtvae_fast.plan import Plan
+
+OVERLAPPED = 3  # batches of a run in which one is drawn while another is decoded
+
+
+@dataclass(frozen=True)
+class ModelName:
+    """What is opened: a checkpoint, or a preset with random weights; ``dtype`` as the pipeline takes it."""
+
+    checkpoint: str | None
+    preset: str | None
+    dtype: str
+    quantization: str | None = None
+
+    @property
+    def config(self) -> HQTVAEConfig:
+        return read_config(str(self.checkpoint), None) if self.preset is None else preset(self.preset)
+
+    def open(self, device: torch.device) -> Checkpoint:
+        """On a device, as a pipeline has it there."""
+        if self.preset is None:
+            made = checkpoints.load(str(self.checkpoint))
+        else:
+            made = checkpoints.build(self.config)
+        dtype = read_precision(self.dtype).dtype
+        made.vae.float().to(device=device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
+        made.vae.set_decoder_dtype(dtype).fold()
+        for model in models_of(made):
+            if self.quantization is not None:
+                quantize_linears(model, self.quantization)
+            model.to(device=device, dtype=dtype).eval().prepare()
+        return made
+
+    def shapes(self) -> Checkpoint:
+        """Without values, and without a device."""
+        dtype = read_precision(self.dtype).dtype
+        with without_values():
+            made = checkpoints.build(self.config)
+            made.vae.set_decoder_dtype(dtype)
+        for model in models_of(made):
+            model.to(dtype)
+        return made
+
+
+def models_of(checkpoint: Checkpoint) -> list[HQTransformer]:
+    """The transformers in drawing order."""
+    return [model for model in (checkpoint.transformer, checkpoint.refiner) if model is not None]
+
+
+class Whole:
+    """A model in memory, and an executor for each plan that was asked for last."""
+
+    def __init__(self, name: ModelName, device: torch.device) -> None:
+        self.device, self.tf32 = device, read_precision(name.dtype).tf32
+        self.checkpoint = name.open(device)
+        self._executors: dict[str, Executor] = {}
+
+    def seconds(self, plan: Plan, batch: int) -> float:
+        """Of a batch drawn and decoded to bytes on the CPU; where batches overlap, a third of three."""
+        executor = self._executor(plan)
+        options = executor.options(batch)
+        total = batch * (OVERLAPPED if options.overlaps(self.device) else 1)
+        job = Job(
+            rows=partial(self._rows, total),
+            draw=executor.draw,
+            decode=partial(executor.decode, as_bytes=True),
+            describe=str,
+            steps=nullcontext(lambda: None),
+        )
+        start = time.perf_counter()
+        for _ in generate(job, Cutter(total, batch, fixed=True), self.device, overlap=options.overlap):
+            pass
+        return (time.perf_counter() - start) * batch / total
+
+    def _executor(self, plan: Plan) -> Executor:
+        known = self._executors.pop(plan.id, None)
+        if known is None:
+            while len(self._executors) > 1:  # captures hold memory
+                self._executors.pop(next(iter(self._executors)))
+            known = Executor(models_of(self.checkpoint), self.checkpoint.vae, self.device, plan, tf32=self.tf32)
+        self._executors[plan.id] = known
+        return known
+
+    def _rows(self, total: int, batch: Batch) -> Rows:
+        models = models_of(self.checkpoint)
+        condition = _condition(models[0].config, batch.size, self.device)
+        params = []
+        for levels in (model.config.num_levels for model in models):
+            params.append(SamplingParams((1.0,) * levels, (None,) * levels, (None,) * levels))
+        seeds = torch.arange(batch.start, batch.start + batch.size, dtype=torch.int64, device=self.device)
+        return Rows(condition, seeds, params, None)
+
+
+def _condition(config: TransformerConfig, count: int, device: torch.device) -> Tensor | None:
+    """Class 0, 1, ..., prompts of zeros, or nothing."""
+    if config.condition == "class":
+        return torch.arange(count, dtype=torch.int64, device=device) % config.num_classes
+    if config.condition == "none":
+        return None
+    return torch.zeros(count, config.prefix_length, dtype=torch.int64, device=device)
+
+
+# ------------------------------------------------------------------------------------------------------------- as JSON
+
+
+def packed_name(name: ModelName) -> dict[str, Any]:
+    return asdict(name)
+
+
+def packed_plan(plan: Plan) -> dict[str, Any]:
+    verified = None if plan.verified is None else sorted(plan.verified)
+    engine = {str(bucket): text for bucket, text in plan.engine.items()}
+    return {"kind": plan.kind, "choices": dict(plan.choices), "engine": engine, "refused": dict(plan.refused)} | {
+        "verified": verified
+    }
+
+
+def unpacked_plan(content: Mapping[str, Any]) -> Plan:
+    engine = {int(bucket): text for bucket, text in content["engine"].items()}
+    verified = None if content["verified"] is None else frozenset(content["verified"])
+    return Plan(content["kind"], content["choices"], engine, content["refused"], verified)

@@ -1,0 +1,168 @@
+"""All stages on a GPU that is pretended: its facts are published, its worker and its clock answer from a table."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from hqtvae_fast.hardware import DEVICES
+from hqtvae_fast.ops.spec import all_specs
+from hqtvae_fast.tune.cases import packed, unpacked
+from hqtvae_fast.tune.report import candidate_rows, predicted_seconds, result_rows
+from hqtvae_fast.tune.shortlist import predicted, shortlist
+from hqtvae_fast.tune.sites import find_sites
+from hqtvae_fast.tune.tuner import Tuner
+from hqtvae_fast.tune.verify import verify_sites
+from hqtvae_fast.tune.whole import ModelName, models_of
+
+SPECS, CUDA = all_specs(), torch.device("cuda")
+
+
+@pytest.fixture(scope="module")
+def sites():
+    model = ModelName(None, "S", "bf16").shapes()
+    return find_sites(models_of(model), model.vae, CUDA, [1, 50])
+
+
+class Pretended:
+    """A GPU: ``fast`` has seconds by variant (1 ms otherwise), ``wrong`` reasons against a variant. Each job takes
+    ``takes`` seconds, and ``stops`` is when somebody presses Ctrl-C."""
+
+    def __init__(self, fast=None, wrong=None, takes=0.1, stops=None):
+        self.fast, self.wrong, self.takes, self.stops = fast or {}, wrong or {}, takes, stops
+        self.passed, self.jobs, self.fresh_workers = 0.0, [], 0
+
+    def ask(self, job, seconds):
+        self.passed += self.takes
+        if self.stops is not None and self.passed >= self.stops:
+            raise KeyboardInterrupt
+        self.jobs.append(job)
+        if job["do"] == "prove":
+            status, reason = self.wrong.get(f"{job['op']} {job['variant']}", ("right", ""))
+            return {"status": status, "reason": reason, "same_bits": "torch" not in job["variant"]}
+        times = [self._seconds(job["op"], job[who]) for who in ("incumbent", "challenger")]
+        return {"status": "right", "incumbent": [times[0]] * 5, "challenger": [times[1]] * 5}
+
+    def _seconds(self, op, variant):
+        return self.fast.get(f"{op} {variant}", 1e-3)
+
+    def fresh(self):
+        self.fresh_workers += 1
+
+    def whole(self, plan, batch):
+        self.passed += self.takes
+        saved = sum(1e-3 - self._seconds(where.partition(" ")[0], name) for where, name in plan.choices.items())
+        return 1.0 - 10 * saved - 0.1 * ("skip_query" in plan.engine_for(batch))
+
+    def tuner(self, sites, budget=1e4, **options):
+        peaks = DEVICES["H100"]
+        fixed = (SPECS, CUDA, peaks, self.ask, self.fresh, self.whole, [1, 50], budget)
+        return Tuner(sites, *fixed, now=lambda: self.passed, **options)
+
+
+def test_the_choices_of_s_on_a_gpu_are_found_without_one(sites):
+    ops = {site.op for site in sites if site.is_choice}
+    assert ops >= {"skinny_linear", "add_layer_norm", "decode_attention", "local_attention", "sample_logits"}
+    assert ops >= {"upsample_conv", "conv_bytes", "group_norm_silu", "embed_codes", "code_features"}
+    assert all("nhwc" in site.key for site in sites if site.op == "upsample_conv")
+    first = next(site for site in sites if site.op == "skinny_linear")
+    assert first.key == "skinny_linear | bf16[1,1,1536] bf16[4608,1536] - - - none False"
+    assert first.default == "triton"
+    assert "torch" in first.names
+    assert packed(unpacked(first.inputs)) == first.inputs
+
+
+def test_each_choice_can_be_made_again_from_its_spec(sites):
+    """The sizes that a spec is given are those of the choice: nothing of ours is left unproven."""
+    assert [site.key for site in sites if site.cost is None] == []
+    upsampled = next(site for site in sites if site.op == "upsample_conv" and "[50,128,128,128]" in site.key)
+    assert upsampled.cost.flops == pytest.approx(2 * 50 * 4 * 128**3 * 4 * 128)
+
+
+def test_a_shortlist_begins_with_what_the_model_of_costs_likes(sites):
+    site = next(site for site in sites if site.op == "upsample_conv" and "[1,512,16,16]" in site.key)
+    names = shortlist(site, SPECS[site.op], DEVICES["H100"])
+    assert names.index("torch/folded") < names.index("reference")
+    assert site.default not in names
+    assert len(shortlist(site, SPECS[site.op], DEVICES["H100"], 3)) == 3
+    backends = {each.name: each for each in SPECS[site.op].backends}
+    costs = [predicted(site, backends[name], DEVICES["H100"]) for name in names]
+    assert costs == sorted(costs)
+
+
+def test_a_plan_is_proven_timed_and_confirmed(sites):
+    gpu = Pretended({"conv_bytes triton/64x16x32": 0.5e-3}, {"add_layer_norm triton/2-warps": ("wrong", "off by 1")})
+    quick = next(name for name in next(s for s in sites if s.op == "conv_bytes").names if name.startswith("triton/"))
+    gpu.fast = {f"conv_bytes {quick}": 0.5e-3, "bias_gelu torch": 0.99e-3}
+    result = gpu.tuner(sites).run()
+    assert {(where.partition(" ")[0], own.variant) for where, own in result.choices.items()} == {("conv_bytes", quick)}
+    assert all(own.median == pytest.approx(500) for own in result.choices.values())
+    assert set(result.refused) == {"add_layer_norm triton/2-warps"}
+    assert "off by 1 at add_layer_norm | " in result.refused["add_layer_norm triton/2-warps"]
+    assert {own.variant for own in result.engine.values()} == {"skip_query"}
+    assert "skinny_linear triton" in result.verified
+    assert result.stopped is None
+    assert gpu.fresh_workers == 2  # before the timing and before whole runs
+    timed = [job for job in gpu.jobs if job["do"] == "time"]
+    assert all(job["challenger"] != "triton/2-warps" or job["op"] != "add_layer_norm" for job in timed)
+    rows = result_rows(result, DEVICES["H100"])
+    assert {row["chosen"] for row in rows if row["choice"].startswith("conv_bytes")} == {quick}
+
+
+def test_a_refused_variant_is_tried_no_more(sites):
+    gpu = Pretended(wrong={"skinny_linear torch": ("crashed", "killed by SIGSEGV")})
+    gpu.tuner(sites).run()
+    assert sum(job["op"] == "skinny_linear" and job.get("variant") == "torch" for job in gpu.jobs) == 1
+
+
+def test_what_is_out_of_memory_is_not_refused(sites):
+    result = Pretended(wrong={"conv_bytes torch": ("memory", "out of memory")}).tuner(sites).run()
+    assert result.refused == {}
+    assert "conv_bytes torch" not in result.verified
+
+
+def test_a_default_that_is_wrong_is_refused_and_nothing_is_timed_beside_it(sites):
+    gpu = Pretended(wrong={"conv_bytes triton": ("hung", "did not finish within 120 s")})
+    result = gpu.tuner(sites).run()
+    assert "conv_bytes triton" in result.refused
+    assert not [job for job in gpu.jobs if job["do"] == "time" and job["op"] == "conv_bytes"]
+
+
+def test_a_budget_ends_each_stage(sites):
+    result = (gpu := Pretended()).tuner(sites, budget=10.0).run()
+    assert result.stopped == "the budget is spent"
+    assert 10 <= gpu.passed < 15
+    assert {job["do"] for job in gpu.jobs} == {"prove", "time"}
+
+
+def test_the_best_so_far_is_kept_at_ctrl_c(sites):
+    gpu = Pretended(takes=1.0)
+    count = sum(1 + len(shortlist(s, SPECS[s.op], DEVICES["H100"])) for s in sites if s.cost is not None)
+    site = max((s for s in sites if s.is_choice), key=lambda s: s.cost.flops)
+    gpu.stops, gpu.fast = count + 30, {f"{site.op} {name}": 0.5e-3 for name in site.names if name != site.default}
+    result = gpu.tuner(sites).run()
+    assert result.stopped == "interrupted"
+    assert site.key in result.choices
+
+
+def test_bits_may_be_kept(sites):
+    gpu = Pretended({"skinny_linear torch": 0.5e-3})
+    assert gpu.tuner(sites).run().choices
+    assert not gpu.tuner(sites, keep_bits=True).run().choices
+
+
+def test_the_default_variants_are_verified_alone(sites):
+    gpu, told = Pretended(wrong={"group_norm_silu triton": ("wrong", "not finite")}), []
+    plan = verify_sites(sites, CUDA, lambda done, total: told.append((done, total)), gpu)
+    assert {job["variant"] for job in gpu.jobs} == {"triton"}
+    assert "skinny_linear triton" in plan.verified
+    assert "group_norm_silu triton" not in plan.verified
+    assert list(plan.refused) == ["group_norm_silu triton"]
+    assert told[-1][0] == told[-1][1] > 0
+
+
+def test_a_dry_run_lists_candidates_and_predicts(sites):
+    rows = candidate_rows(sites, SPECS, DEVICES["H100"])
+    assert len(rows) == len(sites)
+    assert [row["floor_ms"] for row in rows] == sorted((row["floor_ms"] for row in rows), reverse=True)
+    assert set(predicted_seconds(sites, SPECS, DEVICES["H100"], True)) == {"prove", "time", "confirm"}
