@@ -114,9 +114,11 @@ class HQTVAEPipeline:
         kernels, on a GPU those that were verified on this machine; "library": library calls alone; "reference": plain
         torch, slow; or a plan's file, refused where any fact differs that is not among ``accept``.
 
-        ``quantization``: "int8" or "fp8" (e4m3) rounds the transformer's matrices, one scale an output; products of up
-        to 16 rows on a GPU then read half the bytes, all others the same numbers in ``dtype`` (so nothing is faster on
-        a CPU), and both are kept in memory; ``save_pretrained`` writes rounded weights. Raises
+        ``quantization``: "int8" or "fp8" (e4m3) rounds the transformer's matrices, one scale an output; None: as the
+        checkpoint is. On a GPU products of up to 16 rows then read half the bytes, all others the same numbers in
+        ``dtype``. On a CPU with AVX2 or AVX512-VNNI, int8 products round their inputs too, 64 with one scale
+        (:func:`hqtvae_fast.ops.int8_linear`), and read a quarter of fp32's bytes. Weights in ``dtype`` stay in memory
+        beside; ``save_pretrained`` writes one byte a value. Raises
         :class:`hqtvae_fast.checkpoint.CheckpointError`, a ValueError, naming the file, and ValueError where the device
         cannot do what is asked for.
         """

@@ -3,8 +3,10 @@
 python -m benchmarks.report.status            # writes it
 python -m benchmarks.report.status --check    # exit code 1 where the file is not what this would write
 
-Operations and their kernels are those of the specs; what has met a GPU is what a results file in ``benchmarks/results``
-says: the newest of a GPU that holds the part's rows. A first run of ``gpu.sh`` puts them there.
+Operations and their kernels are those of the specs. Where a kernel was verified is what plans say that ``hqtvae tune``
+made on a GPU and that come with the package (``assets/plans``); where one was timed, and at what share of its floor,
+these and the results files in ``benchmarks/results``: the newest of a GPU that holds the part's rows. A first run of
+``gpu.sh`` puts them there.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ from pathlib import Path
 from benchmarks.measuring.environment import HERE
 from benchmarks.measuring.schema import Results, Row, read
 from hqtvae_fast.ops.spec import Spec, all_specs
+from hqtvae_fast.plan_file import SHIPPED, PlanFile
 
 FILE = HERE / "STATUS.md"
 CHECKED = {  # by backend whose kernels on a GPU are this package's own
@@ -30,9 +33,9 @@ CUDA_KERNELS = {  # of csrc/cuda, by op: beyond compiling without a spill for sm
 }
 HEAD = """# Status
 
-Written by `python -m benchmarks.report.status`, from the operations' specs and the files in
-[`benchmarks/results`](results); nothing here is written by hand. A CUDA kernel marked * runs only where it is asked for
-by name. "no" under "met a GPU" means: no figure, no result of a tensor core, no proof that it runs there.
+Written by `python -m benchmarks.report.status`, from the operations' specs, the plans that come with the package and
+the files in [`benchmarks/results`](results); nothing here is written by hand. A CUDA kernel marked * runs only where it
+is asked for by name. "no" means: no figure, no result of a tensor core, no proof that it runs on a GPU.
 [`gpu.sh`](gpu.sh) is all that a first run needs, [what it should look at](studies/first_run.md) is listed.
 """
 
@@ -102,12 +105,14 @@ BENCHMARKS = (
 )
 
 
-def status(results: Sequence[Results], specs: Sequence[Spec]) -> str:
+def status(results: Sequence[Results], specs: Sequence[Spec], plans: Sequence[PlanFile] = ()) -> str:
     """The page."""
+    plans = [plan for plan in plans if plan.facts.get("multiprocessors")]  # of a GPU
     found = [one for one in results if one.device != one.environment["cpu"]]
     found.sort(key=lambda one: one.environment["date"], reverse=True)
-    lines = [HEAD, "| operation | its kernels | checked without a GPU | met a GPU |", "|---|---|---|---|"]
-    lines += [_line(spec.op, *_checks(spec), _kernels_met(spec, found)) for spec in specs]
+    columns = ("operation", "its kernels", "checked without a GPU", "verified", "timed, and the share of its floor")
+    lines = [HEAD, _line(*columns), _line(*["---"] * len(columns)).replace(" ", "")]
+    lines += [_line(spec.op, *_checks(spec), *_on_a_gpu(spec, found, plans)) for spec in specs]
     for title, parts in (("engine path", PATHS), ("benchmark", BENCHMARKS)):
         lines += ["", f"| {title} | checked without a GPU | met a GPU |", "|---|---|---|"]
         lines += [_line(part.name, part.checked, _evidence(found, part.met)) for part in parts]
@@ -131,29 +136,67 @@ def _checks(spec: Spec) -> tuple[str, str]:
     return ", ".join(named) or "-", "; ".join(["reference", *how])
 
 
-def _kernels_met(spec: Spec, found: Sequence[Results]) -> str:
-    """Of each kernel; of the op where it has none."""
-
-    def timed(kernel: str) -> Callable[[Results, Row], bool]:
-        return lambda results, row: (
-            results.benchmark == "ops" and row.ours and row.work.get("op") == spec.op and row.entrant.endswith(kernel)
-        )
-
+def _on_a_gpu(spec: Spec, found: Sequence[Results], plans: Sequence[PlanFile]) -> tuple[str, str]:
+    """Where each of an op's kernels was verified, and where timed."""
     kernels = _kernels(spec)
-    if not kernels and any(backend.name == "native" for backend in spec.backends):
-        return "for CPUs"
-    met = [_evidence(found, timed(kernel)) for kernel in kernels or [""]]
-    if len(set(met)) == 1:
-        return met[0]
-    return "; ".join(f"{kernel}: {where}" for kernel, where in zip(kernels, met, strict=True))
+    if not kernels:
+        return ("for CPUs",) * 2 if any(backend.name == "native" for backend in spec.backends) else ("no",) * 2
+    verified = [_verified(spec.op, kernel, plans) for kernel in kernels]
+    timed = [_timed(spec.op, kernel, found) or _chosen(spec.op, kernel, plans) for kernel in kernels]
+    return _of_each(kernels, verified), _of_each(kernels, timed)
+
+
+def _of_each(kernels: Sequence[str], told: Sequence[str]) -> str:
+    """What is told of each kernel, once where it is the same."""
+    if len(set(told)) == 1:
+        return told[0]
+    return "; ".join(f"{kernel}: {where}" for kernel, where in zip(kernels, told, strict=True))
+
+
+def _verified(op: str, kernel: str, plans: Sequence[PlanFile]) -> str:
+    """The devices whose plans say that the kernel, or a tile of it, gave the right numbers there."""
+    devices = {str(plan.facts["device"]) for plan in plans if any(_is_of(name, op, kernel) for name in _proven(plan))}
+    return ", ".join(sorted(devices)) or "no"
+
+
+def _proven(plan: PlanFile) -> Iterator[str]:
+    yield from plan.verified or ()
+    yield from (f"{where.partition(' ')[0]} {own.variant}" for where, own in plan.choices.items())
+
+
+def _is_of(name: str, op: str, kernel: str) -> bool:
+    return name.partition("/")[0] == f"{op} {kernel}"
+
+
+def _timed(op: str, kernel: str, found: Sequence[Results]) -> str | None:
+    """The newest benchmark of the kernel, and the best share of a floor that it reached there."""
+    for one in found:
+        rows = [row for row in one.rows if one.benchmark == "ops" and row.ours and row.work.get("op") == op]
+        rows = [row for row in rows if row.entrant.endswith(kernel)]
+        if rows:
+            shares = [row.work["floor_seconds"] / row.median for row in rows if row.work.get("floor_seconds")]
+            best = f", {100 * max(shares):.0f}%" if shares else ""
+            return f"{_where(one)}{best}"
+    return None
+
+
+def _chosen(op: str, kernel: str, plans: Sequence[PlanFile]) -> str:
+    """The devices on which a plan's choice was timed."""
+    timed = [(plan, where, own) for plan in plans for where, own in plan.choices.items() if own.median is not None]
+    names = [(plan, f"{where.partition(' ')[0]} {own.variant}") for plan, where, own in timed]
+    return ", ".join(sorted({str(plan.facts["device"]) for plan, name in names if _is_of(name, op, kernel)})) or "no"
 
 
 def _evidence(results: Sequence[Results], met: Callable[[Results, Row], bool]) -> str:
     """The device and date of the newest run with a row of it. ``results``: of GPUs, newest first."""
     for one in results:
         if any(met(one, row) for row in one.rows):
-            return f"{one.device}, {one.environment['date'][:10]}"
+            return _where(one)
     return "no"
+
+
+def _where(results: Results) -> str:
+    return f"{results.device}, {results.environment['date'][:10]}"
 
 
 def _stored() -> Iterator[Results]:
@@ -166,7 +209,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if given not in ([], ["--check"]):
         print(f"status: expected --check or nothing; got {' '.join(given)}", file=sys.stderr)
         return 2
-    text = status(list(_stored()), [spec for _, spec in sorted(all_specs().items())])
+    plans = [PlanFile.read(file) for file in sorted(SHIPPED.glob("*.json"))]
+    text = status(list(_stored()), [spec for _, spec in sorted(all_specs().items())], plans)
     if given:
         return int(not _same(FILE, text))
     FILE.write_text(text, encoding="utf-8")

@@ -97,7 +97,8 @@ Quantize = Annotated[
     Quantization | None,
     typer.Option(
         "--quantize",
-        help="Round the transformer's matrices: a GPU then reads half the bytes at up to 16 rows. fp8 expects compute"
+        help="Round the transformer's matrices to one byte a value, for good. int8: a CPU rounds the inputs of products"
+        " too, and reads a quarter of fp32's bytes; a GPU reads half of bf16's at up to 16 rows. fp8: a GPU of compute"
         " capability 8.9 (Ada, Hopper) or above. `hqtvae bench precision` shows what it does to a model's logits.",
         show_default="no rounding",
         rich_help_panel=MACHINE,

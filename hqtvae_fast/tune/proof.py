@@ -145,7 +145,7 @@ CALLS, LEAST, SECONDS = 16, 1024, 0.5
 
 
 def _check_leaks(trials: Trials, variant: str) -> None:
-    """Memory in use after sixteen calls, or three of slow ones, is what it was before, but for what half their results would be."""
+    """After sixteen calls, or three of slow ones, no more memory is in use than before, half of their results aside."""
     if held_bytes(trials.device) is None:
         return
     trial = next(iter(trials))

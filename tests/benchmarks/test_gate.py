@@ -39,16 +39,6 @@ def folder(tmp_path):
 # ----------------------------------------------------------------------------------------------------------- the pairs
 
 
-def test_two_sides_take_turns(folder):
-    plan = Plan(WORKLOAD, rounds=2, turns=3, least_seconds=0.001)
-    (paired,) = measure([Side("base", folder), Side("new, slower", folder, slow=1.0)], plan)
-    (part,) = paired.samples[0]
-    assert part == "tiny, batch 1: decode"
-    assert [[len(turns) for turns in samples[part]] for samples in paired.samples] == [[3, 3], [3, 3]]
-    assert all(0.3 < ratio < 1.2 for ratio in paired.log_ratios(part))  # log 2 is 0.69
-    assert paired.environments[0]["threads"] == 1
-
-
 class Caches:
     """Workers on one core: a call is quicker where the one before it was of the same process, whose data are cached."""
 
@@ -100,9 +90,9 @@ def test_a_worker_of_another_package_is_refused(folder):
             other.ready()
 
 
-def test_each_pair_has_processes_of_its_own(folder, monkeypatch):
+def test_sides_take_turns_and_each_pair_has_processes_of_its_own(folder, monkeypatch):
     """Units that share a process they were forked from share its luck, and are not independent. Both sides of a pair
-    hash alike."""
+    hash alike. Sides of one folder share a process."""
     said = []
     ready = Worker.ready
     monkeypatch.setattr(Worker, "ready", lambda self: said.append((self._process.pid, answer := ready(self))) or answer)
@@ -110,7 +100,15 @@ def test_each_pair_has_processes_of_its_own(folder, monkeypatch):
     other.mkdir()
     for name in ("hqtvae_fast", "benchmarks"):
         (other / name).symlink_to(ROOT / name)
-    measure([Side("base", folder), Side("new", other)], Plan(WORKLOAD, rounds=2, turns=1, least_seconds=0.0))
+    plan = Plan(WORKLOAD, rounds=2, turns=3, least_seconds=0.001)
+    sides = [Side("base", folder), Side("new, slower", folder, slow=1.0), Side("new", other)]
+    slower, new = measure(sides, plan)
+    part = "tiny, batch 1: decode"
+    for paired in (slower, new):
+        assert [list(samples) for samples in paired.samples] == [[part], [part]]
+        assert [[len(turns) for turns in samples[part]] for samples in paired.samples] == [[3, 3], [3, 3]]
+        assert paired.environments[0]["threads"] == 1
+    assert all(0.3 < ratio < 1.2 for ratio in slower.log_ratios(part))  # log 2 is 0.69
     assert len({pid for pid, _ in said}) == 4
     hashes = [answer["hash"] for _, answer in said]
     assert hashes[0] == hashes[1] != hashes[2] == hashes[3]

@@ -10,6 +10,7 @@ from benchmarks.measuring.environment import HERE
 from benchmarks.measuring.schema import Results, Row
 from benchmarks.report import parts, status
 from hqtvae_fast.ops.spec import all_specs
+from hqtvae_fast.plan_file import Measured, PlanFile
 
 CPU = {"device": "AMD EPYC", "cpu": "AMD EPYC", "date": "2026-11-24T12:00:00", "command": "generate"}
 GPU = {**CPU, "device": "NVIDIA H100 80GB HBM3"}
@@ -42,10 +43,35 @@ def lines(text):
 def test_only_a_run_on_a_gpu_counts(specs):
     row = Row("nearest_code, small", "ours: triton", ((1.0,),), work={"op": "nearest_code"})
     before = status.status([Results("ops", CPU, (row,))], specs)
-    assert set(lines(before).values()) <= {"no", "for CPUs", "met a GPU"}
+    assert set(lines(before).values()) <= {"no", "for CPUs", "met a GPU", "timed, and the share of its floor"}
     after = lines(status.status([Results("ops", GPU, (row,))], specs))
     assert after["nearest_code"] == "cuda: no; triton: NVIDIA H100 80GB HBM3, 2026-11-24"
     assert after["upsample_conv"] == "no"
+
+
+def test_a_share_of_the_floor_is_the_best_one(specs):
+    works = [{"op": "upsample_conv", "floor_seconds": floor} for floor in (0.25, 0.5)]
+    rows = tuple(Row(f"upsample_conv, {work}", "ours: triton", ((1.0,),), work=work) for work in works)
+    assert lines(status.status([Results("ops", GPU, rows)], specs))["upsample_conv"].endswith("2026-11-24, 50%")
+
+
+def test_a_gpus_plans_say_what_was_verified_and_timed(specs):
+    site = "upsample_conv | bf16[1,512,16,16]nhwc bf16[2048,512,2,2]nhwc bf16[512]"
+    facts = {"device": "NVIDIA A100", "multiprocessors": 108}
+    plan = PlanFile(
+        "tuned",
+        facts,
+        {site: Measured("triton/128x128x64", median=20.0)},
+        verified=frozenset({"nearest_code triton", "bias_gelu triton/512x2"}),
+    )
+    told = status.status([], specs, [plan])
+    rows = {row[0]: row[-2:] for row in (line.strip("| ").split(" | ") for line in told.splitlines())}
+    assert rows["upsample_conv"] == ["NVIDIA A100", "NVIDIA A100"]
+    assert rows["nearest_code"] == ["cuda: no; triton: NVIDIA A100", "no"]
+    assert rows["bias_gelu"] == ["NVIDIA A100", "no"]
+    assert rows["add_layer_norm"] == ["no", "no"]
+    on_a_cpu = PlanFile("tuned", {**facts, "multiprocessors": None}, plan.choices, verified=plan.verified)
+    assert status.status([], specs, [on_a_cpu]) == status.status([], specs)
 
 
 def test_the_newest_run_is_told(specs):

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from conftest import GOLDEN
 
 from hqtvae_fast import HQTVAEPipeline
 from hqtvae_fast.plan_file import PlanFile, plans_folder
-from hqtvae_fast.tune import tuner
+from hqtvae_fast.tune import sites, timing, tuner
 from hqtvae_fast.tune.lock import tuning
+from hqtvae_fast.tune.sites import Site, find_sites
 
 from .conftest import Run, assert_one_line_error
 
@@ -23,9 +25,21 @@ def _cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("HQTVAE_CACHE", str(tmp_path / "cache"))
 
 
+@pytest.fixture
+def _one_choice_an_op(monkeypatch: pytest.MonkeyPatch) -> None:
+    def first_of_each(*arguments: Any) -> list[Site]:
+        found = {site.op: site for site in find_sites(*arguments) if site.is_choice}
+        return list(found.values())
+
+    monkeypatch.setattr(sites, "find_sites", first_of_each)
+
+
+@pytest.mark.usefixtures("_one_choice_an_op")
 def test_a_tiny_model_is_tuned_on_a_cpu(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tuner, "DUEL_SECONDS", 0.05)
-    result = run("tune", *MODEL, "--batches", "1,2", "--budget", "0.5")
+    monkeypatch.setattr(timing, "MOST", timing.FEWEST)  # of whole runs
+    monkeypatch.setitem(tuner.ENGINE, "cpu", (("chunk=1",),))
+    result = run("tune", *MODEL, "--batches", "2", "--budget", "3")
     assert result.code == 0
     assert "Proving variants" in result.err
     assert "same bits" in result.out
@@ -39,8 +53,9 @@ def test_a_tiny_model_is_tuned_on_a_cpu(run: Run, monkeypatch: pytest.MonkeyPatc
     assert pipe.plan.id == found.plan.id
 
 
+@pytest.mark.usefixtures("_one_choice_an_op")
 def test_variants_are_verified_alone(run: Run) -> None:
-    result = run("tune", *MODEL, "--batches", "1", "--budget", "0.2", "--verify-only", "--json")
+    result = run("tune", *MODEL, "--batches", "1", "--budget", "3", "--verify-only", "--json")
     assert result.code == 0
     content = json.loads(result.out)
     assert "group_norm_silu torch" in content["verified"]

@@ -28,7 +28,9 @@ def module_of(run):
 @pytest.mark.parametrize("op", OPS)
 def test_a_backend_is_in_the_file_of_its_name(op):
     found = {backend.name: module_of(backend.run) for backend in backends(op)}
-    assert found == {name: f"{op}.{name.partition('/')[0]}" for name in found}
+    # A variant may have a file of its own: native/int8 is in int8.py.
+    strays = {name for name, file in found.items() if file not in {f"{op}.{part}" for part in name.split("/")}}
+    assert strays == set()
     assert found, f"{op}: registers no backend"
 
 
