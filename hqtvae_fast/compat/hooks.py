@@ -100,13 +100,13 @@ class _Fallback(_Around):
 
 def install(dtype: Any = None, *, accelerated: bool = True) -> Finder:
     """See to the imports that follow; ``dtype``: of :func:`accelerate`."""
-    ours = {
+    ours: dict[str, Callable[[ModuleType], None]] = {
         f"{PACKAGE}.utils.sampling": replace_functions,
         f"{PACKAGE}.models": partial(_accelerate_instances, dtype),
     }
     finder = Finder(ours if accelerated else {})
     sys.meta_path.insert(0, finder)
-    dataclasses.dataclass = _dataclass  # type: ignore[assignment]
+    dataclasses.dataclass = _dataclass
     return finder
 
 

@@ -15,10 +15,11 @@ from hqtvae_fast.config import HQTVAEConfig, TransformerConfig, VAEConfig
 from hqtvae_fast.engine import Executor
 from hqtvae_fast.engine.options import Precision
 from hqtvae_fast.hardware import default_dtype
-from hqtvae_fast.model import HQTransformer
+from hqtvae_fast.model import HQVAE, HQTransformer
 from hqtvae_fast.ops.made import mark
-from hqtvae_fast.plan import using
-from hqtvae_fast.planning import PLANS, Planner, facts_of
+from hqtvae_fast.plan import Plan, using
+from hqtvae_fast.planning import PLANS, default_plan, facts_of
+from hqtvae_fast.progress import counting_bar
 from hqtvae_fast.released.config import parse_transformer
 from hqtvae_fast.released.module import describe_module
 
@@ -61,37 +62,39 @@ def executor_of(model: HQTransformer) -> Executor:
     if executor is None or executor.device != device:
         # The executor must not hold the model that it is kept for: it has another object around the same parts.
         part = copy.copy(model)
-        executor = Executor([part], None, device, PLANS["library" if device.type == "cuda" else "default"])
-        if device.type == "cuda":
-            executor = Executor([part], None, device, _find_plan(executor, model.config))
-        _executors[model] = executor
+        plan = _verified(part, device) if device.type == "cuda" else PLANS["default"]
+        executor = _executors[model] = Executor([part], None, device, plan)
     part = executor.models[0]
     part.training, part.prepared = model.training, model.prepared
     return executor
 
 
-def _find_plan(executor: Executor, config: TransformerConfig) -> Any:
+def _verified(model: HQTransformer, device: torch.device) -> Plan:
     """Our kernels as far as they are verified on this GPU for this transformer."""
-    model, device = executor.models[0], executor.device
-    precision = Precision(next(model.parameters()).dtype)
+    config, precision = whole_config(model.config), Precision(next(model.parameters()).dtype)
+    facts = partial(facts_of, config, device, precision, None)
 
-    def verify() -> Any:
-        from hqtvae_fast.tune.verify import verify_default  # type: ignore[import-not-found, unused-ignore]
+    def verify() -> Plan:
+        from hqtvae_fast.tune.verify import verify_default
 
-        return verify_default(executor, device, lambda done, total: None)
+        vae = HQVAE(config.vae).eval().to(device)
+        with counting_bar("Verifying kernels on this GPU, once") as on_progress:
+            return verify_default(Executor([model], vae, device, PLANS["library"]), device, on_progress)
 
-    facts = partial(facts_of, HQTVAEConfig(_least_vae(config), config), device, precision, None)
-    return Planner("default").find(facts, device, verify)
+    return default_plan(facts, device, verify)
 
 
-def _least_vae(config: TransformerConfig) -> VAEConfig:
-    """A stage 1 to name beside a transformer that came alone: a plan holds for a whole model."""
+def whole_config(config: TransformerConfig) -> HQTVAEConfig:
+    """With the least stage 1 that has its maps, for a transformer that came alone: a plan holds for a whole model."""
     levels = config.num_levels
-    return VAEConfig(
+    vae = VAEConfig(
         resolution=config.side * 2 ** (levels - 1),
         channels=32,
         channel_multipliers=(1,),
+        latent_channels=32,
+        embed_dim=1,
         init_downsample=False,
         codebook_sizes=config.codebook_sizes,
         combine="concat" if levels == 2 else "sum",
     )
+    return HQTVAEConfig(vae=vae, transformer=config)

@@ -51,7 +51,7 @@ def _moving(move: Callable[..., Any]) -> Callable[..., Any]:
 def stay_on_cpu() -> None:
     """Let ``.cuda()``, ``.to("cuda")`` and what scripts ask of ``torch.cuda`` do on a CPU what they can."""
     for kind in (torch.Tensor, nn.Module):
-        kind.cuda = lambda self, *arguments, **options: self  # type: ignore[method-assign, assignment]
+        kind.cuda = lambda self, *arguments, **options: self  # type: ignore[method-assign]
         kind.to = _moving(kind.to)  # type: ignore[method-assign]
     cuda: Any = torch.cuda
     cuda.Event = Event

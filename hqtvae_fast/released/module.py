@@ -127,7 +127,8 @@ def _describe_resampler(down: Any) -> tuple[Resampler, int]:
     if isinstance(down, nn.PixelUnshuffle):
         return "pixel_shuffle", down.downscale_factor
     if isinstance(down, nn.AvgPool2d):
-        return "average", int(down.kernel_size)
+        size = down.kernel_size
+        return "average", size if isinstance(size, int) else size[0]
     return "conv", down.weight.shape[-1]
 
 

@@ -13,6 +13,8 @@ from torch import nn
 
 from hqtvae_fast import compat
 from hqtvae_fast.compat import sampling_hqtransformer, sampling_ihqgpt, stage2
+from hqtvae_fast.model import HQVAE
+from hqtvae_fast.tune.sites import find_sites
 
 GREEDY = {"top_k_top": 1, "top_k_bot": 1, "is_tqdm": False, "use_fp16": False, "max_seq_len": 16}
 TWO_LEVELS = ["class_parallel", "class_parallel_iet1", "class_sequential", "class_bidirectional", "uncond_reduce"]
@@ -136,3 +138,13 @@ def test_a_model_of_ours_is_left_as_it_was():
     sampling_ihqgpt(ours, 1, 0, **GREEDY)
     assert ours.training
     assert not ours.prepared
+
+
+@pytest.mark.parametrize("case", ["class_parallel", "class_level3", "uncond_reduce", "text_parallel"])
+def test_a_transformer_alone_is_verified_beside_a_stage_1(case):
+    """As on a GPU, of fake tensors."""
+    model = compat.convert(stand_in(case), side=4)
+    config = stage2.whole_config(model.config)
+    assert config.vae.level_sides[0] == 4
+    sites = find_sites([model], HQVAE(config.vae).eval(), torch.device("cuda"), (1,))
+    assert {"skinny_linear", "sample_logits"} <= {site.op for site in sites}
