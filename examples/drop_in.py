@@ -1,16 +1,11 @@
-"""A released sampling script with one line changed: the import.
+"""A released sampling script on this engine: three ways. This one goes the second; its model may be a released one.
 
-    python examples/drop_in.py
-    python examples/drop_in.py --checkpoint path/to/released_checkpoint --classes 207 985
-
-Everything below the import is what a script written for the released code has: the same function, the same arguments,
-the same results. ``stage2`` may be the released module that such a script has loaded; here it is this package's, so
-that the released code need not be there.
+1. python -m hqtvae_fast.compat sampling_hqmodel.py -r drawn/ -m checkpoint/     the script as it is, nothing changed
+2. from hqtvae_fast.compat import sampling_ihqgpt                                one import of your own script changed
+3. from hqtvae_fast.compat import accelerate; accelerate(model)                  an ImageGPT2: its decoding too
 """
 
-# %% The one line
 import argparse
-from pathlib import Path
 
 import torch
 
@@ -23,36 +18,20 @@ options.add_argument("--checkpoint", default="demo", help="default: the model th
 options.add_argument("--classes", type=int, nargs="+", default=[0, 3], help="of a class-conditional checkpoint")
 options.add_argument("--prompts", nargs="+", default=["tiger face, 3d", "red apple, flat"], help="of a text model")
 options.add_argument("--candidates", type=int, default=4)
-options.add_argument("--temperature", type=float, default=0.7)
-options.add_argument("--out", type=Path, default=Path("drop_in.png"))
+options.add_argument("--out", default="drop_in.png")
 given = options.parse_args()
 
-# %% The model, and what it is conditioned on: labels, or the tokens of prompts
+# %% Here a script loads its ImageGPT2, and stage2 is model.stage2; this package's model does without the released code.
 pipe = HQTVAEPipeline.from_pretrained(given.checkpoint)
 stage2, side = pipe.transformer, pipe.config.vae.level_sides[0]
-conditions = given.classes
-if stage2.config.condition == "text":
-    conditions = pipe.tokenizer(given.prompts).split(1)
+conditions = pipe.tokenizer(given.prompts).split(1) if pipe.tokenizer else given.classes
 torch.manual_seed(0)
 
-# %% The loop over conditions
-images = []
+# %% From here on it is as it was. Codes: top [B, T] row by row; bottom [B, T, 4], those of each 2x2 window row by row.
+images, how = [], {"top_k_top": 2048, "top_k_bot": 2048, "softmax_temperature": (0.7, 0.7), "is_tqdm": False}
 for cond in conditions:
-    codes_top, codes_bot = sampling_ihqgpt(
-        stage2,
-        num_candidates=given.candidates,
-        cond=cond,
-        top_k_top=min(2048, stage2.config.codebook_sizes[0]),
-        top_k_bot=min(2048, stage2.config.codebook_sizes[1]),
-        softmax_temperature=(given.temperature, given.temperature),
-        is_tqdm=False,
-        max_seq_len=side * side,
-    )
-    # Top codes [B, T] row by row; bottom codes [B, T, 4], those of each 2x2 window row by row.
-    top = codes_top.view(-1, side, side)
-    bottom = codes_bot.view(-1, side, side, 2, 2).transpose(2, 3).reshape(-1, 2 * side, 2 * side)
-    images += pipe.decode([top, bottom])
-
-# %% The pictures
+    top, bottom = sampling_ihqgpt(stage2, given.candidates, cond, max_seq_len=side * side, **how)
+    bottom = bottom.view(-1, side, side, 2, 2).transpose(2, 3).reshape(-1, 2 * side, 2 * side)
+    images += pipe.decode([top.view(-1, side, side), bottom])  # in a script: model.stage1.decode_code(top, bottom)
 grid(images, columns=given.candidates).save(given.out)
 print(f"wrote {given.out}: {len(images)} pictures of {len(conditions)} classes or prompts")

@@ -34,7 +34,7 @@ from hqtvae_fast.checkpoint_config import (
     pair,
     resolve,
 )
-from hqtvae_fast.config import CheckpointError, HQTVAEConfig, TransformerConfig, to_dict
+from hqtvae_fast.config import CheckpointError, HQTVAEConfig, TransformerConfig, VAEConfig, to_dict
 from hqtvae_fast.files import first_line, json_text, sync_files, sync_folder
 from hqtvae_fast.files.tensors import StateDict, read_state
 from hqtvae_fast.model import HQVAE, HQTransformer
@@ -54,6 +54,7 @@ __all__ = [
     "CheckpointError",
     "build",
     "load",
+    "load_stage1_state",
     "load_stage2_state",
     "missing_tokenizer",
     "resolve",
@@ -189,6 +190,14 @@ def load_stage2_state(config: TransformerConfig, state: StateDict, origin: str) 
         transformer = HQTransformer(config)
     _assign(transformer, _collect(Path(origin), state, sources("", transformer)))
     return transformer
+
+
+def load_stage1_state(config: VAEConfig, state: StateDict, origin: str) -> HQVAE:
+    """An HQ-VAE from the ``state_dict()`` of a released stage-1 module in memory."""
+    with without_values():
+        vae = HQVAE(config)
+    _assign(vae, _collect(Path(origin), state, sources("", vae)))
+    return vae
 
 
 def _collect(file: Path, state: StateDict, expected: dict[str, Source]) -> StateDict:

@@ -185,6 +185,11 @@ class HQTVAEPipeline:
         """What computes here: which variant of each operation, and how the engine runs."""
         return self._executor.plan
 
+    @property
+    def executor(self) -> Executor:
+        """What draws and decodes, with the models where they now are."""
+        return self._executor
+
     def plan_facts(self) -> dict[str, Any]:
         """What a plan for this pipeline holds under (:func:`hqtvae_fast.planning.facts_of`)."""
         return facts_of(self.config, self.device, self.precision, self._quantization)

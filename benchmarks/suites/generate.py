@@ -4,6 +4,7 @@ python -m benchmarks.suites.generate --preset S M L --batches 1 8 50 256 --devic
 python -m benchmarks.suites.generate --preset S --batch 50 --images 1000 --device cuda --released ../hqtransformer
 python -m benchmarks.suites.generate --preset tiny --device cpu
 python -m benchmarks.suites.generate --decode-only --preset S --device cpu --batch 8
+python -m benchmarks.suites.generate --preset S --device cpu --script sampling_hqmodel.py --released ../hqtransformer
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from benchmarks.measuring.schema import write
 from benchmarks.options import ManyValues
 from benchmarks.suites.decode import decode_only as time_decoding
 from benchmarks.suites.outcomes import Outcome, tell_best, tell_whole, to_results, to_table, warning
+from benchmarks.suites.script import time_script
 from benchmarks.suites.sweep import Setting, check, measure
 
 STDERR = Console(stderr=True, highlight=False)
@@ -94,6 +96,13 @@ DecodeOnly = Annotated[
         "--decode-only", help="Time decoding alone, beside the same weights in plain torch in fp32; random codes."
     ),
 ]
+Script = Annotated[
+    str | None,
+    typer.Option(
+        "--script",
+        help="Of the --released checkout: time it alone, through hqtvae_fast.compat, and the pipeline, in turns.",
+    ),
+]
 Json = Annotated[Path | None, typer.Option("--json", help="Write everything measured to this file, times in seconds.")]
 
 
@@ -116,6 +125,7 @@ def generate(
     released_repeats: ReleasedRepeats = 2,
     json: Json = None,
     decode_only: DecodeOnly = False,
+    script: Script = None,
 ) -> None:
     """Time drawing codes and decoding them, separately and together, for each preset and batch.
 
@@ -134,6 +144,12 @@ def generate(
             if len(models) > 1 or len(batch) > 1 or dtype is Dtype.tf32:
                 raise ValueError("--decode-only: expected one preset, one batch, and no TF32")
             time_decoding(models[0], checkpoint, target, batch[0], repeats, dtype.value, json)
+            return
+        if script is not None:
+            if len(models) > 1 or len(batch) > 1:
+                raise ValueError("--script: expected one preset and one batch")
+            timed = max(1, (images or 2 * batch[0]) // batch[0])
+            time_script(script, released, models[0], checkpoint, target, batch[0], timed, repeats, dtype.value)
             return
         setting = Setting(
             device=target,

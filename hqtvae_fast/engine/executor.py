@@ -42,8 +42,9 @@ class Rows(NamedTuple):
 
 
 class Executor:
-    """``models``: the transformers in drawing order, a second one the refiner of the first one's top codes. ``plan``:
-    what computes, and how the engine runs; ``tf32``: fp32 numbers are multiplied as TF32.
+    """``models``: the transformers in drawing order, a second one the refiner of the first one's top codes; ``vae``:
+    None where nothing is to be decoded. ``plan``: what computes, and how the engine runs; ``tf32``: fp32 numbers are
+    multiplied as TF32.
 
     With graphs, a replay on a CPU is a plain call over the same static buffers. What cannot be captured is run step by
     step from then on, and a warning says so.
@@ -52,7 +53,7 @@ class Executor:
     def __init__(
         self,
         models: Sequence[HQTransformer],
-        vae: HQVAE,
+        vae: HQVAE | None,
         device: torch.device,
         plan: Plan | None = None,
         *,
@@ -85,9 +86,12 @@ class Executor:
         with self._computing(self.plan, EngineOptions()):
             return self._tables[index].of(lambda: make_tables(model), *weights_of(model))
 
+    def _all(self) -> list[Prepared]:
+        return [*self.models] if self.vae is None else [*self.models, self.vae]
+
     def doubt(self) -> None:
         """Make everything again that was made from weights, when it is next needed."""
-        for model in (*self.models, self.vae):
+        for model in self._all():
             model.doubt()
         for tables in self._tables:
             tables.doubt()
@@ -139,7 +143,7 @@ class Executor:
         self, codes: Sequence[Tensor], count: int, *, as_bytes: bool = False, plan: Plan | None = None
     ) -> Tensor:
         """Images of the first ``count`` rows, as :func:`decode_codes` gives them; finer levels may be missing."""
-        missing = self.vae.config.num_levels - len(codes)
+        missing = self._decoder().config.num_levels - len(codes)
         if missing:
             warnings.warn(
                 "the checkpoint draws top codes only (give a refiner for the rest): pictures are coarse", stacklevel=3
@@ -148,33 +152,40 @@ class Executor:
         return self._decode([*present, *[None] * missing], len(codes[0]), as_bytes, plan)
 
     @inference()
-    def decode_all(self, codes: Sequence[Tensor | None], cutter: Cutter, *, as_bytes: bool = False) -> Tensor:
-        """Images on the CPU of codes [N, h, w] a level from any device, None where one is left out: captured in the
-        cutter's batches, else all at once, as :func:`decode_codes` cuts them."""
+    def decode_all(
+        self, codes: Sequence[Tensor | None], cutter: Cutter, *, as_bytes: bool = False, to: torch.device | str = "cpu"
+    ) -> Tensor:
+        """Images, on device ``to``, of codes [N, h, w] a level from any device, None where one is left out: captured in
+        the cutter's batches, else all at once, as :func:`decode_codes` cuts them."""
         if self.graphs is None:
             cutter = Cutter(cutter.total, cutter.total)
         parts, start = [], 0
         while start < cutter.total:
             batch = cutter.next(start)
             part = [None if level is None else level[batch.start : batch.stop] for level in codes]
-            parts.append(self._decode(part, batch.size, as_bytes).cpu())
+            parts.append(self._decode(part, batch.size, as_bytes).to(to))
             start = batch.stop
         return ordinary(torch.cat(parts))
 
     def _decode(self, codes: Sequence[Tensor | None], size: int, as_bytes: bool, plan: Plan | None = None) -> Tensor:
         """``size``: of the capture, at least as many as there are codes."""
-        present = [level is not None for level in codes]
+        vae, present = self._decoder(), [level is not None for level in codes]
         levels = [index for index, here in enumerate(present) if here]
         options = self.options(size, plan)
         how: dict[str, Any] = {"as_bytes": as_bytes, "chunk": options.chunk}
         with self._computing(plan, options):
             key = ("decode", size, f"levels {levels}", "bytes" if as_bytes else "numbers")
-            make = partial(DecodeReplay, self.vae, size, present=present, **how)
-            replay = self._captured(self.vae, key, make, options)
+            make = partial(DecodeReplay, vae, size, present=present, **how)
+            replay = self._captured(vae, key, make, options)
             if replay is not None:
                 return replay(codes)
             here = [None if level is None else level.to(self.device, torch.int64) for level in codes]
-            return decode_codes(self.vae, here, **how)
+            return decode_codes(vae, here, **how)
+
+    def _decoder(self) -> HQVAE:
+        if self.vae is None:
+            raise ValueError("decode: expected an executor with stage 1; this one has none")
+        return self.vae
 
     @contextmanager
     def _computing(self, plan: Plan | None, options: EngineOptions) -> Iterator[None]:
@@ -209,7 +220,7 @@ class Executor:
         """What was made from weights is made again in place, where a capture reads it; captures are given up where
         anything has moved: weights (another device, ``weight.data = ...``), or what is made of them."""
         tables = [made for index in range(len(self.models)) if (made := self.tables(index)) is not None]
-        addresses = [address for model in (*self.models, self.vae) for address in model.addresses()]
+        addresses = [address for model in self._all() for address in model.addresses()]
         addresses += [tensor.data_ptr() for made in tables for tensor in made.tensors]
         if self._addresses not in (None, addresses):
             graphs.clear()

@@ -1,10 +1,12 @@
-"""A released stage-2 module in memory, described as the configuration that builds one like it."""
+"""Released modules in memory, described as the configurations that build others like them."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from torch import nn
+
+from hqtvae_fast.config import Resampler, VAEConfig
 
 _TWO_LEVEL_TYPES = {
     "top2bot": "hq-transformer",
@@ -78,3 +80,62 @@ def _describe_blocks(blocks: Any, dim: int) -> dict[str, Any]:
         "mlp_bias": mlp[0].bias is not None,
         "gelu_use_approx": mlp[1].use_approx,
     }
+
+
+# ------------------------------------------------------------------------------------------------------------- stage 1
+
+
+def describe_stage1(model: nn.Module) -> VAEConfig:
+    """Of a released stage-1 module (SimRQGAN2Generator, HQVAEGenerator); ValueError on a module of another kind."""
+    try:
+        return _describe_stage1(model)
+    except (AttributeError, IndexError, KeyError, TypeError) as error:
+        kind = type(model).__name__
+        raise ValueError(
+            f"expected a released stage-1 module (SimRQGAN2Generator, HQVAEGenerator); got {kind}"
+        ) from error
+
+
+def _describe_stage1(model: Any) -> VAEConfig:
+    encoder, two = model.encoder, hasattr(model, "quantize_t")
+    books = [model.quantize_t, model.quantize_b] if two else list(model.quantizers)
+    resampler, factor = _describe_resampler(model.down_t if two else model.downsamples[0])
+    channels, _, kernel, _ = encoder.conv_in.weight.shape
+    widths = [level.block[0].conv2.weight.shape[0] for level in encoder.down]
+    embed_dim, latent_channels, _, _ = model.quant_conv_b.weight.shape
+    attention = _attention_sides(model, encoder.resolution, len(widths) - 1 + int(kernel == 4))
+    middle = getattr(encoder, "mid", None)
+    return VAEConfig(
+        resolution=encoder.resolution,
+        channels=channels,
+        channel_multipliers=tuple(width // channels for width in widths),
+        num_res_blocks=len(encoder.down[0].block),
+        attention_resolutions=attention,
+        latent_channels=latent_channels,
+        init_downsample=kernel == 4,
+        mid_block=middle is not None,
+        attention=bool(attention) or (middle is not None and hasattr(middle.attn_1, "q")),
+        embed_dim=embed_dim,
+        codebook_sizes=tuple(len(book.embedding) for book in books),
+        resampler=resampler,
+        factor=factor,
+        combine="concat" if two else "sum",
+    )
+
+
+def _describe_resampler(down: Any) -> tuple[Resampler, int]:
+    if isinstance(down, nn.PixelUnshuffle):
+        return "pixel_shuffle", down.downscale_factor
+    if isinstance(down, nn.AvgPool2d):
+        size = down.kernel_size
+        return "average", size if isinstance(size, int) else size[0]
+    return "conv", down.weight.shape[-1]
+
+
+def _attention_sides(model: Any, resolution: int, halvings: int) -> tuple[int, ...]:
+    """The sides at which either half has attention; each counts in its own way, from the image and from the latents."""
+    levels = len(model.encoder.down)
+    down = [resolution >> level for level in range(levels)]
+    up = [(resolution >> halvings) << (levels - 1 - level) for level in range(levels)]
+    pairs = [*zip(down, model.encoder.down, strict=True), *zip(up, model.decoder.up, strict=True)]
+    return tuple(sorted({side for side, level in pairs if len(getattr(level, "attn", ())) > 0}))

@@ -15,10 +15,12 @@ from torch import Tensor, nn
 from hqtvae_fast import checkpoint as checkpoints
 from hqtvae_fast.classes import Names, fit_names
 from hqtvae_fast.config import HQTVAEConfig, first_level
-from hqtvae_fast.engine import SamplingParams, decode_codes, draw_codes, image_seeds
+from hqtvae_fast.engine import Executor, SamplingParams, image_seeds
+from hqtvae_fast.engine.loop import NAN_LOGITS
 from hqtvae_fast.model import HQVAE, HQTransformer
 from hqtvae_fast.modes import no_autocast
 from hqtvae_fast.pictures.images import to_pil
+from hqtvae_fast.plan import Plan
 from hqtvae_fast.text import PromptTokenizer
 from hqtvae_fast.train.codes.cache import picture_latents, split_codes
 from hqtvae_fast.train.data import Batch, Content
@@ -30,6 +32,9 @@ from hqtvae_fast.train.losses import SoftLabels, Stage2Loss, Stage2Weights, Targ
 from hqtvae_fast.train.prior import same_vae
 from hqtvae_fast.train.shown.sheets import PLACES, drawn_sheet, pictures_of_each
 from hqtvae_fast.train.validation import HeldOut, Sums, spread
+
+SHEETS = Plan(engine={1: "uncaptured"})
+"""How pictures are drawn between updates: without captures, which would hold memory that training needs."""
 
 
 @dataclass(frozen=True)
@@ -199,11 +204,14 @@ class Stage2:
         )
         self.transformer.eval()
         device = self.accelerator.device
+        executor = Executor([self.transformer], self.vae, device, SHEETS)
+        seeds = image_seeds(self.settings.seed, each * len(subjects)).to(device)
+        invalid = torch.zeros((), dtype=torch.bool, device=device)
         try:
-            with self.accelerator.autocast():
-                seeds = image_seeds(self.settings.seed, each * len(subjects)).to(device)
-                codes = draw_codes(self.transformer, condition, seeds, params)
-            return drawn_sheet(subjects, to_pil(decode_codes(self.vae, codes)))
+            codes = executor.draw(condition, seeds, [params], None, invalid, lambda: None)
+            if bool(invalid):
+                raise ValueError(NAN_LOGITS)
+            return drawn_sheet(subjects, to_pil(executor.decode(codes, len(seeds))))
         finally:
             self.transformer.train()
 

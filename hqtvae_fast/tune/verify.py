@@ -31,6 +31,8 @@ def verify_default(
     """The default plan with what was verified and refused. ``batches``: those whose choices are tried; by default one
     image and the device's usual batch. An operation that is ours is verified where it is right at all of its choices
     that can be tried. RuntimeError where no worker can be started."""
+    if executor.vae is None:
+        raise ValueError("verify: expected an executor with stage 1; this one has none")
     wanted = (1, DEFAULT_BATCH[device.type]) if batches is None else batches
     sites = find_sites(executor.models, executor.vae, device, wanted)
     with parent or Parent() as own:

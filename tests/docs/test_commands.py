@@ -23,6 +23,7 @@ NOT_RUN = {
     "pip install": "needs a package registry, and changes the environment that tests run in",
     "hqtvae bench generate --preset S": "minutes, and the released code",
     "hqtvae bench compare": "minutes; tests/benchmarks has it",
+    "python -m hqtvae_fast.compat": "the released code; tests/compat has it",
     "python -m hqtvae_fast.ops.aot": "minutes; tests/aot has it",
     "hqtvae evaluate --reference val/ --samples samples/ --features inception:": "weights that are not here",
     "hqtvae sample released/ --classes 0-999": "a classifier's weights that are not here",

@@ -16,6 +16,7 @@ LINKED = [*PAGES, ROOT / "benchmarks" / "README.md", ROOT / "CONTRIBUTING.md", R
 THEIRS = {"--max-restarts", "--nproc-per-node", "--nnodes", "--rdzv-endpoint"}  # torchrun's
 THEIRS |= {"--no-build-isolation", "--no-deps"}  # pip's
 THEIRS |= {"--arch", "--checkpoint", "--candidates"}  # of modules and examples, which run in test_commands.py
+THEIRS |= {"--explain"}  # of hqtvae_fast.compat
 
 
 def name_of(page: Path) -> str:

@@ -6,17 +6,22 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 pytest.importorskip("accelerate", reason="training needs the train extra")
 
+from accelerate import Accelerator
+from conftest import GOLDEN
 from small_runs import TRANSFORMER, stage1, stage2, write_pictures
 
+from hqtvae_fast import checkpoint
 from hqtvae_fast.classes import Classes
+from hqtvae_fast.engine import Executor
 from hqtvae_fast.pictures.sheet import Sheet
 from hqtvae_fast.train.run import train_stage1, train_stage2
 from hqtvae_fast.train.shown import telling
-from hqtvae_fast.train.stage2 import Stage2
+from hqtvae_fast.train.stage2 import Stage2, Stage2Settings
 
 TEXT = {**TRANSFORMER, "condition": "text", "prefix_length": 4, "prefix_vocab_size": 64}
 ONCE = {"steps": 2, "picture_every": 2}
@@ -133,3 +138,18 @@ def test_a_run_without_pictures_has_no_page(pictures, tmp_path):
 def test_captions_give_the_command_an_example(pictures, trained_vae, tmp_path, capsys):
     train_stage2(stage2(pictures, trained_vae, tmp_path, model=TEXT, caption="{class_name} picture", steps=1))
     assert capsys.readouterr().err.splitlines()[-1] == f"next: hqtvae sample {tmp_path} --prompt 'bright picture'"
+
+
+def test_pictures_are_drawn_by_the_executor(monkeypatch):
+    accelerator, made = Accelerator(cpu=True), checkpoint.load(GOLDEN / "class_parallel")
+    task = Stage2(accelerator, made.vae, made.transformer, Stage2Settings(steps=1, sample_temperature=0.5))
+    drawn, draw = [], Executor.draw
+    monkeypatch.setattr(Executor, "draw", lambda *arguments: drawn.append(draw(*arguments)) or drawn[-1])
+    sheet = task.pictures(1)
+    assert task.transformer.training
+    assert len(drawn) == 1
+    assert sheet.tobytes() == task.pictures(2).tobytes()  # from the same seeds
+    with torch.no_grad():
+        task.transformer.head.logits[0].weight.fill_(float("nan"))
+    with pytest.raises(ValueError, match="NaN"):
+        task.pictures(3)

@@ -1,78 +1,20 @@
-"""The released sampling functions' names and results, on stand-ins for the released stage-2 modules.
-
-A stand-in has a golden checkpoint's parameters under the released names, and the attributes that the released classes
-set from their arguments.
-"""
+"""The released sampling functions' names and results, on stand-ins for the released stage-2 modules."""
 
 from __future__ import annotations
 
+import copy
 import gc
-import re
 
 import pytest
 import torch
-import yaml
-from conftest import GOLDEN, golden_pipeline, golden_values
+from conftest import engine, golden_pipeline, golden_values
+from released_stand_ins import stand_in
 from torch import nn
 
 from hqtvae_fast import compat
-from hqtvae_fast.compat import sampling_hqtransformer, sampling_ihqgpt
-
-
-class Node(nn.Module):
-    """A module tree made of dotted names; knows an embedding's sizes and a ModuleList's length from its parameters."""
-
-    num_embeddings = property(lambda self: self.weight.shape[0])
-    embedding_dim = property(lambda self: self.weight.shape[1])
-
-    def __len__(self):
-        return len(self._modules)
-
-    def __iter__(self):
-        return iter(self._modules.values())
-
-    def __getitem__(self, index):
-        return self._modules[str(index)]
-
-
-def grow(state, prefix):
-    root = Node()
-    for key, value in state.items():
-        if not key.startswith(prefix):
-            continue
-        node, names = root, key.removeprefix(prefix).split(".")
-        for name in names[:-1]:
-            if name not in node._modules:
-                node.add_module(name, Node())
-            node = node._modules[name]
-        node.register_parameter(names[-1], nn.Parameter(value.clone()))
-    return root
-
-
-def stand_in(case):
-    state = torch.load(GOLDEN / case / "ckpt" / "last.ckpt", weights_only=True)["state_dict"]
-    stage2 = yaml.safe_load((GOLDEN / case / "config.yaml").read_text())["stage2"]
-    hparams, model = stage2["hparams"], grow(state, "stage2.")
-    model.use_cls_cond, model.use_txt_cond = stage2["use_cls_cond"], stage2["use_txt_cond"]
-    model.idx_pred = hparams["ctx_len_txt"] if model.use_txt_cond else 0
-    model.position_embedding = hparams["position_embedding"]
-    model.use_random_order = False
-    model.spatial_embedding = re.sub(r"\d", "", hparams["embedding_type"])
-    if model.spatial_embedding == "transformer" and "emb_blocks" not in model._modules:
-        model.add_module("emb_blocks", Node())
-    for blocks, settings in ((model.blocks, hparams), (model.depths, stage2["hparams_dec"])):
-        for block in blocks._modules.values():
-            block.attn.n_heads = settings["n_heads"]
-            block.mlp.add_module("1", Node())
-            block.mlp[1].use_approx = settings["gelu_use_approx"]
-    if stage2["type"] == "multilevel-hq":
-        model.code_level, model.decoding_type = 3, stage2["decoding_type"]
-    else:
-        model.ratio_bot2top = stage2["ratio_bot2top"]
-        kind = stage2["type"].partition("/")[2] or "top2bot"
-        model.model_type = kind.rstrip("0123456789") if kind != "top2bot" else kind
-    return model
-
+from hqtvae_fast.compat import sampling_hqtransformer, sampling_ihqgpt, stage2
+from hqtvae_fast.model import HQVAE
+from hqtvae_fast.tune.sites import find_sites
 
 GREEDY = {"top_k_top": 1, "top_k_bot": 1, "is_tqdm": False, "use_fp16": False, "max_seq_len": 16}
 TWO_LEVELS = ["class_parallel", "class_parallel_iet1", "class_sequential", "class_bidirectional", "uncond_reduce"]
@@ -140,19 +82,19 @@ def test_converted_once_and_again_after_a_change():
         model.ln_f.weight.mul_(2)
     second = compat.convert(model, side=4)
     assert second is not first
-    assert len(compat._converted[model]) == 1
+    assert len(stage2._converted[model]) == 1
     assert float(second.norm.weight.mean()) > mean
 
 
 def test_forgotten_with_the_module():
     gc.collect()
-    before = len(compat._converted)
+    before = len(stage2._converted)
     model = stand_in("class_parallel")
     compat.convert(model, side=4)
-    assert len(compat._converted) == before + 1
+    assert len(stage2._converted) == before + 1
     del model
     gc.collect()
-    assert len(compat._converted) == before
+    assert len(stage2._converted) == before
 
 
 def test_refusals():
@@ -165,3 +107,44 @@ def test_refusals():
         sampling_ihqgpt(model, 1, 10, max_seq_len=16)
     with pytest.raises(ValueError, match="cond: expected a class label, got none"):
         sampling_ihqgpt(model, 1, None, max_seq_len=16)
+
+
+def test_the_executor_draws_and_is_kept_with_the_module(monkeypatch):
+    plans = {**stage2.PLANS, "default": engine("captured")}
+    monkeypatch.setattr(stage2, "PLANS", plans)
+    golden, model = golden_values("class_parallel"), stand_in("class_parallel")
+    executors = []
+    for _ in range(2):
+        top, _ = sampling_ihqgpt(model, 3, int(golden["greedy_label"]), **GREEDY)
+        assert torch.equal(top, golden["greedy_top"])
+        executors.append(stage2.executor_of(compat.convert(model, side=4, sixteen_bit=False)))
+    assert executors[0] is executors[1]
+    assert [use.uses for use in executors[0].graphs.report()] == [2]
+    with torch.no_grad():
+        model.head_top.weight.neg_()
+    top, _ = sampling_ihqgpt(model, 3, int(golden["greedy_label"]), **GREEDY)
+    assert not torch.equal(top, golden["greedy_top"])
+    del executors
+    before = len(stage2._executors)
+    del model
+    gc.collect()
+    assert len(stage2._executors) == before - 1
+
+
+def test_a_model_of_ours_is_left_as_it_was():
+    ours = copy.deepcopy(golden_pipeline("class_parallel").transformer)
+    ours.prepared = False
+    ours.train()
+    sampling_ihqgpt(ours, 1, 0, **GREEDY)
+    assert ours.training
+    assert not ours.prepared
+
+
+@pytest.mark.parametrize("case", ["class_parallel", "class_level3", "uncond_reduce", "text_parallel"])
+def test_a_transformer_alone_is_verified_beside_a_stage_1(case):
+    """As on a GPU, of fake tensors."""
+    model = compat.convert(stand_in(case), side=4)
+    config = stage2.whole_config(model.config)
+    assert config.vae.level_sides[0] == 4
+    sites = find_sites([model], HQVAE(config.vae).eval(), torch.device("cuda"), (1,))
+    assert {"skinny_linear", "sample_logits"} <= {site.op for site in sites}
