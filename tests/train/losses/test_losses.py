@@ -207,7 +207,7 @@ def test_stage1_loss_of_what_is_left_below_the_top():
 
 def test_the_picture_of_top_codes_is_what_they_decode_to(monkeypatch):
     """With the same convolutions: decoding alone may take others, held to 1e-4 by the golden cases."""
-    monkeypatch.setenv("HQTVAE_BACKEND", "winograd_conv=reference")
+    monkeypatch.setenv("HQTVAE_BACKEND", "conv3x3=reference")
     vae, images = golden_pipeline("class_level3").vae, golden_values("class_level3")["image"]
     with torch.no_grad():
         output = vae(images, top_only=True)
