@@ -55,8 +55,8 @@ _NUMBERS = (int, float)
 @dataclass(frozen=True)
 class PlanFile:
     """What is in a file: ``choices`` by :func:`hqtvae_fast.plan.site`, ``engine`` by batch bucket; ``refused``,
-    ``verified``, ``batches`` and ``best`` as a :class:`Plan` has them. ``seconds``: of a whole batch, drawn and decoded,
-    by its size: what ``batches`` and ``best`` were found by."""
+    ``verified``, ``batches`` and ``best`` as a :class:`Plan` has them. ``seconds``: of a whole batch, drawn and
+    decoded, by its size: what ``batches`` and ``best`` were found by."""
 
     kind: Kind
     facts: Facts

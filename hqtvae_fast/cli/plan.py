@@ -160,7 +160,7 @@ def _show_choices(choices: Mapping[str, Measured]) -> None:
 
 def _show_batches(file: PlanFile) -> None:
     rows = table("Batches", "images at once", "seconds", "images/s", "")
-    for size in sorted({*file.seconds, *file.batches} | ({file.best} - {None})):
+    for size in sorted({*file.seconds, *file.batches, *([] if file.best is None else [file.best])}):
         taken = file.seconds.get(size)
         times = ("-", "-") if taken is None else (f"{taken:.4g}", f"{size / taken:.4g}")
         kept = not file.batches or size in file.batches
