@@ -136,6 +136,15 @@ def test_the_best_size_is_drawn_with_unless_another_is_asked_for(opened):
     assert {report.key[2] for report in pipe._executor.graphs.report()} == {3, 1, 2}  # no bucket of three: as asked
 
 
+def test_fewer_images_are_computed_as_a_size_of_the_plan(opened):
+    pipe = opened(plan=replace(engine("captured"), batches=(3, 5), best=5))
+    pipe([1, 2], progress=False)
+    pipe([1, 2, 3, 4], progress=False)
+    reports = pipe._executor.graphs.report()
+    assert {report.key[2] for report in reports if report.key[0] == "draw"} == {3, 5}
+    assert {report.key[1] for report in reports if report.key[0] == "decode"} == {3, 5}
+
+
 def test_tuned_sizes_leave_the_codes_alone(opened):
     drawn = []
     for plan in (engine("captured"), replace(engine("captured"), batches=(1, 2), best=2)):
