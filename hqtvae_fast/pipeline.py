@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import closing
 from functools import partial
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -16,9 +15,9 @@ from hqtvae_fast import checkpoint as checkpoints
 from hqtvae_fast.arguments import positive
 from hqtvae_fast.checkpoint import Checkpoint
 from hqtvae_fast.codes import read_levels
-from hqtvae_fast.config import BUCKETS, HQTVAEConfig
+from hqtvae_fast.config import HQTVAEConfig
 from hqtvae_fast.engine import Executor, Finished, Job, generate
-from hqtvae_fast.engine.batches import BatchTuning
+from hqtvae_fast.engine.batches import cut
 from hqtvae_fast.engine.coding import encode_images
 from hqtvae_fast.engine.options import (
     Precision,
@@ -46,7 +45,6 @@ from hqtvae_fast.request import (
 )
 from hqtvae_fast.text import load_tokenizer
 from hqtvae_fast.threads import picture_flops, threads_for
-from hqtvae_fast.tuning import BatchSizes, any_request, tuning_facts
 
 Number = int | float | None
 PerLevel = Number | Sequence[Number]
@@ -169,9 +167,6 @@ class HQTVAEPipeline:
         self._executor = self._make_executor(found or PLANS["library"])
         if found is None:
             self._executor = self._make_executor(self._find_plan())
-        # Of parts, not a method of this object: the two would hold each other, and a GPU's memory with them.
-        facts = (self.config, self.device, self.precision, self._quantization, self._executor.plan.id)
-        self._sizes = BatchSizes(self.device, partial(tuning_facts, *facts))
         return self
 
     def _find_plan(self) -> Plan:
@@ -261,7 +256,7 @@ class HQTVAEPipeline:
         if not isinstance(codes, Tensor):  # to where they can be looked at: one out of range would stop a GPU
             codes = [level.cpu() if isinstance(level, Tensor) else level for level in codes]
         levels, count = read_levels(codes, self.config.vae)
-        cutter = self._sizes.cutter(count, batch_size, buckets=True)
+        cutter = cut(self.plan, self.device, count, batch_size, buckets=True)
         if count == 0:
             R = self.config.vae.resolution
             return convert_images(torch.zeros(0, 3, R, R, dtype=torch.float32), output_type)
@@ -292,11 +287,11 @@ class HQTVAEPipeline:
         ``temperature``: a number, or one a level, top first. ``seed``: an integer (image i is drawn with (seed, i)), or
         one an image; an image depends on its own seed and condition alone. A ``torch.Generator`` gives an integer and
         moves on; None takes a fresh one; the output's ``seeds`` say which. ``given_top_codes``: integers [h, w], or
-        [N, h, w]: only finer codes are drawn. ``batch_size``: images drawn at once. ``deterministic="batch"``: always
-        compute that many rows, by the default plan where none was asked for, so that an image has the same codes, bit
-        for bit, alone and in any company, in any dtype. ``on_step(step, total)`` is called after each step of each
-        batch; what it raises ends the drawing and comes out here. Of a captured batch all steps are told after its
-        replay. Bad arguments raise ValueError.
+        [N, h, w]: only finer codes are drawn. ``batch_size``: images drawn at once; None: the plan's best, else 50, or
+        8 on a CPU. ``deterministic="batch"``: always compute that many rows (None: 50, or 8), by the default plan where
+        none was asked for, so that an image has the same codes, bit for bit, alone and in any company, in any dtype.
+        ``on_step(step, total)`` is called after each step of each batch; what it raises ends the drawing and comes out
+        here. Of a captured batch all steps are told after its replay. Bad arguments raise ValueError.
         """
         request = self._request(
             class_labels, prompt, num_images, (temperature, top_k, top_p), seed, given_top_codes, output_type
@@ -346,37 +341,6 @@ class HQTVAEPipeline:
 
         return one_by_one()
 
-    # --------------------------------------------------------------------------------------------------- batch sizes
-
-    @property
-    def best_batch_size(self) -> int:
-        """The fastest one that :meth:`tune_batches` found here, else the device's default (50, or 8 on a CPU)."""
-        return self._sizes.best
-
-    def tune_batches(
-        self,
-        sizes: Sequence[int] = BUCKETS,
-        *,
-        file: str | os.PathLike[str] | None = None,
-        on_size: Callable[[int, float], None] | None = None,
-    ) -> BatchTuning:
-        """Time drawing and decoding at each of ``sizes``, and use those worth having from now on.
-
-        The times are kept in ``file`` (None: :func:`hqtvae_fast.engine.batches.default_file`), where the next
-        pipeline of this model, device, dtype and options finds them if that is the default one. ``on_size`` is told
-        each size and its seconds. Where batches overlap, a size's time is a third of three batches'.
-        """
-        if self.transformer is None:
-            raise ValueError("this checkpoint has stage 1 only: there is nothing to draw in batches")
-        overlapping = self._executor.options(max(sizes)).overlaps(self.device)
-        configs, batches = [model.config for model in self._models()], 3 if overlapping else 1
-
-        def run(size: int) -> None:
-            for _ in self._generate(any_request(configs, batches * size), size, "batch", "pil", False):
-                pass
-
-        return self._sizes.tune(run, sizes, batches, None if file is None else Path(file), on_size)
-
     # ----------------------------------------------------------------------------------------------------- requests
 
     def _request(
@@ -412,7 +376,8 @@ class HQTVAEPipeline:
         if on_step is not None and not callable(on_step):
             raise ValueError(f"on_step: expected a function of two numbers; got {on_step!r}")
         total, fixed, plan = len(request.seeds), deterministic == "batch", self.plan_for(deterministic)
-        cutter = self._sizes.cutter(total, batch_size, fixed=fixed, buckets=self._executor.graphs is not None)
+        buckets = self._executor.graphs is not None
+        cutter = cut(plan, self.device, total, batch_size, fixed=fixed, buckets=buckets)
         first = int(request.given is not None and self.refiner is not None)  # given codes stand for the prior's
         steps = sum(model.config.num_steps for model in self._models()[first:]) * -(-total // cutter.limit)
         decode = partial(self._executor.decode, as_bytes=output_type == "pil", plan=plan)

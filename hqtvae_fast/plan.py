@@ -84,24 +84,34 @@ class Plan:
     """``choices``: the name of a backend or variant by :func:`site`. ``engine``: how the engine runs, by batch bucket,
     as text that :meth:`hqtvae_fast.engine.options.EngineOptions.read` reads. ``refused``: the reason by "op name":
     never taken from an op's order. ``verified``: "op name"; what is ours and not among them is passed over; None:
-    everything is trusted. Of the kind "library" or "reference": library calls alone, or references alone."""
+    everything is trusted. Of the kind "library" or "reference": library calls alone, or references alone.
+
+    ``batches``: the sizes that batches are computed with, ascending; none: ``BUCKETS`` of
+    :mod:`hqtvae_fast.config`. ``best``: images at once where nobody says how many; None: the device's default."""
 
     kind: Kind = "default"
     choices: Mapping[str, str] = field(default_factory=dict)
     engine: Mapping[int, str] = field(default_factory=dict)
     refused: Mapping[str, str] = field(default_factory=dict)
     verified: frozenset[str] | None = None
+    batches: tuple[int, ...] = ()
+    best: int | None = None
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
             raise ValueError(f"plan: expected one of {', '.join(KINDS)}; got {self.kind!r}")
+        sizes = list(self.batches)
+        if not all(_is_size(size) for size in sizes) or sizes != sorted(set(sizes)):
+            raise ValueError(f"batches: expected ascending sizes from 1 on; got {sizes}")
+        if self.best is not None and not _is_size(self.best):
+            raise ValueError(f"best: expected a batch size from 1 on, or none; got {self.best!r}")
 
     @cached_property
     def id(self) -> str:
         """A short hash of all it says: what was computed under equal ones was computed alike."""
         verified = None if self.verified is None else sorted(self.verified)
         parts = [self.kind, dict(self.choices), {str(size): text for size, text in self.engine.items()}]
-        text = json.dumps([*parts, dict(self.refused), verified], sort_keys=True)
+        text = json.dumps([*parts, dict(self.refused), verified, list(self.batches), self.best], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:12]
 
     def __str__(self) -> str:
@@ -161,6 +171,10 @@ class Plan:
     @cached_property
     def _warned(self) -> set[str]:
         return set()
+
+
+def _is_size(value: Any) -> bool:
+    return type(value) is int and value > 0
 
 
 # --------------------------------------------------------------------------------------------------------------- in use

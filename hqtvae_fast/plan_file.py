@@ -12,6 +12,7 @@ import json
 import os
 from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, field, fields
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -53,8 +54,9 @@ _NUMBERS = (int, float)
 
 @dataclass(frozen=True)
 class PlanFile:
-    """What is in a file: ``choices`` by :func:`hqtvae_fast.plan.site`, ``engine`` by batch bucket; ``refused`` and
-    ``verified`` as a :class:`Plan` has them."""
+    """What is in a file: ``choices`` by :func:`hqtvae_fast.plan.site`, ``engine`` by batch bucket; ``refused``,
+    ``verified``, ``batches`` and ``best`` as a :class:`Plan` has them. ``seconds``: of a whole batch, drawn and
+    decoded, by its size: what ``batches`` and ``best`` were found by."""
 
     kind: Kind
     facts: Facts
@@ -62,19 +64,22 @@ class PlanFile:
     engine: Mapping[int, Measured] = field(default_factory=dict)
     refused: Mapping[str, str] = field(default_factory=dict)
     verified: frozenset[str] | None = None
+    batches: tuple[int, ...] = ()
+    best: int | None = None
+    seconds: Mapping[int, float] = field(default_factory=dict)
 
     @property
     def plan(self) -> Plan:
         choices = {where: own.variant for where, own in self.choices.items()}
         engine = {bucket: own.variant for bucket, own in self.engine.items()}
-        return Plan(self.kind, choices, engine, self.refused, self.verified)
+        return Plan(self.kind, choices, engine, self.refused, self.verified, self.batches, self.best)
 
     @classmethod
     def of(cls, plan: Plan, facts: Facts) -> PlanFile:
         """A plan of which nothing was measured."""
         choices = {where: Measured(name) for where, name in plan.choices.items()}
         engine = {bucket: Measured(text) for bucket, text in plan.engine.items()}
-        return cls(plan.kind, facts, choices, engine, plan.refused, plan.verified)
+        return cls(plan.kind, facts, choices, engine, plan.refused, plan.verified, plan.batches, plan.best)
 
     @classmethod
     def read(cls, file: Path) -> PlanFile:
@@ -94,6 +99,9 @@ class PlanFile:
             "facts": dict(self.facts),
             "choices": {where: _shown(own) for where, own in self.choices.items()},
             "engine": {str(bucket): _shown(self.engine[bucket]) for bucket in sorted(self.engine)},
+            "batches": list(self.batches),
+            "best": self.best,
+            "seconds": {str(size): self.seconds[size] for size in sorted(self.seconds)},
             "refused": dict(self.refused),
             "verified": None if self.verified is None else sorted(self.verified),
         }
@@ -167,7 +175,9 @@ def _parse(content: dict[str, Any]) -> PlanFile:
     if kind not in KINDS:
         raise ValueError(f"kind {kind!r} instead of one of {', '.join(KINDS)}")
     choices = {where: _measured(where, own) for where, own in _mapping(content, "choices").items()}
-    engine = {_bucket(text): _measured(f"engine {text}", own) for text, own in _mapping(content, "engine").items()}
+    own_engine = {_size("engine", text): own for text, own in _mapping(content, "engine").items()}
+    engine = {size: _measured(f"engine {size}", own) for size, own in own_engine.items()}
+    seconds = {_size("seconds", text): taken for text, taken in _mapping(content, "seconds").items()}
     refused = _mapping(content, "refused")
     if not (isinstance(facts, dict) and facts):
         raise ValueError("no facts")
@@ -175,7 +185,16 @@ def _parse(content: dict[str, Any]) -> PlanFile:
         raise ValueError("refused: a reason that is no text")
     if not (verified is None or (isinstance(verified, list) and all(isinstance(name, str) for name in verified))):
         raise ValueError("verified: something else than a list of names")
-    return PlanFile(kind, facts, choices, engine, refused, None if verified is None else frozenset(verified))
+    if not isinstance(content["batches"], list):
+        raise ValueError("batches: something else than a list")
+    for size, taken in seconds.items():
+        if not isinstance(taken, _NUMBERS) or isinstance(taken, bool) or not 0 < taken < inf:
+            raise ValueError(f"seconds: of {size} images {taken!r}")
+    names = None if verified is None else frozenset(verified)
+    sizes = {"batches": tuple(content["batches"]), "best": content["best"], "seconds": seconds}
+    read = PlanFile(kind, facts, choices, engine, refused, names, **sizes)
+    _ = read.plan  # which checks its sizes
+    return read
 
 
 def _mapping(content: dict[str, Any], name: str) -> dict[str, Any]:
@@ -185,9 +204,9 @@ def _mapping(content: dict[str, Any], name: str) -> dict[str, Any]:
     return value
 
 
-def _bucket(text: str) -> int:
+def _size(where: str, text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
-        raise ValueError(f"engine: batch bucket {text!r}")
+        raise ValueError(f"{where}: batch size {text!r}")
     return int(text)
 
 

@@ -17,7 +17,7 @@ import torch
 from benchmarks.entrants.ours import open_model
 from hqtvae_fast import HQTVAEPipeline
 from hqtvae_fast.engine import image_seeds
-from hqtvae_fast.tuning import any_request
+from hqtvae_fast.tune.whole import any_rows
 
 IN_A_ROW = 3
 
@@ -48,8 +48,7 @@ def measure(pipe: HQTVAEPipeline, batch: int) -> dict[str, float]:
     """Idle share of a batch drawn, and of one decoded, :data:`IN_A_ROW` times over, and of as many batches of a stream;
     after a run of each."""
     executor, device = pipe._executor, pipe.device
-    request = any_request([model.config for model in executor.models], batch)
-    rows = request.rows(0, batch, device)
+    rows = any_rows([model.config for model in executor.models], 0, batch, device)
     invalid = torch.zeros((), dtype=torch.bool, device=device)
     seeds = image_seeds(0, batch).to(device)
     how: dict[str, Any] = {"num_images": IN_A_ROW * batch, "batch_size": batch, "output_type": "pil", "progress": False}

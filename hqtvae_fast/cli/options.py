@@ -181,7 +181,9 @@ def open_pipeline(
 
 def batch_of(pipe: HQTVAEPipeline, batch_size: int | None) -> int:
     """The batch size asked for, or the one that is the fastest as far as is known."""
-    return pipe.best_batch_size if batch_size is None else batch_size
+    from hqtvae_fast.engine.batches import best_batch
+
+    return best_batch(pipe.plan, pipe.device) if batch_size is None else batch_size
 
 
 def parse_integers(option: str, values: Iterable[str]) -> list[int]:

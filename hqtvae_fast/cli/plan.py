@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -36,6 +37,7 @@ def show_plan(file: Files = None) -> None:
     show(facts(f"{read.kind} plan {read.plan.id}", {name: _said(value) for name, value in read.facts.items()}))
     engine = {f"engine, batch {bucket}": own for bucket, own in sorted(read.engine.items())}
     _show_choices({**engine, **read.choices})
+    _show_batches(read)
     if read.verified is not None:
         show(_lines("Verified", sorted(read.verified)))
     if read.refused:
@@ -44,7 +46,7 @@ def show_plan(file: Files = None) -> None:
 
 @plan.command(epilog="Example: hqtvae plan diff before.json after.json")
 def diff(file: File, other: Other) -> None:
-    """Say in what two plans differ: facts, choices and refusals."""
+    """Say in what two plans differ: facts, choices, batch sizes and refusals."""
     one, two = PlanFile.read(file), PlanFile.read(other)
     rows = table(f"{file} and {other}", "", str(file), str(other))
     for name, _ in different(one.facts, two.facts):
@@ -95,7 +97,7 @@ def import_(
     found, sound = _facts_here(checkpoint, refiner, device, dtype, quantize)
     read.check(found, accept_fact or [], file)
     sound(read)
-    kept = PlanFile(read.kind, found, read.choices, read.engine, read.refused, read.verified)
+    kept = replace(read, facts=found)
     kept.write(plan_path(found))
     typer.echo(f"wrote {plan_path(found)} (plan {kept.plan.id}, {count(len(kept.choices), 'choice')})")
 
@@ -156,6 +158,17 @@ def _show_choices(choices: Mapping[str, Measured]) -> None:
         typer.echo("no choices: every operation goes by its own order")
 
 
+def _show_batches(file: PlanFile) -> None:
+    rows = table("Batches", "images at once", "seconds", "images/s", "")
+    for size in sorted({*file.seconds, *file.batches, *([] if file.best is None else [file.best])}):
+        taken = file.seconds.get(size)
+        times = ("-", "-") if taken is None else (f"{taken:.4g}", f"{size / taken:.4g}")
+        kept = not file.batches or size in file.batches
+        rows.add_row(str(size), *times, "the fastest" if size == file.best else "" if kept else "not used")
+    if rows.row_count:
+        show(rows)
+
+
 def _time(median: float | None, spread: float | None) -> str:
     if median is None:
         return "-"
@@ -164,7 +177,9 @@ def _time(median: float | None, spread: float | None) -> str:
 
 def _choices(file: PlanFile) -> dict[str, str]:
     engine = {f"engine, batch {bucket}": own.variant for bucket, own in sorted(file.engine.items())}
-    return engine | {where: own.variant for where, own in file.choices.items()}
+    batches = {"batches": " ".join(map(str, file.batches))} if file.batches else {}
+    best = {} if file.best is None else {"fastest batch": str(file.best)}
+    return engine | batches | best | {where: own.variant for where, own in file.choices.items()}
 
 
 def _lines(title: str, lines: Iterable[str]) -> Any:

@@ -167,16 +167,17 @@ def _tune(
                 PlanFile.of(Plan("default", refused=result.refused, verified=verified), facts).write(path)
         else:
             path = plan_path(facts)
-            file = PlanFile("tuned", facts, result.choices, result.engine, result.refused, verified)
-            if result_rows(result, peaks):
+            if result_rows(result, peaks) or result.tuning is not None:
+                found: dict[str, Any] = {"batches": result.batches, "best": result.best, "seconds": result.seconds}
+                file = PlanFile("tuned", facts, result.choices, result.engine, result.refused, verified, **found)
                 file.write(path)
-                _keep_batches(result, name, device, precision, file.plan.id)
     _say_result(result, peaks, str(path), asked, written=path.is_file())
 
 
 def _run(name: ModelName, device: torch.device, peaks: Peaks, sizes: list[int], asked: _Asked) -> Result:
     from hqtvae_fast.ops.spec import all_specs
     from hqtvae_fast.plan import Plan
+    from hqtvae_fast.tune.confirm import NoRunError
     from hqtvae_fast.tune.jobs import TIME_SECONDS
     from hqtvae_fast.tune.parent import Parent
     from hqtvae_fast.tune.tuner import Tuner
@@ -186,10 +187,12 @@ def _run(name: ModelName, device: torch.device, peaks: Peaks, sizes: list[int], 
     sites = _sites(name, device, sizes)
     with Parent() as parent:
 
-        def whole(plan: Plan, batch: int) -> float | None:
+        def whole(plan: Plan, batch: int) -> float:
             job = {"do": "whole", "model": packed_name(name), "plan": packed_plan(plan), "batch": batch}
             answer = parent.ask({**job, "device": str(device)}, 10 * TIME_SECONDS)
-            return float(answer["seconds"]) if answer["status"] == "right" else None
+            if answer["status"] != "right":
+                raise (MemoryError if answer["status"] == "memory" else NoRunError)(answer["reason"])
+            return float(answer["seconds"])
 
         left = max(1.0, asked.seconds - (time.monotonic() - start))
         options: dict[str, Any] = {"keep_bits": asked.keep_bits, "only_prove": asked.verify_only}
@@ -198,17 +201,12 @@ def _run(name: ModelName, device: torch.device, peaks: Peaks, sizes: list[int], 
             return tuner.run()
 
 
-def _keep_batches(result: Result, name: ModelName, device: torch.device, precision: Precision, plan: str) -> None:
-    """How long batches take under the plan: from then on the fastest size is the one that is drawn with."""
-    from hqtvae_fast.engine.batches import BatchTuning, default_file, save
-    from hqtvae_fast.tuning import tuning_facts
-
-    if result.seconds:
-        facts = tuning_facts(name.config, device, precision, name.quantization, plan)
-        save(BatchTuning(result.seconds), facts, default_file())
-
-
-STAGES = {"prove": "Proving variants", "time": "Timing them", "confirm": "Confirming by whole runs"}
+STAGES = {
+    "prove": "Proving variants",
+    "time": "Timing them",
+    "confirm": "Confirming by whole runs",
+    "batches": "Timing batch sizes",
+}
 
 
 @contextmanager
@@ -274,6 +272,8 @@ def _say_result(result: Result, peaks: Peaks, path: str, asked: _Asked, *, writt
         }
         content |= {
             "seconds_by_batch": result.seconds,
+            "batches": result.batches,
+            "best_batch": result.best,
             "verified": sorted(result.verified),
             "plan": path if written else None,
         }
@@ -289,7 +289,8 @@ def _say_result(result: Result, peaks: Peaks, path: str, asked: _Asked, *, writt
         for batch, own in result.engine.items():
             typer.echo(f"engine, batch {batch}: {own.variant or 'as it is by itself'}")
         for batch, seconds in result.seconds.items():
-            typer.echo(f"batch {batch}: {batch / seconds:.4g} images/s")
+            fastest = ", the fastest" if batch == result.best else ""
+            typer.echo(f"batch {batch}: {batch / seconds:.4g} images/s{fastest}")
     typer.echo(
         f"right here: {len(result.verified)} variants" + (f"; stopped: {result.stopped}" if result.stopped else "")
     )

@@ -1,22 +1,12 @@
-"""How many images at once: requests cut into batches, the sizes worth having, and the memory that decoding takes.
-
-A batch size is worth having if it is the one with the most images a second, or a smaller one that saves time over the
-next larger that is kept: a request's last images are computed as the smallest kept size that holds them, and each size
-costs the memory of its captures. Sizes above the fastest one are not kept.
-"""
+"""How many images at once: requests cut into batches, and the memory that decoding takes."""
 
 from __future__ import annotations
 
-import json
-import os
-import statistics
-import time
 import warnings
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -24,10 +14,11 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
-from hqtvae_fast.config import BUCKETS, VAEConfig
-from hqtvae_fast.files import read_text, write_file
+from hqtvae_fast.arguments import positive
+from hqtvae_fast.config import BUCKETS, DEFAULT_BATCH, VAEConfig
 from hqtvae_fast.model import HQVAE
 from hqtvae_fast.model.empty import without_values
+from hqtvae_fast.plan import Plan
 
 _CPU_SIGNS = ("can't allocate memory", "not enough memory")  # of torch's CPU allocator, which raises RuntimeError
 
@@ -74,122 +65,32 @@ class Cutter:
         return True
 
 
+def best_batch(plan: Plan, device: torch.device) -> int:
+    """Images at once where nobody says how many: the fastest size that the plan knows, else the device's default."""
+    return _default(device) if plan.best is None else plan.best
+
+
+def cut(
+    plan: Plan, device: torch.device, total: int, batch_size: int | None, *, buckets: bool, fixed: bool = False
+) -> Cutter:
+    """A cutter of ``total`` images into batches of ``batch_size``, by the plan's sizes; None: of the best one, or where
+    they are ``fixed`` of the device's default, which no measurement changes. ValueError on one that is no size."""
+    if batch_size is not None:
+        limit = positive("batch_size", batch_size)
+    else:
+        limit = _default(device) if fixed else best_batch(plan, device)
+    return Cutter(total, limit, fixed=fixed, buckets=buckets, sizes=plan.batches or BUCKETS)
+
+
+def _default(device: torch.device) -> int:
+    return DEFAULT_BATCH.get(device.type, DEFAULT_BATCH["cpu"])
+
+
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether it tells of a lack of memory, on either kind of device."""
     if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
         return True
     return isinstance(error, RuntimeError) and any(sign in str(error) for sign in _CPU_SIGNS)
-
-
-# --------------------------------------------------------------------------------------------------- sizes worth having
-
-WORTH = 0.95
-"""A size is kept if it takes at most this share of the next larger one's time."""
-SECONDS, MOST_RUNS = 1.0, 20  # for each size, after one run that captures and warms up
-PAST_BEST = 0.8  # sizes whose images a second fall below this share of the best end the search
-
-Facts = Mapping[str, Any]
-"""What the times hold for: the device, the model, what it computes in."""
-
-
-@dataclass(frozen=True)
-class BatchTuning:
-    """Seconds of drawing and decoding a batch, by its size."""
-
-    seconds: Mapping[int, float]
-
-    @property
-    def best(self) -> int:
-        """The size with the most images a second; of equal ones the smallest."""
-        return max(sorted(self.seconds), key=lambda size: size / self.seconds[size])
-
-    @property
-    def buckets(self) -> tuple[int, ...]:
-        """The sizes to compute with, ascending; the last one is :attr:`best`."""
-        kept = [self.best]
-        for size in sorted((size for size in self.seconds if size < self.best), reverse=True):
-            if self.seconds[size] <= WORTH * self.seconds[kept[-1]]:
-                kept.append(size)
-        return tuple(reversed(kept))
-
-
-def measure(
-    run: Callable[[int], None],
-    sizes: Sequence[int],
-    *,
-    batches: int = 1,
-    on_size: Callable[[int, float], None] | None = None,
-) -> BatchTuning:
-    """Times ``run`` (which draws and decodes ``batches`` batches of that size, and waits for them) at ascending
-    ``sizes``.
-
-    Ends at the first that does not fit into memory, or that is well past the best. ``on_size`` is told of each size
-    and its seconds. Raises MemoryError if the smallest does not fit.
-    """
-    seconds: dict[int, float] = {}
-    for size in sorted(set(sizes)):
-        try:
-            run(size)
-            seconds[size] = _median_seconds(run, size) / batches
-        except (MemoryError, RuntimeError) as error:
-            if not is_out_of_memory(error):
-                raise
-            if not seconds:
-                raise MemoryError(f"not enough memory for {size} image{'s' if size > 1 else ''} at once") from error
-            break
-        if on_size is not None:
-            on_size(size, seconds[size])
-        tuning = BatchTuning(seconds)
-        if size / seconds[size] < PAST_BEST * tuning.best / seconds[tuning.best]:
-            break
-    return BatchTuning(seconds)
-
-
-def _median_seconds(run: Callable[[int], None], size: int) -> float:
-    taken: list[float] = []
-    while not taken or (sum(taken) < SECONDS and len(taken) < MOST_RUNS):
-        start = time.perf_counter()
-        run(size)
-        taken.append(time.perf_counter() - start)
-    return statistics.median(taken)
-
-
-# ------------------------------------------------------------------------------------------------------------- the file
-
-
-def default_file() -> Path:
-    """``batches.json`` in the folder that HQTVAE_CACHE names, else in hqtvae_fast/ of the user's cache folder."""
-    own = os.environ.get("HQTVAE_CACHE")
-    if own:
-        return Path(own) / "batches.json"
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "hqtvae_fast" / "batches.json"
-
-
-def load(facts: Facts, file: Path) -> BatchTuning | None:
-    """What was measured under the same facts, or None. ValueError on a file that is none of ours."""
-    for entry in _read(file):
-        if entry["facts"] == dict(facts):
-            return BatchTuning({int(size): float(seconds) for size, seconds in entry["seconds"].items()})
-    return None
-
-
-def save(tuning: BatchTuning, facts: Facts, file: Path) -> None:
-    """Keep the times, in place of older ones under the same facts. What else the file holds stays."""
-    entries = [entry for entry in _read(file) if entry["facts"] != dict(facts)]
-    entries.append({"facts": dict(facts), "seconds": {str(size): tuning.seconds[size] for size in tuning.seconds}})
-    write_file(file, (json.dumps(entries, indent=1) + "\n").encode())
-
-
-def _read(file: Path) -> list[dict[str, Any]]:
-    try:
-        entries = json.loads(read_text(file))
-        if not all(entry["seconds"] and entry["facts"] and min(entry["seconds"].values()) > 0 for entry in entries):
-            raise ValueError("an entry without facts or times")
-    except FileNotFoundError:
-        return []
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise ValueError(f"{file}: expected the times of batch sizes that `hqtvae tune` writes; got {error}") from None
-    return list(entries)
 
 
 # --------------------------------------------------------------------------------------------------------------- memory

@@ -27,12 +27,12 @@ ENGINE: dict[str, tuple[tuple[str, ...], ...]] = {
 """What the engine may do differently, one after the other; each alternative in place of those before it."""
 KEEP_BITS = ("dependent_launch", "skip_query", "overlap")
 
-Whole = Callable[[Plan, int], float | None]
-"""Seconds of a batch under a plan; None where it does not run, for lack of memory say."""
+Whole = Callable[[Plan, int], float]
+"""Seconds of a batch under a plan. Raises MemoryError where it does not fit, NoRunError where it does not run."""
 
 
 class NoRunError(Exception):
-    """A whole run is not possible under one of two plans."""
+    """A whole run is not possible under a plan; the message says why."""
 
 
 class Confirm:
@@ -49,16 +49,13 @@ class Confirm:
         """In turns, after one run each that captures and warms up; None where one of them does not run."""
 
         def run(plan: Plan) -> float:
-            seconds = self.whole(plan, batch)
-            if seconds is None:
-                raise NoRunError
-            return seconds
+            return self.whole(plan, batch)
 
         try:
             for plan in (one, other):
                 run(plan)
             return duel(one, other, run, seconds=max(0.0, self.end - self.now()), least=LEAST, now=self.now)
-        except NoRunError:
+        except (NoRunError, MemoryError):
             return None
 
     def choices(self, proposed: Plan, batches: Iterable[int]) -> tuple[Plan, dict[int, Duel]]:

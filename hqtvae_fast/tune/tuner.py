@@ -5,16 +5,19 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from statistics import median
 from typing import Any
 
 import torch
 
+from hqtvae_fast.config import BUCKETS
 from hqtvae_fast.hardware import Device
 from hqtvae_fast.ops.spec import Spec
 from hqtvae_fast.plan import Plan
 from hqtvae_fast.plan_file import Measured
-from hqtvae_fast.tune.confirm import ENGINE, Confirm
+from hqtvae_fast.tune.batches import BatchTuning, measure
+from hqtvae_fast.tune.confirm import ENGINE, Confirm, NoRunError, Whole
 from hqtvae_fast.tune.jobs import PROVE_SECONDS, TIME_SECONDS, prove_job, refused, time_job
 from hqtvae_fast.tune.parent import Answer, Job
 from hqtvae_fast.tune.shortlist import MOST, by_weight, shortlist
@@ -24,7 +27,6 @@ from hqtvae_fast.tune.timing import Chosen, Duel, best, spread
 PROVING, TIMING = 0.45, 0.75
 """Shares of the budget after which the stage gives way to the next one."""
 DUEL_SECONDS = 2.0
-WHOLE_RUNS = 3  # of a batch, whose images a second are kept
 
 Ask = Callable[[Job, float], Answer]
 OnStage = Callable[[str, int, int], None]
@@ -44,22 +46,39 @@ class Found:
 
 @dataclass
 class Result:
-    """``choices`` and ``engine``: what won, as a plan's file has it. ``stopped``: why it ended early, or None."""
+    """``choices`` and ``engine``: what won, as a plan's file has it. ``tuning``: of whole batches under that plan; None
+    where they were not all timed. ``stopped``: why it ended early, or None."""
 
     found: list[Found]
     refused: dict[str, str] = field(default_factory=dict)
     choices: dict[str, Measured] = field(default_factory=dict)
     engine: dict[int, Measured] = field(default_factory=dict)
     verified: frozenset[str] = frozenset()
-    seconds: dict[int, float] = field(default_factory=dict)
-    """Of a whole batch under the plan, by its size."""
+    tuning: BatchTuning | None = None
+    confirmed: bool = False
+    """Whether ``choices`` are those of whole runs."""
     stopped: str | None = None
 
     @property
     def plan(self) -> Plan:
         """A GPU's plan trusts what was proven there; on a CPU all of ours is trusted."""
         choices = {where: own.variant for where, own in self.choices.items()}
-        return Plan("tuned", choices, {batch: own.variant for batch, own in self.engine.items()}, self.refused)
+        engine = {batch: own.variant for batch, own in self.engine.items()}
+        return Plan("tuned", choices, engine, self.refused, batches=self.batches, best=self.best)
+
+    @property
+    def batches(self) -> tuple[int, ...]:
+        """As a plan has them."""
+        return () if self.tuning is None else self.tuning.among(BUCKETS)
+
+    @property
+    def best(self) -> int | None:
+        return None if self.tuning is None else self.tuning.best
+
+    @property
+    def seconds(self) -> Mapping[int, float]:
+        """Of a whole batch under the plan, by its size."""
+        return {} if self.tuning is None else self.tuning.seconds
 
 
 @dataclass
@@ -72,7 +91,7 @@ class Tuner:
     peaks: Device
     ask: Ask
     fresh: Callable[[], None]
-    whole: Callable[[Plan, int], float | None]
+    whole: Whole
     batches: Sequence[int]
     budget: float
     keep_bits: bool = False
@@ -93,9 +112,13 @@ class Tuner:
             if not self.only_prove:
                 self._time(result, start + TIMING * self.budget)
                 self._confirm(result, start + self.budget)
+                self._time_batches(result)
         except KeyboardInterrupt:
             result.stopped = "interrupted"
-            self._keep(result, self._proposed(result))
+            if not result.confirmed:
+                self._keep(result, self._proposed(result))
+        if result.engine:  # buckets that nothing was found for stay as they are by themselves
+            result.engine = {batch: result.engine.get(batch, Measured("")) for batch in self.batches}
         if result.stopped is None and self.now() >= start + self.budget:
             result.stopped = "the budget is spent"
         names = {f"{found.site.op} {name}" for found in result.found for name in found.right}
@@ -165,21 +188,22 @@ class Tuner:
         self.on_stage("confirm", 0, 1 + len(self.batches))
         kept, _ = confirm.choices(self._proposed(result), self.batches)
         self._keep(result, kept)
+        result.confirmed = True
         for done, batch in enumerate(self.batches):
             self.on_stage("confirm", 1 + done, 1 + len(self.batches))
             text, won = confirm.engine(kept, batch, kinds, keep_bits=self.keep_bits)
             if won is not None:
                 result.engine[batch] = measured(text, "", won)
-            self._time_batch(result, kept, text, batch)
-        if result.engine:  # buckets that nothing was found for stay as they are by themselves
-            result.engine = {batch: result.engine.get(batch, Measured("")) for batch in self.batches}
         self.on_stage("confirm", 1 + len(self.batches), 1 + len(self.batches))
 
-    def _time_batch(self, result: Result, plan: Plan, engine: str, batch: int) -> None:
-        plan = replace(plan, engine={batch: engine} if engine else {})
-        taken = [each for each in (self.whole(plan, batch) for _ in range(WHOLE_RUNS)) if each is not None]
-        if len(taken) == WHOLE_RUNS:
-            result.seconds[batch] = median(taken)
+    def _time_batches(self, result: Result) -> None:
+        """A few runs, whatever is left of the budget: a part of the sizes would say nothing of the fastest one."""
+        self.on_stage("batches", 0, len(self.batches))
+        try:
+            result.tuning = measure(partial(self.whole, result.plan), self.batches)
+        except (NoRunError, MemoryError) as error:
+            result.stopped = f"batch sizes are not timed: {error}"
+        self.on_stage("batches", len(self.batches), len(self.batches))
 
     def _keep(self, result: Result, plan: Plan) -> None:
         for found in result.found:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -107,22 +107,25 @@ class Whole:
         return known
 
     def _rows(self, total: int, batch: Batch) -> Rows:
-        models = models_of(self.checkpoint)
-        condition = _condition(models[0].config, batch.size, self.device)
-        params = []
-        for levels in (model.config.num_levels for model in models):
-            params.append(SamplingParams((1.0,) * levels, (None,) * levels, (None,) * levels))
-        seeds = torch.arange(batch.start, batch.start + batch.size, dtype=torch.int64, device=self.device)
-        return Rows(condition, seeds, params, None)
+        return any_rows([model.config for model in models_of(self.checkpoint)], batch.start, batch.size, self.device)
 
 
-def _condition(config: TransformerConfig, count: int, device: torch.device) -> Tensor | None:
-    """Class 0, 1, ..., prompts of zeros, or nothing."""
-    if config.condition == "class":
-        return torch.arange(count, dtype=torch.int64, device=device) % config.num_classes
-    if config.condition == "none":
-        return None
-    return torch.zeros(count, config.prefix_length, dtype=torch.int64, device=device)
+def any_rows(models: Sequence[TransformerConfig], start: int, count: int, device: torch.device) -> Rows:
+    """Images of which only the number matters: class 0, 1, ..., prompts of zeros, or top codes of zeros."""
+    prior, params = models[0], []
+    condition: Tensor | None = None
+    given: Tensor | None = None
+    seeds = torch.arange(start, start + count, dtype=torch.int64, device=device)
+    if prior.condition == "class":
+        condition = seeds % prior.num_classes
+    elif prior.condition == "text":
+        condition = torch.zeros(count, prior.prefix_length, dtype=torch.int64, device=device)
+    elif prior.condition == "codes":
+        side = round(prior.prefix_length**0.5)
+        given = torch.zeros(count, side, side, dtype=torch.int64, device=device)
+    for levels in (model.num_levels for model in models):
+        params.append(SamplingParams((1.0,) * levels, (None,) * levels, (None,) * levels))
+    return Rows(condition, seeds, params, given)
 
 
 # ------------------------------------------------------------------------------------------------------------- as JSON

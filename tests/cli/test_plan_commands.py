@@ -62,6 +62,23 @@ def test_a_file_is_shown(run: Run) -> None:
         assert part in said, part
 
 
+def test_batch_sizes_are_shown_compared_and_imported(run: Run) -> None:
+    one = tuned(run, batches=(2, 4, 8), best=8, seconds={1: 1.96, 4: 2.0, 8: 2.5})
+    one.write(Path("one.json"))
+    said = [line.split() for line in run("plan", "show", "one.json").out.splitlines()]
+    shown = {line[0]: line[1:] for line in said if line and line[0].isdecimal()}
+    assert shown["1"] == ["1.96", "0.5102", "not", "used"]
+    assert shown["2"] == ["-", "-"]
+    assert shown["8"] == ["2.5", "3.2", "the", "fastest"]
+    tuned(run, best=4).write(Path("two.json"))
+    said = [line.split() for line in run("plan", "diff", "one.json", "two.json").out.splitlines()]
+    assert ["batches", "2", "4", "8", "-"] in said
+    assert ["fastest", "batch", "8", "4"] in said
+    assert run("plan", "import", CASE, "one.json", *HERE).code == 0
+    (kept,) = plans_folder().glob("*.json")
+    assert PlanFile.read(kept) == one
+
+
 def test_a_default_plan_has_no_choices(run: Run) -> None:
     assert exported(run).kind == "default"
     assert "no choices: every operation goes by its own order" in run("plan", "show", "plan.json").out

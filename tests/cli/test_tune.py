@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from hqtvae_fast import HQTVAEPipeline
 from hqtvae_fast.plan_file import PlanFile, plans_folder
 from hqtvae_fast.tune import sites, timing, tuner
 from hqtvae_fast.tune.lock import tuning
+from hqtvae_fast.tune.parent import Parent
 from hqtvae_fast.tune.sites import Site, find_sites
 
 from .conftest import Run, assert_one_line_error
@@ -51,6 +53,37 @@ def test_a_tiny_model_is_tuned_on_a_cpu(run: Run, monkeypatch: pytest.MonkeyPatc
     assert found.facts["dtype"] == "float32"
     pipe = HQTVAEPipeline.from_pretrained(GOLDEN / "class_parallel", device="cpu", dtype="fp32")
     assert pipe.plan.id == found.plan.id
+    assert (found.batches, found.best, list(found.seconds)) == ((1, 2), 2, [2])
+    assert re.search(r"batch 2: .* images/s, the fastest", result.out)
+
+
+def test_batch_sizes_alone_make_a_plan(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sites, "find_sites", lambda *arguments: [])
+    monkeypatch.setitem(tuner.ENGINE, "cpu", ())
+    result = run("tune", *MODEL, "--batches", "1,3", "--json")
+    assert result.code == 0
+    content = json.loads(result.out)
+    (file,) = plans_folder().glob("*.json")
+    found = PlanFile.read(file)
+    assert (found.kind, found.choices, found.engine) == ("tuned", {}, {})
+    assert set(found.seconds) <= {1, 3}
+    assert found.seconds == {int(size): taken for size, taken in content["seconds_by_batch"].items()}
+    assert (list(found.batches), found.best) == (content["batches"], content["best_batch"])
+    pipe = HQTVAEPipeline.from_pretrained(GOLDEN / "class_parallel", device="cpu", dtype="fp32")
+    assert pipe.plan.best == found.best
+
+
+@pytest.mark.parametrize("reason,words", [("memory", "not enough memory for 1 image at once"), ("crashed", "killed")])
+def test_a_model_that_does_not_run_has_no_batch_sizes(
+    run: Run, monkeypatch: pytest.MonkeyPatch, reason: str, words: str
+) -> None:
+    monkeypatch.setattr(sites, "find_sites", lambda *arguments: [])
+    monkeypatch.setattr(Parent, "ask", lambda self, job, seconds: {"status": reason, "reason": "killed by SIGSEGV"})
+    result = run("tune", *MODEL, "--batches", "1")
+    assert result.code == 0
+    assert f"stopped: batch sizes are not timed: {words}" in result.out
+    assert "no plan is written" in result.out
+    assert not list(plans_folder().glob("*.json"))
 
 
 @pytest.mark.usefixtures("_one_choice_an_op")
@@ -88,6 +121,7 @@ def test_a_cache_folder_that_cannot_be_written(run: Run, tmp_path: Path) -> None
         ((), "expected a CHECKPOINT or --preset"),
         ((*MODEL, "--preset", "S"), "expected a CHECKPOINT or --preset"),
         ((*MODEL, "--pretend", "h100"), "--pretend: expected --dry-run"),
+        ((GOLDEN / "stage1_conv2", "--device", "cpu"), "stage 1 only: there is nothing to draw"),
         (("--preset", "Z", "--device", "cpu"), "preset: expected one of"),
     ],
 )

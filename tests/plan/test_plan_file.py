@@ -29,6 +29,9 @@ FILE = PlanFile(
     {1: Measured("captured, skip_query", ""), 64: Measured("")},
     {"op cuda": "killed by SIGSEGV"},
     frozenset({"op triton", "op triton/128"}),
+    (1, 4, 16),
+    16,
+    {1: 0.25, 4: 0.5, 16: 1.5, 32: 9.0},
 )
 
 
@@ -43,6 +46,8 @@ def test_what_was_written_comes_back(tmp_path):
         {1: "captured, skip_query", 64: ""},
         {"op cuda": "killed by SIGSEGV"},
         frozenset({"op triton", "op triton/128"}),
+        (1, 4, 16),
+        16,
     )
     assert PlanFile.of(plan, FACTS).plan.id == plan.id
 
@@ -50,7 +55,9 @@ def test_what_was_written_comes_back(tmp_path):
 def test_it_reads_well(tmp_path):
     FILE.write(tmp_path / "plan.json")
     content = json.loads((tmp_path / "plan.json").read_text())
-    assert list(content) == ["format", "kind", "facts", "choices", "engine", "refused", "verified"]
+    sizes = ["batches", "best", "seconds"]
+    assert list(content) == ["format", "kind", "facts", "choices", "engine", *sizes, "refused", "verified"]
+    assert [content[name] for name in sizes] == [[1, 4, 16], 16, {"1": 0.25, "4": 0.5, "16": 1.5, "32": 9.0}]
     assert content["choices"]["op | f32[2,2]"] == {"variant": "torch"}
     assert content["choices"]["op | f32[1,2]"]["incumbent_median"] == 12.0
     assert len((tmp_path / "plan.json").read_text().splitlines()) > 30
@@ -123,8 +130,22 @@ EDITS = {
     "median a text": (lambda content: content["choices"]["op | f32[2,2]"].update(median="fast"), "median 'fast'"),
     "median a bool": (lambda content: content["choices"]["op | f32[2,2]"].update(median=True), "median True"),
     "unknown field": (lambda content: content["choices"]["op | f32[2,2]"].update(speed=1), "'speed', which is none of"),
-    "bucket": (lambda content: content["engine"].update({"many": {"variant": ""}}), "batch bucket 'many'"),
-    "bucket 0": (lambda content: content["engine"].update({"0": {"variant": ""}}), "batch bucket '0'"),
+    "bucket": (lambda content: content["engine"].update({"many": {"variant": ""}}), "engine: batch size 'many'"),
+    "bucket 0": (lambda content: content["engine"].update({"0": {"variant": ""}}), "engine: batch size '0'"),
+    "batches missing": (lambda content: content.pop("batches"), "no 'batches'"),
+    "batches a number": (lambda content: content.update(batches=4), "batches: something else than a list"),
+    "batches down": (
+        lambda content: content.update(batches=[4, 1]),
+        r"batches: expected ascending sizes from 1 on; got \[4, 1\]",
+    ),
+    "batches twice": (lambda content: content.update(batches=[4, 4]), r"expected ascending sizes .* got \[4, 4\]"),
+    "batches of 0": (lambda content: content.update(batches=[0, 4]), r"expected ascending sizes .* got \[0, 4\]"),
+    "batches of text": (lambda content: content.update(batches=["4"]), r"expected ascending sizes .* got \['4'\]"),
+    "best 0": (lambda content: content.update(best=0), "best: expected a batch size from 1 on, or none; got 0"),
+    "best a bool": (lambda content: content.update(best=True), "best: expected a batch size .* got True"),
+    "seconds of many": (lambda content: content["seconds"].update(many=1.0), "seconds: batch size 'many'"),
+    "no seconds": (lambda content: content["seconds"].update({"4": 0}), "seconds: of 4 images 0"),
+    "seconds a text": (lambda content: content["seconds"].update({"4": "1"}), "seconds: of 4 images '1'"),
     "reason": (lambda content: content["refused"].update({"op cuda": 1}), "refused: a reason that is no text"),
     "verified": (lambda content: content.update(verified="all"), "verified: something else than a list"),
 }
@@ -140,6 +161,14 @@ def test_an_edited_file_that_is_none_any_more_says_where(name, tmp_path):
     file.write_text(json.dumps(content))
     with pytest.raises(PlanError, match=said):
         PlanFile.read(file)
+
+
+@pytest.mark.parametrize("edit", [{"batches": [1, 16]}, {"best": 4}, {"best": None}])
+def test_other_sizes_are_another_plan(edit, tmp_path):
+    file = tmp_path / "plan.json"
+    FILE.write(file)
+    file.write_text(json.dumps({**json.loads(file.read_text()), **edit}))
+    assert PlanFile.read(file).plan.id != FILE.plan.id
 
 
 def test_an_edited_choice_is_another_plan(tmp_path):

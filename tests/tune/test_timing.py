@@ -99,6 +99,8 @@ def whole(seconds, clock=None):
         taken = seconds(set(plan.choices.values()), plan.engine_for(batch), batch)
         if clock is not None and taken is not None:
             clock.passed += taken
+        if taken is None:
+            raise MemoryError
         return taken
 
     return run

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from hqtvae_fast.hardware import DEVICES
 from hqtvae_fast.ops.spec import all_specs
 from hqtvae_fast.tune.cases import packed, unpacked
+from hqtvae_fast.tune.confirm import NoRunError
 from hqtvae_fast.tune.report import candidate_rows, predicted_seconds, result_rows
 from hqtvae_fast.tune.shortlist import predicted, shortlist
 from hqtvae_fast.tune.sites import find_sites
@@ -143,6 +146,82 @@ def test_the_best_so_far_is_kept_at_ctrl_c(sites):
     result = gpu.tuner(sites).run()
     assert result.stopped == "interrupted"
     assert site.key in result.choices
+
+
+def test_batch_sizes_are_timed_under_the_plan_that_was_found(sites):
+    gpu, ran = Pretended(), []
+    own = gpu.whole
+
+    def whole(plan, batch):
+        ran.append((plan, batch))
+        return own(plan, batch) * (1 if batch == 1 else 4)
+
+    gpu.whole = whole
+    result = gpu.tuner(sites).run()
+    assert dict(result.seconds) == {1: pytest.approx(0.9), 50: pytest.approx(3.6)}
+    assert (result.batches, result.best) == ((1, 2, 4, 8, 16, 32, 50), 50)
+    assert (result.plan.batches, result.plan.best) == (result.batches, 50)
+    assert [batch for _, batch in ran[-5:]] == [1, 1, 1, 50, 50]  # one to warm up, then for a second
+    assert {plan.id for plan, _ in ran[-5:]} == {replace(result.plan, batches=(), best=None).id}
+
+
+@pytest.mark.parametrize(
+    "error, seconds, said",
+    [
+        (MemoryError("50"), {1: 1.0}, None),
+        (NoRunError("killed by SIGSEGV"), {}, "batch sizes are not timed: killed by SIGSEGV"),
+    ],
+)
+def test_a_size_that_does_not_run(sites, error, seconds, said):
+    """For lack of memory it ends the search; whatever else it is, what was found before is kept, and it is said."""
+    gpu = Pretended({"bias_gelu torch": 0.5e-3})
+
+    def whole(plan, batch):
+        if batch == 50 and not confirming[0]:
+            raise error
+        return 1.0 - 0.2 * ("torch" in plan.choices.values())
+
+    confirming = [True]
+    gpu.whole = whole
+    tuner = gpu.tuner(sites)
+    tuner.on_stage = lambda stage, done, total: confirming.__setitem__(0, stage != "batches")
+    result = tuner.run()
+    assert {own.variant for own in result.choices.values()} == {"torch"}
+    assert dict(result.seconds) == {size: pytest.approx(0.8) for size in seconds}
+    assert result.best == (1 if seconds else None)
+    assert result.stopped == said
+
+
+def test_what_whole_runs_have_dropped_does_not_come_back_at_ctrl_c(sites):
+    gpu = Pretended({"bias_gelu torch": 0.5e-3})
+
+    def whole(plan, batch):
+        if timing[0]:
+            raise KeyboardInterrupt
+        return 1.0 + 0.2 * ("torch" in plan.choices.values()) - 0.1 * (plan.engine_for(batch) == "skip_query")
+
+    timing = [False]
+    gpu.whole = whole
+    tuner = gpu.tuner(sites)
+    tuner.on_stage = lambda stage, done, total: timing.__setitem__(0, stage == "batches")
+    result = tuner.run()
+    assert result.stopped == "interrupted"
+    assert result.choices == {}
+    assert {own.variant for own in result.engine.values()} == {"skip_query"}
+    assert (result.batches, result.best) == ((), None)
+
+
+def test_the_engine_of_a_bucket_that_ctrl_c_left_out_stays_as_it_is(sites):
+    gpu = Pretended()
+
+    def whole(plan, batch):
+        if batch == 50:
+            raise KeyboardInterrupt
+        return 1.0 - 0.1 * (plan.engine_for(batch) == "skip_query")
+
+    gpu.whole = whole
+    result = gpu.tuner(sites).run()
+    assert {batch: own.variant for batch, own in result.engine.items()} == {1: "skip_query", 50: ""}
 
 
 def test_bits_may_be_kept(sites):
