@@ -11,8 +11,8 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperCommand, TyperGroup
 
-from benchmarks.options import ManyValues
 from hqtvae_fast.cli.help import command_of
+from hqtvae_fast.cli.many import ManyValues
 
 # By name: where its function is, the first sentence of its help, and an example.
 COMMANDS = {

@@ -21,11 +21,11 @@ from benchmarks.entrants.baselines import KINDS, default_baselines
 from benchmarks.entrants.ours import BENCHMARK_PRESETS
 from benchmarks.measuring.environment import describe, peaks_and_load, pick_device
 from benchmarks.measuring.schema import write
-from benchmarks.options import ManyValues
 from benchmarks.suites.decode import decode_only as time_decoding
 from benchmarks.suites.outcomes import Outcome, tell_best, tell_whole, to_results, to_table, warning
 from benchmarks.suites.script import time_script
 from benchmarks.suites.sweep import Setting, check, measure
+from hqtvae_fast.cli.many import ManyValues
 
 STDERR = Console(stderr=True, highlight=False)
 FILE_WIDTH = 140  # columns of a table that does not go to a terminal

@@ -21,6 +21,7 @@ from hqtvae_fast.cli.figure import figure
 from hqtvae_fast.cli.help import command_of
 from hqtvae_fast.cli.images import decode, encode, reconstruct
 from hqtvae_fast.cli.info import info
+from hqtvae_fast.cli.many import ManyValues
 from hqtvae_fast.cli.output import say_errors
 from hqtvae_fast.cli.pack import pack
 from hqtvae_fast.cli.plan import plan
@@ -86,10 +87,11 @@ _COMMANDS: dict[Callable[..., None], tuple[str, str]] = {  # the panel and an ex
     pack: (SETS, "hqtvae pack path/to/samples --out samples.npz"),
     info: (MODELS, "hqtvae info --preset S --batch 1 --batch 50"),
     convert: (MODELS, "hqtvae convert path/to/released path/to/converted --dtype bf16"),
-    tune: (MODELS, "hqtvae tune path/to/checkpoint --budget 10 --batches 1,50"),
+    tune: (MODELS, "hqtvae tune path/to/checkpoint --budget 10 --batches 1 50"),
 }
 for _command, (_panel, _example) in _COMMANDS.items():
-    app.command(epilog=f"Example: {_example}", rich_help_panel=_panel)(_command)
+    _kind = ManyValues if _command is tune else None  # --batches 1 8
+    app.command(cls=_kind, epilog=f"Example: {_example}", rich_help_panel=_panel)(_command)
 app.add_typer(
     figure, name="figure", rich_help_panel=SETS, epilog='Example: hqtvae figure levels demo --prompt "owl, 3d"'
 )

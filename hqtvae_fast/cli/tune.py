@@ -53,11 +53,11 @@ VerifyOnly = Annotated[
     bool, typer.Option("--verify-only", help="Only find out which variants are right here: the test of a new GPU.")
 ]
 Batches = Annotated[
-    str,
+    list[str] | None,
     typer.Option(
         "--batches",
-        metavar="LIST",
-        help="Batch sizes to tune for, such as 1,8.",
+        metavar="N ...",
+        help="Batch sizes to tune for, such as 1 8 or 1,8.",
         show_default="1 and 50, or 8 on a CPU",
     ),
 ]
@@ -75,7 +75,7 @@ def tune(
     checkpoint: Model = None,
     preset: PresetName = None,
     budget: Budget = 10.0,
-    batches: Batches = "",
+    batches: Batches = None,
     keep_bits: KeepBits = False,
     verify_only: VerifyOnly = False,
     dry_run: DryRun = False,
@@ -95,9 +95,9 @@ def tune(
         raise ValueError("expected a CHECKPOINT or --preset, one of them")
     if pretend is not None and not dry_run:
         raise ValueError("--pretend: expected --dry-run beside it: a GPU that is not here can be asked nothing")
-    wanted = parse_integers("--batches", [batches]) if batches else []
+    wanted = parse_integers("--batches", batches or [])
     if batches and min(wanted, default=0) < 1:
-        raise ValueError(f"--batches: expected batch sizes from 1 on; got {batches!r}")
+        raise ValueError(f"--batches: expected batch sizes from 1 on; got {' '.join(batches)!r}")
     with waiting("Starting"):
         found, name, precision, peaks = _machine(checkpoint, preset, device, pretend, dtype, quantize)
     if name.config.transformer is None:

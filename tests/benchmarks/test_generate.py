@@ -13,10 +13,10 @@ from benchmarks.entrants.ours import TINY, Ours, open_model, random_condition, s
 from benchmarks.entrants.plain_transformer import NotWrittenDown, PlainTransformer
 from benchmarks.measuring import schema
 from benchmarks.measuring.timing import Timing
-from benchmarks.options import spread
 from benchmarks.suites import generate, outcomes, sweep
 from benchmarks.suites.outcomes import Entrant, Outcome, Roof, Workload
 from hqtvae_fast import checkpoint, cli
+from hqtvae_fast.cli.many import spread
 from hqtvae_fast.config import PRESETS, BlocksConfig
 from hqtvae_fast.engine import SamplingParams, draw_codes, image_seeds
 from hqtvae_fast.hardware import Device

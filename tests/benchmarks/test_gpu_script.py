@@ -17,10 +17,10 @@ from torch.cuda._utils import _get_device_index
 
 from benchmarks.gate import compare
 from benchmarks.measuring import environment
-from benchmarks.options import ManyValues
 from benchmarks.sanitizer import __main__ as sanitizer
 from benchmarks.sanitizer import cases
 from benchmarks.suites import encode, generate, head, ops, train
+from hqtvae_fast.cli.many import ManyValues
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "benchmarks/gpu.sh"

@@ -96,7 +96,8 @@ def test_variants_are_verified_alone(run: Run) -> None:
 
 
 def test_a_dry_run_needs_no_gpu_and_writes_nothing(run: Run) -> None:
-    result = run("tune", "--preset", "S", "--batches", "1", "--dry-run", "--device", "cuda", "--pretend", "h100")
+    sizes = ("--batches", "1", "2")  # as several words, and before other options
+    result = run("tune", "--preset", "S", *sizes, "--dry-run", "--device", "cuda", "--pretend", "h100")
     assert result.code == 0
     assert "triton/64x2" in result.out
     assert "prediction, not measured" in result.out
