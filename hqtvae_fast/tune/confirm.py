@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 
 from hqtvae_fast.plan import Plan
-from hqtvae_fast.tune.timing import Duel, duel
+from hqtvae_fast.tune.timing import FEWEST, Duel, duel
 
 LEAST = 0.01
 """Of a whole run, that a plan must save: a run is long and its turns agree better than a call's."""
@@ -40,23 +40,39 @@ class Confirm:
 
     def __init__(self, whole: Whole, end: float, now: Callable[[], float] = time.monotonic) -> None:
         self.whole, self.end, self.now = whole, end, now
+        self.short = False
+        """Whether a comparison was left out for lack of time."""
+        self._seconds: dict[int, float] = {}  # that the last run of a batch took
 
     @property
     def left(self) -> bool:
         return self.now() < self.end
 
     def compare(self, one: Plan, other: Plan, batch: int) -> Duel | None:
-        """In turns, after one run each that captures and warms up; None where one of them does not run."""
+        """In turns, after one run each that captures and warms up; None where one of them does not run, or where the
+        fewest turns would take longer than is left."""
 
         def run(plan: Plan) -> float:
             return self.whole(plan, batch)
 
+        if not self._has_time(batch, 2 * (FEWEST + 1)):
+            return None
         try:
+            began = self.now()
             for plan in (one, other):
                 run(plan)
+            self._seconds[batch] = (self.now() - began) / 2
+            if not self._has_time(batch, 2 * FEWEST):
+                return None
             return duel(one, other, run, seconds=max(0.0, self.end - self.now()), least=LEAST, now=self.now)
         except (NoRunError, MemoryError):
             return None
+
+    def _has_time(self, batch: int, runs: int) -> bool:
+        """For so many, as far as is known how long one takes."""
+        enough = self.now() + runs * self._seconds.get(batch, 0.0) <= self.end
+        self.short |= not enough
+        return enough
 
     def choices(self, proposed: Plan, batches: Iterable[int]) -> tuple[Plan, dict[int, Duel]]:
         """The part of a proposed plan that makes whole runs faster, at no bucket slower: all of it, else the choices of

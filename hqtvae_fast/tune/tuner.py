@@ -81,6 +81,9 @@ class Result:
         return {} if self.tuning is None else self.tuning.seconds
 
 
+SPENT = "the budget is spent"
+
+
 @dataclass
 class Tuner:
     """``sites``: the model's choices; ``ask`` and ``fresh`` are a parent's; ``whole`` runs a batch under a plan."""
@@ -120,7 +123,7 @@ class Tuner:
         if result.engine:  # buckets that nothing was found for stay as they are by themselves
             result.engine = {batch: result.engine.get(batch, Measured("")) for batch in self.batches}
         if result.stopped is None and self.now() >= start + self.budget:
-            result.stopped = "the budget is spent"
+            result.stopped = SPENT
         names = {f"{found.site.op} {name}" for found in result.found for name in found.right}
         result.verified = frozenset(names - result.refused.keys())
         return result
@@ -194,6 +197,8 @@ class Tuner:
             text, won = confirm.engine(kept, batch, kinds, keep_bits=self.keep_bits)
             if won is not None:
                 result.engine[batch] = measured(text, "", won)
+        if confirm.short:
+            result.stopped = SPENT
         self.on_stage("confirm", 1 + len(self.batches), 1 + len(self.batches))
 
     def _time_batches(self, result: Result) -> None:

@@ -137,3 +137,21 @@ def test_nothing_begins_once_the_time_is_over():
     confirm = Confirm(whole(lambda names, engine, batch: pytest.fail("a run was begun")), end=0.0, now=lambda: 1.0)
     assert not confirm.choices(Plan("tuned", {"op | 1": "good"}), [1])[0].choices
     assert confirm.engine(Plan("tuned"), 1, (("tables",),)) == ("", None)
+
+
+def test_whole_runs_do_not_outlast_the_budget():
+    """A comparison that the fewest turns would take beyond the end is left out, after two runs at most."""
+    passed, runs = [0.0], []
+
+    def whole(plan, batch):
+        runs.append(batch)
+        passed[0] += 10.0
+        return 10.0
+
+    confirm = Confirm(whole, 100.0, now=lambda: passed[0])
+    assert confirm.compare(Plan(), Plan("library"), 8) is None
+    assert runs == [8, 8]
+    assert confirm.compare(Plan(), Plan("library"), 8) is None
+    assert runs == [8, 8]
+    passed[0] = -100.0
+    assert confirm.compare(Plan(), Plan("library"), 8) is not None
