@@ -72,7 +72,7 @@ def strided_vectors():
 
 
 def operators():
-    x, residual, weight, bias, groups, eps, silu, _ = make_inputs(SPEC.small[1], CPU, 0)
+    x, residual, weight, bias, groups, eps, silu, _ = make_inputs(SPEC.small[2], CPU, 0)
     x, residual, weight, bias = (y.requires_grad_() for y in (x, residual, weight, bias))
     for added in (None, residual):
         inputs = (x, added, weight, bias, groups, eps, silu, None, "triton")
