@@ -28,6 +28,7 @@ constexpr int64_t kTile = 6, kPoints = kTile * kTile;
 constexpr int64_t kTiles = 36;  // of a block; a multiple of kRows
 constexpr int64_t kRows = 6;    // of a product
 constexpr int64_t kPanel = 16;
+constexpr int64_t kDepth = 128;  // products of one sum; these are added up
 constexpr int64_t kApart = 16;  // floats between planes
 constexpr float a1 = 0.625f, a2 = a1 * a1, a3 = a2 * a1, a4 = a2 * a2;
 constexpr float b1 = 1.5f, b2 = b1 * b1, b3 = b2 * b1, b4 = b2 * b2;
@@ -118,23 +119,26 @@ INLINE void tile_output(const float* m, int64_t plane, const float* bias, float*
   }
 }
 
-// 6 rows of V times 2 vectors of U's channels.
+// 6 rows of V times 2 vectors of U's channels. A sum of kDepth products is rounded less than one of all C.
 template <typename V>
 INLINE void multiply(const float* v, const float* u, float* m, int64_t C, int64_t step) {
   const float* beside = kWidth<V> < kPanel ? u + kWidth<V> : u + C * kPanel;
-  V sums[kRows][2] = {};
-  for (int64_t c = 0; c < C; ++c) {
-    const V left = load<V>(u + c * kPanel), right = load<V>(beside + c * kPanel);
+  for (int64_t begin = 0; begin < C; begin += kDepth) {
+    V sums[kRows][2] = {};
+    for (int64_t c = begin; c < std::min(begin + kDepth, C); ++c) {
+      const V left = load<V>(u + c * kPanel), right = load<V>(beside + c * kPanel);
 #pragma GCC unroll 6
-    for (int r = 0; r < kRows; ++r) {
-      sums[r][0] += v[r * C + c] * left;
-      sums[r][1] += v[r * C + c] * right;
+      for (int r = 0; r < kRows; ++r) {
+        sums[r][0] += v[r * C + c] * left;
+        sums[r][1] += v[r * C + c] * right;
+      }
     }
-  }
 #pragma GCC unroll 6
-  for (int r = 0; r < kRows; ++r) {
-    store(m + r * step, sums[r][0]);
-    store(m + r * step + kWidth<V>, sums[r][1]);
+    for (int r = 0; r < kRows; ++r)
+      for (int half = 0; half < 2; ++half) {
+        float* at = m + r * step + half * kWidth<V>;
+        store(at, begin == 0 ? sums[r][half] : load<V>(at) + sums[r][half]);
+      }
   }
 }
 

@@ -22,9 +22,9 @@ def winograd_conv(
     of 16, N of 32. For inference: no gradient.
 
     Tiles of 4x4 outputs take 36 products a pair of channels instead of 144; in the folded upsampling, tiles of 5x5 take
-    36 instead of 100. The price is accuracy: errors are up to twice those of a plain fp32 convolution, up to eight
-    times if doubled (folded sums are of so few products that plain errors are small): 5e-6 of the largest output at
-    most.
+    36 instead of 100. The price is accuracy: folded sums are of so few products that plain errors are small, and these
+    are up to four times as large; others are about as large as a plain fp32 convolution's. 5e-6 of the largest output
+    at most, with a bias or without.
 
     ``backend``: "native" (CPU, fp32, channels-last, compiled) or "reference" (anywhere; slow). Raises ValueError on
     other shapes or dtypes, and BackendError where the backend asked for cannot run.
