@@ -14,8 +14,12 @@ import draw_imports
 from layers import LAYERS, WITHIN, Import, allowed, box_of, circles, imports, modules, part, place, wrong
 
 FORBIDDEN = ("torchvision", "flash_attn", "xformers", "cupy", "triton")
-FOUND = imports()
 LATE = "def late():\n    from hqtvae_fast.engine import loop\n"
+
+
+@pytest.fixture(scope="module")
+def found() -> list[Import]:
+    return imports()
 
 
 @pytest.fixture
@@ -34,13 +38,13 @@ def planted(tmp_path):
 
 
 @pytest.mark.parametrize("module", modules())
-def test_imports_run_one_way(module):
-    assert wrong([one for one in FOUND if one.source == module]) == []
+def test_imports_run_one_way(module, found):
+    assert wrong([one for one in found if one.source == module]) == []
 
 
-def test_no_module_imports_itself_by_way_of_others():
-    assert len(FOUND) > 1000  # they were read
-    assert circles(FOUND) == []
+def test_no_module_imports_itself_by_way_of_others(found):
+    assert len(found) > 1000  # they were read
+    assert circles(found) == []
 
 
 def test_each_module_has_its_place():
@@ -103,8 +107,8 @@ def test_relative_imports_are_refused(planted):
         planted(ops="from . import model\n")
 
 
-def test_the_picture_of_the_imports_is_true():
-    assert draw_imports.picture(FOUND) == draw_imports.OUT.read_text(encoding="utf-8"), (
+def test_the_picture_of_the_imports_is_true(found):
+    assert draw_imports.picture(found) == draw_imports.OUT.read_text(encoding="utf-8"), (
         "python tools/draw_imports.py draws it anew"
     )
 

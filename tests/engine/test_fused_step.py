@@ -10,16 +10,14 @@ import torch.nn.functional as F
 from conftest import CASES, GOLDEN, engine, golden_pipeline, golden_values
 
 from hqtvae_fast import HQTVAEPipeline
+from hqtvae_fast.checkpoint_config import read_config
 from hqtvae_fast.config import preset
 from hqtvae_fast.engine import EngineOptions, SamplingParams, draw_codes, image_seeds
 from hqtvae_fast.engine.launches import count_launches, launches_a_block
 from hqtvae_fast.engine.step import FusedStep, ReferenceStep, make_step
 
-DRAWN = [
-    case
-    for case in CASES
-    if golden_pipeline(case).transformer is not None and not golden_pipeline(case).transformer.config.scrambled_middle
-]
+CONFIGS = {case: read_config(GOLDEN / case).transformer for case in CASES}
+DRAWN = [case for case, config in CONFIGS.items() if config is not None and not config.scrambled_middle]
 
 
 def condition_of(config, batch):
