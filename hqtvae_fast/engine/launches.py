@@ -9,10 +9,8 @@ is not our kernel (attention of the reference engine over more than one new posi
 from __future__ import annotations
 
 import dataclasses
-import os
 from collections import Counter
 from typing import Any
-from unittest import mock
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +18,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from hqtvae_fast.backend import VARIABLE
+from hqtvae_fast.backend import unasked
 from hqtvae_fast.config import TransformerConfig
 from hqtvae_fast.engine.loop import Drawing, SamplingParams
 from hqtvae_fast.engine.step import Engine
@@ -84,9 +82,7 @@ def count_launches(
 ) -> Counter[str]:
     """Kernels of one step after the first one, by operator: the token's embedding, the body, all groups of the head and
     the draws. Only shapes and the device's kind matter: nothing is computed or allocated."""
-    # The device is fake and the kernels are those of a GPU: what the environment asks for on this machine is not meant.
-    with mock.patch.dict(os.environ), torch.inference_mode():
-        os.environ.pop(VARIABLE, None)
+    with unasked(), torch.inference_mode():
         with without_values():
             model = HQTransformer(config).eval()
         with FakeTensorMode(), torch.device("cuda"), Indexing():
