@@ -110,7 +110,7 @@ class DecodeReplay:
         most = chunk_size(vae, device) if chunk is None else chunk
         self.chunk = even_chunk(batch, most) if chunk is None and device.type == "cuda" else min(batch, most)
         with inference():
-            self.replay = Replay(self._work, device)
+            self.replay = Replay(self._work, device, buffers=self.codes)
 
     @property
     def bytes(self) -> int:
@@ -162,7 +162,7 @@ class EncodeReplay:
     def _capture(self) -> None:
         self._addresses, device = self.vae.addresses(), self.images.device
         with using(self.plan), cudnn_benchmark(device, _options(self.plan, len(self.images)).cudnn_benchmark):
-            self.replay = Replay(self._work, device)
+            self.replay = Replay(self._work, device, buffers=(self.images, self.invalid))
 
     @property
     def bytes(self) -> int:
