@@ -389,7 +389,8 @@ class HQTVAEPipeline:
             describe=request.describe,
             steps=drawing_steps(total, steps, on_step, shown=progress),
         )
-        return generate(job, cutter, self.device, overlap=self._executor.options(cutter.limit, plan).overlap)
+        options = self._executor.options(cutter.limit, plan)
+        return generate(job, cutter, self.device, overlap=options.overlap, ahead=options.ahead)
 
     def _tokens(self, prompts: Sequence[str]) -> Tensor:
         if self.tokenizer is None:

@@ -27,10 +27,11 @@ class EngineOptions:
     ``dependent_launch``: Hopper's programmatic dependent launch: skinny products, and the whole head, begin to fetch
     their weights while the kernel before them runs. ``skip_query``: leave out the queries of the head's first pass,
     whose one position sees itself alone. ``overlap``: draw a batch while the one before it is decoded
-    (:mod:`hqtvae_fast.engine.streams`), with "priority" to the drawing; None: on a GPU. ``chunk``: images decoded at
-    once; None: as memory and caches like. ``cudnn_benchmark``: cuDNN times its algorithms at a shape's first use.
-    ``threads``: of a CPU, at most so many; None: torch's. Not in the text, for it is of the dtype: ``tf32``, multiply
-    fp32 numbers as TF32."""
+    (:mod:`hqtvae_fast.engine.streams`), with "priority" to the drawing; None: on a GPU. ``chunk``: images decoded
+    at once; None: as memory and caches like. ``ahead``: batches issued before the oldest one is waited for, where
+    they overlap; None: 1. More of them keep a GPU at work while a consumer is slow with one batch.
+    ``cudnn_benchmark``: cuDNN times its algorithms at a shape's first use. ``threads``: of a CPU, at most so many;
+    None: torch's. Not in the text, for it is of the dtype: ``tf32``, multiply fp32 numbers as TF32."""
 
     captured: bool | None = None
     modules: bool = False
@@ -41,6 +42,7 @@ class EngineOptions:
     skip_query: bool = False
     overlap: Overlap | None = None
     chunk: int | None = None
+    ahead: int | None = None
     cudnn_benchmark: bool = False
     threads: int | None = None
     tf32: bool = False
@@ -80,7 +82,8 @@ class EngineOptions:
 
 _CAPTURED = {"captured": True, "uncaptured": False}
 _FLAGS = ("modules", "tables", "fused_draw", "whole_head", "dependent_launch", "skip_query", "cudnn_benchmark")
-_VALUES = ("overlap", "chunk", "threads")
+_NUMBERS = ("chunk", "ahead", "threads")
+_VALUES = ("overlap", *_NUMBERS)
 
 
 def _read_word(word: str) -> tuple[str, Any]:
@@ -92,9 +95,9 @@ def _read_word(word: str) -> tuple[str, Any]:
         return word, True
     if name == "overlap" and value in get_args(Overlap):
         return name, value
-    if name in ("chunk", "threads") and value.isdecimal() and int(value) > 0:
+    if name in _NUMBERS and value.isdecimal() and int(value) > 0:
         return name, int(value)
-    known = (*_CAPTURED, *_FLAGS, f"overlap={'|'.join(get_args(Overlap))}", "chunk=N", "threads=N")
+    known = (*_CAPTURED, *_FLAGS, f"overlap={'|'.join(get_args(Overlap))}", *(f"{number}=N" for number in _NUMBERS))
     raise ValueError(f"engine: expected some of {', '.join(known)}; got {word!r}")
 
 
