@@ -62,7 +62,12 @@ class Backend:
     @property
     def source(self) -> Source:
         """Who wrote what computes: us, a library, or torch's plainest operators."""
-        return _SOURCES.get(self.base, "library")
+        return source_of(self.name)
+
+
+def source_of(name: str) -> Source:
+    """:attr:`Backend.source` of a backend or variant of this name."""
+    return _SOURCES.get(name.partition("/")[0], "library")
 
 
 def with_tiles(

@@ -7,10 +7,8 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from hqtvae_fast.backend import Backend
 from hqtvae_fast.config import DEFAULT_BATCH
 from hqtvae_fast.engine.executor import Executor
-from hqtvae_fast.ops.spec import all_specs
 from hqtvae_fast.plan import Plan
 from hqtvae_fast.tune.jobs import PROVE_SECONDS, prove_job, refused
 from hqtvae_fast.tune.parent import Parent
@@ -40,21 +38,16 @@ def verify_default(
 
 
 def verify_sites(sites: Sequence[Site], device: torch.device, on_progress: OnProgress, parent: Parent) -> Plan:
-    jobs = [site for site in sites if site.cost is not None and _is_ours(site)]
+    jobs = [site for site in sites if site.cost is not None and site.is_ours]
     right, reasons = set[str](), dict[str, str]()
     for done, site in enumerate(jobs):
         on_progress(done, len(jobs))
-        name = f"{site.op} {site.default}"
-        if name in reasons:
+        if site.label in reasons:
             continue
         answer = parent.ask(prove_job(site, site.default, None, device), PROVE_SECONDS)
         if answer["status"] == "right":
-            right.add(name)
+            right.add(site.label)
         elif refused(answer):
-            reasons[name] = f"{answer['reason']} at {site.key}"
+            reasons[site.label] = f"{answer['reason']} at {site.key}"
     on_progress(len(jobs), len(jobs))
     return Plan("default", refused=reasons, verified=frozenset(right - reasons.keys()))
-
-
-def _is_ours(site: Site) -> bool:
-    return Backend(site.default, run=all_specs).source == "ours"
