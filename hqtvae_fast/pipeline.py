@@ -193,7 +193,7 @@ class HQTVAEPipeline:
         """Which default variants are right on this GPU, as far as this model needs them."""
         from hqtvae_fast.tune.verify import verify_default
 
-        with counting_bar("Verifying kernels on this GPU, once") as on_progress:
+        with counting_bar("Compiling and verifying kernels on this GPU, once") as on_progress:
             return verify_default(self._executor, self.device, on_progress)
 
     def plan_for(self, deterministic: Deterministic) -> Plan:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from dataclasses import replace
 
 import pytest
@@ -194,12 +195,41 @@ def test_bits_may_be_kept(sites):
 
 def test_the_default_variants_are_verified_alone(sites):
     gpu, told = Pretended(wrong={"group_norm_silu triton": ("wrong", "not finite")}), []
-    plan = verify_sites(sites, CUDA, lambda done, total: told.append((done, total)), gpu)
+    plan = verify_sites(sites, CUDA, lambda done, total: told.append((done, total)), [gpu])
     assert {job["variant"] for job in gpu.jobs} == {"triton"}
     assert "skinny_linear triton" in plan.verified
     assert "group_norm_silu triton" not in plan.verified
     assert list(plan.refused) == ["group_norm_silu triton"]
     assert told[-1][0] == told[-1][1] > 0
+
+
+def test_kernels_are_compiled_and_verified_side_by_side(sites):
+    """The first jobs of three workers wait for each other; what memory does not suffice for is done again alone."""
+    together, short = threading.Barrier(3), []
+
+    class Worker(Pretended):
+        def ask(self, job, seconds):
+            if not self.jobs:
+                together.wait(20)
+            answer = super().ask(job, seconds)
+            if job["op"] == "upsample_conv" and not self.fresh_workers:
+                short.append(job)
+                return {"status": "memory", "reason": "CUDA out of memory"}
+            return answer
+
+    workers = [Worker(wrong={"group_norm_silu triton": ("wrong", "not finite")}) for _ in range(3)]
+    plan = verify_sites(sites, CUDA, lambda done, total: None, workers)
+    alone = verify_sites(sites, CUDA, lambda done, total: None, [Pretended(wrong=workers[0].wrong)])
+    assert plan == alone
+    assert short
+    assert "upsample_conv triton" in plan.verified
+    assert [worker.fresh_workers for worker in workers] == [1, 1, 1]
+
+
+def test_whatever_ends_one_verification_ends_all(sites):
+    workers = [Pretended(), Pretended(stops=0.2)]
+    with pytest.raises(KeyboardInterrupt):
+        verify_sites(sites, CUDA, lambda done, total: None, workers)
 
 
 def test_a_dry_run_lists_candidates_and_predicts(sites):
