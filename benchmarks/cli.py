@@ -37,6 +37,11 @@ COMMANDS = {
         "Time steps with options (tables of what depends on a code alone, ...) and without them.",
         "--preset S --batch 1 --options tables skip_query",
     ),
+    "engine": (
+        "suites.engine:engine",
+        "Time whole batches with the engine run in several ways.",
+        "--preset S --batch 50 --what stream --engine overlap=off overlap=priority",
+    ),
     "precision": (
         "studies.precision:precision",
         "Show what fewer bits do to a checkpoint's predictions.",
