@@ -52,6 +52,11 @@ COMMANDS = {
         "Count the kernels that a decode step launches on a GPU, before and after fusion.",
         "--preset S",
     ),
+    "model": (
+        "model.__main__:model",
+        "Predict a step's, a decode's and a batch's time on a GPU, kernel by kernel.",
+        "--preset S --device h100 --batch 50",
+    ),
     "proxies": ("gate.proxies:main", "Count what can be counted without a GPU.", "--json proxies.json"),
     "compare": (
         "gate.compare:compare",
