@@ -114,6 +114,7 @@ class Option(str, Enum):
     tables = "tables"
     skip_query = "skip_query"
     dependent_launch = "dependent_launch"
+    fused_norm = "fused_norm"
 
 
 @torch.inference_mode()
