@@ -22,7 +22,7 @@ GAP = 1.1e-6
 SMALL, LARGE = 1.8e-6, 2.5e-6
 """Seconds to start, wait once for the L2 cache (or, large, for memory), and end."""
 STREAMED, LIBRARY, CACHED, KEYS, MAPS = 0.85, 0.7, 0.67, 0.75, 0.8
-"""Shares of a bandwidth: of memory's, weights by our skinny kernel and by a library of few rows; of the L2 cache's,
+"""Shares of a bandwidth: of memory's, weights by our skinny kernel and by a library; of the L2 cache's,
 activations; of memory's, keys and values, and maps."""
 PRODUCTS, CONVOLUTIONS = 0.78, 0.6
 """Shares of the arithmetic peak that a full wave of tiles reaches."""
