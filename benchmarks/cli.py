@@ -37,6 +37,11 @@ COMMANDS = {
         "Time steps with options (tables of what depends on a code alone, ...) and without them.",
         "--preset S --batch 1 --options tables skip_query",
     ),
+    "engine": (
+        "suites.engine:engine",
+        "Time whole batches with the engine run in several ways.",
+        "--preset S --batch 50 --what stream --engine overlap=off overlap=priority",
+    ),
     "precision": (
         "studies.precision:precision",
         "Show what fewer bits do to a checkpoint's predictions.",
@@ -46,6 +51,11 @@ COMMANDS = {
         "studies.launches:launches",
         "Count the kernels that a decode step launches on a GPU, before and after fusion.",
         "--preset S",
+    ),
+    "model": (
+        "model.__main__:model",
+        "Predict a step's, a decode's and a batch's time on a GPU, kernel by kernel.",
+        "--preset S --device h100 --batch 50",
     ),
     "proxies": ("gate.proxies:main", "Count what can be counted without a GPU.", "--json proxies.json"),
     "compare": (

@@ -11,7 +11,9 @@ it runs where it is asked for by name.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
@@ -60,7 +62,12 @@ class Backend:
     @property
     def source(self) -> Source:
         """Who wrote what computes: us, a library, or torch's plainest operators."""
-        return _SOURCES.get(self.base, "library")
+        return source_of(self.name)
+
+
+def source_of(name: str) -> Source:
+    """:attr:`Backend.source` of a backend or variant of this name."""
+    return _SOURCES.get(name.partition("/")[0], "library")
 
 
 def with_tiles(
@@ -137,10 +144,24 @@ def _first(op: str, backends: Sequence[Backend], inputs: tuple[Any, ...], plan: 
     raise BackendError(f"{op}: no backend can run: {'; '.join(f'{name}: {why}' for name, why in passed_over)}")
 
 
+_unasked: ContextVar[bool] = ContextVar("unasked", default=False)
+
+
+@contextmanager
+def unasked() -> Iterator[None]:
+    """The environment's word does not count inside, where operations run for the shapes of their results: what it asks
+    for is meant for a device, and need not run on tensors without values."""
+    token = _unasked.set(True)
+    try:
+        yield
+    finally:
+        _unasked.reset(token)
+
+
 def asked_for(op: str) -> str | None:
     """The backend that the environment names for an op, or None."""
     everywhere, named = None, os.environ.get(VARIABLE)
-    if not named:  # nearly always, and asked at every call of every operation
+    if not named or _unasked.get():  # nearly always, and asked at every call of every operation
         return None
     for part in filter(None, (part.strip() for part in named.split(","))):
         name, _, value = part.rpartition("=")

@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import os
 import platform
+import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -115,6 +117,61 @@ def default_dtype(device: str | torch.device) -> torch.dtype:
     return torch.bfloat16 if device.type == "cpu" and cpu_supports_bf16() else torch.float32
 
 
+class _Shared:
+    """A setting of the process that threads change for a while. Those that want one value hold it together; who wants
+    another waits until they are done, and the last one puts back what was there. A thread that holds a value already
+    takes another without waiting: two such could wait for each other."""
+
+    def __init__(self, read: Callable[[], Any], write: Callable[[Any], None]) -> None:
+        self._read, self._write = read, write
+        self._changed = threading.Condition()
+        self._held: Counter[int] = Counter()  # by thread
+        self._before = self._now = None
+
+    @contextmanager
+    def held(self, value: Any) -> Iterator[None]:
+        me = threading.get_ident()
+        with self._changed:
+            self._changed.wait_for(lambda: me in self._held or not self._held or self._now == value)
+            if not self._held:
+                self._before = self._now = self._read()
+            outer = self._now
+            self._held[me] += 1
+            self._set(value)
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._held[me] -= 1
+                if self._held[me] == 0:
+                    del self._held[me]
+                if not self._held:
+                    self._set(self._before)
+                elif me in self._held:
+                    self._set(outer)
+                self._changed.notify_all()
+
+    def _set(self, value: Any) -> None:
+        self._write(value)
+        self._now = value
+
+
+def _read_fp32() -> tuple[str, str]:
+    return torch.backends.cuda.matmul.fp32_precision, torch.backends.cudnn.conv.fp32_precision  # type: ignore[attr-defined]
+
+
+def _write_fp32(both: tuple[str, str]) -> None:
+    torch.backends.cuda.matmul.fp32_precision, torch.backends.cudnn.conv.fp32_precision = both  # type: ignore[attr-defined]
+
+
+def _write_benchmark(value: bool) -> None:
+    torch.backends.cudnn.benchmark = value
+
+
+_fp32 = _Shared(_read_fp32, _write_fp32)
+_benchmark = _Shared(lambda: torch.backends.cudnn.benchmark, _write_benchmark)
+
+
 @contextmanager
 def fp32_products(device: torch.device, tf32: bool) -> Iterator[None]:
     """How cuBLAS and cuDNN multiply fp32 numbers meanwhile. Torch's default is TF32 in convolutions and not in matrix
@@ -122,18 +179,14 @@ def fp32_products(device: torch.device, tf32: bool) -> Iterator[None]:
 
     Set by the new one of torch's two names for these switches alone, which never looks at the old one: reading that,
     ``allow_tf32``, is refused wherever the two tell different stories, in here too. Afterwards both have the values
-    that they had, as their own: one that followed ``torch.backends.fp32_precision`` no longer does.
+    that they had, as their own: one that followed ``torch.backends.fp32_precision`` no longer does. They are the
+    process's switches: a thread that wants others waits.
     """
     if device.type != "cuda":
         yield
         return
-    matmul, conv = torch.backends.cuda.matmul, torch.backends.cudnn.conv  # type: ignore[attr-defined]
-    before = matmul.fp32_precision, conv.fp32_precision
-    matmul.fp32_precision = conv.fp32_precision = "tf32" if tf32 else "ieee"
-    try:
+    with _fp32.held(("tf32",) * 2 if tf32 else ("ieee",) * 2):
         yield
-    finally:
-        matmul.fp32_precision, conv.fp32_precision = before
 
 
 @contextmanager
@@ -142,12 +195,8 @@ def cudnn_benchmark(device: torch.device, wanted: bool) -> Iterator[None]:
     if device.type != "cuda" or not wanted:
         yield
         return
-    before = torch.backends.cudnn.benchmark
-    torch.backends.cudnn.benchmark = True
-    try:
+    with _benchmark.held(True):
         yield
-    finally:
-        torch.backends.cudnn.benchmark = before
 
 
 # ---------------------------------------------------------------------------------------------------- this machine

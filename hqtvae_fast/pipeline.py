@@ -193,7 +193,7 @@ class HQTVAEPipeline:
         """Which default variants are right on this GPU, as far as this model needs them."""
         from hqtvae_fast.tune.verify import verify_default
 
-        with counting_bar("Verifying kernels on this GPU, once") as on_progress:
+        with counting_bar("Compiling and verifying kernels on this GPU, once") as on_progress:
             return verify_default(self._executor, self.device, on_progress)
 
     def plan_for(self, deterministic: Deterministic) -> Plan:
@@ -389,7 +389,8 @@ class HQTVAEPipeline:
             describe=request.describe,
             steps=drawing_steps(total, steps, on_step, shown=progress),
         )
-        return generate(job, cutter, self.device, overlap=self._executor.options(cutter.limit, plan).overlap)
+        options = self._executor.options(cutter.limit, plan)
+        return generate(job, cutter, self.device, overlap=options.overlap, ahead=options.ahead)
 
     def _tokens(self, prompts: Sequence[str]) -> Tensor:
         if self.tokenizer is None:

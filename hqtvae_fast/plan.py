@@ -210,6 +210,17 @@ def recording() -> Iterator[Sites]:
         _record.reset(token)
 
 
+@contextmanager
+def apart() -> Iterator[None]:
+    """Operations inside go by no plan, and nobody is told of them."""
+    plan, record = _current.set(None), _record.set(None)
+    try:
+        yield
+    finally:
+        _record.reset(record)
+        _current.reset(plan)
+
+
 def note(op: str, inputs: tuple[Any, ...]) -> None:
     """To be told of every choice; kept while somebody is recording."""
     found = _record.get()

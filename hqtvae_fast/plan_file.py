@@ -56,7 +56,8 @@ _NUMBERS = (int, float)
 class PlanFile:
     """What is in a file: ``choices`` by :func:`hqtvae_fast.plan.site`, ``engine`` by batch bucket; ``refused``,
     ``verified``, ``batches`` and ``best`` as a :class:`Plan` has them. ``seconds``: of a whole batch, drawn and
-    decoded, by its size: what ``batches`` and ``best`` were found by."""
+    decoded, by its size: what ``batches`` and ``best`` were found by. ``unreached``: "op name" of ours that nobody has
+    tried here yet, for the time was up: ``verified`` lacks them."""
 
     kind: Kind
     facts: Facts
@@ -67,6 +68,7 @@ class PlanFile:
     batches: tuple[int, ...] = ()
     best: int | None = None
     seconds: Mapping[int, float] = field(default_factory=dict)
+    unreached: frozenset[str] = frozenset()
 
     @property
     def plan(self) -> Plan:
@@ -104,6 +106,7 @@ class PlanFile:
             "seconds": {str(size): self.seconds[size] for size in sorted(self.seconds)},
             "refused": dict(self.refused),
             "verified": None if self.verified is None else sorted(self.verified),
+            "unreached": sorted(self.unreached),
         }
         write_file(file, json_text(content, indent=1).encode() + b"\n")
 
@@ -171,7 +174,7 @@ def _fact(value: Any) -> str:
 def _parse(content: dict[str, Any]) -> PlanFile:
     if content["format"] != FORMAT:
         raise ValueError(f"format {content['format']!r} instead of {FORMAT!r}")
-    kind, facts, verified = content["kind"], content["facts"], content["verified"]
+    kind, facts = content["kind"], content["facts"]
     if kind not in KINDS:
         raise ValueError(f"kind {kind!r} instead of one of {', '.join(KINDS)}")
     choices = {where: _measured(where, own) for where, own in _mapping(content, "choices").items()}
@@ -183,16 +186,14 @@ def _parse(content: dict[str, Any]) -> PlanFile:
         raise ValueError("no facts")
     if not all(isinstance(reason, str) for reason in refused.values()):
         raise ValueError("refused: a reason that is no text")
-    if not (verified is None or (isinstance(verified, list) and all(isinstance(name, str) for name in verified))):
-        raise ValueError("verified: something else than a list of names")
     if not isinstance(content["batches"], list):
         raise ValueError("batches: something else than a list")
     for size, taken in seconds.items():
         if not isinstance(taken, _NUMBERS) or isinstance(taken, bool) or not 0 < taken < inf:
             raise ValueError(f"seconds: of {size} images {taken!r}")
-    names = None if verified is None else frozenset(verified)
+    verified = None if content["verified"] is None else _names(content, "verified")
     sizes = {"batches": tuple(content["batches"]), "best": content["best"], "seconds": seconds}
-    read = PlanFile(kind, facts, choices, engine, refused, names, **sizes)
+    read = PlanFile(kind, facts, choices, engine, refused, verified, **sizes, unreached=_names(content, "unreached"))
     _ = read.plan  # which checks its sizes
     return read
 
@@ -202,6 +203,13 @@ def _mapping(content: dict[str, Any], name: str) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise ValueError(f"{name}: something else than an object")
     return value
+
+
+def _names(content: dict[str, Any], name: str) -> frozenset[str]:
+    value = content[name]
+    if not (isinstance(value, list) and all(isinstance(each, str) for each in value)):
+        raise ValueError(f"{name}: something else than a list of names")
+    return frozenset(value)
 
 
 def _size(where: str, text: str) -> int:

@@ -69,7 +69,7 @@ class Planner:
             return self.asked
         if self.file is not None:
             self.file.check(facts(), self.accept, os.fspath(self.asked))
-            return sound(self.file)
+            return _told(self.file, os.fspath(self.asked))
         if self.asked in ("library", "reference"):
             return PLANS[self.asked]
         return (self.automatic and _tuned(facts)) or default_plan(facts, device, verify)
@@ -91,6 +91,19 @@ def sound(file: PlanFile) -> Plan:
     return file.plan
 
 
+def _told(file: PlanFile, name: str) -> Plan:
+    """:func:`sound`; of kernels that it passes over for lack of time, a word."""
+    plan = sound(file)
+    if file.unreached:
+        what = ", ".join(sorted(file.unreached))
+        warnings.warn(
+            f"{name}: tuning ended before it had verified {what}: other kernels compute in their place;"
+            " `hqtvae tune` with a larger --budget verifies them",
+            stacklevel=6,
+        )
+    return plan
+
+
 def _tuned(facts: Callable[[], Facts]) -> Plan | None:
     """The tuned plan of this machine, or one that comes with the package; None without any that holds."""
     folders = [folder for folder in (plans_folder(), SHIPPED) if folder.is_dir()]
@@ -101,7 +114,7 @@ def _tuned(facts: Callable[[], Facts]) -> Plan | None:
         try:
             plan_file = PlanFile.read(file)
             plan_file.check(found, name=file)
-            return sound(plan_file)
+            return _told(plan_file, str(file))
         except FileNotFoundError:
             continue
         except (PlanError, OSError) as error:
@@ -142,15 +155,9 @@ def default_plan(facts: Callable[[], Facts], device: torch.device, verify: Calla
     ``verify`` finds out, and what it found is kept. Where it cannot, libraries alone."""
     if device.type != "cuda":
         return PLANS["default"]
-    file = verified_path(facts())
-    try:
-        kept = PlanFile.read(file)
-        kept.check(facts(), name=file)
+    kept, file = kept_verification(facts()), verified_path(facts())
+    if kept is not None and not kept.unreached:
         return kept.plan
-    except (FileNotFoundError, NotADirectoryError):
-        pass
-    except (PlanError, OSError) as error:
-        warnings.warn(f"{_naming(error, file)}: verifying again", stacklevel=5)
     try:
         plan = verify()
     except (ImportError, OSError, RuntimeError) as error:
@@ -166,6 +173,20 @@ def default_plan(facts: Callable[[], Facts], device: torch.device, verify: Calla
     except OSError as error:
         warnings.warn(f"{_naming(error, file)}: kernels will be verified again next time", stacklevel=5)
     return plan
+
+
+def kept_verification(facts: Facts) -> PlanFile | None:
+    """What was verified on this machine before, as far as it holds."""
+    file = verified_path(facts)
+    try:
+        kept = PlanFile.read(file)
+        kept.check(facts, name=file)
+        return kept
+    except (FileNotFoundError, NotADirectoryError):
+        pass
+    except (PlanError, OSError) as error:
+        warnings.warn(f"{_naming(error, file)}: verifying again", stacklevel=6)
+    return None
 
 
 def _tell_verified(plan: Plan, device: torch.device) -> None:

@@ -22,7 +22,7 @@ import typer
 from benchmarks.entrants.ours import open_model
 from benchmarks.measuring.calls import Entrant, Json, measure, show
 from benchmarks.measuring.environment import describe, pick_device
-from benchmarks.measuring.schema import Results, Row
+from benchmarks.measuring.schema import Results, Row, write
 from benchmarks.suites.train import DeviceName, Preset, Repeats
 from hqtvae_fast.engine.graph import Replay
 from hqtvae_fast.engine.step import FusedStep, why_no_whole_head
@@ -61,7 +61,10 @@ def head(
             entrants = [Entrant(name, _captured(run, target)) for name, run in _ways(model, count).items()]
             name = f"{preset}, batch {count}{'' if quantization is None else f', {quantization}'}: head's step"
             rows += measure(name, entrants, count, target, repeats, _work(model, preset, count, quantization))
-    show(Results("head", describe(target, "suites.head"), tuple(rows)), json)
+            results = Results("head", describe(target, "suites.head"), tuple(rows))
+            if json is not None:  # as they come: a run may be cut off
+                write(results, json)
+    show(results, None)
 
 
 def _work(model: HQTransformer, preset: str, batch: int, quantization: str | None) -> dict[str, Any]:

@@ -88,7 +88,7 @@ def select(
     unknown = [name for name in names if name not in specs]
     if unknown:
         raise ValueError(f"--op: expected one of {', '.join(sorted(specs))}; got {', '.join(unknown)}")
-    picked = [specs[name] for name in (names or sorted(specs))]
+    picked = [specs[name] for name in (names or sorted(specs, key=lambda name: (_compiles(specs[name]), name)))]
     found = [
         (spec, each)
         for spec in picked
@@ -99,6 +99,11 @@ def select(
         known = ", ".join(repr(each.name) for spec in picked for each in (*spec.cases, *spec.small))
         raise ValueError(f"--case: expected one of {known}; got {case!r}")
     yield from found
+
+
+def _compiles(spec: Spec) -> bool:
+    """Whether a baseline is compiled anew for each case, longer than all others take: such operations come last."""
+    return any("compile" in name for name in spec.baselines)
 
 
 def run_all(chosen: list[tuple[Spec, Case]], plan: Plan, save: Callable[[Outcome], Any]) -> Outcome:

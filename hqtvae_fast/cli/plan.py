@@ -40,6 +40,8 @@ def show_plan(file: Files = None) -> None:
     _show_batches(read)
     if read.verified is not None:
         show(_lines("Verified", sorted(read.verified)))
+    if read.unreached:
+        show(_lines("Not reached, passed over", sorted(read.unreached)))
     if read.refused:
         show(facts("Refused", dict(read.refused)))
 

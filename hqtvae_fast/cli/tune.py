@@ -6,21 +6,23 @@ import json
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from enum import Enum
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from hqtvae_fast.cli.options import MACHINE, Device, DType, Quantize, parse_integers
-from hqtvae_fast.cli.output import check_folder, show, table, waiting
+from hqtvae_fast.cli.output import check_folder, count, show, table, waiting
 
 if TYPE_CHECKING:
     import torch
 
     from hqtvae_fast.engine.options import Precision
     from hqtvae_fast.hardware import Device as Peaks
+    from hqtvae_fast.plan import Plan
+    from hqtvae_fast.tune.result import Result
     from hqtvae_fast.tune.sites import Site
-    from hqtvae_fast.tune.tuner import Result
     from hqtvae_fast.tune.whole import ModelName
 
 
@@ -150,33 +152,33 @@ def _sites(name: ModelName, device: torch.device, sizes: list[int]) -> list[Site
 def _tune(
     name: ModelName, device: torch.device, precision: Precision, peaks: Peaks, sizes: list[int], asked: _Asked
 ) -> None:
-    from hqtvae_fast.plan import Plan
     from hqtvae_fast.plan_file import PlanFile, plan_path, plans_folder, verified_path
-    from hqtvae_fast.planning import facts_of
+    from hqtvae_fast.planning import facts_of, kept_verification
     from hqtvae_fast.tune.lock import tuning
     from hqtvae_fast.tune.report import result_rows
 
     check_folder(plans_folder())
     with tuning(plans_folder()):
         facts = facts_of(name.config, device, precision, name.quantization)
-        result = _run(name, device, peaks, sizes, asked)
-        verified = result.verified if device.type == "cuda" else None
+        known = kept_verification(facts) if device.type == "cuda" else None
+        result = _run(name, device, peaks, sizes, asked, None if known is None else known.plan)
         if asked.verify_only:
             path = verified_path(facts)
             if device.type == "cuda":
-                PlanFile.of(Plan("default", refused=result.refused, verified=verified), facts).write(path)
+                replace(PlanFile.of(result.trusting("default"), facts), unreached=result.unreached).write(path)
         else:
             path = plan_path(facts)
             if result_rows(result, peaks) or result.tuning is not None:
-                found: dict[str, Any] = {"batches": result.batches, "best": result.best, "seconds": result.seconds}
-                file = PlanFile("tuned", facts, result.choices, result.engine, result.refused, verified, **found)
-                file.write(path)
+                file = PlanFile.of(result.plan, facts)
+                found: dict[str, Any] = {"choices": result.choices, "engine": result.engine}
+                replace(file, **found, seconds=result.seconds, unreached=result.unreached).write(path)
     _say_result(result, peaks, str(path), asked, written=path.is_file())
 
 
-def _run(name: ModelName, device: torch.device, peaks: Peaks, sizes: list[int], asked: _Asked) -> Result:
+def _run(
+    name: ModelName, device: torch.device, peaks: Peaks, sizes: list[int], asked: _Asked, known: Plan | None
+) -> Result:
     from hqtvae_fast.ops.spec import all_specs
-    from hqtvae_fast.plan import Plan
     from hqtvae_fast.tune.confirm import NoRunError
     from hqtvae_fast.tune.jobs import TIME_SECONDS
     from hqtvae_fast.tune.parent import Parent
@@ -195,7 +197,7 @@ def _run(name: ModelName, device: torch.device, peaks: Peaks, sizes: list[int], 
             return float(answer["seconds"])
 
         left = max(1.0, asked.seconds - (time.monotonic() - start))
-        options: dict[str, Any] = {"keep_bits": asked.keep_bits, "only_prove": asked.verify_only}
+        options: dict[str, Any] = {"keep_bits": asked.keep_bits, "only_prove": asked.verify_only, "known": known}
         tuner = Tuner(sites, all_specs(), device, peaks, parent.ask, parent.fresh, whole, sizes, left, **options)
         with _bar(left) as tuner.on_stage:
             return tuner.run()
@@ -275,6 +277,8 @@ def _say_result(result: Result, peaks: Peaks, path: str, asked: _Asked, *, writt
             "batches": result.batches,
             "best_batch": result.best,
             "verified": sorted(result.verified),
+            "unreached": sorted(result.unreached),
+            "untried": result.untried.total(),
             "plan": path if written else None,
         }
         typer.echo(json.dumps(content, indent=1))
@@ -294,6 +298,11 @@ def _say_result(result: Result, peaks: Peaks, path: str, asked: _Asked, *, writt
     typer.echo(
         f"right here: {len(result.verified)} variants" + (f"; stopped: {result.stopped}" if result.stopped else "")
     )
+    if result.untried:
+        typer.echo(f"not tried for lack of time: {count(result.untried.total(), 'candidate')}")
+    if result.unreached:
+        what = ", ".join(sorted(result.unreached))
+        typer.echo(f"not verified, so passed over until a larger --budget reaches them: {what}")
     for label, reason in result.refused.items():
         typer.echo(f"refused: {label}: {reason}")
     if not written and not asked.verify_only:

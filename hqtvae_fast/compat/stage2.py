@@ -78,7 +78,7 @@ def _verified(model: HQTransformer, device: torch.device) -> Plan:
         from hqtvae_fast.tune.verify import verify_default
 
         vae = HQVAE(config.vae).eval().to(device)
-        with counting_bar("Verifying kernels on this GPU, once") as on_progress:
+        with counting_bar("Compiling and verifying kernels on this GPU, once") as on_progress:
             return verify_default(Executor([model], vae, device, PLANS["library"]), device, on_progress)
 
     return default_plan(facts, device, verify)

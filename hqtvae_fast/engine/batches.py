@@ -15,10 +15,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
 from hqtvae_fast.arguments import positive
+from hqtvae_fast.backend import unasked
 from hqtvae_fast.config import BUCKETS, DEFAULT_BATCH, VAEConfig
 from hqtvae_fast.model import HQVAE
 from hqtvae_fast.model.empty import without_values
-from hqtvae_fast.plan import Plan
+from hqtvae_fast.plan import Plan, apart
 
 _CPU_SIGNS = ("can't allocate memory", "not enough memory")  # of torch's CPU allocator, which raises RuntimeError
 
@@ -98,10 +99,12 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 @dataclass(frozen=True)
 class ActivationMemory:
-    """Peak bytes of tensors alive at once, beside weights: ``fixed`` plus ``per_image`` for each image of a chunk."""
+    """Peak bytes of tensors alive at once, beside weights: ``fixed`` plus ``per_image`` for each image of a chunk.
+    ``largest``: elements of an image's largest map."""
 
     fixed: int
     per_image: int
+    largest: int = 1
 
     def total(self, images: int) -> int:
         return self.fixed + images * self.per_image
@@ -110,6 +113,12 @@ class ActivationMemory:
         """The most images whose total is within ``budget`` bytes; 0 if not even one is."""
         return max(0, (budget - self.fixed) // self.per_image)
 
+    @property
+    def most_short(self) -> int:
+        """The most images of which no map has 2^31 - 1 elements or more: there libraries cut a convolution in parts, or
+        take 64-bit indices."""
+        return (2**31 - 2) // max(1, self.largest)
+
 
 @cache
 def decoding_memory(config: VAEConfig, dtype: torch.dtype) -> ActivationMemory:
@@ -117,6 +126,12 @@ def decoding_memory(config: VAEConfig, dtype: torch.dtype) -> ActivationMemory:
 
     What libraries take besides, for scratch in a convolution, is not in it.
     """
+    # Tensors without values are on no device that a backend asked for by name, or by a plan, could run on.
+    with unasked(), apart():
+        return _decoding_memory(config, dtype)
+
+
+def _decoding_memory(config: VAEConfig, dtype: torch.dtype) -> ActivationMemory:
     with without_values():
         vae = HQVAE(config).eval()
     with torch.device("meta"):
@@ -125,24 +140,28 @@ def decoding_memory(config: VAEConfig, dtype: torch.dtype) -> ActivationMemory:
     def decode(count: int) -> Tensor:
         return vae.decode([torch.zeros(count, s, s, dtype=torch.int64, device="meta") for s in config.level_sides])
 
-    one, two = (peak_bytes(partial(decode, count)) for count in (1, 2))
-    return ActivationMemory(fixed=2 * one - two, per_image=two - one)
+    one, two = (_living(partial(decode, count)) for count in (1, 2))
+    return ActivationMemory(2 * one.peak - two.peak, two.peak - one.peak, two.largest - one.largest)
 
 
 def peak_bytes(run: Callable[[], Any]) -> int:
     """The most bytes that tensors made by ``run`` hold at one time, its result among them."""
+    return _living(run).peak
+
+
+def _living(run: Callable[[], Any]) -> _Living:
     with torch.no_grad(), _Living() as living:
         result = run()
     del result
-    return living.peak
+    return living
 
 
 class _Living(TorchDispatchMode):
-    """Adds up the storages that operators make, until they are freed."""
+    """Adds up the storages that operators make, until they are freed; ``largest``: elements of the largest tensor."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.now = self.peak = 0
+        self.now = self.peak = self.largest = 0
         self._known: set[int] = set()
 
     def __torch_dispatch__(
@@ -153,6 +172,7 @@ class _Living(TorchDispatchMode):
         for tensor in tree_iter(result):
             if isinstance(tensor, Tensor):
                 self._meet(tensor.untyped_storage(), inputs)
+                self.largest = max(self.largest, tensor.numel())
         self.peak = max(self.peak, self.now)
         return result
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -33,17 +34,24 @@ CPU_CHUNK = 2
 
 def chunk_size(vae: HQVAE, device: torch.device, budget: int | None = None) -> int:
     """How many images to decode at once: as many as ``budget`` bytes of activations allow, by default half of a GPU's
-    free memory; on a CPU, without a budget, what its caches like. ValueError on a budget too small for one."""
+    free memory, with maps short enough for 32-bit indices; on a CPU, without a budget, what its caches like. ValueError
+    on a budget too small for one."""
     if budget is None and device.type != "cuda":
         return max(CPU_CHUNK, int(SMALL // decoding_flops(vae.config)))
     memory = decoding_memory(vae.config, vae.post_quant_conv.weight.dtype)
     if budget is None:
         free, _ = torch.cuda.mem_get_info(device)
-        return max(1, memory.largest_chunk(int(free * GPU_SHARE)))
+        return max(1, min(memory.largest_chunk(int(free * GPU_SHARE)), memory.most_short))
     chunk = memory.largest_chunk(budget)
     if chunk < 1:
         raise ValueError(f"budget: expected at least {memory.total(1):,} bytes, for one image; got {budget:,}")
     return chunk
+
+
+def even_chunk(images: int, most: int) -> int:
+    """Images at once where at most so many can be: no chunk much smaller than the others, which would leave most of a
+    GPU idle (256 of at most 255 are 128 and 128)."""
+    return math.ceil(images / math.ceil(images / most))
 
 
 @inference()
@@ -58,10 +66,12 @@ def decode_codes(
     """Images of codes [B, h, w] a level (None leaves one out): float32 [B, 3, R, R] in [0, 1], or ``as_bytes`` uint8
     [B, R, R, 3], which are a quarter of what has to leave a GPU.
 
-    ``chunk``: images decoded at once; by default :func:`chunk_size` with ``budget`` bytes.
+    ``chunk``: images decoded at once; by default :func:`chunk_size` with ``budget`` bytes, on a GPU in even chunks.
     """
     present = next(level for level in codes if level is not None)
     size = chunk_size(vae, present.device, budget) if chunk is None else chunk
+    if chunk is None and present.is_cuda:
+        size = even_chunk(len(present), size)
     parts = []
     for start in range(0, len(present), size):
         part = [None if level is None else level[start : start + size] for level in codes]
@@ -97,9 +107,10 @@ class DecodeReplay:
         # is not free to the driver, whom it asks.
         if device.type == "cuda":
             torch.cuda.empty_cache()
-        self.chunk = min(batch, chunk_size(vae, device) if chunk is None else chunk)
+        most = chunk_size(vae, device) if chunk is None else chunk
+        self.chunk = even_chunk(batch, most) if chunk is None and device.type == "cuda" else min(batch, most)
         with inference():
-            self.replay = Replay(self._work, device)
+            self.replay = Replay(self._work, device, buffers=self.codes)
 
     @property
     def bytes(self) -> int:
@@ -151,7 +162,7 @@ class EncodeReplay:
     def _capture(self) -> None:
         self._addresses, device = self.vae.addresses(), self.images.device
         with using(self.plan), cudnn_benchmark(device, _options(self.plan, len(self.images)).cudnn_benchmark):
-            self.replay = Replay(self._work, device)
+            self.replay = Replay(self._work, device, buffers=(self.images, self.invalid))
 
     @property
     def bytes(self) -> int:

@@ -261,18 +261,18 @@ class Finished:
 
 
 def generate(
-    job: Job, cutter: Cutter, device: torch.device, *, overlap: Overlap | None = None
+    job: Job, cutter: Cutter, device: torch.device, *, overlap: Overlap | None = None, ahead: int | None = None
 ) -> Generator[Finished, None, None]:
     """Do all batches; yields them in order. A consumer that is slow, stops or fails holds up nothing but the batch in
     flight.
 
     A batch that runs out of memory is done again in smaller ones (:meth:`Cutter.shrink`). ValueError and
     :class:`GenerationError` name the batch. ``overlap``: whether a batch is drawn while the one before it is decoded,
-    see :class:`hqtvae_fast.engine.options.EngineOptions`.
+    ``ahead``: how many are issued beyond it, see :class:`hqtvae_fast.engine.options.EngineOptions`.
     """
     in_flight: deque[tuple[Batch, Callable[[], Done]]] = deque()
     start = 0
-    with job.steps as on_step, closing(make_streams(device, overlap)) as streams:
+    with job.steps as on_step, closing(make_streams(device, overlap, ahead)) as streams:
         while start < cutter.total or in_flight:
             while start < cutter.total and len(in_flight) <= streams.ahead:
                 batch = cutter.next(start)

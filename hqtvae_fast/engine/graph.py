@@ -17,7 +17,7 @@ import contextlib
 import gc
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,6 +34,8 @@ from hqtvae_fast.model import HQTransformer
 from hqtvae_fast.modes import inference
 
 WARM_UPS = 3
+_capturing = threading.RLock()
+"""Of the process, for all of its models and threads: torch's allocator knows one capture at a time."""
 Work = Callable[[], object]
 
 
@@ -48,14 +50,25 @@ class Replay:
     other, and with them a capture's memory after it was given up, until Python looks for cycles.
     """
 
-    def __init__(self, work: Work, device: torch.device, priority: int = 0) -> None:
-        """``priority``: of the stream that is captured, which its kernels keep in the graph."""
+    def __init__(self, work: Work, device: torch.device, priority: int = 0, *, buffers: Sequence[object] = ()) -> None:
+        """``priority``: of the stream that is captured, which its kernels keep in the graph. ``buffers``: what the work
+        reads and writes, kept until the device is done with the last use: given up by its owner, in one thread, while
+        the device still replays what another one asked for, it would be written over."""
         self.bytes = 0
         """Of memory that the capture holds."""
-        self._device, self._priority = device, priority
+        self._device, self._priority, self._buffers = device, priority, buffers
         self._last: torch.cuda.Event | None = None
         self._lock = threading.Lock()
-        self._graph = None if device.type != "cuda" else self._capture(work)
+        self._graph = None
+        if device.type == "cuda":
+            with _capturing:
+                self._graph = self._capture(work)
+
+    def __del__(self) -> None:
+        last = getattr(self, "_last", None)
+        if last is not None:
+            with contextlib.suppress(RuntimeError):  # of a device that has failed
+                last.synchronize()
 
     def __call__(self, work: Work) -> None:
         if self._graph is None:
@@ -187,7 +200,8 @@ class DrawReplay:
             how: dict[str, Any] = {"given": top, "engine": engine, "options": options, "tables": tables}
             self.drawing = Drawing.make(model, self.condition, self.seeds, everything, **how)
             first = options is not None and options.overlap == "priority"
-            self.replay = Replay(self._work, device, HIGH if first else 0)
+            buffers = (self.drawing, self.seeds, self.condition)
+            self.replay = Replay(self._work, device, HIGH if first else 0, buffers=buffers)
 
     @property
     def bytes(self) -> int:
@@ -264,7 +278,7 @@ class GraphCache:
         self.device, self.limit = device, limit
         self._kept: OrderedDict[Hashable, Any] = OrderedDict()
         self._uses: dict[Hashable, int] = {}
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
 
     def __reduce__(self) -> tuple[type[GraphCache], tuple[torch.device, int | None]]:
         return GraphCache, (self.device, self.limit)  # copies and pickles begin without captures
@@ -275,7 +289,7 @@ class GraphCache:
         A capture larger than the cap alone is kept all the same, as the only one. Where memory does not suffice for it,
         all others are given up first.
         """
-        with self._lock:  # CUDA captures one graph at a time
+        with self._lock:
             if key not in self._kept:
                 self._kept[key] = self._made(make)
                 self._uses[key] = 0
@@ -302,12 +316,13 @@ class GraphCache:
     def clear(self) -> None:
         """Give up all captures: memory is short, or nothing more is to be captured. Waits for a GPU first: what still
         runs on another stream reads their buffers."""
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
-        self._kept.clear()
-        self._uses.clear()
-        if self.device.type == "cuda":
-            torch.cuda.empty_cache()
+        with self._lock:
+            if self.device.type == "cuda":
+                torch.cuda.synchronize(self.device)
+            self._kept.clear()
+            self._uses.clear()
+            if self.device.type == "cuda":
+                torch.cuda.empty_cache()
 
     def report(self) -> list[CaptureReport]:
         """What is kept, the most recently used last."""

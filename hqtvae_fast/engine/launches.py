@@ -9,10 +9,12 @@ is not our kernel (attention of the reference engine over more than one new posi
 from __future__ import annotations
 
 import dataclasses
-import os
+import warnings
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
-from unittest import mock
 
 import torch
 from torch import Tensor, nn
@@ -20,9 +22,10 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from hqtvae_fast.backend import VARIABLE
+from hqtvae_fast.backend import unasked
 from hqtvae_fast.config import TransformerConfig
 from hqtvae_fast.engine.loop import Drawing, SamplingParams
+from hqtvae_fast.engine.options import EngineOptions
 from hqtvae_fast.engine.step import Engine
 from hqtvae_fast.model import HQTransformer
 from hqtvae_fast.model.empty import without_values
@@ -31,16 +34,27 @@ ALLOCATIONS = {"empty", "new_empty", "empty_like", "empty_strided"}
 NO_KERNEL = ALLOCATIONS | {"_unsafe_view", "detach", "alias", "lift_fresh", "dropout"}  # dropout: in evaluation
 
 
-class _Launches(TorchDispatchMode):
+@dataclass(frozen=True)
+class Call:
+    """One operator that is a kernel: its name, what it was given by position, and what it gave."""
+
+    name: str
+    inputs: tuple[Any, ...]
+    output: Any
+
+
+class Calls(TorchDispatchMode):
+    """Keeps what is called inside, but for views and allocations."""
+
     def __init__(self) -> None:
         super().__init__()
-        self.kernels: Counter[str] = Counter()
+        self.made: list[Call] = []
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        packet = function.overloadpacket.__name__
+        packet, output = function.overloadpacket.__name__, function(*args, **(kwargs or {}))
         if not function.is_view and function.namespace != "prim" and packet not in NO_KERNEL:
-            self.kernels[packet] += 1
-        return function(*args, **(kwargs or {}))
+            self.made.append(Call(packet, tuple(args), output))
+        return output
 
 
 class Indexing(TorchFunctionMode):
@@ -79,14 +93,33 @@ def _index(x: Tensor, where: Any) -> Tensor:
     return x
 
 
+@contextmanager
+def unread() -> Iterator[None]:
+    """Without torch's warning of a fake tensor's address, which nobody reads at."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Accessing the data pointer of FakeTensor")
+        yield
+
+
 def count_launches(
     config: TransformerConfig, engine: Engine, *, batch: int = 64, dtype: torch.dtype = torch.bfloat16
 ) -> Counter[str]:
-    """Kernels of one step after the first one, by operator: the token's embedding, the body, all groups of the head and
-    the draws. Only shapes and the device's kind matter: nothing is computed or allocated."""
-    # The device is fake and the kernels are those of a GPU: what the environment asks for on this machine is not meant.
-    with mock.patch.dict(os.environ), torch.inference_mode():
-        os.environ.pop(VARIABLE, None)
+    """Kernels of one step after the first one, by operator."""
+    return Counter(call.name for call in calls_of_step(config, engine, batch=batch, dtype=dtype))
+
+
+def calls_of_step(
+    config: TransformerConfig,
+    engine: Engine,
+    *,
+    batch: int = 64,
+    dtype: torch.dtype = torch.bfloat16,
+    options: EngineOptions | None = None,
+) -> list[Call]:
+    """Kernels of one step after the first one, in order, over fake tensors: the token's embedding, the body, all groups
+    of the head and the draws. Only shapes and the device's kind matter: nothing is computed or allocated. (With
+    a top-k, unless the options fuse the draw.)"""
+    with unasked(), torch.inference_mode(), unread():
         with without_values():
             model = HQTransformer(config).eval()
         with FakeTensorMode(), torch.device("cuda"), Indexing():
@@ -96,11 +129,12 @@ def count_launches(
                 shape = (batch,) if config.condition == "class" else (batch, config.prefix_length)
                 condition = torch.zeros(shape, dtype=torch.int64)
             levels = config.num_levels
-            params = SamplingParams((1.0,) * levels, (min(2048, *config.codebook_sizes),) * levels, (None,) * levels)
-            drawing = Drawing.make(model, condition, seeds, params, engine=engine)
-            with _Launches() as launches:
+            top_k = None if options is not None and options.fused_draw else min(2048, *config.codebook_sizes)
+            params = SamplingParams((1.0,) * levels, (top_k,) * levels, (None,) * levels)
+            drawing = Drawing.make(model, condition, seeds, params, engine=engine, options=options)
+            with Calls() as calls:
                 drawing.run(steps=range(1, 2))
-    return launches.kernels
+    return calls.made
 
 
 def _to_device(model: nn.Module, dtype: torch.dtype) -> None:

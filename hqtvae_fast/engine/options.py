@@ -20,17 +20,19 @@ class EngineOptions:
     """One way to run a batch: a plan's variant of the engine, in the words of its text (:meth:`read`).
 
     ``captured``: capture the work of a batch size as CUDA graphs and replay them ("captured", "uncaptured"); None: on a
-    GPU. ``modules``: the model's own modules draw, which have none of the next five. ``tables``: compute what depends
-    on a code or a class alone once (:class:`hqtvae_fast.engine.cache.StepTables`). ``fused_draw``: where neither top-k
-    nor top-p is set, draw inside the head's product, its logits never stored (:func:`hqtvae_fast.ops.draw_from_head`).
+    GPU. ``modules``: the model's own modules draw, which have none of the next six. ``tables``: compute what depends on
+    a code or a class alone once (:class:`hqtvae_fast.engine.cache.StepTables`). ``fused_draw``: where neither top-k nor
+    top-p is set, draw inside the head's product, its logits never stored (:func:`hqtvae_fast.ops.draw_from_head`).
     ``whole_head``: both passes and draws of a step in one operation (:class:`hqtvae_fast.engine.step.WholeHead`).
     ``dependent_launch``: Hopper's programmatic dependent launch: skinny products, and the whole head, begin to fetch
     their weights while the kernel before them runs. ``skip_query``: leave out the queries of the head's first pass,
-    whose one position sees itself alone. ``overlap``: draw a batch while the one before it is decoded
-    (:mod:`hqtvae_fast.engine.streams`), with "priority" to the drawing; None: on a GPU. ``chunk``: images decoded at
-    once; None: as memory and caches like. ``cudnn_benchmark``: cuDNN times its algorithms at a shape's first use.
-    ``threads``: of a CPU, at most so many; None: torch's. Not in the text, for it is of the dtype: ``tf32``, multiply
-    fp32 numbers as TF32."""
+    whose one position sees itself alone. ``fused_norm``: skinny products normalise their own rows and add the residual
+    to their results, so that a block is five kernels and not seven. ``overlap``: draw a batch while the one before it
+    is decoded (:mod:`hqtvae_fast.engine.streams`), with "priority" to the drawing; None: on a GPU. ``chunk``: images
+    decoded at once; None: as memory and caches like. ``ahead``: batches issued before the oldest one is waited for,
+    where they overlap; None: 1. More of them keep a GPU at work while a consumer is slow with one batch.
+    ``cudnn_benchmark``: cuDNN times its algorithms at a shape's first use. ``threads``: of a CPU, at most so many;
+    None: torch's. Not in the text, for it is of the dtype: ``tf32``, multiply fp32 numbers as TF32."""
 
     captured: bool | None = None
     modules: bool = False
@@ -39,8 +41,10 @@ class EngineOptions:
     whole_head: bool = False
     dependent_launch: bool = False
     skip_query: bool = False
+    fused_norm: bool = False
     overlap: Overlap | None = None
     chunk: int | None = None
+    ahead: int | None = None
     cudnn_benchmark: bool = False
     threads: int | None = None
     tf32: bool = False
@@ -69,7 +73,7 @@ class EngineOptions:
     @property
     def fused(self) -> bool:
         """Whether any is set that the fused step has and the model's own modules have not."""
-        return self.tables or self.fused_draw or self.whole_head or self.dependent_launch or self.skip_query
+        return any(getattr(self, name) for name in _STEP)
 
     def captures(self, device: torch.device) -> bool:
         return device.type == "cuda" if self.captured is None else self.captured
@@ -79,8 +83,10 @@ class EngineOptions:
 
 
 _CAPTURED = {"captured": True, "uncaptured": False}
-_FLAGS = ("modules", "tables", "fused_draw", "whole_head", "dependent_launch", "skip_query", "cudnn_benchmark")
-_VALUES = ("overlap", "chunk", "threads")
+_STEP = ("tables", "fused_draw", "whole_head", "dependent_launch", "skip_query", "fused_norm")
+_FLAGS = ("modules", *_STEP, "cudnn_benchmark")
+_NUMBERS = ("chunk", "ahead", "threads")
+_VALUES = ("overlap", *_NUMBERS)
 
 
 def _read_word(word: str) -> tuple[str, Any]:
@@ -92,9 +98,9 @@ def _read_word(word: str) -> tuple[str, Any]:
         return word, True
     if name == "overlap" and value in get_args(Overlap):
         return name, value
-    if name in ("chunk", "threads") and value.isdecimal() and int(value) > 0:
+    if name in _NUMBERS and value.isdecimal() and int(value) > 0:
         return name, int(value)
-    known = (*_CAPTURED, *_FLAGS, f"overlap={'|'.join(get_args(Overlap))}", "chunk=N", "threads=N")
+    known = (*_CAPTURED, *_FLAGS, f"overlap={'|'.join(get_args(Overlap))}", *(f"{number}=N" for number in _NUMBERS))
     raise ValueError(f"engine: expected some of {', '.join(known)}; got {word!r}")
 
 

@@ -171,7 +171,9 @@ class FusedStep:
         self.numbers = torch.arange(config.prefix_positions + config.num_steps, dtype=torch.int64, device=device)
         self.embedding = BodyEmbedding(model.embedding, config)
         self.head_embedding = HeadEmbedding(model.head) if isinstance(model.head, PyramidHead) else None
-        self._skinny = partial(skinny_linear, workspace=Workspace.on(device), prefetch=self.options.dependent_launch)
+        self._skinny: Callable[..., Tensor] = partial(
+            skinny_linear, workspace=Workspace.on(device), prefetch=self.options.dependent_launch
+        )
 
     def body(self, step: int, condition: Tensor | None, local_BTN: Tensor) -> Tensor:
         model, (cache, _) = self.model, self.caches
@@ -194,15 +196,26 @@ class FusedStep:
             start = self.numbers[cached]
             return decode_attention(qkv, cache.keys[layer], cache.values[layer], start, bias=bias)
 
-        return self._run(_Entry(model.body, x_BSD, attend), model.norm)[1][:, -1]
+        entry = _Entry(model.body, x_BSD, attend)
+        if self._joins(entry):
+            return _add(self._run_joined(entry), None, None, model.norm)[1][:, -1]
+        return self._run(entry, model.norm)[1][:, -1]
 
     def head(self, h_BD: Tensor, local_BN: Tensor, group: range) -> Sequence[LevelLogits | LevelFeatures]:
         head, parts = self.model.head, split_group(self.model.config, group)
         if isinstance(head, CodeHead):
             return [self._predict(0, 0, h_BD[:, None], head.logits)]
         norms = [cast(nn.LayerNorm, head.norms[part.level]) for part in parts]
-        x_BGD, normal_BGD = self._run(self._enter_head(head, h_BD, local_BN, group), norms[0])
-        found = []
+        entry, found = self._enter_head(head, h_BD, local_BN, group), list[LevelLogits | LevelFeatures]()
+        if self._joins(entry) and not self.options.fused_draw:
+            x_BGD = self._run_joined(entry)
+            for part, norm in zip(parts, norms, strict=True):
+                own = slice(part.positions.start - group.start, part.positions.stop - group.start)
+                layer = cast(Linear, head.logits[part.level])
+                logits = self._skinny(x_BGD[:, own], norm=_norm(norm), **_stored(layer, quantized=True))
+                found.append(LevelLogits(part.level, part.positions.start, logits))
+            return found
+        x_BGD, normal_BGD = self._run(entry, norms[0])
         for part, norm in zip(parts, norms, strict=True):
             own = slice(part.positions.start - group.start, part.positions.stop - group.start)
             if norm is not norms[0]:  # a group of several levels, each with a LayerNorm of its own
@@ -266,6 +279,33 @@ class FusedStep:
             if after is not None:
                 qkv_BTD = multiply(normal_BTD, **stored(after.attention.qkv, first))
         return x_BTD, normal_BTD
+
+    def _joins(self, entry: _Entry) -> bool:
+        """Whether products are to take the norms before them and the sums after them along."""
+        return self.options.fused_norm and len(entry.blocks.layers) > 0 and is_skinny(entry.x_BTD)
+
+    def _run_joined(self, entry: _Entry) -> Tensor:
+        """A stack of skinny products: each normalises its own rows, and those that end a branch add it to the stream.
+        So a block is five kernels. x [B, T, D] after the last one."""
+        x_BTD, qkv_BTD, added = entry.x_BTD, entry.qkv_BTD, entry.added
+        first, parts = (0, 3) if entry.queries else (x_BTD.shape[-1], 2)
+        stored = partial(_stored, quantized=True)
+        for index, block in enumerate(cast(Block, layer) for layer in entry.blocks.layers):
+            attention, mlp = block.attention, block.mlp
+            if qkv_BTD is None:
+                qkv_BTD = self._skinny(x_BTD, norm=_norm(block.norm1), added=added, **stored(attention.qkv, first))
+            bias = None if attention.qkv.bias is None else attention.qkv.bias[first:]
+            y_BTD = entry.attend(qkv_BTD.unflatten(-1, (parts, attention.num_heads, -1)), bias, index)
+            out = {"bias": attention.out.bias, "residual": x_BTD, "added": added, **stored(attention.out)}
+            x_BTD, qkv_BTD, added = self._skinny(y_BTD, **out), None, None
+            up = {"bias": mlp.up.bias, "gelu": mlp.gelu, "norm": _norm(block.norm2), **stored(mlp.up)}
+            wide = self._skinny(x_BTD, **up)
+            x_BTD = self._skinny(wide, bias=mlp.down.bias, residual=x_BTD, **stored(mlp.down))
+        return x_BTD
+
+
+def _norm(norm: nn.LayerNorm) -> tuple[Tensor, Tensor, float]:
+    return norm.weight, norm.bias, norm.eps
 
 
 def is_skinny(x: Tensor) -> bool:

@@ -65,12 +65,12 @@ class Streams(Protocol):
         """Drain, and leave no thread behind."""
 
 
-def make_streams(device: torch.device, overlap: Overlap | None = None) -> Streams:
+def make_streams(device: torch.device, overlap: Overlap | None = None, ahead: int | None = None) -> Streams:
     """``overlap``: None means "on" on a GPU. On a CPU, whose cores either half keeps busy, it is to be asked for, and
-    "priority" is no more than "on"."""
+    "priority" is no more than "on". ``ahead``: None means 1; 0 wherever nothing overlaps."""
     if device.type == "cuda":
-        return GPUStreams(device, overlap or "on")
-    return _Serial() if overlap in (None, "off") else _Threads()
+        return GPUStreams(device, overlap or "on", ahead or 1)
+    return _Serial() if overlap in (None, "off") else _Threads(ahead or 1)
 
 
 class _Serial:
@@ -95,9 +95,10 @@ class _Serial:
 class _Threads:
     """The caller draws, one thread beside it decodes; torch lets go of Python's lock inside its operators."""
 
-    ahead, late = 1, False
+    late = False
 
-    def __init__(self) -> None:
+    def __init__(self, ahead: int) -> None:
+        self.ahead = ahead
         self._decoder = ThreadPoolExecutor(1, thread_name_prefix="decode")
         self._running: list[Future[Done]] = []
 
@@ -129,13 +130,13 @@ def _finish(drawn: Drawn, decode: Decode | None) -> Done:
 
 
 class GPUStreams:
-    """Two streams of a GPU, or the caller's own; no threads. The host issues one batch ahead and waits for the older
-    one."""
+    """Two streams of a GPU, or the caller's own; no threads. The host issues ``ahead`` batches beyond the one that it
+    waits for."""
 
     late = True
 
-    def __init__(self, device: torch.device, overlap: Overlap) -> None:
-        self.device, self.ahead = device, int(overlap != "off")
+    def __init__(self, device: torch.device, overlap: Overlap, ahead: int = 1) -> None:
+        self.device, self.ahead = device, ahead if overlap != "off" else 0
         self._drawing: torch.cuda.Stream | None = None
         self._decoding: torch.cuda.Stream | None = None
         if overlap != "off":

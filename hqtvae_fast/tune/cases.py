@@ -21,7 +21,7 @@ from hqtvae_fast.ops.explain import _signature, _signature_of_case
 from hqtvae_fast.ops.kernels.bias_gelu import FORMS
 from hqtvae_fast.ops.kernels.embed_codes import MODES
 from hqtvae_fast.ops.kernels.skinny_linear import GELU
-from hqtvae_fast.ops.kernels.skinny_linear.spec import QUANTIZED
+from hqtvae_fast.ops.kernels.skinny_linear.spec import EPSILON, QUANTIZED
 from hqtvae_fast.ops.kernels.skinny_linear.triton import Workspace
 from hqtvae_fast.ops.spec import Case, Spec
 
@@ -108,19 +108,34 @@ def _workspace(device: torch.device) -> Workspace:
 
 
 def _skinny_linear(
-    spec: Spec, x: Tensor, weight: Tensor, scale: Any, bias: Any, residual: Any, gelu: str, prefetch: bool
+    spec: Spec,
+    x: Tensor,
+    weight: Tensor,
+    scale: Any,
+    bias: Any,
+    residual: Any,
+    gelu: str,
+    prefetch: bool,
+    norm: Any = None,
+    shift: Any = None,
+    eps: float = EPSILON,
+    added: Any = None,
 ) -> Fitted | None:
-    if residual is not None and bias is None:
+    if (residual is not None and bias is None) or (norm is not None and eps != EPSILON):
         return None
 
-    def run(x: Tensor, weight: Tensor, scale: Any, bias: Any, residual: Any, gelu: Any, *, backend: Any = None) -> Any:
-        how: dict[str, Any] = {"prefetch": prefetch, "workspace": _workspace(x.device), "backend": backend}
-        return ops.skinny_linear(x, weight, bias, scale=scale, gelu=gelu, residual=residual, **how)
+    def run(x: Tensor, weight: Tensor, scale: Any, bias: Any, residual: Any, gelu: Any, *more: Any, **by: Any) -> Any:
+        own = None if more[0] is None else (more[0], more[1], EPSILON)
+        how: dict[str, Any] = {"prefetch": prefetch, "workspace": _workspace(x.device), **by}
+        how |= {"gelu": gelu, "residual": residual, "norm": own, "added": more[2]}
+        return ops.skinny_linear(x, weight, bias, scale=scale, **how)
 
     names = {None: None, torch.int8: "int8", torch.float8_e4m3fn: "fp8"}
     quantized = QUANTIZED.index(names[None if scale is None else weight.dtype])
     sizes = {"M": prod(x.shape[:-1]), "N": len(weight), "K": x.shape[-1], "quantized": quantized}
-    sizes |= {"gelu": GELU.index(gelu), "extra": (bias is not None) + (residual is not None)}
+    extra = (bias is not None) + (residual is not None) + (added is not None and norm is None)
+    normed = 0 if norm is None else 1 + (added is not None)
+    sizes |= {"gelu": GELU.index(gelu), "extra": extra, "norm": normed}
     return _fit(spec, (x, weight, scale, bias, residual), sizes, x.dtype, run)
 
 

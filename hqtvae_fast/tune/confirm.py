@@ -15,6 +15,7 @@ ENGINE: dict[str, tuple[tuple[str, ...], ...]] = {
     "cuda": (
         ("dependent_launch",),
         ("skip_query",),
+        ("fused_norm",),
         ("fused_draw",),
         ("tables",),
         ("whole_head",),

@@ -9,9 +9,10 @@ from typing import Any
 from hqtvae_fast.hardware import Device, floor_seconds
 from hqtvae_fast.ops.spec import Spec
 from hqtvae_fast.tune.proof import LARGE
+from hqtvae_fast.tune.result import Found, Result
 from hqtvae_fast.tune.shortlist import by_weight, shortlist
 from hqtvae_fast.tune.sites import Site
-from hqtvae_fast.tune.tuner import DUEL_SECONDS, Found, Result
+from hqtvae_fast.tune.tuner import DUEL_SECONDS
 
 START, COMPILE, FLOAT64, TRIALS = 6.0, 3.0, 2e10, 6
 """Of a prediction: seconds for a worker to start and for a kernel to compile; FLOP/s of float64 on a few cores; inputs

@@ -16,7 +16,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.overrides import TorchFunctionMode
 
 from hqtvae_fast import plan as plans
-from hqtvae_fast.backend import VARIABLE
+from hqtvae_fast.backend import VARIABLE, source_of
 from hqtvae_fast.engine.coding import chunk_size
 from hqtvae_fast.engine.launches import Indexing
 from hqtvae_fast.engine.loop import Drawing, SamplingParams
@@ -49,6 +49,16 @@ class Site:
     @property
     def key(self) -> str:
         return self.keys[0]
+
+    @property
+    def label(self) -> str:
+        """Its default variant, as a plan trusts or refuses it."""
+        return f"{self.op} {self.default}"
+
+    @property
+    def is_ours(self) -> bool:
+        """Whether its default variant is, which a GPU runs only once it is verified."""
+        return source_of(self.default) == "ours"
 
     @property
     def is_choice(self) -> bool:

@@ -3,26 +3,25 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
-from statistics import median
-from typing import Any
 
 import torch
 
-from hqtvae_fast.config import BUCKETS
 from hqtvae_fast.hardware import Device
 from hqtvae_fast.ops.spec import Spec
 from hqtvae_fast.plan import Plan
 from hqtvae_fast.plan_file import Measured
-from hqtvae_fast.tune.batches import BatchTuning, measure
+from hqtvae_fast.tune.batches import measure
 from hqtvae_fast.tune.confirm import ENGINE, Confirm, NoRunError, Whole
 from hqtvae_fast.tune.jobs import PROVE_SECONDS, TIME_SECONDS, prove_job, refused, time_job
 from hqtvae_fast.tune.parent import Answer, Job
+from hqtvae_fast.tune.result import Found, Result, measured
 from hqtvae_fast.tune.shortlist import MOST, by_weight, shortlist
 from hqtvae_fast.tune.sites import Site
-from hqtvae_fast.tune.timing import Chosen, Duel, best, spread
+from hqtvae_fast.tune.timing import Duel, best
 
 PROVING, TIMING = 0.45, 0.75
 """Shares of the budget after which the stage gives way to the next one."""
@@ -31,62 +30,13 @@ DUEL_SECONDS = 2.0
 Ask = Callable[[Job, float], Answer]
 OnStage = Callable[[str, int, int], None]
 """Told a stage's name and how many of how many are done."""
-
-
-@dataclass
-class Found:
-    """What is known of one choice: variants that are right and whether they give the default's bits, comparisons of
-    them with the default, and what was chosen."""
-
-    site: Site
-    right: dict[str, bool] = field(default_factory=dict)
-    duels: dict[str, Duel] = field(default_factory=dict)
-    chosen: Chosen | None = None
-
-
-@dataclass
-class Result:
-    """``choices`` and ``engine``: what won, as a plan's file has it. ``tuning``: of whole batches under that plan; None
-    where they were not all timed. ``stopped``: why it ended early, or None."""
-
-    found: list[Found]
-    refused: dict[str, str] = field(default_factory=dict)
-    choices: dict[str, Measured] = field(default_factory=dict)
-    engine: dict[int, Measured] = field(default_factory=dict)
-    verified: frozenset[str] = frozenset()
-    tuning: BatchTuning | None = None
-    confirmed: bool = False
-    """Whether ``choices`` are those of whole runs."""
-    stopped: str | None = None
-
-    @property
-    def plan(self) -> Plan:
-        """A GPU's plan trusts what was proven there; on a CPU all of ours is trusted."""
-        choices = {where: own.variant for where, own in self.choices.items()}
-        engine = {batch: own.variant for batch, own in self.engine.items()}
-        return Plan("tuned", choices, engine, self.refused, batches=self.batches, best=self.best)
-
-    @property
-    def batches(self) -> tuple[int, ...]:
-        """As a plan has them."""
-        return () if self.tuning is None else self.tuning.among(BUCKETS)
-
-    @property
-    def best(self) -> int | None:
-        return None if self.tuning is None else self.tuning.best
-
-    @property
-    def seconds(self) -> Mapping[int, float]:
-        """Of a whole batch under the plan, by its size."""
-        return {} if self.tuning is None else self.tuning.seconds
-
-
 SPENT = "the budget is spent"
 
 
 @dataclass
 class Tuner:
-    """``sites``: the model's choices; ``ask`` and ``fresh`` are a parent's; ``whole`` runs a batch under a plan."""
+    """``sites``: the model's choices; ``ask`` and ``fresh`` are a parent's; ``whole`` runs a batch under a plan;
+    ``known``: the default plan as this machine has verified it, if it has."""
 
     sites: Sequence[Site]
     specs: Mapping[str, Spec]
@@ -102,6 +52,7 @@ class Tuner:
     on_stage: OnStage = lambda stage, done, total: None
     most: int = MOST
     only_prove: bool = False
+    known: Plan | None = None
 
     def run(self) -> Result:
         """Everything; at Ctrl-C, too, the best so far."""
@@ -109,7 +60,8 @@ class Tuner:
         known = [site for site in self.sites if site.cost is not None]
         if self.device.type == "cpu":  # where nothing of ours needs a proof to be trusted
             known = [site for site in known if site.is_choice]
-        result = Result([Found(site) for site in by_weight(known, self.peaks)])
+        found = [Found(site) for site in by_weight(known, self.peaks)]
+        result = Result(found, self.device.type == "cuda", self.known)
         try:
             self._prove(result, start + (1 if self.only_prove else PROVING) * self.budget)
             if not self.only_prove:
@@ -124,22 +76,35 @@ class Tuner:
             result.engine = {batch: result.engine.get(batch, Measured("")) for batch in self.batches}
         if result.stopped is None and self.now() >= start + self.budget:
             result.stopped = SPENT
-        names = {f"{found.site.op} {name}" for found in result.found for name in found.right}
-        result.verified = frozenset(names - result.refused.keys())
         return result
 
     def _prove(self, result: Result, end: float) -> None:
-        """References last, at all choices: as written they are for reading, and they seldom win."""
-        rounds = [(found, names) for found in result.found if (names := self._candidates(found.site, False))]
-        rounds += [(found, names) for found in result.found if (names := self._candidates(found.site, True))]
-        for done, (found, names) in enumerate(rounds):
-            self.on_stage("prove", done, len(rounds))
-            for name in (found.site.default, *names):
-                if self.now() >= end:
-                    return
-                if name not in found.right and f"{found.site.op} {name}" not in result.refused:
+        """On a GPU first what the default plan needs, so that the plan that is written lacks none of it; references
+        last, at all choices: as written they are for reading, and they seldom win."""
+        known = () if self.known is None else self.known.verified or ()
+        rounds = [
+            (found, [found.site.default])
+            for found in result.found
+            if result.on_gpu and found.site.is_ours and found.site.label not in known
+        ]
+        for references in (False, True):
+            own = ((found, self._candidates(found.site, references)) for found in result.found)
+            rounds += [(found, [found.site.default, *names]) for found, names in own if names]
+        try:
+            for done, (found, names) in enumerate(rounds):
+                self.on_stage("prove", done, len(rounds))
+                for name in names:
+                    if name in found.tried or f"{found.site.op} {name}" in result.refused:
+                        continue
+                    if self.now() >= end:
+                        return
                     self._prove_one(result, found, name)
-        self.on_stage("prove", len(rounds), len(rounds))
+            self.on_stage("prove", len(rounds), len(rounds))
+        finally:
+            wanted = {(found.site.key, name): found for found, names in rounds for name in names}
+            left = [f"{found.site.op} {name}" for (_, name), found in wanted.items() if name not in found.tried]
+            result.untried = Counter(label for label in left if label not in result.refused)
+            result.recall()
 
     def _candidates(self, site: Site, references: bool) -> list[str]:
         names = shortlist(site, self.specs[site.op], self.peaks, self.most)
@@ -150,6 +115,7 @@ class Tuner:
         site = found.site
         default = site.default if name == site.default or site.default in found.right else None
         answer = self.ask(prove_job(site, name, default, self.device), PROVE_SECONDS)
+        found.tried.add(name)
         if answer["status"] == "right":
             found.right[name] = answer["same_bits"]
         elif refused(answer):
@@ -183,7 +149,7 @@ class Tuner:
             for key in found.site.keys
             if f"{found.site.op} {found.chosen.name}" not in result.refused
         }
-        return Plan("tuned", choices, refused=result.refused)
+        return result.trusting("tuned", choices=choices)
 
     def _confirm(self, result: Result, end: float) -> None:
         self.fresh()
@@ -216,10 +182,3 @@ class Tuner:
                 if key in plan.choices and found.chosen is not None and found.chosen.duel is not None:
                     own = measured(found.chosen.name, found.site.default, found.chosen.duel)
                     result.choices[key] = replace(own, same_bits=found.chosen.same_bits)
-
-
-def measured(variant: str, incumbent: str, won: Duel) -> Measured:
-    """As a plan's file has it, in microseconds."""
-    numbers: dict[str, Any] = {"median": median(won.challenger) * 1e6, "spread": spread(won.challenger) * 1e6}
-    numbers |= {"incumbent_median": median(won.incumbent) * 1e6, "incumbent_spread": spread(won.incumbent) * 1e6}
-    return Measured(variant, incumbent, **numbers)

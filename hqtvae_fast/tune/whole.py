@@ -93,7 +93,8 @@ class Whole:
             steps=nullcontext(lambda: None),
         )
         start = time.perf_counter()
-        for _ in generate(job, Cutter(total, batch, fixed=True), self.device, overlap=options.overlap):
+        how: dict[str, Any] = {"overlap": options.overlap, "ahead": options.ahead}
+        for _ in generate(job, Cutter(total, batch, fixed=True), self.device, **how):
             pass
         return (time.perf_counter() - start) * batch / total
 

@@ -41,7 +41,8 @@ def test_every_launch_of_a_real_case_is_compiled_ahead_of_time(answers):
 # ------------------------------------------------------------------------------------------- as a program of its own
 
 
-def watch_launches(found: list) -> None:
+def watch_launches(found: list, attributes: bool = False) -> None:
+    """``attributes``: also what of the arguments' values a compilation depends on."""
     from triton.backends.compiler import GPUTarget
     from triton.runtime import driver
     from triton.runtime.jit import JITFunction
@@ -70,6 +71,8 @@ def watch_launches(found: list) -> None:
                     types[name] = "i32" if kind == "constexpr" else kind  # an integer that is 1
             chosen = {key: options.get(key, default) for key, default in DEFAULTS.items()}
             found.append({"kernel": self.fn.__name__, "types": types, "constants": constants, **chosen})
+            if attributes:
+                found[-1]["attributes"] = str(specialization)
 
         return launch
 

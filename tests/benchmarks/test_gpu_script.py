@@ -19,7 +19,7 @@ from benchmarks.gate import compare
 from benchmarks.measuring import environment
 from benchmarks.sanitizer import __main__ as sanitizer
 from benchmarks.sanitizer import cases
-from benchmarks.suites import encode, generate, head, ops, train
+from benchmarks.suites import encode, engine, generate, head, ops, steps, train
 from hqtvae_fast.cli.many import ManyValues
 
 ROOT = Path(__file__).parents[2]
@@ -38,14 +38,30 @@ def gpu(*arguments, python=sys.executable):
 def test_a_dry_run_lists_the_parts_and_their_time():
     result = gpu("--dry-run", "--out", "here")
     assert result.returncode == 0, result.stderr
-    found = re.findall(r"^part (\d), about (\d+) s, at most (\d+) s:", result.stdout, re.M)
+    found = re.findall(r"^part (\d+), about (\d+) s, at most (\d+) s:", result.stdout, re.M)
     times = {int(part): (int(expected), int(limit)) for part, expected, limit in found}
-    assert sorted(times) == [1, 2, 3, 4, 5, 6, 7, 8]
+    assert sorted(times) == list(range(1, 15))
     assert all(expected < limit for expected, limit in times.values())
-    expected, total = (sum(times[part][index] for part in (1, 2, 3, 4)) for index in (0, 1))
-    assert total < 600
-    assert f"about {expected} s, at most {total} s for part(s) 1 2 3 4." in result.stdout
+    expected, total = (sum(times[part][index] for part in range(1, 8)) for index in (0, 1))
+    assert total < 540
+    assert f"about {expected} s, at most {total} s for part(s) 1 2 3 4 5 6 7." in result.stdout
     assert "--json here/ops.json" in result.stdout
+
+
+def test_what_it_runs_by_itself_is_one_process_a_part_and_compiles_no_baseline():
+    first, _, rest = gpu("--dry-run").stdout.partition("--- with --part only")
+    commands = [line for line in first.splitlines() if line.startswith("    ")]
+    assert len(commands) == 7
+    assert all(" --baselines none" in line for line in commands if "suites.generate" in line)
+    assert not any("nearest_code" in line or "--all" in line for line in commands)
+    assert "--all" in rest
+    assert "part 10" not in gpu("--dry-run", "--part", "1").stdout
+
+
+def test_help_is_the_scripts_head():
+    lines = gpu("--help").stdout.splitlines()
+    assert lines[0].startswith("Everything that needs a GPU")
+    assert lines[-1].endswith("benchmarks.report.status.")
 
 
 def test_every_program_that_it_names_exists():
@@ -60,7 +76,7 @@ def test_every_benchmark_that_it_runs_takes_its_options(tmp_path):
     """Each command's arguments are parsed, as far as that goes without a GPU."""
     lines = re.findall(r"-m (benchmarks[.\w]*) (.*)", gpu("--dry-run", "--out", str(tmp_path)).stdout)
     commands = {"ops": ops.ops, "generate": generate.generate, "train": train.train, "encode": encode.encode}
-    commands["head"] = head.head
+    commands |= {"head": head.head, "engine": engine.engine, "steps": steps.steps}
     parsers = {f"benchmarks.suites.{name}": typer.main.get_command(_app(run)) for name, run in commands.items()}
     parsers["benchmarks.cli"] = typer.main.get_command(_app(compare.compare))
     seen = 0
@@ -96,7 +112,7 @@ def test_one_part():
 
 STAND_IN = """#!/usr/bin/env bash
 case "$*" in
-  *sanitizer*) echo "no sanitizer" >&2; exit 3 ;;
+  *benchmarks.studies.idle*) echo "no profiler" >&2; exit 3 ;;
   *benchmarks.suites.ops*) echo "a wrong op"; exit 1 ;;
 esac
 """
@@ -110,12 +126,12 @@ def test_a_rehearsal_with_a_stand_in_for_python(tmp_path):
     result = gpu("--out", str(out), python=python)
     assert result.returncode == 1
     outcomes = [line.split("|")[2] for line in (out / "summary.txt").read_text().splitlines()]
-    assert outcomes == ["ok", "NOT RUN: a program is absent", "FAILED (1)", "ok"]
-    assert (out / "part-2.log").read_text() == "no sanitizer\n"
-    assert (out / "part-3.log").read_text() == "a wrong op\n"
+    assert outcomes == ["ok", "ok", "NOT RUN: a program is absent", "ok", "FAILED (1)", "ok", "ok"]
+    assert (out / "part-3.log").read_text() == "no profiler\n"
+    assert (out / "part-5.log").read_text() == "a wrong op\n"
 
 
-@pytest.mark.parametrize("arguments", [("--part", "9"), ("--part", "x"), ("--fast",)])
+@pytest.mark.parametrize("arguments", [("--part", "15"), ("--part", "0"), ("--part", "x"), ("--fast",)])
 def test_wrong_arguments_are_refused(arguments):
     assert gpu(*arguments).returncode == 2
 

@@ -17,7 +17,7 @@ from benchmarks.suites import op_timing, ops
 from benchmarks.suites.op_timing import Outcome, Plan, measure
 from hqtvae_fast.backend import VARIABLE, Backend, choose
 from hqtvae_fast.hardware import TERA, Device
-from hqtvae_fast.ops.spec import Case, Cost, Spec
+from hqtvae_fast.ops.spec import Case, Cost, Spec, all_specs
 
 PEAKS = Device("abacus", flops=1 * TERA, bandwidth=1e9, memory=10**9)
 CPU = torch.device("cpu")
@@ -252,3 +252,10 @@ def test_small_cases_can_be_asked_for(invoke, how):
     assert result.exit_code == 0
     assert "small" in result.output
     assert "large" not in result.output
+
+
+def test_operations_whose_baselines_compile_are_the_last():
+    """A run over its limit has then timed all others."""
+    chosen = [spec.op for spec, _ in ops.select(all_specs(), [], True, None, small=True)]
+    assert chosen[-1] == "nearest_code"
+    assert list(dict.fromkeys(chosen))[:-1] == sorted(set(chosen) - {"nearest_code"})

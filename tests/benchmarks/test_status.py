@@ -83,7 +83,7 @@ def test_the_newest_run_is_told(specs):
 
 
 def test_a_part_of_the_script_counts_if_it_passed(specs):
-    rows = parts.rows_of("1|120|FAILED (1)|GPU tests\n2|70|ok|compute-sanitizer\n")
+    rows = parts.rows_of("8|120|FAILED (1)|GPU tests\n9|70|ok|compute-sanitizer\n")
     told = lines(status.status([Results("gpu", GPU, rows)], specs))
     assert told["pytest -m gpu"] == "no"
     assert told["compute-sanitizer, with planted faults"].startswith("NVIDIA H100")

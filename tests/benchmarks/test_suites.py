@@ -27,6 +27,7 @@ def run(suite, *arguments):
         ("train", ("--stage", "1"), ["tiny, stage 1, batch 2, fp32: update"]),
         ("train", ("--stage", "2"), ["tiny, stage 2, batch 2, fp32: update"]),
         ("encode", (), ["tiny, batch 2: encode"]),
+        ("engine", ("--what", "draw", "decode"), ["tiny, batch 2: draw", "tiny, batch 2: decode"]),
     ],
 )
 def test_a_suite_writes_what_it_measured(suite, options, names, tmp_path, capsys):
@@ -38,6 +39,18 @@ def test_a_suite_writes_what_it_measured(suite, options, names, tmp_path, capsys
     assert [row.name for row in results.rows] == names
     assert all(len(row.runs) == 2 and row.work["images"] == 2 and row.work["peak_memory"] > 0 for row in results.rows)
     assert "images/s" in capsys.readouterr().out
+
+
+def test_the_engine_is_run_in_several_ways(tmp_path, capsys):
+    file, ways = tmp_path / "r.json", ("chunk=1", "captured,overlap=off")
+    arguments = ("--batch", "2", "--repeats", "1", "--what", "stream", "--engine", *ways, "--json", str(file))
+    assert run("engine", *arguments) == 0, capsys.readouterr().err
+    rows = schema.read(file).rows
+    assert [row.entrant for row in rows] == ["as it is", *ways]
+    assert {row.name for row in rows} == {"tiny, batch 2: stream"}
+    assert {row.work["images"] for row in rows} == {8}
+    assert run("engine", "--engine", "faster") == 2
+    assert "got 'faster'" in capsys.readouterr().err
 
 
 def test_an_update_trains():

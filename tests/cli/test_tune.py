@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,12 @@ from conftest import GOLDEN
 from hqtvae_fast import HQTVAEPipeline
 from hqtvae_fast.plan_file import PlanFile, plans_folder
 from hqtvae_fast.tune import sites, timing, tuner
+from hqtvae_fast.tune.batches import BatchTuning
 from hqtvae_fast.tune.lock import tuning
 from hqtvae_fast.tune.parent import Parent
+from hqtvae_fast.tune.result import Found, Result
 from hqtvae_fast.tune.sites import Site, find_sites
+from hqtvae_fast.tune.tuner import Tuner
 
 from .conftest import Run, assert_one_line_error
 
@@ -84,6 +88,26 @@ def test_a_model_that_does_not_run_has_no_batch_sizes(
     assert f"stopped: batch sizes are not timed: {words}" in result.out
     assert "no plan is written" in result.out
     assert not list(plans_folder().glob("*.json"))
+
+
+def test_what_was_not_reached_is_said(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Tuner, "run", lambda self: cut_short())
+    result = run("tune", *MODEL, "--batches", "1")
+    assert result.code == 0
+    assert "not tried for lack of time: 3 candidates\n" in result.out
+    assert "not verified, so passed over until a larger --budget reaches them: bias_gelu triton\n" in result.out
+    content = json.loads(run("tune", *MODEL, "--batches", "1", "--json").out)
+    assert (content["unreached"], content["untried"]) == (["bias_gelu triton"], 3)
+    (file,) = plans_folder().glob("*.json")
+    assert PlanFile.read(file).unreached == {"bias_gelu triton"}
+    assert "Not reached, passed over" in run("plan", "show", file).out
+
+
+def cut_short() -> Result:
+    """Of a GPU."""
+    site = Site(("bias_gelu | 1",), "bias_gelu", [], ("triton", "torch"), "triton", 1, None)
+    tuning = BatchTuning({1: 1.0})
+    return Result([Found(site)], True, untried=Counter({"bias_gelu triton": 1, "bias_gelu torch": 2}), tuning=tuning)
 
 
 @pytest.mark.usefixtures("_one_choice_an_op")

@@ -10,11 +10,13 @@ import sys
 import pytest
 import torch
 
+from hqtvae_fast.backend import VARIABLE
 from hqtvae_fast.config import VAEConfig
 from hqtvae_fast.engine import coding
 from hqtvae_fast.engine.batches import ActivationMemory, decoding_memory, peak_bytes
-from hqtvae_fast.engine.coding import chunk_size, decode_codes
+from hqtvae_fast.engine.coding import chunk_size, decode_codes, even_chunk
 from hqtvae_fast.model import HQVAE
+from hqtvae_fast.plan import Plan, recording, using
 from hqtvae_fast.threads import decoding_flops
 
 CONFIG = VAEConfig(
@@ -129,3 +131,36 @@ def test_a_budget_sets_the_chunk(monkeypatch):
     assert seen == [3, 3, 2]
     with pytest.raises(ValueError, match=r"budget: expected at least [\d,]+ bytes, for one image; got 1,000"):
         decode_codes(vae, codes(SMALL, 1), budget=1000)
+
+
+@pytest.mark.parametrize("asked", ["upsample_conv=triton", "group_norm_silu=triton", "triton", "library"])
+def test_what_is_asked_for_on_a_gpu_is_not_asked_of_tensors_without_values(asked, monkeypatch):
+    wanted = decoding_memory(CONFIG, torch.float32)
+    monkeypatch.setenv(VARIABLE, asked)
+    decoding_memory.cache_clear()
+    assert decoding_memory(CONFIG, torch.float32) == wanted
+
+
+def test_the_estimate_goes_by_no_plan_and_is_no_part_of_a_record():
+    wanted = decoding_memory(CONFIG, torch.float32)
+    decoding_memory.cache_clear()
+    with using(Plan("library")), recording() as found:
+        assert decoding_memory(CONFIG, torch.float32) == wanted
+    assert not found
+
+
+def test_maps_stay_below_2_31_elements(monkeypatch):
+    """Of 256 images of 256 x 256, the last level's maps of 128 channels have just as many."""
+    config = VAEConfig(codebook_sizes=(64, 64))
+    memory = decoding_memory(config, torch.bfloat16)
+    assert memory.largest == 128 * 256 * 256
+    assert memory.most_short == 255
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (10**13, 10**13))
+    vae = HQVAE(SMALL).eval()
+    monkeypatch.setattr(coding, "decoding_memory", lambda config, dtype: memory)
+    assert chunk_size(vae, torch.device("cuda")) == 255
+
+
+@pytest.mark.parametrize("images,most,chunk", [(50, 255, 50), (256, 255, 128), (512, 255, 171), (7, 3, 3), (1, 9, 1)])
+def test_chunks_are_even(images, most, chunk):
+    assert even_chunk(images, most) == chunk <= most

@@ -113,18 +113,19 @@ def test_on_a_cpu_the_next_batch_is_drawn_while_one_is_decoded():
     assert torch.cat([batch.codes[0] for batch in finished]).flatten().tolist() == list(range(6))
 
 
-def test_one_batch_is_drawn_ahead_and_no_thread_stays():
+@pytest.mark.parametrize("ahead,starts", [(None, [0, 2]), (2, [0, 2, 4])])
+def test_one_batch_is_drawn_ahead_or_as_many_as_asked_and_no_thread_stays(ahead, starts):
     drawn, threads = [], threading.active_count()
 
     def counted(batch, invalid, on_step):
         drawn.append(batch.start)
         return draw(batch, invalid)
 
-    stream = generate(job(counted), Cutter(100, 2), CPU, overlap="on")
+    stream = generate(job(counted), Cutter(100, 2), CPU, overlap="on", ahead=ahead)
     next(stream)
     assert threading.active_count() == threads + 1
     stream.close()
-    assert drawn == [0, 2]
+    assert drawn == starts
     assert threading.active_count() == threads
 
 

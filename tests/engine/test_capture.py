@@ -34,7 +34,17 @@ class FakeStream:
         self.cuda.log.append((self.name, "waits for", event))
 
     def record_event(self):
-        return f"the use on {self.name}"
+        return Event(self.cuda, f"the use on {self.name}")
+
+
+class Event(str):
+    def __new__(cls, cuda, name):
+        event = super().__new__(cls, name)
+        event.cuda = cuda
+        return event
+
+    def synchronize(self):
+        self.cuda.log.append(("the host waits for", str(self)))
 
 
 class On:
@@ -212,6 +222,52 @@ def test_a_use_that_fails_is_waited_for_as_well(cuda):
     with replay.turn():
         pass
     assert cuda.log == [("main", "waits for", "the use on main")]
+
+
+def test_buffers_live_until_the_device_is_done_with_them(cuda):
+    """A capture that one thread gives up while the device replays what another one asked for."""
+    buffer = torch.zeros(1)
+    alive, log = weakref.ref(buffer), cuda.log
+    replay = Replay(counted(cuda), SECOND, buffers=[buffer])
+    del buffer
+    with replay.turn():
+        replay(counted(cuda))
+
+    class Watched(Event):
+        def synchronize(self):
+            log.append(("alive", alive() is not None))
+
+    replay._last = Watched(cuda, "last")
+    cuda.log.clear()
+    del replay
+    assert cuda.log == [("alive", True)]
+    assert alive() is None
+
+
+def test_a_capture_that_was_never_used_is_not_waited_for(cuda):
+    replay = Replay(counted(cuda), SECOND)
+    cuda.log.clear()
+    del replay
+    assert cuda.log == []
+
+
+def test_a_process_captures_one_graph_at_a_time(cuda):
+    """Two models in two threads, each with captures of its own."""
+    started, other = [], threading.Thread(target=lambda: GraphCache(CPU).get("b", lambda: Replay(second, SECOND)))
+
+    def first():
+        if not started:
+            started.append(True)
+            other.start()
+            time.sleep(0.05)  # for the other to begin, if it could
+        cuda.log.append("first")
+
+    def second():
+        cuda.log.append("second")
+
+    GraphCache(CPU).get("a", lambda: Replay(first, SECOND))
+    other.join(20)
+    assert [entry for entry in cuda.log if isinstance(entry, str)] == ["first"] * 4 + ["second"] * 4
 
 
 def test_a_use_in_another_thread_waits_until_the_buffers_are_free():

@@ -19,8 +19,8 @@ TEXTS = {
     "": EngineOptions(),
     "captured": EngineOptions(captured=True),
     "uncaptured, modules": EngineOptions(captured=False, modules=True),
-    "dependent_launch, skip_query, overlap=priority, chunk=128": EngineOptions(
-        dependent_launch=True, skip_query=True, overlap="priority", chunk=128
+    "dependent_launch, skip_query, overlap=priority, chunk=128, ahead=3": EngineOptions(
+        dependent_launch=True, skip_query=True, overlap="priority", chunk=128, ahead=3
     ),
     "tables, fused_draw, whole_head, cudnn_benchmark, overlap=off, threads=4": EngineOptions(
         tables=True, fused_draw=True, whole_head=True, cudnn_benchmark=True, overlap="off", threads=4

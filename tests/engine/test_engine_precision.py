@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import threading
 
 import pytest
 import torch
@@ -36,6 +37,48 @@ def test_fp32_products_holds_meanwhile_only(tf32, wanted):
         assert flags() == before
     with fp32_products(CUDA, tf32):
         assert flags() == (wanted, wanted)
+    assert flags() == before
+
+
+def entered(tf32, inside, leave):
+    """A thread that holds the switches until ``leave``; its flags, afterwards."""
+    seen = []
+
+    def hold():
+        with fp32_products(CUDA, tf32):
+            inside.set()
+            assert leave.wait(20)
+            seen.append(flags())
+
+    thread = threading.Thread(target=hold)
+    thread.start()
+    return thread, seen
+
+
+def test_a_thread_that_leaves_does_not_change_the_others_products():
+    before, inside, leave = flags(), threading.Event(), threading.Event()
+    with fp32_products(CUDA, True):
+        thread, seen = entered(True, inside, leave)
+        assert inside.wait(20)
+    assert flags() == ("tf32", "tf32")
+    leave.set()
+    thread.join()
+    assert seen == [("tf32", "tf32")]
+    assert flags() == before
+
+
+def test_a_thread_that_wants_other_products_waits():
+    before, inside, leave = flags(), threading.Event(), threading.Event()
+    leave.set()
+    with fp32_products(CUDA, True):
+        thread, seen = entered(False, inside, leave)
+        assert not inside.wait(0.05)
+        assert flags() == ("tf32", "tf32")
+        with fp32_products(CUDA, False):  # one that holds them already does not wait
+            assert flags() == ("ieee", "ieee")
+        assert flags() == ("tf32", "tf32")
+    thread.join()
+    assert seen == [("ieee", "ieee")]
     assert flags() == before
 
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 
 import pytest
 import torch
 
 from hqtvae_fast.engine import streams
-from hqtvae_fast.engine.streams import Drawn, GPUStreams
+from hqtvae_fast.engine.streams import Drawn, GPUStreams, make_streams
 
 CPU = torch.device("cpu")
 
@@ -114,3 +114,11 @@ def test_a_failed_device_does_not_hide_which_batch_it_failed_in(fakes):
     assert fakes.log[-1] == "the host waits for decoding"
     with pytest.raises(RuntimeError, match="illegal memory access"):
         own.drain()
+
+
+@pytest.mark.parametrize("overlap,ahead,wanted", [("on", None, 1), ("on", 3, 3), ("off", 3, 0), (None, 3, 0)])
+def test_batches_are_issued_as_far_ahead_as_asked(overlap, ahead, wanted, fakes):
+    with closing(make_streams(CPU, overlap, ahead)) as own:
+        assert own.ahead == wanted
+    if overlap is not None:
+        assert GPUStreams(CPU, overlap, ahead or 1).ahead == wanted

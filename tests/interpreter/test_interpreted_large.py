@@ -141,7 +141,8 @@ def skinny_linear():
     for N, K in ((triton.DEFAULT.out * triton.MOST_TILES, 16640), (32 * 263, 256), (4608, 1536)):
         work = triton.Workspace.on(torch.device("cpu"))
         x, weight = untouched(16, K, dtype=BF16), untouched(N, K, dtype=BF16)
-        triton.skinny_linear(x, weight, None, None, None, "none", False, work.partials, work.counters)
+        nothing = (None, None, None, "none", False, None, None, 0.0, None)
+        triton.skinny_linear(x, weight, *nothing, work.partials, work.counters)
 
 
 def ema_update():

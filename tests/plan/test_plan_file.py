@@ -32,6 +32,7 @@ FILE = PlanFile(
     (1, 4, 16),
     16,
     {1: 0.25, 4: 0.5, 16: 1.5, 32: 9.0},
+    frozenset({"op native"}),
 )
 
 
@@ -56,7 +57,7 @@ def test_it_reads_well(tmp_path):
     FILE.write(tmp_path / "plan.json")
     content = json.loads((tmp_path / "plan.json").read_text())
     sizes = ["batches", "best", "seconds"]
-    assert list(content) == ["format", "kind", "facts", "choices", "engine", *sizes, "refused", "verified"]
+    assert list(content) == ["format", "kind", "facts", "choices", "engine", *sizes, "refused", "verified", "unreached"]
     assert [content[name] for name in sizes] == [[1, 4, 16], 16, {"1": 0.25, "4": 0.5, "16": 1.5, "32": 9.0}]
     assert content["choices"]["op | f32[2,2]"] == {"variant": "torch"}
     assert content["choices"]["op | f32[1,2]"]["incumbent_median"] == 12.0
@@ -148,6 +149,7 @@ EDITS = {
     "seconds a text": (lambda content: content["seconds"].update({"4": "1"}), "seconds: of 4 images '1'"),
     "reason": (lambda content: content["refused"].update({"op cuda": 1}), "refused: a reason that is no text"),
     "verified": (lambda content: content.update(verified="all"), "verified: something else than a list"),
+    "unreached": (lambda content: content.update(unreached=[1]), "unreached: something else than a list of names"),
 }
 
 

@@ -151,6 +151,26 @@ def test_an_update_verifies_again():
     assert calls == [1, 1]
 
 
+def test_an_outcome_that_was_cut_short_is_completed():
+    PlanFile("default", FACTS, verified=frozenset(), unreached=frozenset({"op triton"})).write(verified_path(FACTS))
+    with pytest.warns(UserWarning, match="op cuda: failed its verification"):
+        assert find(device=CUDA, verify=lambda: VERIFIED) == VERIFIED
+    assert PlanFile.read(verified_path(FACTS)).unreached == frozenset()
+
+
+def test_a_tuned_plan_says_what_it_passes_over_for_lack_of_time(tmp_path):
+    cut = PlanFile("tuned", FACTS, verified=frozenset(), unreached=frozenset({"op triton", "op2 triton"}))
+    said = (
+        r"tuning ended before it had verified op triton, op2 triton: other kernels .* a larger --budget verifies them"
+    )
+    cut.write(plan_path(FACTS))
+    with pytest.warns(UserWarning, match=f"{plan_path(FACTS).name}: {said}"):
+        assert find(device=CUDA) == cut.plan
+    cut.write(tmp_path / "plan.json")
+    with pytest.warns(UserWarning, match=f"plan.json: {said}"):
+        assert find(tmp_path / "plan.json", device=CUDA) == cut.plan
+
+
 def test_a_tuned_plan_needs_no_verification(quiet):
     TUNED.write(plan_path(FACTS))
     assert find(device=CUDA) == TUNED.plan

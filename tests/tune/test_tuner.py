@@ -2,65 +2,27 @@
 
 from __future__ import annotations
 
+import threading
 from dataclasses import replace
 
 import pytest
-import torch
+from pretended import CUDA, SPECS, Pretended
 
 from hqtvae_fast.hardware import DEVICES
-from hqtvae_fast.ops.spec import all_specs
+from hqtvae_fast.plan import Plan
 from hqtvae_fast.tune.cases import packed, unpacked
 from hqtvae_fast.tune.confirm import NoRunError
 from hqtvae_fast.tune.report import candidate_rows, predicted_seconds, result_rows
 from hqtvae_fast.tune.shortlist import predicted, shortlist
 from hqtvae_fast.tune.sites import find_sites
-from hqtvae_fast.tune.tuner import Tuner
 from hqtvae_fast.tune.verify import verify_sites
 from hqtvae_fast.tune.whole import ModelName, models_of
-
-SPECS, CUDA = all_specs(), torch.device("cuda")
 
 
 @pytest.fixture(scope="module")
 def sites():
     model = ModelName(None, "S", "bf16").shapes()
     return find_sites(models_of(model), model.vae, CUDA, [1, 50])
-
-
-class Pretended:
-    """A GPU: ``fast`` has seconds by variant (1 ms otherwise), ``wrong`` reasons against a variant. Each job takes
-    ``takes`` seconds, and ``stops`` is when somebody presses Ctrl-C."""
-
-    def __init__(self, fast=None, wrong=None, takes=0.1, stops=None):
-        self.fast, self.wrong, self.takes, self.stops = fast or {}, wrong or {}, takes, stops
-        self.passed, self.jobs, self.fresh_workers = 0.0, [], 0
-
-    def ask(self, job, seconds):
-        self.passed += self.takes
-        if self.stops is not None and self.passed >= self.stops:
-            raise KeyboardInterrupt
-        self.jobs.append(job)
-        if job["do"] == "prove":
-            status, reason = self.wrong.get(f"{job['op']} {job['variant']}", ("right", ""))
-            return {"status": status, "reason": reason, "same_bits": "torch" not in job["variant"]}
-        times = [self._seconds(job["op"], job[who]) for who in ("incumbent", "challenger")]
-        return {"status": "right", "incumbent": [times[0]] * 5, "challenger": [times[1]] * 5}
-
-    def _seconds(self, op, variant):
-        return self.fast.get(f"{op} {variant}", 1e-3)
-
-    def fresh(self):
-        self.fresh_workers += 1
-
-    def whole(self, plan, batch):
-        self.passed += self.takes
-        saved = sum(1e-3 - self._seconds(where.partition(" ")[0], name) for where, name in plan.choices.items())
-        return 1.0 - 10 * saved - 0.1 * ("skip_query" in plan.engine_for(batch))
-
-    def tuner(self, sites, budget=1e4, **options):
-        peaks = DEVICES["H100"]
-        fixed = (SPECS, CUDA, peaks, self.ask, self.fresh, self.whole, [1, 50], budget)
-        return Tuner(sites, *fixed, now=lambda: self.passed, **options)
 
 
 def test_the_choices_of_s_on_a_gpu_are_found_without_one(sites):
@@ -132,7 +94,8 @@ def test_a_default_that_is_wrong_is_refused_and_nothing_is_timed_beside_it(sites
 
 
 def test_a_budget_ends_each_stage(sites):
-    result = (gpu := Pretended()).tuner(sites, budget=10.0).run()
+    known = Plan("default", verified=frozenset(site.label for site in sites if site.is_ours))
+    result = (gpu := Pretended()).tuner(sites, budget=10.0, known=known).run()
     assert result.stopped == "the budget is spent"
     assert 10 <= gpu.passed < 15
     assert {job["do"] for job in gpu.jobs} == {"prove", "time"}
@@ -232,12 +195,41 @@ def test_bits_may_be_kept(sites):
 
 def test_the_default_variants_are_verified_alone(sites):
     gpu, told = Pretended(wrong={"group_norm_silu triton": ("wrong", "not finite")}), []
-    plan = verify_sites(sites, CUDA, lambda done, total: told.append((done, total)), gpu)
+    plan = verify_sites(sites, CUDA, lambda done, total: told.append((done, total)), [gpu])
     assert {job["variant"] for job in gpu.jobs} == {"triton"}
     assert "skinny_linear triton" in plan.verified
     assert "group_norm_silu triton" not in plan.verified
     assert list(plan.refused) == ["group_norm_silu triton"]
     assert told[-1][0] == told[-1][1] > 0
+
+
+def test_kernels_are_compiled_and_verified_side_by_side(sites):
+    """The first jobs of three workers wait for each other; what memory does not suffice for is done again alone."""
+    together, short = threading.Barrier(3), []
+
+    class Worker(Pretended):
+        def ask(self, job, seconds):
+            if not self.jobs:
+                together.wait(20)
+            answer = super().ask(job, seconds)
+            if job["op"] == "upsample_conv" and not self.fresh_workers:
+                short.append(job)
+                return {"status": "memory", "reason": "CUDA out of memory"}
+            return answer
+
+    workers = [Worker(wrong={"group_norm_silu triton": ("wrong", "not finite")}) for _ in range(3)]
+    plan = verify_sites(sites, CUDA, lambda done, total: None, workers)
+    alone = verify_sites(sites, CUDA, lambda done, total: None, [Pretended(wrong=workers[0].wrong)])
+    assert plan == alone
+    assert short
+    assert "upsample_conv triton" in plan.verified
+    assert [worker.fresh_workers for worker in workers] == [1, 1, 1]
+
+
+def test_whatever_ends_one_verification_ends_all(sites):
+    workers = [Pretended(), Pretended(stops=0.2)]
+    with pytest.raises(KeyboardInterrupt):
+        verify_sites(sites, CUDA, lambda done, total: None, workers)
 
 
 def test_a_dry_run_lists_candidates_and_predicts(sites):

@@ -26,7 +26,7 @@ def _new(qkv, bias, o_e, m_e, i_b, i_h, part, H, E):
     return b.to(qkv.dtype.element_ty).to(tl.float32)
 
 
-@triton.jit
+@triton.jit(do_not_specialize_on_alignment=["start"])  # which differs by step
 def decode_attention_kernel(
     qkv,  # [B, 3, H, E] fp32, bf16 or fp16
     bias,  # [3, H, E] as qkv, or None

@@ -60,7 +60,7 @@ def _best_of_tile(b_scaled, words, CODES: tl.constexpr, INTERPRET: tl.constexpr)
     return score, found
 
 
-@triton.jit
+@triton.jit(do_not_specialize_on_alignment=["step", "position", "temperature"])  # which differs by step
 def tiles_kernel(
     x,  # [M, D] fp32, bf16 or fp16, contiguous; row b G + g
     weight,  # [K, D] as x, contiguous
@@ -115,7 +115,7 @@ def tiles_kernel(
     tl.store(codes + o_best, i_tile * CODES + found, mask=m_row)
 
 
-@triton.jit
+@triton.jit(do_not_specialize_on_alignment=["out"])  # which differs by step
 def settle_kernel(
     scores,  # [tiles, M] fp32
     codes,  # [tiles, M] int32

@@ -172,7 +172,9 @@ def _keep_top_p(b_scaled, b_keys, top_p, BITS: tl.constexpr):
     return tl.where(keep, b_scaled, float("-inf"))
 
 
-@triton.jit
+@triton.jit(
+    do_not_specialize_on_alignment=["out", "step", "position", "temperature", "top_k", "top_p"]
+)  # which differs by step
 def draw_kernel(
     logits,  # [B, G, K] fp32, bf16 or fp16
     out,  # [B, G] int64

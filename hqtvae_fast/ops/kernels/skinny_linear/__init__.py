@@ -12,6 +12,7 @@ from hqtvae_fast.ops.kernels.skinny_linear.triton import Workspace
 from hqtvae_fast.ops.operator import dispatched
 
 GeluForm = Literal["none", "exact", "sigmoid"]
+Norm = tuple[Tensor, Tensor, float]
 GELU: tuple[GeluForm, ...] = ("none", "exact", "sigmoid")
 
 
@@ -23,22 +24,26 @@ def skinny_linear(
     scale: Tensor | None = None,
     gelu: GeluForm = "none",
     residual: Tensor | None = None,
+    norm: Norm | None = None,
+    added: Tensor | None = None,
     prefetch: bool = False,
     workspace: Workspace | None = None,
     backend: str | None = None,
 ) -> Tensor:
-    """gelu(x @ (weight * scale)^T + bias) + residual, [..., N] in x's dtype.
+    """gelu(x @ (weight * scale)^T + bias) + residual, [..., N] in x's dtype; with ``norm`` of LayerNorm(x).
 
     ``x`` [..., K], floating point; ``weight`` [N, K] of the same dtype, or int8 or fp8 (e4m3) with ``scale`` fp32 [N],
     one factor an output (:func:`reference.quantize`; rounding all layers of the demo model moves its logits by a KL of
     1.1e-3 nats at most as int8 and 1.4e-2 as fp8, which has three bits after the leading one, where computing in bf16
     moves them by 4e-4: ``hqtvae bench precision``); ``bias`` [N] and ``residual`` [..., N] as x, or None; ``gelu``:
-    "none", "exact" or "sigmoid". No gradient. The same every time, bit for bit: sums are added in an order that depends
-    on N, K, the variant and how many multiprocessors the GPU has, not on the rows beside one nor on what runs when
-    ("torch": on what the library chooses for so many rows). Sums are fp32; fp32 inputs are multiplied as three TF32
-    products (an error of 2^-21 of a product). ``workspace`` (None: one is made, which costs a launch) may serve all
-    products that follow each other on one stream. ``prefetch``: fetch the weight while the kernel before this one still
-    runs, by a dependent launch (only Triton, only from compute capability 9.0 on).
+    "none", "exact" or "sigmoid". ``norm``: a LayerNorm's weight [K] and bias [K], as x, and epsilon. ``added``, as x:
+    [K], added to x before the norm; without one [N], added to the residual. No gradient. The same every time, bit for
+    bit: sums are added in an order that depends on N, K, the variant and how many multiprocessors the GPU has, not on
+    the rows beside one nor on what runs when ("torch": on what the library chooses for so many rows). Sums are fp32;
+    fp32 inputs are multiplied as three TF32 products (an error of 2^-21 of a product). ``workspace`` (None: one is
+    made, which costs a launch) may serve all products that follow each other on one stream. ``prefetch``: fetch the
+    weight while the kernel before this one still runs, by a dependent launch (only Triton, only from compute capability
+    9.0 on).
 
     ``backend``: "triton" (CUDA, 1 to 16 rows; fp8 from compute capability 8.9 on), "triton/32x4" and other tiles
     (outputs x programs for each multiprocessor), "torch" (anywhere, any number of rows: the library's product) or
@@ -56,10 +61,26 @@ def skinny_linear(
             raise ValueError(f"{name}: expected {x.dtype} {list(shape)}; got {extra.dtype} {list(extra.shape)}")
     if gelu not in GELU:
         raise ValueError(f"gelu: expected one of {', '.join(GELU)}; got {gelu!r}")
+    _check_norm(x, residual, norm, added, N)
+    more = (None, None, 0.0, added) if norm is None else (*norm, added)
     inputs = (x, weight, scale, bias, residual, gelu, prefetch)
-    choice = choose("skinny_linear", BACKENDS, *inputs, backend=backend)
+    told = inputs if norm is None and added is None else (*inputs, *more)
+    choice = choose("skinny_linear", BACKENDS, *told, backend=backend)
     work = Workspace.on(x.device) if workspace is None else workspace
-    return ops.hqtvae_fast.skinny_linear(*inputs, work.partials, work.counters, choice.backend.name)
+    return ops.hqtvae_fast.skinny_linear(*inputs, *more, work.partials, work.counters, choice.backend.name)
+
+
+def _check_norm(x: Tensor, residual: Tensor | None, norm: Norm | None, added: Tensor | None, N: int) -> None:
+    K = x.shape[-1]
+    for name, vector, size in (
+        ("norm", None if norm is None else norm[0], K),
+        ("norm's bias", None if norm is None else norm[1], K),
+        ("added", added, N if norm is None else K),
+    ):
+        if vector is not None and (tuple(vector.shape) != (size,) or vector.dtype != x.dtype):
+            raise ValueError(f"{name}: expected {x.dtype} [{size}]; got {vector.dtype} {list(vector.shape)}")
+    if added is not None and norm is None and residual is None:
+        raise ValueError("added: expected a norm or a residual to go with it; got neither")
 
 
 BACKENDS = (
@@ -78,6 +99,10 @@ def _skinny_linear(
     residual: Tensor | None,
     gelu: str,
     prefetch: bool,
+    norm: Tensor | None,
+    shift: Tensor | None,
+    eps: float,
+    added: Tensor | None,
     partials: Tensor,
     counters: Tensor,
     backend: str,

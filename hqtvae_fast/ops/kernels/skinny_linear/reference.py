@@ -21,11 +21,18 @@ def skinny_linear(
     residual: Tensor | None,
     gelu: str,
     prefetch: bool = False,
+    norm: Tensor | None = None,
+    shift: Tensor | None = None,
+    eps: float = 0.0,
+    added: Tensor | None = None,
     partials: Tensor | None = None,
     counters: Tensor | None = None,
 ) -> Tensor:
-    """Rounded after the product (as torch rounds) and after everything else."""
+    """Rounded after the sum and the norm, after the product (as torch rounds) and after everything else."""
     wide = torch.promote_types(x.dtype, torch.float32)
+    if norm is not None and shift is not None:
+        x = x if added is None else x + added
+        x = F.layer_norm(x.to(wide), norm.shape, norm.to(wide), shift.to(wide), eps).to(x.dtype)
     y = F.linear(x, weight.to(x.dtype)).to(wide)
     if scale is not None:
         y = y * scale.to(wide)
@@ -35,6 +42,8 @@ def skinny_linear(
         y = pointwise.bias_gelu(y, None, gelu)
     if residual is not None:
         y = y + residual.to(wide)
+        if added is not None:
+            y = y + added.to(wide)
     return y.to(x.dtype)
 
 

@@ -17,9 +17,16 @@ def skinny_linear(
     bias: Tensor | None,
     residual: Tensor | None,
     gelu: Any,
+    prefetch: bool = False,
+    norm: Tensor | None = None,
+    shift: Tensor | None = None,
+    eps: float = 0.0,
+    added: Tensor | None = None,
     *others: Any,
 ) -> Tensor:
     """A weight in 8 bits is widened in memory; bias and GELU are an op of their own, with a choice of its own."""
+    if norm is not None:
+        x = F.layer_norm(x if added is None else x + added, norm.shape, norm, shift, eps)
     plain = scale is None and gelu == "none"
     y = F.linear(x, weight.to(x.dtype), bias if plain else None)
     if scale is not None:
@@ -28,4 +35,6 @@ def skinny_linear(
         y = bias_gelu(y, bias, gelu)
     elif bias is not None and not plain:
         y = y + bias
-    return y if residual is None else y + residual
+    if residual is None:
+        return y
+    return y + (residual if added is None else residual + added)

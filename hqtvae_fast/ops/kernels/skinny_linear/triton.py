@@ -24,6 +24,8 @@ from hqtvae_fast.ops.triton_launch import (
 MOST_ROWS = 16
 MOST_PARTS = 16
 MOST_TILES = 4096
+WIDEST, GROUP = 8192, 4
+"""Inputs of a row that is normalised, and rows whose statistics are found at a time: both in registers."""
 LINE = 128  # bytes
 FP8_CAPABILITY = (8, 9)
 DEPENDENT_CAPABILITY = (9, 0)
@@ -104,6 +106,8 @@ def why_not(
         return f"expected at most {tile.out * MOST_TILES} outputs; got {weight.shape[0]}"
     if not weight.is_contiguous():
         return "expected a contiguous weight"
+    if others[2:] and others[2] is not None and power_of_2(x.shape[-1]) > WIDEST:
+        return f"expected a norm of at most {WIDEST} inputs; got {x.shape[-1]}"
     if others[1:] and others[1] and not (x.is_cuda and capability_at_least(x, DEPENDENT_CAPABILITY)):
         return "expected compute capability 9.0 or above for a prefetch in a dependent launch"
     if weight.dtype is torch.float8_e4m3fn:
@@ -113,10 +117,14 @@ def why_not(
     return triton_launch.why_not(x, weight, scale, bias, residual)
 
 
-def constants(N: int, K: int, dtype: torch.dtype, gelu: str, tile: Tile, count: int) -> dict[str, Any]:
-    """Of a launch on so many multiprocessors."""
-    shape = {"PARTS": parts(N, K, dtype, tile, count), "GELU": gelu}
-    shape |= {"ROWS": MOST_ROWS, "OUT": tile.out, "BK": width(dtype)}
+def constants(
+    N: int, K: int, dtype: torch.dtype, gelu: str, tile: Tile, count: int, *, normed: int = 0, eps: float = 0.0
+) -> dict[str, Any]:
+    """Of a launch on so many multiprocessors; ``normed``: rows, where they are normalised."""
+    shape: dict[str, Any] = {"PARTS": parts(N, K, dtype, tile, count), "GELU": gelu}
+    shape |= {"ROWS": MOST_ROWS, "OUT": tile.out, "BK": width(dtype), "EPS": eps}
+    group = min(GROUP, power_of_2(normed), WIDEST // power_of_2(K)) if normed else 0
+    shape |= {"GROUP": group, "WIDTH": power_of_2(K) if normed else 0}
     return {**shape, "PRECISION": "tf32x3" if dtype is torch.float32 else "ieee"}
 
 
@@ -134,6 +142,10 @@ def skinny_linear(
     residual: Tensor | None,
     gelu: str,
     prefetch: bool,
+    norm: Tensor | None,
+    shift: Tensor | None,
+    eps: float,
+    added: Tensor | None,
     partials: Tensor,
     counters: Tensor,
     tile: Tile = DEFAULT,
@@ -142,12 +154,13 @@ def skinny_linear(
 
     (N, K), x_MK = weight.shape, x.reshape(-1, x.shape[-1]).contiguous()
     out = torch.empty((*x.shape[:-1], N), dtype=x.dtype, device=x.device)
-    chosen = constants(N, K, x.dtype, gelu, tile, multiprocessors(x.device))
+    normed: dict[str, Any] = {} if norm is None else {"normed": len(x_MK), "eps": eps}
+    chosen = constants(N, K, x.dtype, gelu, tile, multiprocessors(x.device), **normed)
     with on(x):
         launch(
             triton_kernels.skinny_linear_kernel,
             (ceil(N / tile.out), chosen["PARTS"]),
-            *(x_MK, weight, *dense(scale, bias, residual), out),
+            *(x_MK, weight, *dense(scale, bias, residual, norm, shift, added), out),
             *(partials, counters, len(x_MK), N, K),
             **chosen,
             TRIGGER=dependents(x),

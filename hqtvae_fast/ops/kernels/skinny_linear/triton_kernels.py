@@ -7,6 +7,10 @@ sums to memory; the program that comes last to a tile adds the parts up, in the 
 so that the result is the same every time, and takes bias, GELU and residual along. Who is last, a counter tells, which
 that program sets back to zero. With one part there is neither.
 
+With ``norm`` the rows are normalised on their way in: each program finds their means and deviations first, from whole
+rows that lie in the second-level cache, GROUP of them at a time in registers. That is ROWS x K values more a program,
+and one kernel and its round trip through memory less a product.
+
 **Cost.** Bytes: the weight once (2 bytes an element, 1 as int8 or fp8), ROWS x K values of x a program from the caches,
 and 8 bytes for each part and output. FLOP: 2 M N K, of which the tensor cores do 2 ROWS N K: 16 FLOP a byte of bf16.
 
@@ -37,6 +41,7 @@ def _finish(
     scale,
     bias,
     residual,
+    added,
     out,
     o_out,
     o_row,
@@ -44,7 +49,7 @@ def _finish(
     N,
     GELU: tl.constexpr,
 ):
-    """Scale, bias, GELU and residual, then the one rounding."""
+    """Scale, bias, GELU and residual (with what is added to it), then the one rounding."""
     m_out = o_out < N
     mask = m_out[:, None] & (o_row < M)[None, :]
     o_y = o_row.to(tl.int64)[None, :] * N + o_out[:, None]
@@ -56,6 +61,8 @@ def _finish(
         b_y = gelu(b_y, GELU == "exact")
     if residual is not None:
         b_y += tl.load(residual + o_y, mask=mask, other=0.0).to(tl.float32)
+        if added is not None:
+            b_y += tl.load(added + o_out, mask=m_out, other=0.0).to(tl.float32)[:, None]
     tl.store(out + o_y, b_y.to(out.dtype.element_ty), mask=mask)
 
 
@@ -71,12 +78,53 @@ def _prefetch(weight, o_out, first, last, N, K, LINES: tl.constexpr):
 
 
 @triton.jit
+def _sum(b_x, b_added, INTERPRET: tl.constexpr):
+    """Of rows and a vector, rounded to the rows' dtype as a sum in memory is (which the interpreter cuts off)."""
+    b_sum = b_x.to(tl.float32) + b_added.to(tl.float32)
+    return b_sum if INTERPRET else b_sum.to(b_x.dtype).to(tl.float32)
+
+
+@triton.jit
+def _statistics(
+    x,
+    added,
+    o_row,
+    M,
+    K,
+    ROWS: tl.constexpr,
+    GROUP: tl.constexpr,
+    WIDTH: tl.constexpr,
+    EPS: tl.constexpr,
+    INTERPRET: tl.constexpr,
+):
+    """Mean and inverse deviation of each row, fp32 [ROWS] both."""
+    o_k = tl.arange(0, WIDTH)
+    m_k = o_k < K
+    b_mean, b_inverse = tl.zeros((ROWS,), tl.float32), tl.zeros((ROWS,), tl.float32)
+    for first in range(0, M, GROUP):
+        for i in tl.static_range(GROUP):
+            b_x = tl.load(x + (first + i) * K + o_k, mask=m_k & (first + i < M), other=0.0)
+            if added is not None:
+                b_x = _sum(b_x, tl.load(added + o_k, mask=m_k, other=0.0), INTERPRET)
+            b_x = b_x.to(tl.float32)
+            mean = tl.sum(b_x, axis=0) / K
+            b_centred = tl.where(m_k, b_x - mean, 0.0)
+            inverse = 1.0 / tl.sqrt_rn(tl.sum(b_centred * b_centred, axis=0) / K + EPS)
+            b_mean = tl.where(o_row == first + i, mean, b_mean)
+            b_inverse = tl.where(o_row == first + i, inverse, b_inverse)
+    return b_mean, b_inverse
+
+
+@triton.jit
 def skinny_linear_kernel(
     x,  # [M, K] fp32, bf16 or fp16, contiguous
     weight,  # [N, K] as x, int8 or fp8, contiguous
     scale,  # [N] fp32, or None
     bias,  # [N] as x, or None
     residual,  # [M, N] as x, or None
+    norm,  # [K] as x: the weight of a LayerNorm of x, or None
+    shift,  # [K] as x: its bias, or None
+    added,  # as x, or None: [K], added to x before the norm; without one [N], added to the residual
     out,  # [M, N] as x
     partials,  # [parts, tiles, OUT, ROWS] fp32; unused with one part
     counters,  # [tiles] int32, zeros
@@ -88,6 +136,9 @@ def skinny_linear_kernel(
     ROWS: tl.constexpr,
     OUT: tl.constexpr,
     BK: tl.constexpr,
+    EPS: tl.constexpr,
+    GROUP: tl.constexpr,  # rows of which statistics are found at a time; 0 without a norm, as the next
+    WIDTH: tl.constexpr,  # a power of 2, at least K
     PRECISION: tl.constexpr,
     TRIGGER: tl.constexpr,  # whether the next kernel may be launched to wait beside this one
     PREFETCH: tl.constexpr,  # lines of each output's part to ask for before the wait; 0: an ordinary launch
@@ -104,6 +155,8 @@ def skinny_linear_kernel(
     if PREFETCH:
         _prefetch(weight, o_out, i_part * per_part * BK, (i_part + 1) * per_part * BK, N, K, PREFETCH)
         gdc_wait()
+    if norm is not None:
+        b_mean, b_inverse = _statistics(x, added, o_row, M, K, ROWS, GROUP, WIDTH, EPS, INTERPRET)
     b_y = tl.zeros((OUT, ROWS), tl.float32)
     for i_chunk in range(i_part * per_part, tl.minimum(chunks, (i_part + 1) * per_part)):
         o_k = i_chunk * BK + tl.arange(0, BK)
@@ -112,11 +165,20 @@ def skinny_linear_kernel(
             weight + o_out.to(tl.int64)[:, None] * K + o_k[None, :], mask=m_out[:, None] & m_k[None, :], other=0.0
         )
         b_x = tl.load(x + o_row[None, :] * K + o_k[:, None], mask=m_row[None, :] & m_k[:, None], other=0.0)
-        if INTERPRET:  # the interpreter multiplies bf16 as bits
+        if norm is not None:
+            b_wide = b_x.to(tl.float32)
+            if added is not None:
+                b_wide = _sum(b_x, tl.load(added + o_k, mask=m_k, other=0.0)[:, None], INTERPRET)
+            b_norm = tl.load(norm + o_k, mask=m_k, other=0.0).to(tl.float32)[:, None]
+            b_shift = tl.load(shift + o_k, mask=m_k, other=0.0).to(tl.float32)[:, None]
+            b_wide = (b_wide - b_mean[None, :]) * b_inverse[None, :] * b_norm + b_shift
+            b_x = b_wide if INTERPRET else b_wide.to(x.dtype.element_ty)
+        elif INTERPRET:  # the interpreter multiplies bf16 as bits
             b_x = b_x.to(tl.float32)
         b_y = tl.dot(b_w.to(b_x.dtype), b_x, b_y, input_precision=PRECISION)
+    beside = added if norm is None else None
     if PARTS == 1:
-        _finish(b_y, scale, bias, residual, out, o_out, o_row, M, N, GELU)
+        _finish(b_y, scale, bias, residual, beside, out, o_out, o_row, M, N, GELU)
     else:
         o_part = tl.arange(0, OUT)[:, None] * ROWS + o_row[None, :]
         step = tl.num_programs(0) * OUT * ROWS
@@ -128,5 +190,5 @@ def skinny_linear_kernel(
             for part in range(PARTS):
                 # Past the first-level cache, which is not told what other multiprocessors write.
                 b_y += tl.load(partials + part * step + i_tile * OUT * ROWS + o_part, cache_modifier=".cg")
-            _finish(b_y, scale, bias, residual, out, o_out, o_row, M, N, GELU)
+            _finish(b_y, scale, bias, residual, beside, out, o_out, o_row, M, N, GELU)
             tl.store(counters + i_tile, 0)

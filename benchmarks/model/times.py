@@ -1,0 +1,160 @@
+"""Seconds of one kernel on a GPU, by what it does. Every constant is an assumption until a GPU has been asked.
+
+A product takes what its weights take to be read, or its tiles to be multiplied in whole waves over the multiprocessors,
+whichever is longer; what works on a step's activations finds them in the L2 cache; the decoder's maps come from memory.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+from torch.utils._pytree import tree_leaves
+
+from hqtvae_fast.engine.launches import Call
+from hqtvae_fast.hardware import Device
+
+GAP = 1.1e-6
+"""Seconds between two kernels of a captured graph that wait for each other."""
+SMALL, LARGE = 1.8e-6, 2.5e-6
+"""Seconds to start, wait once for the L2 cache (or, large, for memory), and end."""
+STREAMED, LIBRARY, CACHED, KEYS, MAPS = 0.85, 0.7, 0.67, 0.75, 0.8
+"""Shares of a bandwidth: of memory's, weights by our skinny kernel and by a library; of the L2 cache's,
+activations; of memory's, keys and values, and maps."""
+PRODUCTS, CONVOLUTIONS = 0.78, 0.6
+"""Shares of the arithmetic peak that a full wave of tiles reaches."""
+TILE, LEAST_DEPTH = 128, 512
+"""Rows and columns of a library's tile; the shortest part that it splits a product's depth into."""
+L2_BANDWIDTH = 41.7e9
+"""Bytes/s that the L2 cache gives a multiprocessor."""
+UPSAMPLING = 64
+"""FLOPs for each byte from the L2 cache in our upsampling's tile."""
+GATHERS = ("embed_codes", "code_features", "embedding", "index", "index_select", "gather")
+DRAW = 6e-6
+"""Seconds of a row of the draw; a multiprocessor takes one at a time."""
+
+
+@dataclass(frozen=True)
+class Predicted:
+    """Seconds of a call, without the gap before it; ``bound``: what they are."""
+
+    seconds: float
+    bound: str
+
+
+def predict(call: Call, device: Device) -> Predicted:
+    """Of one call on ``device``, a GPU."""
+    return _KINDS.get(call.name, _small)(call, device)
+
+
+def floor(call: Call, device: Device) -> float:
+    """Seconds that the call's tensors take to cross memory once; of keys and values, the mean over all steps."""
+    return _bytes(call) / device.bandwidth
+
+
+def _bytes(call: Call) -> int:
+    if call.name == "decode_attention":
+        return _cached(call)
+    tensors = [x for x in tree_leaves((call.inputs, call.output)) if isinstance(x, Tensor)]
+    if call.name == "skinny_linear":
+        tensors = [*tensors[:2], tensors[-1]]  # its workspace stays in the cache
+    elif call.name in GATHERS:
+        tensors = [call.output, call.output]  # of the tables, the rows that are read
+    elif call.name == "upsample_conv":
+        tensors = [*tensors[:2], tensors[-1]]  # folded weights or plain ones
+    return sum(x.nbytes for x in tensors)
+
+
+def _cached(call: Call) -> int:
+    keys, values = call.inputs[2:4]
+    return (keys.nbytes + values.nbytes) // 2
+
+
+def _l2(device: Device) -> float:
+    return L2_BANDWIDTH * device.multiprocessors
+
+
+def _small(call: Call, device: Device) -> Predicted:
+    return Predicted(SMALL + _bytes(call) / (CACHED * _l2(device)), "start and end")
+
+
+def _skinny(call: Call, device: Device) -> Predicted:
+    weight = call.inputs[1]
+    return Predicted(LARGE + weight.nbytes / (STREAMED * device.bandwidth), "weights")
+
+
+def _linear(call: Call, device: Device) -> Predicted:
+    x, weight = call.inputs[:2]
+    (N, K), M = weight.shape, x.numel() // x.shape[-1]
+    rows = TILE // 2 if M <= TILE // 2 else TILE
+    tiles = math.ceil(M / rows) * math.ceil(N / TILE)
+    parts = max(1, min(device.multiprocessors // tiles, K // LEAST_DEPTH))
+    multiplied = _waves(tiles * parts, 2 * rows * TILE * K / parts, PRODUCTS, device)
+    read = weight.nbytes / (LIBRARY * device.bandwidth)
+    return Predicted(LARGE + max(multiplied, read), "tiles" if multiplied > read else "weights")
+
+
+def _waves(tiles: int, flops: float, share: float, device: Device) -> float:
+    """Of so many tiles of so many FLOPs each."""
+    return math.ceil(tiles / device.multiprocessors) * flops * device.multiprocessors / (share * device.flops)
+
+
+def _attention(call: Call, device: Device) -> Predicted:
+    return Predicted(LARGE + _cached(call) / (KEYS * device.bandwidth), "keys and values")
+
+
+def _draw(call: Call, device: Device) -> Predicted:
+    return Predicted(math.ceil(call.inputs[1].numel() / device.multiprocessors) * DRAW, "rounds of the draw")
+
+
+def _convolution(call: Call, device: Device) -> Predicted:
+    weight, y = call.inputs[1], call.output
+    tiles = math.ceil(y.numel() // weight.shape[0] / TILE) * math.ceil(weight.shape[0] / TILE)
+    flops = 2 * TILE * min(TILE, weight.shape[0]) * math.prod(weight.shape[1:])
+    multiplied, read = _waves(tiles, flops, CONVOLUTIONS, device), _bytes(call) / (MAPS * device.bandwidth)
+    return Predicted(LARGE + max(multiplied, read), "tiles" if multiplied > read else "maps")
+
+
+def _upsampling(call: Call, device: Device) -> Predicted:
+    flops = 2 * call.output.numel() * math.prod(call.inputs[1].shape[1:])
+    return Predicted(LARGE + flops / (UPSAMPLING * _l2(device)), "L2 cache")
+
+
+def _norm(call: Call, device: Device) -> Predicted:
+    """Its map is read for the statistics and again to be normalised; with a residual the sum is written between."""
+    x, residual = call.inputs[:2]
+    return Predicted(2 * LARGE + (3 if residual is None else 5) * x.nbytes / (MAPS * device.bandwidth), "maps")
+
+
+def _bytes_out(call: Call, device: Device) -> Predicted:
+    return Predicted(LARGE + 9 * call.inputs[0].nbytes / _l2(device), "L2 cache")
+
+
+def _maps(call: Call, device: Device) -> Predicted:
+    return Predicted(SMALL + _bytes(call) / (MAPS * device.bandwidth), "maps")
+
+
+_KINDS: dict[str, Callable[[Call, Device], Predicted]] = {
+    "skinny_linear": _skinny,
+    "linear": _linear,
+    "decode_attention": _attention,
+    "sample_logits": _draw,
+    "draw_from_head": _linear,
+    "conv2d": _convolution,
+    "upsample_conv": _upsampling,
+    "group_norm_silu": _norm,
+    "conv_bytes": _bytes_out,
+    "code_features": _maps,
+    "scaled_dot_product_attention": _maps,
+    "add": _maps,
+    "add_": _maps,
+}
+
+
+def shape_of(call: Call) -> str:
+    """The first two tensors' shapes, without what is 1."""
+    tensors: list[Any] = [x for x in tree_leaves(call.inputs) if isinstance(x, Tensor) and x.ndim > 0][:2]
+    return " ".join("x".join(str(size) for size in x.shape if size > 1) or "1" for x in tensors)

@@ -1,0 +1,83 @@
+"""The model of a GPU's time: that its kernels are those that are launched, and what it says beside a plan."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from benchmarks.model.__main__ import device_of, lines_of, main, table_of, total
+from benchmarks.model.calls import calls_of_decode
+from benchmarks.model.times import GAP, predict
+from hqtvae_fast.config import preset
+from hqtvae_fast.engine.launches import calls_of_step, count_launches
+from hqtvae_fast.engine.options import EngineOptions
+from hqtvae_fast.hardware import DEVICES
+from hqtvae_fast.plan import site
+from hqtvae_fast.plan_file import Measured
+
+S, H100 = preset("S"), DEVICES["H100"]
+
+
+@pytest.fixture(scope="module")
+def steps():
+    return {batch: calls_of_step(S.transformer, "fused", batch=batch) for batch in (1, 50)}
+
+
+def test_it_predicts_a_batch_from_the_kernels_that_are_launched(capsys):
+    main(["--preset", "S", "--device", "h100", "--batch", "1"])
+    out = capsys.readouterr().out
+    kernels = sum(count_launches(S.transformer, "fused", batch=1).values())
+    assert f"\nall {kernels} " in "\n".join(" ".join(line.split()) for line in out.splitlines())
+    assert "S, batch 1, NVIDIA H100 80GB HBM3, bf16, predicted: AR " in out
+
+
+@pytest.mark.parametrize("batch", [1, 50])
+def test_nothing_is_predicted_to_be_faster_than_memory(batch, steps):
+    for calls in (steps[batch], calls_of_decode(S.vae, batch)):
+        for device in (H100, DEVICES["A100-80GB"]):
+            for line in lines_of(calls, device, {}):
+                assert line.seconds > line.floor, line
+
+
+def test_what_the_constants_say(steps):
+    """A weight of 14.2 MB at 85 % of 3.35 TB/s, 2.5 us to start and end; 149 gaps of 1.1 us."""
+    lines = lines_of(steps[1], H100, {})
+    product = next(line for line in lines if line.shape.endswith("4608x1536"))
+    assert product.seconds == pytest.approx(7.47e-6, rel=0.01)
+    assert product.count == 16
+    assert total(lines) - sum(line.total for line in lines) == pytest.approx(149 * GAP)
+
+
+def test_more_multiprocessors_or_memory_bandwidth_are_never_slower(steps):
+    for call in steps[50]:
+        assert predict(call, DEVICES["H200"]).seconds <= predict(call, H100).seconds
+
+
+def test_a_plans_measurement_stands_beside_the_prediction(steps):
+    call = next(call for call in steps[1] if call.name == "skinny_linear")
+    inputs = call.inputs[:7]  # what the choice is told; the workspace and the backend's name follow
+    choices = {site("skinny_linear", inputs): Measured("triton", median=5.0)}
+    lines = lines_of(steps[1], H100, choices)
+    assert [line.measured for line in lines].count(5e-6) == 1
+    columns = [column.header for column in table_of("", lines).columns]
+    assert columns[-2:] == ["measured, us each", "error"]
+    assert "error" not in [column.header for column in table_of("", lines_of(steps[1], H100, {})).columns]
+
+
+def test_engines_options_change_what_is_launched(steps):
+    fewer = calls_of_step(S.transformer, "fused", batch=1, options=EngineOptions.read("tables"))
+    assert sum(call.name == "skinny_linear" for call in fewer) == 81
+    drawn = calls_of_step(S.transformer, "fused", batch=1, options=EngineOptions.read("fused_draw"))
+    assert [call.name for call in drawn].count("draw_from_head") == 2
+
+
+def test_a_device_is_found_by_the_beginning_of_its_name():
+    assert device_of("h100") is H100
+    assert device_of("a100") is DEVICES["A100-80GB"]
+    with pytest.raises(ValueError, match=r"expected one of A100-40GB, .*; got 'b100'"):
+        device_of("b100")
+
+
+def test_a_decode_is_counted_at_its_own_dtype():
+    calls = calls_of_decode(S.vae, 2, torch.float32)
+    assert all(call.output.dtype == torch.float32 for call in calls if call.name == "conv2d")
