@@ -22,6 +22,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from hqtvae_fast.backend import VARIABLE
 from hqtvae_fast.config import TransformerConfig
+from hqtvae_fast.engine.guidance import Guidance
 from hqtvae_fast.engine.loop import Drawing, SamplingParams
 from hqtvae_fast.engine.step import Engine
 from hqtvae_fast.model import HQTransformer
@@ -80,7 +81,12 @@ def _index(x: Tensor, where: Any) -> Tensor:
 
 
 def count_launches(
-    config: TransformerConfig, engine: Engine, *, batch: int = 64, dtype: torch.dtype = torch.bfloat16
+    config: TransformerConfig,
+    engine: Engine,
+    *,
+    batch: int = 64,
+    dtype: torch.dtype = torch.bfloat16,
+    guided: bool = False,
 ) -> Counter[str]:
     """Kernels of one step after the first one, by operator: the token's embedding, the body, all groups of the head and
     the draws. Only shapes and the device's kind matter: nothing is computed or allocated."""
@@ -97,7 +103,8 @@ def count_launches(
                 condition = torch.zeros(shape, dtype=torch.int64)
             levels = config.num_levels
             params = SamplingParams((1.0,) * levels, (min(2048, *config.codebook_sizes),) * levels, (None,) * levels)
-            drawing = Drawing.make(model, condition, seeds, params, engine=engine)
+            guidance = None if condition is None or not guided else Guidance.off(condition)
+            drawing = Drawing.make(model, condition, seeds, params, guidance=guidance, engine=engine)
             with _Launches() as launches:
                 drawing.run(steps=range(1, 2))
     return launches.kernels

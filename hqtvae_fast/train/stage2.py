@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from hqtvae_fast import checkpoint as checkpoints
 from hqtvae_fast.classes import Names, fit_names
 from hqtvae_fast.config import HQTVAEConfig, first_level
-from hqtvae_fast.engine import Executor, SamplingParams, image_seeds
+from hqtvae_fast.engine import Executor, Rows, SamplingParams, image_seeds
 from hqtvae_fast.engine.loop import NAN_LOGITS
 from hqtvae_fast.model import HQVAE, HQTransformer
 from hqtvae_fast.modes import no_autocast
@@ -220,7 +220,7 @@ class Stage2:
         seeds = image_seeds(self.settings.seed, each * len(subjects)).to(device)
         invalid = torch.zeros((), dtype=torch.bool, device=device)
         try:
-            codes = executor.draw(condition, seeds, [params], None, invalid, lambda: None)
+            codes = executor.draw(*Rows(condition, seeds, [params]), invalid, lambda: None)
             if bool(invalid):
                 raise ValueError(NAN_LOGITS)
             return drawn_sheet(subjects, to_pil(executor.decode(codes, len(seeds))))

@@ -211,7 +211,8 @@ def draw_kernel(
         b_withheld = tl.load(withheld + o_k, mask=o_k < K, other=float("-inf")).to(tl.float32)
         scale = tl.load(guidance + i_b * stride_guidance)
         b_guided = b_withheld + scale * (b_raw - b_withheld)
-        b_raw = tl.where((scale == 1.0) | (b_raw == b_withheld), b_raw, b_guided)
+        b_guided = tl.where(b_raw == b_withheld, b_raw, b_guided)
+        b_raw = tl.where(scale == 1.0, b_raw, b_guided)
     out += i_b * stride_out_b + i_g * stride_out_g
     k, p = tl.load(top_k), tl.load(top_p)
     if tl.max((b_raw != b_raw).to(tl.int32), axis=0) > 0:
