@@ -81,20 +81,21 @@ def _module(name: str) -> Any:
 def launch(
     name: str,
     kernel: str,
-    arguments: Sequence[Tensor | int | float],
+    arguments: Sequence[Tensor | int | float | None],
     blocks: int,
     *,
     threads: int = THREADS,
     shared_bytes: int = 0,
     cooperative: bool = False,
 ) -> None:
-    """Kernel ``kernel`` of ``<name>.cu``. Tensors become addresses; an int is an ``int``, strides are given as
-    :class:`Long`. The first tensor's device and torch's current stream there."""
+    """Kernel ``kernel`` of ``<name>.cu``. Tensors become addresses, None that of none; an int is an ``int``, strides
+    are given as :class:`Long`. The first tensor's device and torch's current stream there."""
     import cupy
     import numpy as np
 
     device = next(value.device for value in arguments if isinstance(value, Tensor))
     kinds = {Tensor: lambda x: np.uint64(x.data_ptr()), Long: np.int64, float: np.float32, int: np.int32}
+    kinds[type(None)] = lambda _: np.uint64(0)
     values = tuple(next(make(x) for kind, make in kinds.items() if isinstance(x, kind)) for x in arguments)
     stream = torch.cuda.current_stream(device).cuda_stream
     with cupy.cuda.Device(device.index), cupy.cuda.ExternalStream(stream):
@@ -119,13 +120,14 @@ def sample_logits(
     temperature: Tensor,
     top_k: Tensor,
     top_p: Tensor,
+    guidance: Tensor | None = None,
 ) -> None:
-    B, G, K = logits.shape
+    B, (_, G, K) = len(seeds), logits.shape
     strides = [Long(x.stride(d)) for x in (logits, out) for d in (0, 1)]
     if B * G > 0:
-        tensors = (logits, out, invalid, seeds, step, position, temperature, top_k, top_p)
-        offsets = (*strides, step.stride(0), position.stride(0))
-        arguments: list[Tensor | int | float] = [*tensors, G, K, *offsets]
+        tensors = (logits, out, invalid, seeds, step, position, temperature, top_k, top_p, guidance)
+        offsets = (*strides, step.stride(0), position.stride(0), 0 if guidance is None else guidance.stride(0))
+        arguments: list[Tensor | int | float | None] = [*tensors, G, K, *offsets]
         launch(
             "sample_logits",
             f"sample_logits_{NAMES[logits.dtype]}",

@@ -179,6 +179,8 @@ class TransformerConfig:
     it predicts, as its reshaping takes a [2l, 2l] map for a [4l, l] one. Such a model can be evaluated but not drawn
     from, since those codes are not known yet."""
     embedding_dropout: Share = 0.0
+    null_condition: bool = False
+    """The prefix's table has a last row more, which stands for a withheld condition: guidance draws against it."""
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -203,6 +205,10 @@ class TransformerConfig:
             not self.scrambled_middle or (self.decoding == "sequential" and len(sizes) == 3),
             f"scrambled_middle: expected decoding='sequential' over three levels; got {self.decoding!r} and {sizes}",
         )
+        _require(
+            not self.null_condition or self.condition in ("class", "text"),
+            f"null_condition: expected condition='class' or 'text', of which it is a row; got {self.condition!r}",
+        )
         rows = self.position_rows**2 if self.position == "2d" else self.max_positions
         _require(rows >= self.num_steps, f"max_positions: expected at least {self.num_steps}; got {self.max_positions}")
 
@@ -219,6 +225,17 @@ class TransformerConfig:
     def prefix_positions(self) -> int:
         """P: body positions before the first top code is predicted, counting the one that predicts it."""
         return self.prefix_length if self.condition in ("text", "codes") else 1
+
+    @property
+    def prefix_entries(self) -> int:
+        """Classes or tokens that a picture may be drawn from."""
+        return self.num_classes if self.condition == "class" else self.prefix_vocab_size
+
+    @property
+    def null_index(self) -> int | None:
+        """The class, or the token at every place of the prefix, that stands for a withheld condition; None without
+        one."""
+        return self.prefix_entries if self.null_condition else None
 
     @property
     def position_rows(self) -> int:

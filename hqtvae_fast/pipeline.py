@@ -27,6 +27,7 @@ from hqtvae_fast.engine.options import (
     is_precision,
     read_precision,
 )
+from hqtvae_fast.guiding import read_guidance
 from hqtvae_fast.hardware import pick_device
 from hqtvae_fast.hub import CardFacts, push
 from hqtvae_fast.model import HQVAE, HQTransformer
@@ -274,6 +275,8 @@ class HQTVAEPipeline:
         temperature: PerLevel = 1.0,
         seed: Seed = 0,
         given_top_codes: Any = None,
+        guidance_scale: Any = 1.0,
+        negative_prompt: str | Sequence[str] | None = None,
         batch_size: int | None = None,
         deterministic: Deterministic = None,
         output_type: OutputType = "pil",
@@ -287,15 +290,18 @@ class HQTVAEPipeline:
         ``temperature``: a number, or one a level, top first. ``seed``: an integer (image i is drawn with (seed, i)), or
         one an image; an image depends on its own seed and condition alone. A ``torch.Generator`` gives an integer and
         moves on; None takes a fresh one; the output's ``seeds`` say which. ``given_top_codes``: integers [h, w], or
-        [N, h, w]: only finer codes are drawn. ``batch_size``: images drawn at once; None: the plan's best, else 50, or
+        [N, h, w]: only finer codes are drawn.
+        ``guidance_scale``: logits are l_null + scale (l - l_null), in one batch with the null condition, for models
+        trained with one, or with ``negative_prompt`` (text models; one, or one a prompt or image): a number from 0 to
+        100, one a level, [steps, levels], or [images, steps, levels], where 1 stands for all; at 1 everywhere nothing
+        more is computed. ``batch_size``: images drawn at once; None: the plan's best, else 50, or
         8 on a CPU. ``deterministic="batch"``: always compute that many rows (None: 50, or 8), by the default plan where
         none was asked for, so that an image has the same codes, bit for bit, alone and in any company, in any dtype.
         ``on_step(step, total)`` is called after each step of each batch; what it raises ends the drawing and comes out
         here. Of a captured batch all steps are told after its replay. Bad arguments raise ValueError.
         """
-        request = self._request(
-            class_labels, prompt, num_images, (temperature, top_k, top_p), seed, given_top_codes, output_type
-        )
+        sampling, guided = (temperature, top_k, top_p), (guidance_scale, negative_prompt)
+        request = self._request(class_labels, prompt, num_images, sampling, seed, given_top_codes, guided, output_type)
         batches = list(self._generate(request, batch_size, deterministic, output_type, progress, on_step))
         codes = tuple(torch.cat(level) for level in zip(*(batch.codes for batch in batches), strict=True))
         images = [batch.images for batch in batches if batch.images is not None]
@@ -313,6 +319,8 @@ class HQTVAEPipeline:
         temperature: PerLevel = 1.0,
         seed: Seed = 0,
         given_top_codes: Any = None,
+        guidance_scale: Any = 1.0,
+        negative_prompt: str | Sequence[str] | None = None,
         batch_size: int | None = None,
         deterministic: Deterministic = None,
         output_type: OutputType = "pil",
@@ -324,9 +332,8 @@ class HQTVAEPipeline:
         Arguments as for a call. On a GPU the next batch's codes are drawn while the consumer has this one's pictures;
         a consumer that stops, or fails, ends that. Bad arguments raise ValueError here, not at the first picture.
         """
-        request = self._request(
-            class_labels, prompt, num_images, (temperature, top_k, top_p), seed, given_top_codes, output_type
-        )
+        sampling, guided = (temperature, top_k, top_p), (guidance_scale, negative_prompt)
+        request = self._request(class_labels, prompt, num_images, sampling, seed, given_top_codes, guided, output_type)
         batches = self._generate(request, batch_size, deterministic, output_type, progress, on_step)
         seeds, plan = request.seeds.tolist(), self.plan_for(deterministic).id
 
@@ -351,16 +358,19 @@ class HQTVAEPipeline:
         sampling: tuple[PerLevel, PerLevel, PerLevel],
         seed: Any,
         given_top_codes: Any,
+        guided: tuple[Any, Any],
         output_type: str,
     ) -> Request:
-        """What is asked for, checked; ``sampling``: temperature, top-k, top-p."""
+        """What is asked for, checked; ``sampling``: temperature, top-k, top-p; ``guided``: scale, negative prompt."""
         check_choice("output_type", output_type, OUTPUT_TYPES)
         condition, given, params = read_drawing(
             self.config, class_labels, prompt, given_top_codes, sampling, self._tokens
         )
         if class_labels is not None and condition is not None:
             self.config.classes.warn_untrained(condition.tolist(), stacklevel=3)
-        return make_request(condition, given, positive("num_images", num_images), seed, params)
+        guidance = read_guidance(self.config, *guided, self._tokens)
+        null = None if self.transformer is None else self.transformer.config.null_index
+        return make_request(condition, given, positive("num_images", num_images), seed, params, guidance, null)
 
     def _generate(
         self,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -14,20 +14,22 @@ from hqtvae_fast.arguments import entries, integer, integers, is_sequence, real
 from hqtvae_fast.classes import Classes
 from hqtvae_fast.codes import read_level
 from hqtvae_fast.config import HQTVAEConfig, TransformerConfig, VAEConfig, check_condition, first_level
-from hqtvae_fast.engine import Batch, Rows, SamplingParams, image_seeds
+from hqtvae_fast.engine import Batch, Guidance, Rows, SamplingParams, image_seeds
 from hqtvae_fast.fields import shown
+from hqtvae_fast.guiding import Guided, read_texts
 from hqtvae_fast.hardware import send
 
 
 @dataclass(frozen=True)
 class Request:
     """One row an image, on the CPU: ``condition`` [N], [N, P] or None, ``given`` top codes [N, h, w] or None, ``seeds``
-    [N]; and the sampling parameters of each transformer that draws."""
+    [N]; the sampling parameters of each transformer that draws; and ``guidance`` of the first one, or None."""
 
     condition: Tensor | None
     given: Tensor | None
     seeds: Tensor
     params: list[SamplingParams]
+    guidance: Guidance | None = None
 
     def rows(self, start: int, count: int, device: torch.device, padded: int = 0) -> Rows:
         """Images ``start`` to ``start + count``, on a device; the last one again and again up to ``padded`` rows."""
@@ -41,7 +43,8 @@ class Request:
 
         condition = None if self.condition is None else cut(self.condition)
         given = None if self.given is None else cut(self.given)
-        return Rows(condition, cut(self.seeds), self.params, given)
+        guidance = None if self.guidance is None else Guidance(*map(cut, self.guidance))
+        return Rows(condition, cut(self.seeds), self.params, given, guidance)
 
     def describe(self, batch: Batch) -> str:
         """Names a batch in an error message: its images, and what draws them again."""
@@ -60,14 +63,28 @@ def _some(values: list[Any], shown: int = 4) -> str:
     return ", ".join(different[:shown]) + (", ..." if len(different) > shown else "")
 
 
-def make_request(condition: Tensor | None, given: Tensor | None, num_images: int, seed: Any, params: Any) -> Request:
-    """Repeat conditions and given codes ``num_images`` times each, in condition-major order, and seed every image."""
+def make_request(
+    condition: Tensor | None,
+    given: Tensor | None,
+    num_images: int,
+    seed: Any,
+    params: Any,
+    guided: Guided | None = None,
+    null: int | None = None,
+) -> Request:
+    """Repeat conditions and given codes ``num_images`` times each, in condition-major order, and seed every image.
+    ``null``: the null condition of the model that is guided."""
     conditions = len(condition) if condition is not None else 1 if given is None else len(given)
+
+    def one_an_image(name: str, rows: Tensor) -> Tensor:
+        return spread(name, rows, conditions, num_images)
+
     if condition is not None:
-        condition = spread("conditions", condition, conditions, num_images)
+        condition = one_an_image("conditions", condition)
     if given is not None:
-        given = spread("given_top_codes", given, conditions, num_images)
-    return Request(condition, given, image_seeds(seed, conditions * num_images), params)
+        given = one_an_image("given_top_codes", given)
+    guidance = None if guided is None or condition is None else guided.of(condition, one_an_image, null)
+    return Request(condition, given, image_seeds(seed, conditions * num_images), params, guidance)
 
 
 def read_drawing(
@@ -91,7 +108,7 @@ def read_drawing(
     condition = None
     if wanted is not None:
         labels = wanted == "class_labels"
-        condition = _read_labels(class_labels, config.classes) if labels else tokenize(_read_prompts(prompt))
+        condition = _read_labels(class_labels, config.classes) if labels else tokenize(read_texts("prompt", prompt))
     given = None if given_top_codes is None else read_given_codes(config.vae, given_top_codes)
     if given is None and stage2.condition == "codes":
         raise ValueError("given_top_codes: this checkpoint draws bottom codes only; expected top codes, got none")
@@ -112,15 +129,6 @@ def _read_labels(class_labels: Any, classes: Classes) -> Tensor:
         if not 0 <= label < classes.count:
             raise ValueError(f"class_labels: expected 0 to {classes.count - 1}; got {label}")
     return labels.cpu()
-
-
-def _read_prompts(prompt: Any) -> list[str]:
-    """NumPy's strings become Python's."""
-    several = not isinstance(prompt, (str, bytes)) and isinstance(prompt, Iterable)
-    prompts = list(prompt) if several else [prompt]
-    if not prompts or not all(isinstance(text, str) for text in prompts):
-        raise ValueError(f"prompt: expected a string or a list of strings; got {shown(prompt)}")
-    return [str(text) for text in prompts]
 
 
 def read_given_codes(config: VAEConfig, given: Any) -> Tensor:

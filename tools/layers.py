@@ -41,7 +41,7 @@ LAYERS = (
         Box(
             "pipeline",
             "request, pipeline, output, compat",
-            ("__init__", "compat", "pipeline", "planning", "request", "output", "progress"),
+            ("__init__", "compat", "pipeline", "planning", "request", "guiding", "output", "progress"),
         ),
     ),
     (Box("tune", "variants proven, timed", ("tune",)),),

@@ -14,7 +14,7 @@ from hqtvae_fast import checkpoint as checkpoints
 from hqtvae_fast.checkpoint import Checkpoint
 from hqtvae_fast.checkpoint_config import read_config
 from hqtvae_fast.config import PRESETS, BlocksConfig, ConfigError, HQTVAEConfig, TransformerConfig, VAEConfig
-from hqtvae_fast.engine import SamplingParams, image_seeds
+from hqtvae_fast.engine import Rows, SamplingParams, image_seeds
 from hqtvae_fast.engine.options import Quantization
 from hqtvae_fast.model import HQTransformer
 from hqtvae_fast.ops.kernels.sample_logits import check_sampling
@@ -117,7 +117,7 @@ class Ours:
         invalid = torch.zeros((), dtype=torch.bool, device=self.device)
         condition = None if condition is None else condition.to(self.device)
         with torch.inference_mode():
-            return self._executor.draw(condition, seeds, params, None, invalid, lambda: None)
+            return self._executor.draw(*Rows(condition, seeds, params), invalid, lambda: None)
 
     def decode(self, codes: tuple[Tensor, ...]) -> Tensor:
         with torch.inference_mode():

@@ -75,7 +75,7 @@ def measure(pipe: HQTVAEPipeline, batch: int) -> dict[str, list[Span]]:
         how["class_labels"] = 0
 
     def draw() -> tuple[torch.Tensor, ...]:
-        return executor.draw(rows.condition, seeds, rows.params, rows.given, invalid, lambda: None)
+        return executor.draw(*rows._replace(seeds=seeds), invalid, lambda: None)
 
     with torch.inference_mode():
         codes = draw()

@@ -5,6 +5,8 @@
 
 #include <torch/csrc/stable/library.h>
 
+#include <optional>
+
 #include "checks.h"
 #include "head_table.h"
 #include "launchers.h"
@@ -23,16 +25,19 @@ Dtype dtype_of(const char* name, const Tensor& x) {
 }
 
 // logits [B, G, K], a row's values next to each other; out int64 [B, G], any strides; invalid bool []; seeds int64 [B];
-// step and position int64 [B], any stride; temperature and top_p fp32 [], top_k int64 [].
+// step and position int64 [B], any stride; temperature and top_p fp32 [], top_k int64 []; guidance fp32 [B], any stride:
+// then logits and out have 2 B rows.
 void sample_logits(Tensor logits, Tensor out, Tensor invalid, Tensor seeds, Tensor step, Tensor position,
-                   Tensor temperature, Tensor top_k, Tensor top_p) {
+                   Tensor temperature, Tensor top_k, Tensor top_p, std::optional<Tensor> guidance) {
   const Dtype dtype = dtype_of("logits", logits);
   expect_shape("logits", logits, {kAny, kAny, kAny});
-  const int64_t B = logits.size(0), G = logits.size(1);
+  const int64_t G = logits.size(1), branches = guidance.has_value() ? 2 : 1;
+  if (logits.size(0) % branches != 0) refuse("logits: expected two rows of each image; got ", logits.size(0));
+  const int64_t B = logits.size(0) / branches;
   int codes = expect_int("logits.shape[2]", logits.size(2), 1, 32768);
   if (logits.stride(2) != 1) refuse("logits: expected rows of neighbouring values; got stride ", logits.stride(2));
   expect_dtype("out", out, ScalarType::Long);
-  expect_shape("out", out, {B, G});
+  expect_shape("out", out, {branches * B, G});
   expect_dense("invalid", invalid, ScalarType::Bool, {});
   expect_dense("seeds", seeds, ScalarType::Long, {B});
   for (const auto& [name, x] : {Named{"step", step}, Named{"position", position}}) {
@@ -42,6 +47,11 @@ void sample_logits(Tensor logits, Tensor out, Tensor invalid, Tensor seeds, Tens
   expect_dense("temperature", temperature, ScalarType::Float, {});
   expect_dense("top_k", top_k, ScalarType::Long, {});
   expect_dense("top_p", top_p, ScalarType::Float, {});
+  const Tensor& scale = guidance.has_value() ? *guidance : temperature;
+  if (guidance.has_value()) {
+    expect_dtype("guidance", scale, ScalarType::Float);
+    expect_shape("guidance", scale, {B});
+  }
   const int rows = expect_int("B * G", B * G, 0, 0x7FFFFFFF);
   const OnDevice here(expect_one_device({{"logits", logits},
                                          {"out", out},
@@ -51,16 +61,26 @@ void sample_logits(Tensor logits, Tensor out, Tensor invalid, Tensor seeds, Tens
                                          {"position", position},
                                          {"temperature", temperature},
                                          {"top_k", top_k},
-                                         {"top_p", top_p}}));
+                                         {"top_p", top_p},
+                                         {"guidance", scale}}));
   if (rows == 0) return;
-  void* pointers[] = {logits.data_ptr(), out.data_ptr(),         invalid.data_ptr(), seeds.data_ptr(), step.data_ptr(),
-                      position.data_ptr(), temperature.data_ptr(), top_k.data_ptr(),   top_p.data_ptr()};
+  void* pointers[] = {logits.data_ptr(),
+                      out.data_ptr(),
+                      invalid.data_ptr(),
+                      seeds.data_ptr(),
+                      step.data_ptr(),
+                      position.data_ptr(),
+                      temperature.data_ptr(),
+                      top_k.data_ptr(),
+                      top_p.data_ptr(),
+                      guidance.has_value() ? scale.data_ptr() : nullptr};
   int groups = static_cast<int>(G);
   int64_t strides[] = {logits.stride(0), logits.stride(1), out.stride(0), out.stride(1)};
-  int step_strides[] = {static_cast<int>(step.stride(0)), static_cast<int>(position.stride(0))};
-  void* arguments[] = {&pointers[0], &pointers[1], &pointers[2], &pointers[3], &pointers[4],     &pointers[5],
-                       &pointers[6], &pointers[7], &pointers[8], &groups,      &codes,           &strides[0],
-                       &strides[1],  &strides[2],  &strides[3],  &step_strides[0], &step_strides[1]};
+  int of_images[] = {static_cast<int>(step.stride(0)), static_cast<int>(position.stride(0)),
+                     guidance.has_value() ? static_cast<int>(scale.stride(0)) : 0};
+  void* arguments[] = {&pointers[0],  &pointers[1],  &pointers[2], &pointers[3], &pointers[4], &pointers[5], &pointers[6],
+                       &pointers[7],  &pointers[8],  &pointers[9], &groups,      &codes,       &strides[0],  &strides[1],
+                       &strides[2],   &strides[3],   &of_images[0], &of_images[1], &of_images[2]};
   expect_launched("sample_logits", launch_sample_logits(dtype, rows, codes, arguments, here.stream()));
 }
 
@@ -182,7 +202,7 @@ void settle_codes(Tensor z, Tensor book, Tensor length, Tensor longest, Tensor b
 STABLE_TORCH_LIBRARY(hqtvae_fast_cuda, m) {
   m.def(
       "sample_logits(Tensor logits, Tensor(a!) out, Tensor(b!) invalid, Tensor seeds, Tensor step, Tensor position, "
-      "Tensor temperature, Tensor top_k, Tensor top_p) -> ()");
+      "Tensor temperature, Tensor top_k, Tensor top_p, Tensor? guidance=None) -> ()");
   m.def(
       "prediction_head(Tensor table, Tensor h, Tensor(a!) codes, Tensor(b!) invalid, Tensor seeds, Tensor step, "
       "Tensor temperature, Tensor top_k, Tensor top_p, bool draw_top, int stored, int blocks, int slots, "

@@ -14,8 +14,10 @@
 // share one on an H100 (48 registers a thread, 37 KB each), four on an A100, so that one block's barriers are another's
 // arithmetic.
 //
+// With guidance a block reads two rows, 32 KB, and combines them as it loads: the same launch.
+//
 // All that a captured graph may want to change between replays is read from device memory: seeds, step, position,
-// temperature, top-k and top-p.
+// temperature, top-k, top-p and guidance.
 
 #include "sample_row.h"
 
@@ -36,24 +38,32 @@ struct Fp16 {
 };
 
 // logits [B, G, K], a row's values next to each other; out [B, G]; step and position [B], or one for all (stride 0).
-// Strides count elements. Grid: B * G blocks. Dynamic shared memory: row_bytes(K).
+// guidance [B], or one for all (stride 0): then logits [2 B, G, K] are of conditions shown and, behind them, withheld,
+// and out [2 B, G] gets an image's code in both of its rows; nullptr: none. Strides count elements. Grid: B * G blocks. Dynamic shared memory: row_bytes(K).
 #define SAMPLE_LOGITS_PARAMETERS(Stored)                                                                           \
   const Stored *logits, long long *out, bool *invalid, const long long *seeds, const long long *step,              \
-      const long long *position, const float *temperature, const long long *top_k, const float *top_p, int groups, \
-      int codes, long long stride_b, long long stride_g, long long stride_out_b, long long stride_out_g,           \
-      int stride_step, int stride_position
+      const long long *position, const float *temperature, const long long *top_k, const float *top_p,             \
+      const float *guidance, int groups, int codes, long long stride_b, long long stride_g,                        \
+      long long stride_out_b, long long stride_out_g, int stride_step, int stride_position, int stride_guidance
 
 template <class Type>
 DEVICE void sample_block(SAMPLE_LOGITS_PARAMETERS(typename Type::Stored)) {
   extern __shared__ __align__(16) unsigned char shared[];
   __shared__ RowScratch scratch;
-  const int b = blockIdx.x / groups, g = blockIdx.x % groups;
+  const int b = blockIdx.x / groups, g = blockIdx.x % groups, images = gridDim.x / groups;
   const auto* row = logits + b * stride_b + g * stride_g;
+  const auto* withheld = guidance == nullptr ? row : row + images * stride_b;
+  const float scale = guidance == nullptr ? 1.0f : guidance[b * stride_guidance];
   const Draw draw{*temperature, *top_k, *top_p, seeds[b], step[b * stride_step], position[b * stride_position] + g};
   const Team team{static_cast<int>(threadIdx.x)};
-  const auto load = [&](int i) { return Type::wide(row[i]); };
+  const auto load = [&](int i) {
+    return scale == 1.0f ? Type::wide(row[i]) : guided(Type::wide(row[i]), Type::wide(withheld[i]), scale);
+  };
   const int drawn = draw_from_row(team, scratch, reinterpret_cast<float*>(shared), codes, load, draw, invalid);
-  if (team.thread == 0) out[b * stride_out_b + g * stride_out_g] = drawn;
+  if (team.thread != 0) return;
+  auto* own = out + b * stride_out_b + g * stride_out_g;
+  *own = drawn;
+  if (guidance != nullptr) own[images * stride_out_b] = drawn;
 }
 
 }  // namespace hqtvae
@@ -61,8 +71,8 @@ DEVICE void sample_block(SAMPLE_LOGITS_PARAMETERS(typename Type::Stored)) {
 #define SAMPLE_LOGITS_KERNEL(name, Type)                                                                              \
   extern "C" __global__ void __launch_bounds__(256) name(SAMPLE_LOGITS_PARAMETERS(hqtvae::Type::Stored)) {            \
     hqtvae::sample_block<hqtvae::Type>(logits, out, invalid, seeds, step, position, temperature, top_k, top_p,        \
-                                       groups, codes, stride_b, stride_g, stride_out_b, stride_out_g, stride_step,    \
-                                       stride_position);                                                              \
+                                       guidance, groups, codes, stride_b, stride_g, stride_out_b, stride_out_g,       \
+                                       stride_step, stride_position, stride_guidance);                                \
   }
 
 SAMPLE_LOGITS_KERNEL(sample_logits_fp32, Fp32)

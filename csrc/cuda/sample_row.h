@@ -26,6 +26,12 @@ struct RowScratch {
   uint64_t values[Team::kThreads];
 };
 
+// Classifier-free guidance of one logit, each operation rounded by itself: c where the scale is 1 or both are equal.
+DEVICE float guided(float shown, float withheld, float scale) {
+  if (scale == 1.0f || shown == withheld) return shown;
+  return add(withheld, mul(scale, add(shown, -withheld)));
+}
+
 // Score and index as one number: the larger score wins, of equal ones the lower index.
 DEVICE uint64_t candidate(float score, int index) {
   return uint64_t{ordered(score)} << 32 | ~static_cast<uint32_t>(index);

@@ -57,6 +57,7 @@ def check_drawing(config: HQTVAEConfig, conditions: Mapping[str, Any], sampling:
     with waiting("Starting"):
         import torch
 
+        from hqtvae_fast.guiding import read_guidance
         from hqtvae_fast.request import read_drawing
 
     def tokenize(prompts: Sequence[str]) -> Tensor:
@@ -65,3 +66,4 @@ def check_drawing(config: HQTVAEConfig, conditions: Mapping[str, Any], sampling:
     asked = (conditions.get("class_labels"), conditions.get("prompt"), conditions.get("given_top_codes"))
     with named_as_options():
         read_drawing(config, *asked, (sampling["temperature"], sampling["top_k"], sampling["top_p"]), tokenize)
+        read_guidance(config, sampling.get("guidance_scale", 1), sampling.get("negative_prompt"), tokenize)

@@ -29,6 +29,8 @@ from hqtvae_fast.cli.sample_options import (
     ClassifierOption,
     Format,
     GivenTop,
+    GuidanceScale,
+    NegativePrompt,
     NumImages,
     Out,
     PictureFormat,
@@ -64,6 +66,8 @@ def sample(
     top_k: TopK = None,
     top_p: TopP = None,
     temperature: Temperature = "1.0",
+    guidance: GuidanceScale = "1",
+    negative_prompt: NegativePrompt = None,
     seed: Seed = 0,
     out: Out = None,
     out_dir: OutDir = None,
@@ -90,7 +94,8 @@ def sample(
     prompt = [*(prompt or []), *_read_prompts(prompts)]
     if classes and prompt:
         raise ValueError("--classes and --prompt: expected one of them; a model is conditioned on one or the other")
-    keep, sampling = kept_level(top_only, bottom_only), sampling_of(top_k, top_p, temperature)
+    keep = kept_level(top_only, bottom_only)
+    sampling = sampling_of(top_k, top_p, temperature, guidance, negative_prompt)
     quantized = None if quantize is None else quantize.value
     machine = Machine(checkpoint, device, dtype, refiner, quantized, plan, accept_fact or [])
     if world().size > 1:  # processes that torchrun has started cannot share a sheet

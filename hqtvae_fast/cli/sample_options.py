@@ -24,6 +24,8 @@ NAMES = {
     "top_k": "--top-k",
     "top_p": "--top-p",
     "temperature": "--temperature",
+    "guidance_scale": "--guidance",
+    "negative_prompt": "--negative-prompt",
     "seed": "--seed",
     "quantization": "--quantize",
 }
@@ -105,6 +107,27 @@ Temperature = Annotated[
         metavar="T",
         help="Divides the logits; above 0, lower is more typical; or one per level. Published settings: 0.95 with"
         " top-k 2048 for ImageNet, 0.9 for text, 1.0 with top-k 4096 for FFHQ.",
+        rich_help_panel=SAMPLING,
+    ),
+]
+GuidanceScale = Annotated[
+    str,
+    typer.Option(
+        "--guidance",
+        metavar="SCALE",
+        help="Lead drawings away from those of no class or prompt: 1 is off, 2 to 4 holds closer to what was asked for;"
+        " or one per level. Twice the rows. For models trained with --condition-dropout, or with --negative-prompt.",
+        show_default="1, off",
+        rich_help_panel=SAMPLING,
+    ),
+]
+NegativePrompt = Annotated[
+    str | None,
+    typer.Option(
+        "--negative-prompt",
+        metavar="TEXT",
+        help="With --guidance: lead drawings away from those of this description.",
+        show_default=False,
         rich_help_panel=SAMPLING,
     ),
 ]
@@ -217,13 +240,18 @@ Targets = Annotated[
 ]
 
 
-def sampling_of(top_k: str | None, top_p: str | None, temperature: str) -> dict[str, Any]:
-    """The pipeline's arguments of these options."""
-    return {
+def sampling_of(
+    top_k: str | None, top_p: str | None, temperature: str, guidance: str = "1", negative_prompt: str | None = None
+) -> dict[str, Any]:
+    """The pipeline's arguments of these options, those of guidance where it is asked for."""
+    given = {
         "top_k": parse_per_level("--top-k", top_k, int),
         "top_p": parse_per_level("--top-p", top_p, float),
         "temperature": parse_per_level("--temperature", temperature, float, none=False),
     }
+    scale = parse_per_level("--guidance", guidance, float, none=False)
+    led = {} if scale == 1 and negative_prompt is None else {"guidance_scale": scale}
+    return given | led | ({} if negative_prompt is None else {"negative_prompt": negative_prompt})
 
 
 @contextmanager

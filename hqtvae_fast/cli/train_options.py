@@ -178,6 +178,19 @@ ConditionOption = Annotated[
         rich_help_panel=WHAT,
     ),
 ]
+ConditionDropout = Annotated[
+    float | None,
+    typer.Option(
+        "--condition-dropout",
+        metavar="SHARE",
+        min=0.0,
+        max=1.0,
+        help="Withhold the class or caption of this share of the pictures, so that sample --guidance can draw against"
+        " them: 0.1 is usual.",
+        show_default="none",
+        rich_help_panel=HOW,
+    ),
+]
 Caption = Annotated[
     str | None,
     typer.Option(

@@ -49,14 +49,16 @@ PNG_LEVEL = 1  # of zlib: drawn pictures hardly shrink further, and level 6 take
 
 @dataclass(frozen=True)
 class SampleSpec:
-    """What a set is drawn from. ``top_k``, ``top_p``, ``temperature``: a number, or one a level. ``quantization``: the
-    pipeline's."""
+    """What a set is drawn from. ``top_k``, ``top_p``, ``temperature``, ``guidance_scale``: a number, or one a
+    level. ``quantization``: the pipeline's."""
 
     subjects: Subjects
     seed: int = 0
     top_k: Any = None
     top_p: Any = None
     temperature: Any = 1.0
+    guidance_scale: Any = 1.0
+    negative_prompt: str | None = None
     batch_size: int = 50
     shard_size: int = 1000
     quantization: str | None = None
@@ -84,6 +86,8 @@ class SampleShards:
     def described(self) -> dict[str, Any]:
         """All that the pictures depend on, as ``samples.json`` has it."""
         own = {name: value for name, value in asdict(self.spec).items() if name != "subjects"}
+        if self.spec.guidance_scale == 1 and self.spec.negative_prompt is None:  # as of sets from before there was any
+            del own["guidance_scale"], own["negative_prompt"]
         return {
             "format": FORMAT,
             "checkpoint": weights_hash(self.pipe),
@@ -158,6 +162,7 @@ class SampleShards:
     def _stream(self, subjects: dict[str, Any], seed: Any) -> Generator[HQTVAEImage, None, None]:
         spec = self.spec
         sampling = {"top_k": spec.top_k, "top_p": spec.top_p, "temperature": spec.temperature}
+        sampling |= {"guidance_scale": spec.guidance_scale, "negative_prompt": spec.negative_prompt}
         return self.pipe.stream(**subjects, **sampling, seed=seed, batch_size=spec.batch_size, deterministic="batch")
 
     def _write(self, shard: int, samples: list[Future[bytes]]) -> None:

@@ -3,6 +3,7 @@
 from hqtvae_fast.engine.batches import Batch, Cutter, is_out_of_memory
 from hqtvae_fast.engine.coding import decode_codes
 from hqtvae_fast.engine.executor import Executor, Finished, GenerationError, Job, Rows, generate
+from hqtvae_fast.engine.guidance import Guidance
 from hqtvae_fast.engine.loop import SamplingParams, draw_codes
 from hqtvae_fast.engine.options import EngineOptions
 from hqtvae_fast.engine.rng import image_seeds
@@ -14,6 +15,7 @@ __all__ = [
     "Executor",
     "Finished",
     "GenerationError",
+    "Guidance",
     "Job",
     "Rows",
     "SamplingParams",

@@ -175,7 +175,7 @@ class StepTables:
 
 def num_starts(config: TransformerConfig) -> int:
     """C, how many first steps there are; 0 where the prefix is more than one position."""
-    return {"class": config.num_classes, "none": 1}.get(config.condition, 0)
+    return {"class": config.num_classes + config.null_condition, "none": 1}.get(config.condition, 0)
 
 
 def table_bytes(config: TransformerConfig, dtype: torch.dtype = torch.bfloat16) -> int:

@@ -26,7 +26,8 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from hqtvae_fast.engine.cache import StepTables
-from hqtvae_fast.engine.loop import Drawing, SamplingParams, check_given
+from hqtvae_fast.engine.guidance import Guidance, check_guided
+from hqtvae_fast.engine.loop import Drawing, SamplingParams
 from hqtvae_fast.engine.options import EngineOptions
 from hqtvae_fast.engine.step import Engine
 from hqtvae_fast.engine.streams import HIGH
@@ -174,7 +175,8 @@ class _LastOperator(TorchDispatchMode):
 
 
 class DrawReplay:
-    """:func:`hqtvae_fast.engine.draw_codes` for one batch size; ``given``: whether top codes are given. With a fused
+    """:func:`hqtvae_fast.engine.draw_codes` for one batch size; ``given``: whether top codes are given; ``guided``:
+    whether each image has a row whose condition is withheld, at whatever scales the device then holds. With a fused
     draw among the options there can be no top-k and no top-p, neither now nor later."""
 
     def __init__(
@@ -183,22 +185,24 @@ class DrawReplay:
         batch: int,
         *,
         given: bool = False,
+        guided: bool = False,
         engine: Engine | None = None,
         options: EngineOptions | None = None,
         tables: StepTables | None = None,
     ) -> None:
         config, device = model.config, model.norm.weight.device
-        self.config, self.batch = config, batch
+        self.config, self.batch, self.guided = config, batch, guided
         self.fused_draw = options is not None and options.fused_draw
-        self.seeds = torch.zeros(batch, dtype=torch.int64, device=device)
-        self.condition = self._condition_buffer(device)
+        seeds, condition = torch.zeros(batch, dtype=torch.int64, device=device), self._condition_buffer(device)
         levels = config.num_levels
         everything = SamplingParams((1.0,) * levels, (None,) * levels, (None,) * levels)
         side = config.side
         top = torch.zeros(batch, side, side, dtype=torch.int64, device=device) if given else None
         with inference():
             how: dict[str, Any] = {"given": top, "engine": engine, "options": options, "tables": tables}
-            self.drawing = Drawing.make(model, self.condition, self.seeds, everything, **how)
+            if guided and condition is not None:
+                how["guidance"] = Guidance.off(condition)
+            self.drawing = Drawing.make(model, condition, seeds, everything, **how)
             first = options is not None and options.overlap == "priority"
             buffers = (self.drawing, self.seeds, self.condition)
             self.replay = Replay(self._work, device, HIGH if first else 0, buffers=buffers)
@@ -225,31 +229,35 @@ class DrawReplay:
         params: SamplingParams,
         given_top_codes: Tensor | None = None,
         invalid: Tensor | None = None,
+        guidance: Guidance | None = None,
     ) -> tuple[Tensor, ...]:
         """Codes int64 [B, h, w] a level, the caller's own. Arguments and errors as for ``draw_codes``; ``invalid`` is a
         bool scalar that is set where logits were NaN."""
         params.check(self.config)
         if self.fused_draw and params.filtered:
             raise ValueError("this capture draws inside the head's product: expected neither top_k nor top_p; got some")
-        if len(seeds) != self.batch or (given_top_codes is not None) != self.drawing.keep_top:
-            wanted = f"{self.batch} seeds, top codes {'given' if self.drawing.keep_top else 'drawn'}"
-            got = f"{len(seeds)}, top codes {'drawn' if given_top_codes is None else 'given'}"
-            raise ValueError(f"this capture is for {wanted}; got {got}")
-        if self.condition is not None and (condition is None or condition.shape != self.condition.shape):
-            found = None if condition is None else list(condition.shape)
-            raise ValueError(f"condition: expected {list(self.condition.shape)}; got {found}")
-        given = None if given_top_codes is None else check_given(given_top_codes, self.config, self.batch)
+        self._check(condition, seeds, given_top_codes, guidance)
         with self.replay.turn():
-            self.seeds.copy_(seeds)
-            if self.condition is not None and condition is not None:
-                self.condition.copy_(condition)
-            if given is not None:
-                self.drawing.local_BTN[:, :, :1].copy_(given)
-            self.drawing.draw.load(params, self.config)
+            self.drawing.load(condition, seeds, params, given_top_codes, guidance)
             self.replay(self._work)
             if invalid is not None:
                 invalid |= self.drawing.draw.invalid
             return tuple(level.clone() for level in self.drawing.maps())
+
+    def _check(self, condition: Tensor | None, seeds: Tensor, given: Tensor | None, guidance: Guidance | None) -> None:
+        """ValueError on what the capture is not for."""
+        kinds = (self.drawing.keep_top, self.guided), (given is not None, guidance is not None)
+        if len(seeds) != self.batch or kinds[0] != kinds[1]:
+            wanted, got = (
+                f"top codes {'given' if kept else 'drawn'}{', guided' if led else ''}" for kept, led in kinds
+            )
+            raise ValueError(f"this capture is for {self.batch} seeds, {wanted}; got {len(seeds)}, {got}")
+        shape = None if self.drawing.condition is None else (self.batch, *self.drawing.condition.shape[1:])
+        if shape is not None and (condition is None or condition.shape != shape):
+            found = None if condition is None else list(condition.shape)
+            raise ValueError(f"condition: expected {list(shape)}; got {found}")
+        if guidance is not None:
+            check_guided(self.config, condition, guidance)
 
 
 # -------------------------------------------------------------------------------------------------------- captures kept

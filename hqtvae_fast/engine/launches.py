@@ -24,6 +24,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from hqtvae_fast.backend import unasked
 from hqtvae_fast.config import TransformerConfig
+from hqtvae_fast.engine.guidance import Guidance
 from hqtvae_fast.engine.loop import Drawing, SamplingParams
 from hqtvae_fast.engine.options import EngineOptions
 from hqtvae_fast.engine.step import Engine
@@ -102,10 +103,15 @@ def unread() -> Iterator[None]:
 
 
 def count_launches(
-    config: TransformerConfig, engine: Engine, *, batch: int = 64, dtype: torch.dtype = torch.bfloat16
+    config: TransformerConfig,
+    engine: Engine,
+    *,
+    batch: int = 64,
+    dtype: torch.dtype = torch.bfloat16,
+    guided: bool = False,
 ) -> Counter[str]:
     """Kernels of one step after the first one, by operator."""
-    return Counter(call.name for call in calls_of_step(config, engine, batch=batch, dtype=dtype))
+    return Counter(call.name for call in calls_of_step(config, engine, batch=batch, dtype=dtype, guided=guided))
 
 
 def calls_of_step(
@@ -115,6 +121,7 @@ def calls_of_step(
     batch: int = 64,
     dtype: torch.dtype = torch.bfloat16,
     options: EngineOptions | None = None,
+    guided: bool = False,
 ) -> list[Call]:
     """Kernels of one step after the first one, in order, over fake tensors: the token's embedding, the body, all groups
     of the head and the draws. Only shapes and the device's kind matter: nothing is computed or allocated. (With
@@ -131,7 +138,9 @@ def calls_of_step(
             levels = config.num_levels
             top_k = None if options is not None and options.fused_draw else min(2048, *config.codebook_sizes)
             params = SamplingParams((1.0,) * levels, (top_k,) * levels, (None,) * levels)
-            drawing = Drawing.make(model, condition, seeds, params, engine=engine, options=options)
+            guidance = None if condition is None or not guided else Guidance.off(condition)
+            how: dict[str, Any] = {"guidance": guidance, "engine": engine, "options": options}
+            drawing = Drawing.make(model, condition, seeds, params, **how)
             with Calls() as calls:
                 drawing.run(steps=range(1, 2))
     return calls.made

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -16,6 +16,7 @@ from torch import Tensor
 from hqtvae_fast.codes import read_level
 from hqtvae_fast.config import TransformerConfig
 from hqtvae_fast.engine.cache import StepTables
+from hqtvae_fast.engine.guidance import BRANCHES, Guidance, check_guided
 from hqtvae_fast.engine.options import EngineOptions
 from hqtvae_fast.engine.step import Engine, LevelFeatures, LevelLogits, Step, WholeHead, make_step
 from hqtvae_fast.hardware import send
@@ -60,6 +61,7 @@ def draw_codes(
     params: SamplingParams,
     *,
     given_top_codes: Tensor | None = None,
+    guidance: Guidance | None = None,
     on_step: OnStep | None = None,
     engine: Engine | None = None,
     options: EngineOptions | None = None,
@@ -69,13 +71,14 @@ def draw_codes(
 
     ``condition``: labels [B], tokens [B, P], top codes [B, P] (a refiner) or None; ``seeds`` int64 [B], see
     :func:`hqtvae_fast.engine.rng.image_seeds`; ``given_top_codes`` [B, h, w] are kept and only finer codes are drawn
-    (the paper's figure 4b). ``on_step`` is called after each of the T steps has been issued. The same seed gives the
+    (the paper's figure 4b). ``guidance``: two rows an image are computed, see :mod:`hqtvae_fast.engine.guidance`.
+    ``on_step`` is called after each of the T steps has been issued. The same seed gives the
     same codes in any batch, as far as matrix products give the same logits there. ``options``: a fused draw is one only
     without top-k and top-p; ``tables``: those that they ask for, where they are made already. Raises ValueError on
     parameters out of range and, at the end on a GPU and at once on a CPU, on logits that are NaN.
     """
-    how: dict[str, Any] = {"given": given_top_codes, "engine": engine, "options": options, "tables": tables}
-    drawing = Drawing.make(model, condition, seeds, params, **how)
+    how: dict[str, Any] = {"engine": engine, "options": options, "tables": tables}
+    drawing = Drawing.make(model, condition, seeds, params, given=given_top_codes, guidance=guidance, **how)
     drawing.run(on_step)
     if bool(drawing.draw.invalid):
         raise ValueError(NAN_LOGITS)
@@ -85,7 +88,7 @@ def draw_codes(
 @dataclass(frozen=True)
 class Drawing:
     """One batch's loop over named static buffers, which fills ``local_BTN``. Inside, nothing is sent to the device and
-    nothing waits for it."""
+    nothing waits for it. Rows are images, of a guided drawing in both branches: :mod:`hqtvae_fast.engine.guidance`."""
 
     config: TransformerConfig
     step: Step
@@ -106,23 +109,27 @@ class Drawing:
         params: SamplingParams,
         *,
         given: Tensor | None = None,
+        guidance: Guidance | None = None,
         engine: Engine | None = None,
         options: EngineOptions | None = None,
         tables: StepTables | None = None,
     ) -> Drawing:
         """Checks, and allocates everything. Arguments and errors as for :func:`draw_codes`; ``given``: top codes."""
-        config, batch = model.config, len(seeds)
+        config, batch, rows = model.config, len(seeds), len(seeds)
         params.check(config)
+        if guidance is not None:
+            check_guided(config, condition, guidance)
+            rows, condition = BRANCHES * batch, torch.cat([cast(Tensor, condition), guidance.condition])
         if config.scrambled_middle:
             raise ValueError("scrambled_middle: this model needs codes not drawn yet; it can only be evaluated")
-        local_BTN = torch.zeros(batch, config.num_steps, config.num_local, dtype=torch.int64, device=seeds.device)
+        local_BTN = torch.zeros(rows, config.num_steps, config.num_local, dtype=torch.int64, device=seeds.device)
         if given is not None:
-            local_BTN[:, :, :1] = check_given(given, config, batch)
-        draw = _Draw.on_device(params, seeds, _noise_offset(config), config)
+            local_BTN.unflatten(0, (-1, batch))[..., :1] = check_given(given, config, batch)
+        draw = _Draw.on_device(params, seeds, guidance, _noise_offset(config), config)
         options = options or EngineOptions()
-        options = replace(options, fused_draw=options.fused_draw and not params.filtered)
-        step = make_step(model, batch, engine, options, tables)
-        whole = WholeHead.if_asked_for(model, batch, options)
+        options = replace(options, fused_draw=options.fused_draw and not params.filtered and guidance is None)
+        step = make_step(model, rows, engine, options, tables)
+        whole = WholeHead.if_asked_for(model, rows, options, guided=guidance is not None)
         return cls(config, step, draw, condition, local_BTN, given is not None, whole)
 
     def run(self, on_step: OnStep | None = None, steps: range | None = None) -> None:
@@ -146,9 +153,27 @@ class Drawing:
                 if on_step is not None:
                     on_step()
 
+    def load(
+        self,
+        condition: Tensor | None,
+        seeds: Tensor,
+        params: SamplingParams,
+        given: Tensor | None = None,
+        guidance: Guidance | None = None,
+    ) -> None:
+        """Others of the same shapes and kinds from now on, in the same memory."""
+        batch = len(self.draw.seeds)
+        self.draw.seeds.copy_(seeds)
+        for own, other in ((0, condition), (batch, None if guidance is None else guidance.condition)):
+            if self.condition is not None and other is not None:
+                self.condition[own : own + batch].copy_(other)
+        if given is not None:
+            self.local_BTN.unflatten(0, (-1, batch))[..., :1].copy_(check_given(given, self.config, batch))
+        self.draw.load(params, guidance, self.config)
+
     def maps(self) -> tuple[Tensor, ...]:
         """The codes drawn, int64 [B, h, w] a level."""
-        return to_maps(self.local_BTN, self.config.side, self.config.level_widths)
+        return to_maps(self.local_BTN[: len(self.draw.seeds)], self.config.side, self.config.level_widths)
 
 
 @dataclass(frozen=True)
@@ -163,17 +188,29 @@ class _Draw:
     top_k: Tensor
     top_p: Tensor
     invalid: Tensor
+    guidance: Tensor | None
+    """Scales [T, levels, B]."""
 
     @classmethod
-    def on_device(cls, params: SamplingParams, seeds: Tensor, first_step: int, config: TransformerConfig) -> _Draw:
+    def on_device(
+        cls,
+        params: SamplingParams,
+        seeds: Tensor,
+        guidance: Guidance | None,
+        first_step: int,
+        config: TransformerConfig,
+    ) -> _Draw:
         device = seeds.device
         numbers = torch.arange(first_step + config.num_steps + config.num_local, dtype=torch.int64, device=device)
         temperature, top_k, top_p = (value.to(device) for value in _numbers(params, config))
         invalid = torch.zeros((), dtype=torch.bool, device=device)
-        return cls(seeds, numbers, first_step, temperature, top_k, top_p, invalid)
+        scales = None if guidance is None else guidance.of_draws(config)
+        return cls(seeds, numbers, first_step, temperature, top_k, top_p, invalid, scales)
 
-    def load(self, params: SamplingParams, config: TransformerConfig) -> None:
+    def load(self, params: SamplingParams, guidance: Guidance | None, config: TransformerConfig) -> None:
         """Other parameters from now on, in the same memory."""
+        if self.guidance is not None and guidance is not None:
+            self.guidance.copy_(guidance.of_draws(config))
         for own, value in zip((self.temperature, self.top_k, self.top_p), _numbers(params, config), strict=True):
             own.copy_(send(value, own.device))
 
@@ -197,7 +234,12 @@ class _Draw:
         if isinstance(part, LevelFeatures):
             draw_from_head(part.x, part.weight, **options)
         else:
-            sample_logits(part.logits, top_k=self.top_k[part.level], top_p=self.top_p[part.level], **options)
+            options |= {"top_k": self.top_k[part.level], "top_p": self.top_p[part.level]}
+            sample_logits(part.logits, guidance=self._scales(part.level, index), **options)
+
+    def _scales(self, level: int, index: int) -> Tensor | None:
+        """Of a level's draw at a step, [B]."""
+        return None if self.guidance is None else self.guidance[index, level]
 
 
 def _numbers(params: SamplingParams, config: TransformerConfig) -> tuple[Tensor, Tensor, Tensor]:

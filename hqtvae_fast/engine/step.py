@@ -350,7 +350,9 @@ class WholeHead:
     head: PredictionHead
 
     @classmethod
-    def if_asked_for(cls, model: HQTransformer, batch: int, options: EngineOptions | None = None) -> WholeHead | None:
+    def if_asked_for(
+        cls, model: HQTransformer, batch: int, options: EngineOptions | None = None, *, guided: bool = False
+    ) -> WholeHead | None:
         """None unless it is asked for. Where the model or batch do not fit: a BackendError if the environment asks, a
         warning and None if the option does. With a dependent launch it fetches weights while the body's last kernel
         still runs, see :class:`PredictionHead`."""
@@ -358,6 +360,8 @@ class WholeHead:
         if not (demanded or options.whole_head):
             return None
         reason, altered = why_no_whole_head(model.config, batch), model.altered()
+        if guided:
+            reason = "expected no guidance, whose draws read two rows; got some"
         if altered is not None:
             reason = f"{altered} {ALTERED}"
         if reason is not None and not demanded:

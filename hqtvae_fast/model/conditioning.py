@@ -25,11 +25,11 @@ class StartVector(nn.Module):
 
 
 class ClassPrefix(nn.Module):
-    """A class label: one embedding as start of sequence."""
+    """A class label: one embedding as start of sequence. One more where there is a null condition."""
 
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
-        self.embedding = nn.Embedding(config.num_classes, config.dim)
+        self.embedding = nn.Embedding(config.prefix_entries + config.null_condition, config.dim)
 
     def forward(self, condition: Tensor | None, batch: int) -> Tensor:
         labels_B = _expect(condition, "class labels", (batch,))
@@ -37,12 +37,13 @@ class ClassPrefix(nn.Module):
 
 
 class TokenPrefix(nn.Module):
-    """A sequence of tokens (text, or the top codes), which training also predicts, with a head of its own."""
+    """A sequence of tokens (text, or the top codes), which training also predicts, with a head of its own.
+    One token more, never predicted, where there is a null condition."""
 
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
         self.length = config.prefix_length
-        self.embedding = nn.Embedding(config.prefix_vocab_size, config.dim)
+        self.embedding = nn.Embedding(config.prefix_entries + config.null_condition, config.dim)
         self.position = nn.Embedding(config.prefix_length, config.dim)
         # The released global model reads its prefix predictions straight from the body's last LayerNorm.
         self.norm = nn.Identity() if config.condition == "codes" else nn.LayerNorm(config.dim, eps=LAYER_NORM_EPS)

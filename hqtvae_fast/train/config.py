@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
-from hqtvae_fast.config import MAX_LEVELS
+from hqtvae_fast.config import MAX_LEVELS, Share
 from hqtvae_fast.fields import Between, ConfigError
 from hqtvae_fast.train.presets import load_preset, read_fields
 from hqtvae_fast.train.yaml_fields import typed_fields
@@ -169,6 +169,8 @@ class Stage2Run(RunConfig):
     caption: str = "plain"
     """How captions are made from what is known of a picture: plain, emoji, or a template such as "{name}, {style}"."""
     vocab_size: Annotated[int, Between(3)] = 4096
+    condition_dropout: Share = 0.0
+    """The share of pictures that is shown without its class or caption, a null condition in its place, for guidance."""
     weight_decay: Weight = field(default=1e-4, metadata=FREE)
     clip: Annotated[float, Between(1e-9)] | None = field(default=1.0, metadata=FREE)
     activation_checkpointing: bool = field(default=False, metadata=FREE)

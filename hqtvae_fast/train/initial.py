@@ -100,10 +100,13 @@ def init_transformer(
     stage 2 on such codes, or a field needs other weights.
     """
     data = _of_data(condition, classes, tokenizer, changes)
+    null = read(bool, changes.get("null_condition", False), "model.null_condition")
     if path is None:
         return HQTransformer(make_transformer_config({**changes, **data}, vae))
     checkpoint = checkpoints.load(path)
     found = _stage2(checkpoint, condition, path)
+    same_kind = condition == found.config.condition
+    data["null_condition"] = null or (same_kind and found.config.null_condition)
     config = with_changes(replace(found.config, **data), {**changes, **data}, path)
     try:
         HQTVAEConfig(vae=vae, transformer=config)
@@ -111,7 +114,9 @@ def init_transformer(
         raise ConfigError(f"init: expected stage 2 on codes of the run's stage 1; {path}: {error}") from None
     model = HQTransformer(config)
     rows, news = _known_rows(checkpoint, found.config, config, classes, tokenizer)
-    _take(model, found, rows, same_kind=condition == found.config.condition)
+    _take(model, found, rows, same_kind=same_kind)
+    if config.null_condition and not (same_kind and found.config.null_condition):
+        news += "; the null condition is new"
     say(f"init {path}: {news}")
     return model
 
@@ -218,3 +223,6 @@ def _take(model: HQTransformer, found: HQTransformer, rows: Rows, *, same_kind: 
         elif same_kind:  # positions may be more or fewer
             count = min(len(value), len(other[name]))
             value[:count] = other[name][:count].to(value.dtype)
+    if same_kind and model.config.null_condition and found.config.null_condition:
+        value, taken = own[TABLES[0]], other[TABLES[0]]
+        value[model.config.null_index] = taken[found.config.null_index].to(value.dtype)

@@ -107,7 +107,8 @@ def train_stage2(run: Stage2Run, telling: Telling | None = None) -> Path | None:
     if condition == "text":
         words = make_tokenizer(run, accelerator, begun.source, own_vocabulary(run.init))
     torch.manual_seed(run.seed)  # the same initial weights on every rank
-    transformer = init_transformer(run.init, condition, classes, words, run.model, vae.config)
+    fields = run.model if run.condition_dropout == 0 else {**run.model, "null_condition": True}
+    transformer = init_transformer(run.init, condition, classes, words, fields, vae.config)
     config = transformer.config
     prior = open_prior(run.prior, vae, config)
     if config.condition == "codes" and prior is None:
@@ -160,6 +161,7 @@ def make_stage2_settings(run: Stage2Run, per_epoch: float, more: float = 0.0) ->
         weight_decay=run.weight_decay,
         clip=run.clip,
         soft_labels=run.tau,
+        condition_dropout=run.condition_dropout,
         weights=Stage2Weights(run.level_weights, run.image_weight, run.text_weight),
         sample_prompts=run.sample_prompts,
         sample_top_k=run.sample_top_k,

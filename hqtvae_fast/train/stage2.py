@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from hqtvae_fast import checkpoint as checkpoints
 from hqtvae_fast.classes import Names, fit_names
 from hqtvae_fast.config import HQTVAEConfig, first_level
-from hqtvae_fast.engine import Executor, SamplingParams, image_seeds
+from hqtvae_fast.engine import Executor, Rows, SamplingParams, image_seeds
 from hqtvae_fast.engine.loop import NAN_LOGITS
 from hqtvae_fast.model import HQVAE, HQTransformer
 from hqtvae_fast.modes import no_autocast
@@ -28,7 +28,7 @@ from hqtvae_fast.train.loop.optim import fused, stage2_optimizer
 from hqtvae_fast.train.loop.position import OtherRunError
 from hqtvae_fast.train.loop.runner import mean_over_ranks
 from hqtvae_fast.train.loop.schedule import warmup_cosine_lr
-from hqtvae_fast.train.losses import SoftLabels, Stage2Loss, Stage2Weights, Target, stage2_loss
+from hqtvae_fast.train.losses import UNCOUNTED, SoftLabels, Stage2Loss, Stage2Weights, Target, stage2_loss
 from hqtvae_fast.train.prior import same_vae
 from hqtvae_fast.train.shown.sheets import PLACES, drawn_sheet, pictures_of_each
 from hqtvae_fast.train.validation import HeldOut, Sums, spread
@@ -50,6 +50,8 @@ class Stage2Settings:
     """Largest norm of the gradient."""
     soft_labels: float | None = 1.0
     """tau of softmax(-squared distance / tau); None trains on the codes themselves."""
+    condition_dropout: float = 0.0
+    """The share of conditions that the null condition replaces."""
     weights: Stage2Weights = field(default_factory=Stage2Weights)
     sample_top_k: int | None = None
     sample_temperature: float = 1.0
@@ -126,10 +128,20 @@ class Stage2:
 
     def _loss(self, model: nn.Module, batch: Batch, codes: list[Tensor], targets: list[Target]) -> Stage2Loss:
         condition = self._condition(batch, codes)
+        text = condition if self.config.condition == "text" else None
+        if condition is not None and self.transformer.training and self.settings.condition_dropout > 0:
+            condition, text = self._withhold(condition, text)
         with self.accelerator.autocast():
             logits = model(self._own_levels(codes), condition)
-        text = condition if self.config.condition == "text" else None
         return stage2_loss(logits, targets, text, self.settings.weights)
+
+    def _withhold(self, condition: Tensor, text: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """Conditions, some of them the null one, of whose text no prediction counts."""
+        assert self.config.null_index is not None
+        chances = torch.rand(len(condition), dtype=torch.float32, device=condition.device)
+        withheld = (chances < self.settings.condition_dropout).view(-1, *[1] * (condition.ndim - 1))
+        shown = condition.masked_fill(withheld, self.config.null_index)
+        return shown, None if text is None else text.masked_fill(withheld, UNCOUNTED)
 
     def _clip(self) -> Tensor:
         limit = self.settings.clip if self.settings.clip is not None else float("inf")
@@ -208,7 +220,7 @@ class Stage2:
         seeds = image_seeds(self.settings.seed, each * len(subjects)).to(device)
         invalid = torch.zeros((), dtype=torch.bool, device=device)
         try:
-            codes = executor.draw(condition, seeds, [params], None, invalid, lambda: None)
+            codes = executor.draw(*Rows(condition, seeds, [params]), invalid, lambda: None)
             if bool(invalid):
                 raise ValueError(NAN_LOGITS)
             return drawn_sheet(subjects, to_pil(executor.decode(codes, len(seeds))))

@@ -24,7 +24,7 @@ from hqtvae_fast.train.words import say
 from hqtvae_fast.world import world
 
 CODES = "codes.safetensors"
-ONLY_STAGE2 = ("vae", "condition", "caption")
+ONLY_STAGE2 = ("vae", "condition", "condition_dropout", "caption")
 
 
 def train_whole(given: Mapping[str, Any], again: str = "") -> Path | None:

@@ -263,3 +263,28 @@ def test_given_top_codes_that_do_not_fit(sample: Any) -> None:
     assert_one_line_error(sample(*arguments, "1"), "given.safetensors: level_0", "0 to 63")
     save_file({"level_1": golden_values("class_parallel")["codes_bottom"]}, "given.safetensors")
     assert_one_line_error(sample(*arguments, "1"), "--given-top", "level_0")
+
+
+def test_guidance_by_a_negative_prompt(sample: Any, tmp_path: Path) -> None:
+    """Guided pictures are others; at scale 1 they are those without."""
+    for name, options in {
+        "plain": (),
+        "led": ("--guidance", "3,1.5", "--negative-prompt", "rocket, 3d"),
+        "one": ("--guidance", "1"),
+    }.items():
+        assert sample("demo", "--prompt", "owl, 3d", *options, "--out", f"{name}.png").code == 0
+    one, led, plain = (pixels(tmp_path / f"{name}.png") for name in ("one", "led", "plain"))
+    assert (one == plain).all()
+    assert (led != plain).any()
+
+
+def test_guidance_that_cannot_be_names_its_options(sample: Any) -> None:
+    for options, said in (
+        (("--guidance", "2"), "--guidance: expected 1, as this checkpoint has no null condition"),
+        (("--guidance", "2,x"), "--guidance: expected a number, or one per level such as 1,0.9; got '2,x'"),
+        (("--guidance", "-1"), "--guidance: expected numbers from 0 to 100"),
+        (("--guidance", "2", "--negative-prompt", "cat"), "--negative-prompt: expected none"),
+    ):
+        result = sample(CLASSES, "--classes", "1", *options)
+        assert result.code != 0
+        assert said in " ".join((result.out + result.err).split())

@@ -148,6 +148,10 @@ bool draw(const float* logits, int rows, int codes, float temperature, int64_t t
   return invalid;
 }
 
+void guide(const float* shown, const float* withheld, int count, float scale, float* out) {
+  for (int i = 0; i < count; ++i) out[i] = guided(shown[i], withheld[i], scale);
+}
+
 // y [rows, outs] must be zeros: each output must be added to once. stored: 0 bf16, 1 int8, 2 fp8.
 void multiply(int stored, const uint16_t* x, const unsigned char* weight, int rows, int outs, int inputs, int mma_rows,
               int slots, int blocks, float* y) {

@@ -108,11 +108,12 @@ def given(function: FakeFunction) -> list[str]:
     return [str(value.dtype) for value in function.launched[2]]
 
 
-def test_arguments_of_the_draw(launched):
-    numbers = torch.zeros(3, dtype=torch.int64)
-    logits, out = torch.zeros(3, 4, 10, dtype=torch.bfloat16), torch.zeros(3, 4, dtype=torch.int64)
+@pytest.mark.parametrize("guidance", [None, torch.ones(3), torch.ones(()).expand(3)])
+def test_arguments_of_the_draw(launched, guidance):
+    rows, numbers = 3 if guidance is None else 6, torch.zeros(3, dtype=torch.int64)
+    logits, out = torch.zeros(rows, 4, 10, dtype=torch.bfloat16), torch.zeros(rows, 4, dtype=torch.int64)
     scalars = (torch.tensor(1.0), torch.tensor(10), torch.tensor(1.0))
-    _nvrtc.sample_logits(logits, out, torch.tensor(False), numbers, numbers, numbers, *scalars)
+    _nvrtc.sample_logits(logits, out, torch.tensor(False), numbers, numbers, numbers, *scalars, guidance)
     function = launched["sample_logits_bf16"]
     assert given(function) == parameters("sample_logits_bf16")
     assert function.launched[0:2] == ((12,), (256,))
@@ -171,6 +172,7 @@ def draw_arguments(**changed):
         "temperature": torch.tensor(1.0),
         "top_k": torch.tensor(8),
         "top_p": torch.tensor(1.0),
+        "guidance": None,
     }
     return (arguments | changed).values()
 
@@ -188,6 +190,8 @@ def draw_arguments(**changed):
         ({"logits": torch.zeros(2, 3, 40000)}, r"logits.shape\[2\]: expected 1 to 32768; got 40000"),
         ({"out": torch.zeros(2, 2, dtype=torch.int64)}, r"out: expected \[2, 3\]; got \[2, 2\]"),
         ({"seeds": torch.zeros(4, dtype=torch.int64)[::2]}, r"seeds: expected contiguous values; got strides \[2\]"),
+        ({"guidance": torch.ones(2)}, r"seeds: expected \[1\]; got \[2\]"),
+        ({"logits": torch.zeros(3, 3, 8), "guidance": torch.ones(1)}, "logits: expected two rows of each image; got 3"),
         ({"top_k": torch.tensor(8.0)}, "top_k: expected int64; got fp32"),
     ],
 )

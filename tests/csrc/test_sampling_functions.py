@@ -116,14 +116,36 @@ def test_the_draw_is_the_references(draw, scale, infinite, codes, k, seed):
     assert torch.equal(draw(*arguments), reference.sample_logits(*arguments))
 
 
+def guided_by(host, shown, withheld, scale):
+    """The kernel's combination of logits."""
+    found, parts = torch.empty_like(shown), (shown.contiguous(), withheld.contiguous())
+    host.guide(pointer(parts[0]), pointer(parts[1]), shown.numel(), ctypes.c_float(scale), pointer(found))
+    return found
+
+
+@pytest.mark.parametrize("scale", [0.0, 0.3, 1.0, 2.0, 7.5, 100.0])
+def test_guidance_is_the_references_bit_for_bit(host, scale):
+    generator = torch.Generator().manual_seed(0)
+    shown, withheld = torch.randn(2, 50_000, generator=generator) * torch.tensor([[3.0], [30.0]])
+    shown[:100], withheld[50:150] = -math.inf, -math.inf
+    found = guided_by(host, shown, withheld, scale)
+    wanted = reference.guided_logits(shown, withheld, torch.tensor(scale))
+    same = found.isnan() & wanted.isnan() | (found.view(torch.int32) == wanted.view(torch.int32))
+    assert bool(same.all())
+
+
 @pytest.mark.parametrize("case", [*spec.SMALL_CASES, *spec.CASES[:3]], ids=lambda case: case.name)
 @pytest.mark.parametrize("seed", range(3))
-def test_the_specs_cases(draw, case, seed):
+def test_the_specs_cases(host, draw, case, seed):
     """All filters together, top-p's edge as the spec of the op has it."""
     inputs = spec.make_inputs(case, torch.device("cpu"), seed)
-    logits, seeds, step, position, temperature, k, p = inputs
+    logits, seeds, step, position, temperature, k, p, *guidance = inputs
+    guided = bool(guidance)
+    if guided:
+        logits = guided_by(host, *logits.float().chunk(2), float(guidance[0][0]))
     drawn = [draw(logits[:, g], temperature, k, p, seeds, step, position + g) for g in range(logits.shape[1])]
-    spec.check(torch.stack(drawn, dim=1), spec.define(*inputs), inputs)
+    codes = torch.stack(drawn, dim=1)
+    spec.check(torch.cat([codes, codes]) if guided else codes, spec.define(*inputs), inputs)
 
 
 @QUICK

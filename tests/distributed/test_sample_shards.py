@@ -13,9 +13,10 @@ import pytest
 from jobs import SPEC, contents, finish, shards_in, start, wait_for
 from PIL import Image, ImageChops
 
+from hqtvae_fast import HQTVAEPipeline
 from hqtvae_fast.cli.sample_set import draw_together
 from hqtvae_fast.config import ConfigError
-from hqtvae_fast.distributed import SampleShards, Subjects, join_team
+from hqtvae_fast.distributed import SampleShards, SampleSpec, Subjects, join_team
 from hqtvae_fast.distributed.subjects import make_subjects
 from hqtvae_fast.train.data import open_source
 
@@ -154,3 +155,18 @@ def test_shards_are_tars_without_times_or_owners(alone):
         members = tar.getmembers()
     assert [member.name for member in members][:2] == ["000000000.png", "000000000.json"]
     assert all((member.mtime, member.uid, member.uname) == (0, 0, "") for member in members)
+
+
+def test_guidance_is_part_of_a_set_and_reaches_its_pictures(tmp_path):
+    demo = HQTVAEPipeline.from_pretrained("demo", device="cpu", dtype="fp32")
+    subjects = Subjects(("owl, 3d",), 2)
+    led = {"guidance_scale": 3.0, "negative_prompt": "rocket, 3d"}
+    plain = SampleShards(tmp_path / "plain", demo, SampleSpec(subjects, batch_size=2))
+    guided = SampleShards(tmp_path / "guided", demo, SampleSpec(subjects, batch_size=2, **led))
+    assert led.items() <= guided.described().items()
+    assert not led.keys() & plain.described().keys()
+    made = list(guided._stream(subjects.arguments(range(2)), [1, 2]))
+    wanted = demo(
+        **subjects.arguments(range(2)), **led, seed=[1, 2], batch_size=2, deterministic="batch", progress=False
+    )
+    assert [image.image.tobytes() for image in made] == [image.tobytes() for image in wanted.images]

@@ -108,7 +108,7 @@ def nan_is_reported():
         out, invalid = torch.full((B, G), -1), torch.zeros((), dtype=torch.bool)
         numbers = (torch.tensor(0.9), torch.tensor(7), torch.tensor(0.8))
         where = (torch.arange(B), torch.tensor(1), torch.tensor(2))
-        torch.ops.hqtvae_fast.sample_logits(logits, out, invalid, *where, *numbers, backend)
+        torch.ops.hqtvae_fast.sample_logits(logits, out, invalid, *where, *numbers, None, backend)
         return out, bool(invalid)
 
     out, invalid = drawn_with(logits, "triton")
@@ -158,6 +158,29 @@ def the_coldest_temperature_draws_the_largest():
             assert torch.equal(draw(logits.to(dtype), temperature=COLDEST, **filters), largest)
 
 
+def guidance_combines_two_rows():
+    generator = torch.Generator().manual_seed(0)
+    shown = 3 * torch.randn(3, 2, 60, generator=generator)
+    logits = torch.cat([shown, shown + torch.randn(3, 2, 60, generator=generator)])
+    logits[[0, 3], :, ::5] = float("-inf")  # in both
+    seeds, filters = torch.arange(3), ({}, {"top_k": 9}, {"top_p": 0.8}, {"top_k": 1}, {"top_k": 30, "top_p": 0.9})
+    for dtype in (torch.float32, torch.bfloat16):
+        rows = logits.to(dtype)
+        for options in filters:
+            for scale in (torch.tensor(2.5), torch.tensor([1.0, 0.0, 4.0])):
+                how = {"seeds": seeds, "guidance": scale, "temperature": 0.9, **options}
+                assert torch.equal(draw(rows, **how), draw(rows, "reference", **how))
+            plain = draw(rows[:3], seeds=seeds, **options)
+            assert torch.equal(draw(rows, seeds=seeds, guidance=1.0, **options), torch.cat([plain, plain]))
+    local = torch.full((6, 5), -1)
+    draw(logits, seeds=seeds, guidance=2.0, out=local[:, 1:3])
+    assert torch.equal(local[:, 1:3], draw(logits, "reference", seeds=seeds, guidance=2.0))
+    assert set(local[:, [0, 3, 4]].flatten().tolist()) == {-1}
+    logits[4, 0, 1], invalid = float("-inf"), torch.zeros((), dtype=torch.bool)
+    draw(logits, seeds=seeds, guidance=2.0, invalid=invalid)
+    assert invalid
+
+
 def long_rows_are_refused():
     with pytest.raises(BackendError, match="expected at most 8192 codes; got 8193"):
         draw(torch.zeros(1, triton.LARGEST + 1))
@@ -175,6 +198,7 @@ CHECKS = {
         nan_is_reported,
         numbers_in_memory_and_strides,
         the_coldest_temperature_draws_the_largest,
+        guidance_combines_two_rows,
         long_rows_are_refused,
     )
 }

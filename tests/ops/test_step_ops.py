@@ -129,7 +129,7 @@ def registered():
             "reference",
         ),
         "embed_codes": (codes, [table, table.clone()], sources, table[:4], torch.tensor(2), "mean", "reference"),
-        "sample_logits": (x, *drawn, "cpu"),
+        "sample_logits": (x, *drawn, None, "cpu"),
     }
 
 

@@ -20,7 +20,7 @@ from hqtvae_fast.train.run import train_stage1, train_stage2
 
 FIXED = {
     Stage1Run: {"model", "adversarial", "adversarial_start", "discriminator_channels"},
-    Stage2Run: {"model", "prior", "condition", "caption", "vocab_size"},
+    Stage2Run: {"model", "prior", "condition", "caption", "vocab_size", "condition_dropout"},
 }
 FIXED_IN_BOTH = {"select", "init", "size", "resolution", "seed", "given"}
 

@@ -162,6 +162,9 @@ class SoftLabels:
     temperature: float = 1.0
 
 
+UNCOUNTED = -100
+"""A token whose prediction is not counted; torch's own."""
+
 Target: TypeAlias = Tensor | SoftLabels
 """Of one level: codes, int64 [B, h, w] or [B, h*w] row by row; or label probabilities [B, h, w, K]; or SoftLabels."""
 
@@ -205,6 +208,13 @@ def level_loss(logits: Tensor, target: Target) -> Tensor:
     return F.cross_entropy(logits_NK, target.flatten())
 
 
+def text_loss(logits: Tensor, tokens: Tensor) -> Tensor:
+    """Mean cross-entropy of predictions [B, S, V] against tokens [B, S], in nats, of those that are counted; 0 if none
+    is."""
+    summed = F.cross_entropy(_wide(logits.flatten(0, 1)), tokens.flatten(), ignore_index=UNCOUNTED, reduction="sum")
+    return summed / (tokens != UNCOUNTED).sum().clamp_min(1)
+
+
 def stage2_loss(
     logits: HQLogits,
     targets: Sequence[Target],
@@ -214,8 +224,9 @@ def stage2_loss(
     """CE_top + 4 CE_bottom (+ 16 CE of a third level); with text, 0.9 of that + 0.1 * 5 CE_text.
 
     ``targets``: one a level, top first. ``text``: the tokens [B, P] that were the condition, whose second to last are
-    predicted; None for any other condition. (A prior over bottom codes predicts the top codes of its prefix as well,
-    but is not trained to.) Raises ValueError when ``logits`` has other levels or no text.
+    predicted, but for those :data:`UNCOUNTED`; None for any other condition. (A prior over bottom codes predicts the
+    top codes of its prefix as well, but is not trained to.) Raises ValueError when ``logits`` has other levels or no
+    text.
     """
     weights = weights or Stage2Weights()
     if len(targets) != len(logits.levels):
@@ -223,11 +234,11 @@ def stage2_loss(
     level_weights = weights.of_levels(len(targets))
     levels = [level_loss(*pair) for pair in zip(logits.levels, targets, strict=True)]
     total = torch.stack([weight * loss for weight, loss in zip(level_weights, levels, strict=True)]).sum()
-    text_loss = None
+    of_text = None
     if text is not None:
         if logits.text is None:
             raise ValueError("text: expected none, as the model predicts no text; got tokens")
-        text_loss = level_loss(logits.text, text[:, 1:])
-        total = weights.image * total + weights.text * sum(level_weights[:2]) * text_loss
-        text_loss = text_loss.detach()
-    return Stage2Loss(total, tuple(loss.detach() for loss in levels), text_loss)
+        of_text = text_loss(logits.text, text[:, 1:])
+        total = weights.image * total + weights.text * sum(level_weights[:2]) * of_text
+        of_text = of_text.detach()
+    return Stage2Loss(total, tuple(loss.detach() for loss in levels), of_text)

@@ -29,6 +29,17 @@ def check_temperature(temperature: Any) -> None:
         raise ValueError(f"temperature: expected {wanted}; got {temperature}")
 
 
+STRONGEST = 100.0
+"""The largest scale of guidance: far above any of use."""
+
+
+def check_guidance(scale: Any) -> None:
+    """ValueError unless it is a number from 0 to STRONGEST."""
+    wanted = f"numbers from 0 to {STRONGEST:g} (1: no guidance)"
+    if not 0 <= real("guidance", scale, wanted) <= STRONGEST:
+        raise ValueError(f"guidance: expected {wanted}; got {scale}")
+
+
 def check_sampling(temperature: Any, top_k: Any, top_p: Any, num_codes: int) -> None:
     """ValueError unless the temperature is in range, 1 <= k <= K and 0 < p <= 1 (None switches a filter off)."""
     check_temperature(temperature)
@@ -48,6 +59,7 @@ def sample_logits(
     seeds: Tensor,
     step: Tensor | int,
     position: Tensor | int,
+    guidance: Tensor | float | None = None,
     out: Tensor | None = None,
     invalid: Tensor | None = None,
     backend: str | None = None,
@@ -60,19 +72,26 @@ def sample_logits(
     top-p (up to and including the entry at which the cumulative sum reaches p; 1 drops nothing), then a draw with noise
     that depends on (seed, step, position, index) alone. ``top_k=1`` is argmax, ties to the lowest index.
 
-    ``temperature`` (fp32, from 1e-30 to 1e30), ``top_k`` (int64) and ``top_p`` (fp32) may be scalars on the device of
-    the logits, as may ``step``: then they are read there, when the draw is made, and are the caller's to check.
+    ``guidance``: the scale s of classifier-free guidance, from 0 to 100, one or fp32 [B]. Then there are 2 B rows of
+    logits: c, with B conditions shown, and behind them u, with these withheld. Drawn is from u + s (c - u) in fp32, to
+    which temperature and filters apply, with the noise of B images; the code of an image stands in both of its rows.
+    Scale 1 is c, bit for bit.
+
+    ``temperature`` (fp32, from 1e-30 to 1e30), ``top_k`` (int64), ``top_p`` and ``guidance`` (fp32) may be scalars on
+    the device of the logits, as may ``step``: then they are read there, when the draw is made, and are the caller's to
+    check.
 
     ``backend``: "triton" (CUDA; one kernel), "triton/8-warps" and other tiles, "cuda" (likewise, from csrc/cuda; only
     by name), "cpu", "torch" (anywhere: the reference's codes, without waiting for a GPU) or "reference" (anywhere;
     waits for a GPU). Raises ValueError on parameters out of range, and on NaN logits on the CPU; on other devices a row
     with NaN gives an unspecified index within [0, K), and sets ``invalid``, a bool scalar there, without a
-    synchronisation.
+    synchronisation; so does, everywhere, a guided row of which one logit alone is infinite.
     """
     if logits.ndim not in (2, 3):
         raise ValueError(f"logits: expected [B, K] or [B, G, K]; got {list(logits.shape)}")
-    if tuple(seeds.shape) != (logits.shape[0],):
-        raise ValueError(f"seeds: expected [{logits.shape[0]}]; got {list(seeds.shape)}")
+    images = _images(logits, guidance)
+    if tuple(seeds.shape) != (images,):
+        raise ValueError(f"seeds: expected [{images}]; got {list(seeds.shape)}")
     _check_numbers(temperature, top_k, top_p, logits.shape[-1])
     if logits.device.type == "cpu":
         _refuse_nan(logits)
@@ -91,14 +110,30 @@ def sample_logits(
         _scalar(temperature, float32, device),
         _scalar(logits.shape[-1] if top_k is None else top_k, int64, device),
         _scalar(1.0 if top_p is None else top_p, float32, device),
+        None if guidance is None else _scalar(guidance, float32, device),
     )
     choice = choose("sample_logits", BACKENDS, *inputs, backend=backend)
     if device.type == "cpu" and choice.backend.name in ("cpu", "reference"):
         # Plain operators of torch, which need no other around them; NaN has been refused.
-        choice.backend.run(logits_BGK, grouped_BG, None, *inputs[3:])
+        choice.backend.run(logits_BGK, grouped_BG, None if guidance is None else inputs[2], *inputs[3:])
         return out
     ops.hqtvae_fast.sample_logits(*inputs, choice.backend.name)
     return out
+
+
+def _images(logits: Tensor, guidance: Tensor | float | None) -> int:
+    """Of so many rows; ValueError where guidance has not two of each."""
+    rows = logits.shape[0]
+    if guidance is None:
+        return rows
+    if rows % 2:
+        raise ValueError(f"logits: expected two rows of each image with guidance; got {rows}")
+    if not isinstance(guidance, Tensor):
+        check_guidance(guidance)
+    elif guidance.dtype != float32 or guidance.shape not in ((), (rows // 2,)):
+        got = f"{guidance.dtype} {list(guidance.shape)}"
+        raise ValueError(f"guidance: expected float32 [] or [{rows // 2}]; got {got}")
+    return rows // 2
 
 
 def _check_numbers(
@@ -137,7 +172,12 @@ def _by_rows(draw: Callable[..., Tensor], *, reads: bool = True) -> Callable[...
         temperature: Tensor,
         top_k: Tensor,
         top_p: Tensor,
+        guidance: Tensor | None = None,
     ) -> None:
+        if guidance is not None:
+            shown, withheld = logits_BGK.chunk(2)
+            logits_BGK = reference.guided_logits(shown, withheld, guidance.view(-1, 1, 1))
+            out_BG = out_BG.unflatten(0, (2, len(shown)))  # both of an image's rows
         B, G, K = logits_BGK.shape
         if invalid is not None:
             invalid |= logits_BGK.amax(dim=2).isnan().any()
@@ -174,9 +214,18 @@ def _draw(
     temperature: Tensor,
     top_k: Tensor,
     top_p: Tensor,
+    guidance: Tensor | None,
     backend: str,
 ) -> None:
     return None
 
 
-__all__ = ["COLDEST", "HOTTEST", "check_sampling", "check_temperature", "sample_logits"]
+__all__ = [
+    "COLDEST",
+    "HOTTEST",
+    "STRONGEST",
+    "check_guidance",
+    "check_sampling",
+    "check_temperature",
+    "sample_logits",
+]

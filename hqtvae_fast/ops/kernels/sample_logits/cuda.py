@@ -30,9 +30,13 @@ def sample_logits(
     temperature: Tensor,
     top_k: Tensor,
     top_p: Tensor,
+    guidance: Tensor | None = None,
 ) -> None:
     """As the operator; see :func:`hqtvae_fast.ops.sample_logits`."""
-    B = len(logits_BGK)
+    B = len(seeds_B)
     logits_BGK = logits_BGK if logits_BGK.stride(2) == 1 else logits_BGK.contiguous()
     rows = (seeds_B.contiguous(), step.expand(B), position.expand(B))
-    _cuda.operator("sample_logits")(logits_BGK, out_BG, invalid, *rows, temperature, top_k, top_p)
+    _cuda.operator("sample_logits")(
+        *(logits_BGK, out_BG, invalid, *rows, temperature, top_k, top_p),
+        None if guidance is None else guidance.expand(B),
+    )

@@ -10,6 +10,13 @@ from hqtvae_fast.ops.kernels.sample_logits.noise import gumbel, random_words
 NEG_INF = float("-inf")
 
 
+def guided_logits(shown: Tensor, withheld: Tensor, scale: Tensor) -> Tensor:
+    """u + scale (c - u) in float32, each operation rounded by itself, of logits c with the condition shown and u with
+    it withheld. c itself, bit for bit, where the scale is 1 and where both are equal, infinite ones too."""
+    c, u = shown.float(), withheld.float()
+    return torch.where((scale == 1) | (c == u), c, u + scale * (c - u))
+
+
 def filter_logits(logits_BK: Tensor, temperature: Tensor | float, top_k: int | None, top_p: float | None) -> Tensor:
     """Scaled logits [B, K] in float32, -inf where an entry may not be drawn.
 

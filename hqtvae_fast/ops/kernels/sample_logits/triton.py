@@ -48,22 +48,37 @@ def sample_logits(
     temperature: Tensor,
     top_k: Tensor,
     top_p: Tensor,
+    guidance: Tensor | None = None,
     tile: Warps | None = None,
 ) -> None:
     """As the operator; see :func:`hqtvae_fast.ops.sample_logits`."""
     from hqtvae_fast.ops.kernels.sample_logits import triton_kernels
 
-    B, G, K = logits_BGK.shape
+    B, (_, G, K), guided = len(seeds_B), logits_BGK.shape, guidance is not None
     logits_BGK = logits_BGK if logits_BGK.stride(2) == 1 else logits_BGK.contiguous()
     step_B, position_B = step.expand(B), position.expand(B)
+    scale_B = temperature if guidance is None else guidance.expand(B)  # an address that is not read
     with on(logits_BGK):
         launch(
             triton_kernels.draw_kernel,
             (B * G,),
-            *(logits_BGK, out_BG, invalid, seeds_B.contiguous(), step_B, position_B, temperature, top_k, top_p, G, K),
+            *(
+                logits_BGK,
+                out_BG,
+                invalid,
+                seeds_B.contiguous(),
+                step_B,
+                position_B,
+                temperature,
+                top_k,
+                top_p,
+                scale_B,
+            ),
+            *(B, G, K),
             *(logits_BGK.stride(0), logits_BGK.stride(1), out_BG.stride(0), out_BG.stride(1)),
-            *(step_B.stride(0), position_B.stride(0)),
-            BITS=8 * logits_BGK.dtype.itemsize,
+            *(step_B.stride(0), position_B.stride(0), scale_B.stride(0) if guided else 0),
+            BITS=32 if guided else 8 * logits_BGK.dtype.itemsize,
+            GUIDED=guided,
             CODES=codes(K),
             INTERPRET=interpreted(),
             num_warps=tile.warps if tile else warps(K),

@@ -18,6 +18,9 @@ and the exact one and both sums by roundings: less than 3e-5 and 2^-22 of the sc
 Every operation of the exact noise is rounded by itself, so the kernel must be compiled with enable_fp_fusion=False,
 which keeps ptxas from joining a product and a sum; divisions are div_rn, as Triton's own `/` on fp32 is approximate.
 
+With guidance a program reads two rows of logits and combines them as :func:`reference.guided_logits` does, in fp32,
+whose bits the filters then go by: one launch as without.
+
 Parameters, seeds and the step are read from device memory, so that a captured graph can be replayed with others.
 
 **Cost.** A row is read once: 16 KB of bf16 for K = 8192, 8 bytes are written. Arithmetic for each code: 2 instructions
@@ -176,8 +179,8 @@ def _keep_top_p(b_scaled, b_keys, top_p, BITS: tl.constexpr):
     do_not_specialize_on_alignment=["out", "step", "position", "temperature", "top_k", "top_p"]
 )  # which differs by step
 def draw_kernel(
-    logits,  # [B, G, K] fp32, bf16 or fp16
-    out,  # [B, G] int64
+    logits,  # [B, G, K] fp32, bf16 or fp16; GUIDED: [2 B, G, K], conditions shown and withheld
+    out,  # [B, G] int64; GUIDED: [2 B, G], where both rows of an image get its code
     invalid,  # [] bool, set where a row holds NaN
     seeds,  # [B] int64
     step,  # int64, [B] or one for all (stride 0)
@@ -185,6 +188,8 @@ def draw_kernel(
     temperature,  # [] fp32
     top_k,  # [] int64; K or more: no filter
     top_p,  # [] fp32; 1 or more: no filter
+    guidance,  # fp32, [B] or one for all (stride 0); read where GUIDED
+    B,
     G,
     K,
     stride_b,
@@ -193,14 +198,23 @@ def draw_kernel(
     stride_out_g,
     stride_step,
     stride_position,
+    stride_guidance,
     BITS: tl.constexpr,
     CODES: tl.constexpr,
     INTERPRET: tl.constexpr,
+    GUIDED: tl.constexpr,
 ):
     i_b, i_g = tl.program_id(0).to(tl.int64) // G, tl.program_id(0) % G
     o_k = tl.arange(0, CODES)
     b_x = tl.load(logits + i_b * stride_b + i_g * stride_g + o_k, mask=o_k < K, other=float("-inf"))
     b_raw = b_x.to(tl.float32)
+    if GUIDED:
+        withheld = logits + (i_b + B) * stride_b + i_g * stride_g
+        b_withheld = tl.load(withheld + o_k, mask=o_k < K, other=float("-inf")).to(tl.float32)
+        scale = tl.load(guidance + i_b * stride_guidance)
+        b_guided = b_withheld + scale * (b_raw - b_withheld)
+        b_guided = tl.where(b_raw == b_withheld, b_raw, b_guided)
+        b_raw = tl.where(scale == 1.0, b_raw, b_guided)
     out += i_b * stride_out_b + i_g * stride_out_g
     k, p = tl.load(top_k), tl.load(top_p)
     if tl.max((b_raw != b_raw).to(tl.int32), axis=0) > 0:
@@ -210,7 +224,7 @@ def draw_kernel(
         drawn = tl.argmax(b_raw, axis=0, tie_break_left=True)
     else:
         b_scaled = tl.math.div_rn(b_raw, tl.zeros((CODES,), tl.float32) + tl.load(temperature))
-        b_keys = _keys(b_x, BITS)
+        b_keys = _keys(b_raw if GUIDED else b_x, BITS)
         if k < K:
             edge = _edge(b_keys, tl.full((CODES,), 1.0, tl.float32), k.to(tl.float32), BITS)
             least = tl.max(tl.where(b_keys == edge, b_scaled, float("-inf")), axis=0)
@@ -220,4 +234,7 @@ def draw_kernel(
         first = tl.load(position + i_b * stride_position) + i_g
         words = random_words(tl.load(seeds + i_b), tl.load(step + i_b * stride_step), first, CODES)
         drawn = _argmax_of_exact_scores(b_scaled, words, INTERPRET)
-    tl.store(out, tl.minimum(drawn, K - 1).to(tl.int64))
+    drawn = tl.minimum(drawn, K - 1).to(tl.int64)
+    tl.store(out, drawn)
+    if GUIDED:
+        tl.store(out + B * stride_out_b, drawn)
