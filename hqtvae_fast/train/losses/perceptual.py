@@ -106,13 +106,12 @@ class Cropped:
 
     def __call__(self, images: Tensor, references: Tensor) -> Tensor:
         generator = torch.Generator().manual_seed(self.seed)
-        places = []
-        for length in images.shape[-2:]:
+        for dim in (-2, -1):
+            length = images.shape[dim]
             most = max(0, length - self.side)
-            start = torch.randint(most + 1, (), generator=generator, dtype=torch.int64, device="cpu")
-            places.append(slice(int(start), int(start) + self.side))
-        square = (..., *places)
-        return self.distance(images[square], references[square])
+            start = int(torch.randint(most + 1, (), generator=generator, dtype=torch.int64, device="cpu"))
+            images, references = (x.narrow(dim, start, min(self.side, length)) for x in (images, references))
+        return self.distance(images, references)
 
 
 def _unit(features: Tensor) -> Tensor:
