@@ -8,11 +8,21 @@ subgroup, codepoints and license. About one (emoji, style) pair in 25 is held ou
 the files instead: ``--names`` (a folder with emoji-test.txt), ``--keywords`` (one with annotations/en.xml and
 annotationsDerived/en.xml), ``--noto`` (the font), and leaves styles out with ``--no-noto`` and the like.
 
+    python tools/build_emoji.py --composed --size 96 --out data/composed
+
+composes pictures of eighty of the emoji instead (emoji_set/things.py says which and why): on backgrounds of twelve
+colours, small, large or two side by side, and those that look to a side mirrored. The .json has several captions, and
+the things, background, size and facing. A quarter of the compositions is held out, each having a pair that is never
+shown: a thing with a background, with a style, or with another thing (emoji_set/compositions.py).
+
 The shards depend on the packages' contents, the options, and Pillow's WebP encoder; on nothing else. By default, and
-with Pillow 13.0 (libwebp 1.6), they hold 5,354 and 224 pictures, and their sha256 are
+with Pillow 13.0 (libwebp 1.6), they hold 5,354 and 224 pictures, the composed ones 9,716 and 3,372, and their sha256
+are
 
     fbdaf5d42a495eba4e0d9b1c676e0b084fc37b235fc8a3c3ccb28b3dbc0ebac4  emoji-128-train.tar
     f060c7a4886acbb7b9460cf415cae352afaeb7803264e0fc92e78a10bef27188  emoji-128-val.tar
+    a0b101443b2dd4f7ad438aeae04017a296039371b44991db2d9d1e903656de01  composed-96-train.tar
+    7d1d4f7d4509705d46c8a57fd377b4e777cd3537b9238bf1b3baffcf09163fe8  composed-96-val.tar
 """
 
 from __future__ import annotations
@@ -27,9 +37,18 @@ import typer
 from emoji_set import BuildError, styles
 from emoji_set.archives import read_files
 from emoji_set.compare import Comparison, compare
+from emoji_set.compositions import compositions, hold_out
 from emoji_set.names import Emoji, read_emoji
 from emoji_set.packages import FLUENT, KEYWORDS, NAMES, NOTO, TWEMOJI, Fetcher, Package
-from emoji_set.shards import SPLITS, Sample, make_samples, shard_name, share_to_one_in, write_shards
+from emoji_set.shards import (
+    SPLITS,
+    Sample,
+    make_composed,
+    make_samples,
+    shard_name,
+    share_to_one_in,
+    write_shards,
+)
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
@@ -42,6 +61,9 @@ _NAMED = 3  # pairs that only one set has, that a comparison names
 def main(
     out: Annotated[Path, typer.Option(help="Folder for the shards.")],
     size: Annotated[int, typer.Option(min=8, max=1024, help="Side of the pictures.")] = 128,
+    composed: Annotated[
+        bool, typer.Option("--composed", help="Things on coloured backgrounds, with what is never shown in val.")
+    ] = False,
     noto: Annotated[Path | None, typer.Option(help="Noto Color Emoji: the .ttf, or a package with it.")] = None,
     no_noto: Annotated[bool, typer.Option("--no-noto", help="Leave this style out.")] = False,
     fluent: Annotated[Path | None, typer.Option(help="Fluent 3D: a folder of .webp files, or the package.")] = None,
@@ -53,6 +75,7 @@ def main(
     ] = False,
     names: Annotated[Path | None, typer.Option(help="emoji-test.txt, or a folder or package with it.")] = None,
     keywords: Annotated[Path | None, typer.Option(help="A folder or package with CLDR's annotations.")] = None,
+    sheet: Annotated[bool, typer.Option("--sheet", help="Beside each shard a sheet of some of its pictures.")] = False,
     held_out: Annotated[float, typer.Option(help="Share of val; taken as one in a whole number.")] = 0.04,
     seed: Annotated[int, typer.Option(min=0, help="Which pictures are held out.")] = 0,
     cache: Annotated[Path, typer.Option(help="Where downloaded packages are kept.")] = _CACHE,
@@ -81,10 +104,14 @@ def main(
         if not drawn:
             raise BuildError("expected at least one style; got --no-noto, --no-fluent and --no-twemoji")
         emoji = _emoji(_material(NAMES, names, fetcher), _material(KEYWORDS, keywords, fetcher))
-        counts = write_shards(_samples(emoji, drawn, size, one_in, seed), out, size)
-        shards = [out / shard_name(size, split) for split in SPLITS if counts[split]]
+        kind = "composed" if composed else "emoji"
+        samples = _composed(emoji, drawn, size) if composed else _samples(emoji, drawn, size, one_in, seed)
+        counts = write_shards(samples, out, size, kind)
+        shards = [out / shard_name(size, split, kind) for split in SPLITS if counts[split]]
         _OUT.print(_summary(counts))
         for shard in shards:
+            if sheet:
+                _write_sheet(shard)
             _OUT.print(f"{shard}  sha256 {hashlib.sha256(shard.read_bytes()).hexdigest()}", soft_wrap=True)
         if compare_with:
             _OUT.print(_comparison(compare(shards, compare_with)))
@@ -116,6 +143,19 @@ def _samples(
 ) -> Iterator[Sample]:
     shown = track(emoji, "drawing", console=_ERR, transient=True, disable=not _ERR.is_terminal)
     return make_samples(shown, drawn, size, one_in, seed)
+
+
+def _composed(emoji: Sequence[Emoji], drawn: Sequence[styles.Style], size: int) -> Iterator[Sample]:
+    held = hold_out()
+    every = list(compositions(held=held))
+    shown = track(every, "drawing", console=_ERR, transient=True, disable=not _ERR.is_terminal)
+    return make_composed(shown, {one.name: one for one in emoji}, drawn, size, held)
+
+
+def _write_sheet(shard: Path) -> None:
+    from emoji_set.sheet import contact_sheet  # imports torch, which nothing else here needs
+
+    contact_sheet(shard).save(shard.with_suffix(".png"))
 
 
 def _summary(counts: dict[str, dict[str, int]]) -> Table:

@@ -128,6 +128,9 @@ class Stage1Run(RunConfig):
     """VGG16's convolutions, a local file; None trains without a perceptual loss."""
     lpips_weights: str | None = field(default=None, metadata=FREE)
     perceptual: Weight = field(default=1.0, metadata=FREE)
+    perceptual_crop: Annotated[int, Between(16)] | None = field(default=None, metadata=FREE)
+    """Side of a square, elsewhere in each update, that the perceptual loss sees of the pictures; None: all of them.
+    Half the side is a quarter of VGG16's arithmetic, which on a CPU is most of an update's."""
     adversarial: Weight = 0.75
     adversarial_start: Interval = 0
     discriminator_channels: Counted = 64

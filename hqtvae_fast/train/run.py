@@ -89,6 +89,7 @@ def make_stage1_settings(run: Stage1Run, per_epoch: float, more: float = 0.0) ->
             residual=run.residual,
         ),
         discriminator_channels=run.discriminator_channels,
+        perceptual_crop=run.perceptual_crop,
         restart_unused=run.restart_unused,
         seed=run.seed,
     )

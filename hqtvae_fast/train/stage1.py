@@ -27,7 +27,7 @@ from hqtvae_fast.train.loop.runner import mean_over_ranks
 from hqtvae_fast.train.loop.schedule import warmup_constant_lr, warmup_cosine_lr
 from hqtvae_fast.train.losses import Stage1Loss, Stage1Weights, hinge_discriminator_loss, stage1_loss
 from hqtvae_fast.train.losses.discriminator import PatchDiscriminator
-from hqtvae_fast.train.losses.perceptual import PerceptualDistance
+from hqtvae_fast.train.losses.perceptual import Cropped, PerceptualDistance
 from hqtvae_fast.train.shown.sheets import reconstruction_sheet
 from hqtvae_fast.train.validation import HeldOut, validate_vae
 
@@ -45,6 +45,8 @@ class Stage1Settings:
     """Of the learning rate after its warm-up."""
     weights: Stage1Weights = field(default_factory=Stage1Weights)
     discriminator_channels: int = 64
+    perceptual_crop: int | None = None
+    """Side of the square that the perceptual loss sees; None: the whole pictures."""
     restart_unused: bool = False
     """Give codes that hardly any vector chooses (a tenth of their share) vectors of the batch."""
     seed: int = 0
@@ -132,10 +134,17 @@ class Stage1:
             last_layer=self.vae.decoder.last_layer,
             step=step,
             discriminator=None if self.discriminator is None else self.accelerator.unwrap_model(self.discriminator),
-            perceptual=self.perceptual,
+            perceptual=self._perceptual(step),
             weights=self.settings.weights,
             reduce=self._mean_gradient,
         )
+
+    def _perceptual(self, step: int) -> Callable[[Tensor, Tensor], Tensor] | None:
+        """The perceptual distance, of the square that is this update's turn: the same one on every rank."""
+        side = self.settings.perceptual_crop
+        if self.perceptual is None or side is None:
+            return self.perceptual
+        return Cropped(self.perceptual, side, seed=self.settings.seed * 1_000_003 + step)
 
     def _mean_gradient(self, gradient: Tensor) -> Tensor:
         """So that every rank weighs the adversarial loss alike, as one process would."""

@@ -229,7 +229,7 @@ OUT_OF_BOUNDS = {
     "seed": (-1, 2**32), "log_every": (-1,), "save_every": (-5,), "picture_every": (-1,), "validate_every": (-1,),
     "stop_after": (0, -1), "stop_after_minutes": (-1.0, float("nan")), "warmup_epochs": (-0.5,),
     "learning_rate": (-1e-3, float("inf"), float("nan")), "validation_pictures": (0,), "precision": ("int4",),
-    "perceptual": (-1.0,), "adversarial": (-1.0, float("nan")), "adversarial_start": (-1,),
+    "perceptual": (-1.0,), "perceptual_crop": (0, 15), "adversarial": (-1.0, float("nan")), "adversarial_start": (-1,),
     "discriminator_channels": (0, 24), "commitment": (-1.0,), "top_only": ("some",), "residual": (-1.0,),
     "schedule": ("linear",), "vocab_size": (2,), "weight_decay": (-1.0,), "clip": (0.0, -1.0), "soft_labels": (-1.0,),
     "level_weights": ([], [-1.0]), "image_weight": (-1.0,), "text_weight": (-1.0,), "sample_top_k": (0,),

@@ -169,6 +169,18 @@ def test_two_builds_are_equal_byte_by_byte_and_compare_so(material: Path, tmp_pa
     assert sorted(path.name for path in second.iterdir()) == ["emoji-16-train.tar", "emoji-16-val.tar"]
 
 
+def test_composing_names_what_has_no_picture(material: Path, tmp_path: Path) -> None:
+    result = build(material, tmp_path, "--composed")
+    assert result.exit_code == 2
+    assert "snail: expected a picture in the style fluent; there is none" in result.output
+    assert not list(tmp_path.glob("*.tar"))
+
+
+def test_a_sheet_shows_each_shard(material: Path, tmp_path: Path) -> None:
+    assert build(material, tmp_path, "--held-out", "0", "--sheet").exit_code == 0
+    assert [file.name for file in tmp_path.glob("*.png")] == ["emoji-16-train.png"]
+
+
 def test_a_style_can_be_left_out_but_not_all(material: Path, tmp_path: Path) -> None:
     assert build(material, tmp_path, "--held-out", "0", "--no-noto", "--no-twemoji").exit_code == 0
     assert {name.split("-")[0] for name in members(tmp_path / "emoji-16-train.tar")} == {"fluent"}

@@ -65,7 +65,7 @@ def test_no_parts_is_a_fresh_start(script, tmp_path):
     assert not (tmp_path / "next").exists()
 
 
-@pytest.mark.parametrize("size", [64, 128])
+@pytest.mark.parametrize("size", [64, 96, 128])
 def test_configurations_are_whole(script, size):
     files = sorted((script.CONFIGS / str(size)).glob("*.yaml"))
     assert {"stage1", "stage2"} <= {file.stem for file in files} <= set(script.RUNS)
@@ -89,16 +89,32 @@ def runs(script, monkeypatch) -> list:
     return asked
 
 
-def test_each_run_begins_where_the_last_ended(script, runs, tmp_path):
-    assert script.train(64, tmp_path / "data", tmp_path, None)
+@pytest.fixture
+def data(tmp_path) -> Path:
+    folder = tmp_path / "data"
+    folder.mkdir()
+    (folder / "some-8-train.tar").touch()
+    return folder
+
+
+def test_each_run_begins_where_the_last_ended(script, runs, data, tmp_path):
+    assert script.train(64, data, tmp_path, None, perceptual=tmp_path / "trunk.h5")
+    assert (runs[0].data, runs[0].validation) == ((f"{data}/some-8-train.tar",), (f"{data}/some-8-val.tar",))
+    assert runs[0].perceptual_weights == str(tmp_path / "trunk.h5")
     assert [Path(run.out).name for run in runs] == ["vae", "hqt", "fine"]
     assert runs[1].vae == str(tmp_path / "vae" / "model")
     assert runs[2].init == str(tmp_path / "hqt" / "model")
     assert runs[1].code_cache != runs[2].code_cache  # of other pictures
-    assert script.train(64, tmp_path / "data", tmp_path, None)
+    assert script.train(64, data, tmp_path, None)
     assert len(runs) == 3  # nothing is left to do
 
 
-def test_a_packaged_model_is_fine_tuned_only(script, runs, tmp_path):
-    assert script.train(64, tmp_path / "data", tmp_path, None, tmp_path / "packaged")
+def test_a_folder_with_two_sets_is_refused(script, runs, data, tmp_path):
+    (data / "other-8-train.tar").touch()
+    with pytest.raises(Exception, match=r"expected one \.\.\.-train\.tar; got other-8-train\.tar, some-8-train\.tar"):
+        script.train(64, data, tmp_path, None)
+
+
+def test_a_packaged_model_is_fine_tuned_only(script, runs, data, tmp_path):
+    assert script.train(64, data, tmp_path, None, tmp_path / "packaged")
     assert [(Path(run.out).name, run.init) for run in runs] == [("fine", str(tmp_path / "packaged"))]

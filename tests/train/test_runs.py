@@ -6,12 +6,14 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
 pytest.importorskip("accelerate", reason="training needs the train extra")
 
-from small_runs import BLOCKS, TRANSFORMER, losses, same, stage1, stage2, weights, write_pictures
+from small_runs import BLOCKS, TRANSFORMER, VAE, losses, same, stage1, stage2, weights, write_pictures
 
 from hqtvae_fast import HQTVAEPipeline, checkpoint
+from hqtvae_fast.train import run as runs
 from hqtvae_fast.train.config import Stage1Run, read_run
 from hqtvae_fast.train.loop.runner import TrainingError
 from hqtvae_fast.train.loop.schedule import warmup_cosine
@@ -108,6 +110,27 @@ def test_stage1_learns(pictures, tmp_path, adversarial_start, steps):
     assert ("discriminator" in rows[-1]) == (adversarial_start == 0)
     assert 0 < rows[-1]["usage_1"] <= 1
     assert 1 <= rows[-1]["perplexity_1"] <= 16
+
+
+def test_the_perceptual_loss_sees_another_square_in_each_update(pictures, tmp_path, monkeypatch):
+    seen = []
+
+    class Distance(torch.nn.Module):
+        name = "a recorder"
+
+        def forward(self, images, references):
+            seen.append(references)
+            return (images - references).square().mean(dim=(1, 2, 3))
+
+    monkeypatch.setattr(runs, "load_perceptual", lambda *files: Distance())
+    changes = {"perceptual_crop": 16, "stop_after": 3, "model": {**VAE, "resolution": 32}, "adversarial": 0.0}
+    for folder in ("one", "other", "other"):  # the latter in two pieces
+        train_stage1(
+            stage1(pictures, tmp_path / folder, **{**changes, **({} if folder == "other" else {"stop_after": 6})})
+        )
+    assert {tuple(square.shape) for square in seen} == {(4, 3, 16, 16)}
+    assert all(torch.equal(one, other) for one, other in zip(seen[:6], seen[6:], strict=True))
+    assert len({float(square.mean()) for square in seen[:6]}) == 6
 
 
 @pytest.mark.filterwarnings("error:Detected call of `lr_scheduler.step")

@@ -7,7 +7,8 @@ every channel weighing 1, and is called so. Nothing is downloaded, and torchvisi
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 
@@ -92,6 +93,25 @@ class PerceptualDistance(nn.Module):
             squares = (_unit(f) - _unit(g)).square()
             total = total + (squares * weight_C[:, None, None]).sum(dim=1).mean(dim=(1, 2))
         return total
+
+
+@dataclass(frozen=True)
+class Cropped:
+    """A distance of images and references [B, 3, R, R] as it is of one square of all of them, ``side`` pixels long (R
+    where that is less), whose place is drawn from ``seed``."""
+
+    distance: Callable[[Tensor, Tensor], Tensor]
+    side: int
+    seed: int
+
+    def __call__(self, images: Tensor, references: Tensor) -> Tensor:
+        generator = torch.Generator().manual_seed(self.seed)
+        for dim in (-2, -1):
+            length = images.shape[dim]
+            most = max(0, length - self.side)
+            start = int(torch.randint(most + 1, (), generator=generator, dtype=torch.int64, device="cpu"))
+            images, references = (x.narrow(dim, start, min(self.side, length)) for x in (images, references))
+        return self.distance(images, references)
 
 
 def _unit(features: Tensor) -> Tensor:

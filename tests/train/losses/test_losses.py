@@ -384,6 +384,28 @@ def test_features_of_zero_length_have_a_gradient_of_zero(files):
     assert torch.equal(images.grad, torch.zeros_like(images))
 
 
+def test_a_cropped_distance_sees_one_square_of_both():
+    seen = []
+
+    def distance(images, references):
+        seen.append((images, references))
+        return (images - references).square().mean(dim=(1, 2, 3))
+
+    images, references = torch.arange(2 * 3 * 24 * 24.0).view(2, 3, 24, 24), torch.zeros(2, 3, 24, 24)
+    value = perceptual.Cropped(distance, 16, seed=5)(images, references)
+    (square, other), values = seen[0], set(images.flatten().tolist())
+    assert square.shape == other.shape == (2, 3, 16, 16)
+    assert set(square.flatten().tolist()) <= values
+    assert torch.equal(square[0, 0] - square[0, 0, 0, 0], images[0, 0, :16, :16] - images[0, 0, 0, 0])
+    assert torch.equal(value, square.square().mean(dim=(1, 2, 3)))
+    assert torch.equal(perceptual.Cropped(distance, 16, seed=5)(images, references), value)
+    places = {int(perceptual.Cropped(lambda x, y: x[0, 0, 0, :1], 16, seed)(images, references)) for seed in range(300)}
+    assert {0, 8, 8 * 24, 8 * 24 + 8} <= places  # every corner's turn comes
+    assert len(places) > 60  # of 81
+    whole = perceptual.Cropped(distance, 32, seed=5)(images, references)
+    assert torch.equal(whole, distance(images, references))
+
+
 def test_perceptual_is_off_without_a_file():
     assert perceptual.load_perceptual(None) is None
     with pytest.raises(CheckpointError, match=r"lpips.pth: LPIPS weights need VGG16's: expected a trunk file"):
