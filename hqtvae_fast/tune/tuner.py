@@ -102,6 +102,8 @@ class Tuner:
     on_stage: OnStage = lambda stage, done, total: None
     most: int = MOST
     only_prove: bool = False
+    refused: Mapping[str, str] = field(default_factory=dict)
+    """Variants that are not to be taken whatever is found, "op name", and why; ``sites`` are without them."""
 
     def run(self) -> Result:
         """Everything; at Ctrl-C, too, the best so far."""
@@ -109,7 +111,7 @@ class Tuner:
         known = [site for site in self.sites if site.cost is not None]
         if self.device.type == "cpu":  # where nothing of ours needs a proof to be trusted
             known = [site for site in known if site.is_choice]
-        result = Result([Found(site) for site in by_weight(known, self.peaks)])
+        result = Result([Found(site) for site in by_weight(known, self.peaks)], dict(self.refused))
         try:
             self._prove(result, start + (1 if self.only_prove else PROVING) * self.budget)
             if not self.only_prove:
