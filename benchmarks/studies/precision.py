@@ -8,8 +8,9 @@ codes decoded. Draws: codes drawn from the row's predictions at each position, c
 make likely: the chance that counts at least as far off come from those very ones (chi-square). The row of fp32 shows
 what nothing changed gives.
 
-"int8, inputs too": as a CPU computes int8 products (:func:`hqtvae_fast.ops.int8_linear`); "int8": weights alone, as a
-GPU does. Rows of int8 that miss a limit, a KL of 2e-3 over all positions or 40 dB, are marked, and the exit code is 1;
+"int8, all": inputs of products too, as a CPU computes them (:func:`hqtvae_fast.ops.int8_linear`), and the decoder's
+convolutions, calibrated on other drawings; "int8": the weights of products alone, as a GPU does. Rows of int8 that miss
+a limit, a KL of 2e-3 over all positions or 40 dB, are marked, and the exit code is 1;
 ``hqtvae tune`` judges by the same limits.
 
 Result: precision.md.
@@ -23,6 +24,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import Enum
+from functools import partial
 from typing import Annotated, Any
 from unittest import mock
 
@@ -39,19 +41,20 @@ from hqtvae_fast.backend import VARIABLE
 from hqtvae_fast.engine import decode_codes
 from hqtvae_fast.engine.options import Quantization
 from hqtvae_fast.hardware import fp32_products
+from hqtvae_fast.model.calibration import calibrate
 from hqtvae_fast.ops import sample_logits
 from hqtvae_fast.ops.kernels.int8_linear import native
 from hqtvae_fast.pictures.images import psnr
 from hqtvae_fast.progress import counting_bar
-from hqtvae_fast.tune.quality import LEAST_PSNR, MOST_KL, PROMPTS, compare, mean_kl, repeated
+from hqtvae_fast.tune.quality import LEAST_PSNR, MOST_KL, PROMPTS, compare, decode_in_int8, mean_kl, repeated
 
-INPUTS_TOO, WEIGHTS_ALONE = "int8, inputs too", "int8"
-WEIGHTS: dict[str, Quantization] = {"": None, WEIGHTS_ALONE: "int8", INPUTS_TOO: "int8", "fp8": "fp8"}
+ALL, WEIGHTS_ALONE = "int8, all", "int8"
+WEIGHTS: dict[str, Quantization] = {"": None, WEIGHTS_ALONE: "int8", ALL: "int8", "fp8": "fp8"}
 ROWS = tuple(
     (dtype, weights)
     for dtype in ("fp32", "tf32", "bf16", "fp16")
     for weights in WEIGHTS
-    if not (dtype in ("tf32", "fp16") and weights == INPUTS_TOO)
+    if not (dtype in ("tf32", "fp16") and weights == ALL)
 )
 DRAWS = 16  # at each position
 FEWEST = 10  # codes that are expected to be drawn less often are counted together
@@ -156,7 +159,9 @@ def precision(
     """Show what fewer bits do to a checkpoint's predictions, draws and pictures."""
     wanted = [name.value for name in dtype]
     rows = [(name, weights) for name, weights in ROWS if name in wanted and _possible(name, weights, device)]
-    seen = _see(_open(checkpoint, device, "fp32"), images, prompt or PROMPTS)
+    exact = _open(checkpoint, device, "fp32")
+    seen = _see(exact, images, prompt or PROMPTS)
+    calibration = _codes(exact, images, prompt or PROMPTS, seed=1)
     titles = [f"level {level}: {what}" for level in range(len(seen.logits)) for what in ("same", "KL")]
     table = Table("dtype", "weights", *titles, "all: KL", "pictures", "draws", "", box=box.SIMPLE)
     missed: list[str] = []
@@ -164,7 +169,9 @@ def precision(
         for done, (name, weights) in enumerate(rows):
             on_progress(done, len(rows))
             with _products_of(weights):
-                row = _judge(_open(checkpoint, device, name, WEIGHTS[weights]), seen)
+                row = _judge(
+                    _open(checkpoint, device, name, WEIGHTS[weights]), seen, calibration if weights == ALL else None
+                )
             judged = WEIGHTS[weights] == "int8"
             missed += [f"{name}, {weights}: {limit}" for limit in row.misses if judged]
             table.add_row(name, weights or name, *row.cells(judged))
@@ -181,22 +188,31 @@ def _open(checkpoint: str, device: str, dtype: str, quantization: Quantization =
     return pipe
 
 
+def _codes(pipe: HQTVAEPipeline, images: int, prompts: Sequence[str], *, seed: int = 0) -> list[Tensor]:
+    arguments, _ = _condition(pipe, images, prompts)
+    arguments |= {} if arguments else {"num_images": images}
+    drawn = pipe(**arguments, seed=seed, output_type="codes", progress=False).codes
+    return [level.to(pipe.device) for level in drawn]
+
+
 def _see(pipe: HQTVAEPipeline, images: int, prompts: Sequence[str]) -> Seen:
     assert pipe.transformer is not None
-    arguments, condition = _condition(pipe, images, prompts)
-    arguments |= {} if arguments else {"num_images": images}
-    drawn = pipe(**arguments, seed=0, output_type="codes", progress=False).codes
-    codes = [level.to(pipe.device) for level in drawn]
+    codes, condition = _codes(pipe, images, prompts), _condition(pipe, images, prompts)[1]
     with fp32_products(pipe.device, tf32=False):
         logits = pipe.transformer(codes[: pipe.transformer.config.num_levels], condition).levels
         return Seen(codes, condition, logits, decode_codes(pipe.vae, codes))
 
 
-def _judge(pipe: HQTVAEPipeline, seen: Seen) -> Row:
+def _judge(pipe: HQTVAEPipeline, seen: Seen, calibration: Sequence[Tensor] | None) -> Row:
+    """``calibration``: codes by which the decoder is to be rounded too."""
     assert pipe.transformer is not None
     with fp32_products(pipe.device, pipe.precision.tf32):
         logits = pipe.transformer(seen.codes[: len(seen.logits)], seen.condition).levels
-        pictures = decode_codes(pipe.vae, seen.codes)
+        if calibration is None:
+            pictures = decode_codes(pipe.vae, seen.codes)
+        else:
+            calibrate(pipe.vae, partial(decode_codes, pipe.vae, calibration))
+            pictures = decode_in_int8(pipe.vae, seen.codes)
     levels = [compare(*pair) for pair in zip(seen.logits, logits, strict=True)]
     chance = off_by_chance(seen.logits, logits)
     return Row(levels, mean_kl(seen.logits, logits), float(psnr(pictures, seen.pictures).mean()), chance)
@@ -205,7 +221,7 @@ def _judge(pipe: HQTVAEPipeline, seen: Seen) -> Row:
 def _possible(dtype: str, weights: str, device: str) -> bool:
     """Whether this device rounds inputs too, or multiplies so."""
     on_cpu = torch.device(device).type == "cpu"
-    if weights == INPUTS_TOO:
+    if weights == ALL:
         return on_cpu and native.instructions() > 0
     return dtype != "tf32" or not on_cpu
 
@@ -213,7 +229,7 @@ def _possible(dtype: str, weights: str, device: str) -> bool:
 @contextmanager
 def _products_of(weights: str) -> Iterator[None]:
     """Of a CPU: inputs of int8 products are rounded, or none are."""
-    if weights == INPUTS_TOO:
+    if weights == ALL:
         yield
         return
     with mock.patch.dict(os.environ, {VARIABLE: "packed_linear=reference"}):
