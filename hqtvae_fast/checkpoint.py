@@ -1,7 +1,8 @@
 """Checkpoint directories: released ones and our own, opened alike; ours written.
 
 Ours: ``config.json`` and ``model.safetensors`` (keys ``vae.``, ``transformer.``, ``refiner.``), with ``tokenizer.json``
-for text models; a quantized matrix is stored in one byte a value, int8 or fp8, with ``.weight_scale`` beside it.
+for text models; a quantized matrix is stored in one byte a value, int8 or fp8, with ``.weight_scale`` beside it; of a
+calibrated convolution there is ``.input_span``, fp32 [2].
 Released: ``config.yaml`` and ``ckpt/last.ckpt`` or ``ckpt/state_dict.ckpt``.
 """
 
@@ -38,6 +39,7 @@ from hqtvae_fast.config import CheckpointError, HQTVAEConfig, TransformerConfig,
 from hqtvae_fast.files import first_line, json_text, sync_files, sync_folder
 from hqtvae_fast.files.tensors import StateDict, read_state
 from hqtvae_fast.model import HQVAE, HQTransformer
+from hqtvae_fast.model.calibration import roundable
 from hqtvae_fast.model.empty import without_values
 from hqtvae_fast.model.linear import Linear, QuantizedWeight, quantized_linears
 from hqtvae_fast.ops.kernels.skinny_linear.reference import QUANTIZED
@@ -63,7 +65,7 @@ __all__ = [
 ]
 
 MAX_PROBLEMS_SHOWN, KEYS_SHOWN = 5, 3
-WEIGHT, SCALE = ".weight", ".weight_scale"
+WEIGHT, SCALE, SPAN = ".weight", ".weight_scale", ".input_span"
 
 
 @dataclass
@@ -131,7 +133,7 @@ def _build_empty(config: HQTVAEConfig) -> Checkpoint:
 def _load_native(directory: Path, config: HQTVAEConfig) -> Checkpoint:
     file = directory / MODEL_FILE
     state, checkpoint = read_state(file), _build_empty(config)
-    quantized = _take_quantized(file, state)
+    quantized, spans = _take_quantized(file, state), _take_spans(file, state)
     expected = {
         f"{prefix}.{key}": Source(((f"{prefix}.{key}", tuple(value.shape)),))
         for prefix, module in checkpoint.modules().items()
@@ -145,6 +147,10 @@ def _load_native(directory: Path, config: HQTVAEConfig) -> Checkpoint:
                 layer.adopt(weight)
     if quantized:
         raise CheckpointError(f"{file}: {next(iter(quantized))}{SCALE}: expected of a linear layer; this is none")
+    for name, layer in roundable(checkpoint.vae):
+        layer.span = spans.pop(f"vae.{name}", None)
+    if spans:
+        raise CheckpointError(f"{file}: {next(iter(spans))}{SPAN}: expected of a decoder's convolution; this is none")
     return checkpoint
 
 
@@ -165,6 +171,16 @@ def _take_quantized(file: Path, state: StateDict) -> dict[str, QuantizedWeight]:
     for key, value in state.items():
         if value.dtype in kinds:
             raise CheckpointError(f"{file}: {key}: expected {key.removesuffix(WEIGHT)}{SCALE} beside it; found none")
+    return found
+
+
+def _take_spans(file: Path, state: StateDict) -> StateDict:
+    """The spans of calibrated convolutions by the name of their layer; the state keeps none."""
+    found = {key.removesuffix(SPAN): state.pop(key) for key in list(state) if key.endswith(SPAN)}
+    for name, span in found.items():
+        if span.dtype != torch.float32 or span.shape != (2,) or not bool(span.isfinite().all() and span[0] < span[1]):
+            got = f"{span.dtype} {span.tolist() if span.numel() < 3 else list(span.shape)}"
+            raise CheckpointError(f"{file}: {name}{SPAN}: expected two finite fp32 numbers, ascending; got {got}")
     return found
 
 
@@ -265,12 +281,14 @@ def save(checkpoint: Checkpoint, directory: str | os.PathLike[str]) -> Path:
 
 
 def stored_state(checkpoint: Checkpoint) -> StateDict:
-    """What a file holds: each part's tensors, of quantized matrices one byte a value and a scale an output."""
+    """What a file holds: each part's tensors, of quantized matrices one byte a value and a scale an output, of
+    calibrated convolutions the span of their input."""
     state: StateDict = {}
     for prefix, module in checkpoint.modules().items():
         state |= {f"{prefix}.{key}": value for key, value in module.state_dict().items()}
         for name, quantized in quantized_linears(module).items():
             state[f"{prefix}.{name}{WEIGHT}"], state[f"{prefix}.{name}{SCALE}"] = quantized.stored, quantized.scale
+    state |= {f"vae.{name}{SPAN}": layer.span for name, layer in roundable(checkpoint.vae) if layer.span is not None}
     return {key: value.detach().cpu().contiguous() for key, value in state.items()}
 
 

@@ -182,11 +182,15 @@ def _run(
     from hqtvae_fast.tune.confirm import NoRunError
     from hqtvae_fast.tune.jobs import TIME_SECONDS
     from hqtvae_fast.tune.parent import Parent
+    from hqtvae_fast.tune.quality import unfit
+    from hqtvae_fast.tune.sites import without
     from hqtvae_fast.tune.tuner import Tuner
     from hqtvae_fast.tune.whole import packed_name, packed_plan
 
     start = time.monotonic()
-    sites = _sites(name, device, sizes)
+    with waiting("Judging what 8 bits cost"):
+        refused = unfit(name, device)
+    sites = without(_sites(name, device, sizes), refused)
     with Parent() as parent:
 
         def whole(plan: Plan, batch: int) -> float:
@@ -197,7 +201,8 @@ def _run(
             return float(answer["seconds"])
 
         left = max(1.0, asked.seconds - (time.monotonic() - start))
-        options: dict[str, Any] = {"keep_bits": asked.keep_bits, "only_prove": asked.verify_only, "known": known}
+        options: dict[str, Any] = {"keep_bits": asked.keep_bits, "only_prove": asked.verify_only}
+        options |= {"known": known, "refused": refused}
         tuner = Tuner(sites, all_specs(), device, peaks, parent.ask, parent.fresh, whole, sizes, left, **options)
         with _bar(left) as tuner.on_stage:
             return tuner.run()

@@ -204,8 +204,7 @@ class DrawReplay:
                 how["guidance"] = Guidance.off(condition)
             self.drawing = Drawing.make(model, condition, seeds, everything, **how)
             first = options is not None and options.overlap == "priority"
-            buffers = (self.drawing, self.seeds, self.condition)
-            self.replay = Replay(self._work, device, HIGH if first else 0, buffers=buffers)
+            self.replay = Replay(self._work, device, HIGH if first else 0, buffers=(self.drawing,))
 
     @property
     def bytes(self) -> int:

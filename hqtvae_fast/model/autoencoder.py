@@ -16,7 +16,7 @@ from hqtvae_fast.config import GROUPS, VAEConfig
 from hqtvae_fast.model.attention import attention
 from hqtvae_fast.model.plain import plain
 from hqtvae_fast.modes import is_traced
-from hqtvae_fast.ops.kernels.conv3x3 import by_winograd
+from hqtvae_fast.ops.kernels.conv3x3 import INT8, WINOGRAD, Int8Conv, way
 from hqtvae_fast.ops.kernels.conv_bytes import conv_bytes
 from hqtvae_fast.ops.kernels.conv_bytes.reference import to_bytes
 from hqtvae_fast.ops.kernels.group_norm_silu import add_group_norm_silu, group_norm_silu
@@ -70,23 +70,57 @@ class Conv(nn.Conv2d):
         return super().forward(x) if with_bias else self._conv_forward(x, self.weight, None)
 
 
-class Conv3x3(Conv):
-    """3x3 convolution, padded by 1. For inference in fp32 on a CPU a kernel with a quarter of the multiplications takes
-    it, whose weights, four times as many, are made when they are first needed and never saved."""
+class Remade(nn.Module):
+    """A convolution of a CPU for inference, by other weights that are made of its own when they are first needed and
+    never saved: four times as many for a kernel with a quarter of the multiplications, in fp32; or 8-bit ones, where
+    :func:`hqtvae_fast.model.calibration.calibrate` has set ``span`` and a plan says so."""
+
+    span: Tensor | None = None
+    """The least and the largest number of its input that 8 bits keep, fp32 [2] on the CPU."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self._transformed: Made[Tensor] = Made()
+        self._int8: Made[Int8Conv] = Made()
+
+    def remade(self, x: Tensor, weight: Tensor, bias: Tensor, *, doubled: bool = False) -> Tensor | None:
+        """The convolution; None where it is to be the plain one."""
+        chosen, span = way(x, weight, bias, self.span, doubled=doubled), self.span
+        if chosen == WINOGRAD:
+            transformed = self._transformed.of(lambda: transform_weights(weight), weight)
+            return winograd_conv(x, transformed, bias, doubled=doubled)
+        if chosen == INT8 and span is not None:
+            return self._int8.of(lambda: Int8Conv(weight, bias, doubled, span), weight, bias, span)(x)
+        return None
+
+    def drop(self) -> None:
+        self._transformed.drop()
+        self._int8.drop()
+
+    def _apply(self, *arguments: Any, **options: Any) -> Any:
+        self.drop()  # to another device or dtype
+        return super()._apply(*arguments, **options)
+
+    def train(self, mode: bool = True) -> Any:
+        if mode:  # the weights are about to change, and with them what later layers read
+            self.drop()
+            self.span = None
+        return super().train(mode)
+
+
+class Conv3x3(Remade, Conv):
+    """3x3 convolution, padded by 1."""
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
         super().__init__(in_channels, out_channels, 3, padding=1)
-        self._transformed: Made[Tensor] = Made()
 
     def forward(self, x: Tensor, *, with_bias: bool = True) -> Tensor:
         weight = self._parameters.get("weight")  # None: a parametrization's, computed anew each time
-        if not with_bias or weight is None or self.bias is None or not by_winograd(x, weight, self.bias):
-            return super().forward(x, with_bias=with_bias)
-        return winograd_conv(x, self._transformed.of(lambda: transform_weights(weight), weight), self.bias)
-
-    def _apply(self, *arguments: Any, **options: Any) -> Conv3x3:
-        self._transformed.drop()  # to another device or dtype
-        return super()._apply(*arguments, **options)
+        if with_bias and weight is not None and self.bias is not None:
+            y = self.remade(x, weight, self.bias)
+            if y is not None:
+                return y
+        return super().forward(x, with_bias=with_bias)
 
 
 def adds_bias_later(x: Tensor) -> bool:
@@ -177,7 +211,7 @@ class Downsample(nn.Module):
         return self.conv(F.pad(x, (0, 1, 0, 1)))
 
 
-class Upsample(nn.Module):
+class Upsample(Remade):
     """Nearest-neighbour doubling, then a 3x3 convolution.
 
     A 3x3 window of the doubled map holds only 2x2 different pixels of the small one, in one of four arrangements: one
@@ -193,7 +227,6 @@ class Upsample(nn.Module):
         super().__init__()
         self.conv = nn.Conv2d(channels, channels, 3, padding=1)
         self._folded: Made[Tensor] = Made()
-        self._transformed: Made[Tensor] = Made()
 
     def fold(self) -> None:
         """Run on folded weights, which are made when they are first needed."""
@@ -207,26 +240,17 @@ class Upsample(nn.Module):
             return None
         return self._folded.of(lambda: _fold(self.conv.weight), self.conv.weight)
 
-    def _apply(self, *arguments: Any, **options: Any) -> Upsample:
+    def drop(self) -> None:
+        super().drop()
         self._folded.drop()
-        self._transformed.drop()
-        return super()._apply(*arguments, **options)
-
-    def train(self, mode: bool = True) -> Upsample:
-        if mode:  # the weights are about to change
-            self._folded.drop()
-            self._transformed.drop()
-        return super().train(mode)
 
     def forward(self, x: Tensor) -> Tensor:
         folded = None if torch.is_grad_enabled() else self.folded
         if folded is None:
             return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
         assert self.conv.bias is not None
-        if by_winograd(x, folded, self.conv.bias, doubled=True):
-            transformed = self._transformed.of(lambda: transform_weights(folded), folded)
-            return winograd_conv(x, transformed, self.conv.bias, doubled=True)
-        return upsample_conv(x, folded, self.conv.bias, self.conv.weight)
+        y = self.remade(x, folded, self.conv.bias, doubled=True)
+        return upsample_conv(x, folded, self.conv.bias, self.conv.weight) if y is None else y
 
 
 def _fold(weight: Tensor) -> Tensor:

@@ -250,9 +250,10 @@ def _winograd_conv(spec: Spec, x: Tensor, *others: Any) -> Fitted | None:
     return _fit(spec, (x, transformed, bias), sizes, x.dtype)
 
 
-def _conv3x3(spec: Spec, x: Tensor, weight: Tensor, bias: Tensor, doubled: bool) -> Fitted:
+def _conv3x3(spec: Spec, x: Tensor, weight: Tensor, bias: Tensor, doubled: bool, span: Any) -> Fitted:
     B, C, H, W = x.shape
     sizes = {"B": B, "C": C, "H": H, "W": W, "N": len(bias), "doubled": int(doubled)}
+    sizes["calibrated"] = int(span is not None)
     return _fit(spec, (x, weight, bias), sizes, x.dtype)
 
 

@@ -6,7 +6,7 @@ import os
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 from unittest import mock
 
@@ -63,6 +63,18 @@ class Site:
     @property
     def is_choice(self) -> bool:
         return len(self.names) > 1 and self.cost is not None
+
+
+def without(sites: Sequence[Site], refused: Mapping[str, str]) -> list[Site]:
+    """The choices that are left where some variants, named "op name", are refused beforehand."""
+    specs, left = all_specs(), []
+    for site in sites:
+        names = tuple(name for name in site.names if f"{site.op} {name}" not in refused)
+        ordered = [each.name for each in specs[site.op].backends if not each.only_by_name and each.name in names]
+        if names != site.names and ordered:
+            site = replace(site, names=names, default=ordered[0])
+        left.append(site)
+    return left
 
 
 def find_sites(

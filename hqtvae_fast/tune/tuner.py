@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 import torch
@@ -53,6 +53,8 @@ class Tuner:
     most: int = MOST
     only_prove: bool = False
     known: Plan | None = None
+    refused: Mapping[str, str] = field(default_factory=dict)
+    """Variants that are not to be taken whatever is found, "op name", and why; ``sites`` are without them."""
 
     def run(self) -> Result:
         """Everything; at Ctrl-C, too, the best so far."""
@@ -61,7 +63,7 @@ class Tuner:
         if self.device.type == "cpu":  # where nothing of ours needs a proof to be trusted
             known = [site for site in known if site.is_choice]
         found = [Found(site) for site in by_weight(known, self.peaks)]
-        result = Result(found, self.device.type == "cuda", self.known)
+        result = Result(found, self.device.type == "cuda", self.known, refused=dict(self.refused))
         try:
             self._prove(result, start + (1 if self.only_prove else PROVING) * self.budget)
             if not self.only_prove:

@@ -13,7 +13,7 @@ from hqtvae_fast.backend import BackendError
 from hqtvae_fast.model.autoencoder import Conv3x3, Upsample
 from hqtvae_fast.ops import winograd_conv
 from hqtvae_fast.ops.cpu_library import load
-from hqtvae_fast.ops.kernels.conv3x3 import by_winograd
+from hqtvae_fast.ops.kernels.conv3x3 import WINOGRAD, way
 from hqtvae_fast.ops.kernels.upsample_conv import fold_upsampling
 from hqtvae_fast.ops.kernels.winograd_conv import transform_weights, transforms
 from hqtvae_fast.ops.kernels.winograd_conv.spec import SPEC, make_inputs, make_weights
@@ -212,9 +212,9 @@ def test_golden_reconstructions_with_it_and_without(name, calls, monkeypatch):
 def test_small_maps_are_not_worth_their_tiles(x):
     with torch.no_grad():
         weight, bias = torch.zeros(32, x.shape[1], 3, 3), torch.zeros(32)
-        assert by_winograd(x, weight, bias) == (load()[0] is not None)
-        assert not by_winograd(x[:, :, :2, :2].contiguous(memory_format=torch.channels_last), weight, bias)
-        assert not by_winograd(x, weight[:3], bias[:3])
+        assert (way(x, weight, bias) == WINOGRAD) == (load()[0] is not None)
+        assert way(x[:, :, :2, :2].contiguous(memory_format=torch.channels_last), weight, bias) != WINOGRAD
+        assert way(x, weight[:3], bias[:3]) != WINOGRAD
 
 
 @pytest.mark.skipif(load()[0] is None, reason=f"no compiled kernels: {load()[1]}")
@@ -223,7 +223,9 @@ def test_a_plan_decides(x, calls):
     with torch.no_grad():
         conv(x)
         assert calls == [False]
-        plans = {name: Plan(choices={site("conv3x3", (x, conv.weight, conv.bias, False)): name}) for name in NAMES}
+        plans = {
+            name: Plan(choices={site("conv3x3", (x, conv.weight, conv.bias, False, None)): name}) for name in NAMES
+        }
         for name, times in (("reference", 1), ("native", 2)):
             with using(plans[name]):
                 conv(x)

@@ -80,6 +80,14 @@ def test_a_refused_variant_is_tried_no_more(sites):
     assert sum(job["op"] == "skinny_linear" and job.get("variant") == "torch" for job in gpu.jobs) == 1
 
 
+def test_what_was_refused_beforehand_is_in_the_plan(sites):
+    gpu = Pretended({"conv_bytes torch": 1e-5})
+    result = gpu.tuner(sites, refused={"conv_bytes torch": "far off"}).run()
+    assert result.plan.refused == {"conv_bytes torch": "far off"}
+    assert all(job.get("variant") != "torch" or job["op"] != "conv_bytes" for job in gpu.jobs)
+    assert all(own.variant != "torch" for own in result.choices.values())
+
+
 def test_what_is_out_of_memory_is_not_refused(sites):
     result = Pretended(wrong={"conv_bytes torch": ("memory", "out of memory")}).tuner(sites).run()
     assert result.refused == {}

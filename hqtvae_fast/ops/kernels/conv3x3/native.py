@@ -12,7 +12,7 @@ MOST_PRODUCTS = 0.7
 """Of those of the plain convolution: small maps fill their tiles badly."""
 
 
-def why_not(x: Tensor, weight: Tensor, bias: Tensor, doubled: bool) -> str | None:
+def why_not(x: Tensor, weight: Tensor, bias: Tensor, doubled: bool, span: Tensor | None = None) -> str | None:
     """None where the compiled kernel can take ``x`` and has clearly less to multiply, else the reason."""
     C, N, (H, W) = x.shape[1], len(bias), x.shape[2:]
     if C < FEWEST_CHANNELS or C % PANEL or N % (2 * PANEL):
@@ -24,7 +24,14 @@ def why_not(x: Tensor, weight: Tensor, bias: Tensor, doubled: bool) -> str | Non
     return native.why_not(x)
 
 
-def conv3x3(x: Tensor, weight: Tensor, bias: Tensor, doubled: bool, transformed: Tensor | None = None) -> Tensor:
+def conv3x3(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    doubled: bool,
+    span: Tensor | None = None,
+    transformed: Tensor | None = None,
+) -> Tensor:
     """``transformed``: the weights as the kernel reads them, if they are there."""
     transformed = transform_weights(weight) if transformed is None else transformed
     return winograd_conv(x, transformed, bias, doubled=doubled, backend="native")

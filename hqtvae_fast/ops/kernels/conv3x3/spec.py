@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -10,32 +11,57 @@ from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from hqtvae_fast.backend import choose
-from hqtvae_fast.ops.kernels.conv3x3 import BACKENDS
+from hqtvae_fast.ops.kernels.conv3x3 import BACKENDS, INT8, WINOGRAD, Int8Conv, int8
 from hqtvae_fast.ops.kernels.upsample_conv import fold_upsampling
 from hqtvae_fast.ops.kernels.upsample_conv.spec import exact as doubled_exactly
 from hqtvae_fast.ops.kernels.winograd_conv import spec as winograd
 from hqtvae_fast.ops.kernels.winograd_conv import transform_weights
 from hqtvae_fast.ops.spec import Case, Cost, Spec
 
-Inputs = tuple[Tensor, Tensor, Tensor, bool]
-_transformed: WeakTensorKeyDictionary = WeakTensorKeyDictionary()  # as a model keeps them: made once for a weight
+Inputs = tuple[Tensor, Tensor, Tensor, bool, "Tensor | None"]
+INT8_TOLERANCE = 2**-20
+"""Of the largest output, beside a rounding to the dtype, from the same whole numbers: for scales and bias in fp32."""
+_made: WeakTensorKeyDictionary = WeakTensorKeyDictionary()  # as a model keeps it: made once for a weight
+
+
+def _calibrated(case: Case, dtype: torch.dtype = torch.float32) -> Case:
+    kind = "" if dtype is torch.float32 else ", bf16"
+    return Case(f"{case.name}, calibrated{kind}", {**case.sizes, "calibrated": 1}, dtype)
+
+
+CASES = (*winograd.CASES, *map(_calibrated, winograd.CASES))
+SMALL_CASES = (
+    *winograd.SMALL_CASES,
+    *map(_calibrated, winograd.SMALL_CASES),
+    *(_calibrated(case, torch.bfloat16) for case in winograd.SMALL_CASES if case["doubled"]),
+)
 
 
 def make_inputs(case: Case, device: torch.device, seed: int) -> Inputs:
-    x, weight, bias = winograd.make_weights(case, device, seed)
-    return x, fold_upsampling(weight) if case["doubled"] else weight, bias, bool(case["doubled"])
+    """A few of a calibrated layer's numbers lie beyond its span."""
+    x, weight, bias = winograd.make_weights(replace(case, dtype=torch.float32), device, seed)
+    span = 0.9 * torch.stack(torch.aminmax(x)) if case.sizes.get("calibrated") else None
+    doubled = bool(case["doubled"])
+    x, weight, bias = (each.to(case.dtype) for each in (x, fold_upsampling(weight) if doubled else weight, bias))
+    return x, weight, bias, doubled, span
 
 
-def run(x: Tensor, weight: Tensor, bias: Tensor, doubled: bool, *, backend: str | None = None) -> Tensor:
-    """With weights that are transformed when they are first seen."""
-    chosen = choose("conv3x3", BACKENDS, x, weight, bias, doubled, backend=backend).backend
+def run(
+    x: Tensor, weight: Tensor, bias: Tensor, doubled: bool, span: Tensor | None, *, backend: str | None = None
+) -> Tensor:
+    """With what is made of the weights when they are first seen."""
+    chosen = choose("conv3x3", BACKENDS, x, weight, bias, doubled, span, backend=backend).backend
+    known: dict[str, Any] = _made.setdefault(weight, {})
     with torch.inference_mode():
-        if chosen.name == "native" and weight not in _transformed:
-            _transformed[weight] = transform_weights(weight)
-        return chosen.run(x, weight, bias, doubled, _transformed.get(weight))
+        if chosen.name == WINOGRAD and chosen.name not in known:
+            known[chosen.name] = transform_weights(weight)
+        if chosen.name == INT8 and chosen.name not in known:
+            assert span is not None
+            known[chosen.name] = Int8Conv(weight, bias, doubled, span)
+        return chosen.run(x, weight, bias, doubled, span, known.get(chosen.name))
 
 
-def exact(x: Tensor, weight: Tensor, bias: Tensor, doubled: bool) -> Tensor:
+def exact(x: Tensor, weight: Tensor, bias: Tensor, doubled: bool, span: Tensor | None) -> Tensor:
     """In fp64."""
     if doubled:
         return doubled_exactly(x, weight, bias)
@@ -47,18 +73,30 @@ def cost(case: Case) -> Cost:
     """Of the plain convolution, folded where doubled."""
     B, C, H, W, N = (case[letter] for letter in "BCHWN")
     outputs, taps = B * N * H * W * (4 if case["doubled"] else 1), 4 if case["doubled"] else 9
-    return Cost(2.0 * outputs * taps * C, 4 * (B * C * H * W + N * C * taps * (4 if case["doubled"] else 1) + outputs))
+    values = B * C * H * W + N * C * taps * (4 if case["doubled"] else 1) + outputs
+    return Cost(2.0 * outputs * taps * C, case.dtype.itemsize * values)
 
 
 def check(got: Tensor, wanted: Tensor, inputs: tuple[Any, ...]) -> None:
-    """5e-6 of the largest output, as of the convolution with fewer multiplications."""
-    winograd.check(got, wanted, inputs)
+    """5e-6 of the largest output, as of the convolution with fewer multiplications, and a rounding to the dtype; of a
+    calibrated layer the sums of its whole numbers will do too (:mod:`.int8`)."""
+    x, span = inputs[0], inputs[-1]
+    if span is not None and got.dtype == x.dtype and got.shape == wanted.shape:
+        whole = int8.conv3x3(*(each.cpu().double() if each is x else each for each in inputs))
+        limit = torch.finfo(x.dtype).eps * whole.abs() + INT8_TOLERANCE * whole.abs().max()
+        if bool(((got.cpu().double() - whole).abs() <= limit).all()):
+            return
+    if x.dtype is torch.float32:
+        winograd.check(got, wanted, inputs)
+        return
+    over = (got.cpu().double() - wanted).abs() - 2 * torch.finfo(x.dtype).eps * wanted.abs().max()
+    assert bool((over <= 0).all()), f"off by {float(over.max()):.2e} more than the limit"
 
 
 SPEC = Spec(
     op="conv3x3",
-    cases=winograd.CASES,
-    small=winograd.SMALL_CASES,
+    cases=CASES,
+    small=SMALL_CASES,
     make_inputs=make_inputs,
     run=run,
     reference=exact,

@@ -1,0 +1,162 @@
+"""What 8 bits cost a model: its predictions and its pictures beside those of fp32, and the variants that cost too much.
+
+A variant that is right may still round more than a model bears: int8 products round their inputs, with bounds that no
+float64 check can judge. So they are judged by the model itself, on what it draws in fp32.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import replace
+from math import ceil
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from hqtvae_fast.checkpoint import Checkpoint
+from hqtvae_fast.engine import Executor, decode_codes
+from hqtvae_fast.model import HQVAE, HQTransformer
+from hqtvae_fast.model.autoencoder import Remade, Upsample
+from hqtvae_fast.model.calibration import calibrate, roundable
+from hqtvae_fast.modes import inference
+from hqtvae_fast.ops.kernels.conv3x3 import has_int8, int8
+from hqtvae_fast.ops.kernels.int8_linear import native
+from hqtvae_fast.pictures.images import psnr
+from hqtvae_fast.plan import Plan, recording, using
+from hqtvae_fast.text import load_tokenizer
+from hqtvae_fast.tune.whole import ModelName, any_rows, models_of
+
+MOST_KL = 2e-3
+"""Of int8: the mean over all positions, in nats."""
+LEAST_PSNR = 40.0
+"""Of int8: the mean over pictures, in dB."""
+PROMPTS = ("tiger face, 3d", "red apple, flat", "rocket, shaded", "owl, 3d")  # as the demo model was trained
+POSITIONS = 2560
+"""Judged at least: by 640 of them the demo model's KL is 2.3e-3, by 2,560 1.6e-3."""
+INPUTS_ROUNDED, MAPS_ROUNDED = "packed_linear native/int8", "conv3x3 onednn/int8"
+
+
+def compare(exact: Tensor, got: Tensor) -> tuple[float, float]:
+    """(share of positions with the same likeliest code, mean KL(exact || got) in nats) of logits [B, T, K]."""
+    p, q = exact.double().log_softmax(dim=-1), got.double().log_softmax(dim=-1)
+    same = (exact.argmax(dim=-1) == got.argmax(dim=-1)).double().mean()
+    return float(same), float((p.exp() * (p - q)).sum(dim=-1).mean())
+
+
+def mean_kl(exact: Sequence[Tensor], got: Sequence[Tensor]) -> float:
+    """The mean over the positions of all levels of KL(exact || got), in nats."""
+    positions = [level.shape[1] for level in exact]
+    kl = [compare(*pair)[1] for pair in zip(exact, got, strict=True)]
+    return sum(each * count for each, count in zip(kl, positions, strict=True)) / sum(positions)
+
+
+def repeated(prompts: Sequence[str], count: int) -> list[str]:
+    return [prompts[index % len(prompts)] for index in range(count)]
+
+
+class Drawn(NamedTuple):
+    """Codes [B, h, w] of all levels that a checkpoint draws by itself, and by what."""
+
+    codes: tuple[Tensor, ...]
+    condition: Tensor | None
+
+
+@inference()
+def draw(made: Checkpoint, device: torch.device, positions: int = POSITIONS) -> Drawn:
+    """At least so many positions of drawings: of classes in turn, or of :data:`PROMPTS`, unfiltered."""
+    models = models_of(made)
+    images = ceil(positions / sum(side * side for side in made.vae.config.level_sides))
+    rows = any_rows([model.config for model in models], 0, images, device)
+    if models[0].config.condition == "text":
+        tokenizer = load_tokenizer(made)
+        if tokenizer is not None:
+            rows = rows._replace(condition=tokenizer(repeated(PROMPTS, images)).to(device))
+    executor, invalid = Executor(models, made.vae, device, Plan()), torch.zeros((), dtype=torch.bool, device=device)
+    return Drawn(tuple(executor.draw(*rows, invalid, lambda: None)), rows.condition)
+
+
+def unfit(name: ModelName, device: torch.device, positions: int = POSITIONS) -> dict[str, str]:
+    """Of a model in int8: the variants, as "op name", that take its predictions or its pictures further than
+    :data:`MOST_KL` and :data:`LEAST_PSNR` from what it is in fp32 (of a file in int8: from its numbers in fp32), on
+    what it draws, and the reason.
+
+    Empty where nothing but weights is rounded (a GPU, other weights), and of random weights, which predict nothing.
+    """
+    if name.preset is not None or device.type != "cpu":
+        return {}
+    rounded = name.open(device)
+    if rounded.quantization != "int8":
+        return {}
+    exact = replace(name, dtype="fp32", quantization=None).open(device)
+    drawn, found = draw(exact, device, positions), dict[str, str]()
+    if native.instructions():
+        pairs = zip(models_of(exact), models_of(rounded), strict=True)
+        kl = max(_kl(*pair, drawn) for pair in pairs)
+        if kl > MOST_KL:
+            found[INPUTS_ROUNDED] = f"moves predictions by a KL of {kl:.1e} nats; expected at most {MOST_KL:.0e}"
+    if has_int8() and any(layer.span is not None for _, layer in roundable(rounded.vae)):
+        pictures = decode_in_int8(rounded.vae, drawn.codes)
+        decibels = float(psnr(pictures, decode_codes(exact.vae, drawn.codes)).mean())
+        if decibels < LEAST_PSNR:
+            found[MAPS_ROUNDED] = f"gives pictures {decibels:.1f} dB from fp32's; expected at least {LEAST_PSNR:.0f}"
+    return found
+
+
+@inference()
+def _kl(exact: HQTransformer, rounded: HQTransformer, drawn: Drawn) -> float:
+    codes, condition = drawn
+    if exact.config.condition == "codes":  # a second model, whose prefix is the top map
+        condition, codes = codes[0].flatten(1), codes[1:]
+    known = list(codes[: exact.config.num_levels])
+    return mean_kl(exact(known, condition).levels, rounded(known, condition).levels)
+
+
+# ---------------------------------------------------------------------------------------------------- convolutions
+
+
+def calibrate_decoder(made: Checkpoint, positions: int = POSITIONS) -> None:
+    """Let the decoder be computed in 8 bits (:mod:`hqtvae_fast.model.calibration`), by what the checkpoint draws in
+    fp32 on the CPU; of the checkpoint itself nothing but the spans changes."""
+    own, device = copy.deepcopy(made), torch.device("cpu")
+    own.vae.float().to(device=device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
+    own.vae.set_decoder_dtype(torch.float32).fold()
+    for model in models_of(own):
+        model.to(device=device, dtype=torch.float32).eval().prepare()
+    codes = draw(own, device, positions).codes
+    calibrate(own.vae, lambda: decode_codes(own.vae, codes))
+    for (_, layer), (_, calibrated) in zip(roundable(made.vae), roundable(own.vae), strict=True):
+        layer.span = calibrated.span
+
+
+def decode_in_int8(vae: HQVAE, codes: Sequence[Tensor]) -> Tensor:
+    """:func:`hqtvae_fast.engine.decode_codes` on a CPU with all convolutions in 8 bits that are calibrated to it: as a
+    plan would have them, or in whole numbers, slowly, where the processor has no instructions for it."""
+    if has_int8():
+        with recording() as known:
+            decode_codes(vae, codes)
+        where = [key for key, (op, inputs) in known.items() if op == "conv3x3" and inputs[-1] is not None]
+        with using(Plan("tuned", dict.fromkeys(where, MAPS_ROUNDED.partition(" ")[2]))):
+            return decode_codes(vae, codes)
+    other = copy.deepcopy(vae)
+    for name, layer in list(roundable(other)):
+        if layer.span is not None:
+            parent, _, own = name.rpartition(".")
+            setattr(other.get_submodule(parent), own, InWholeNumbers(layer))
+    return decode_codes(other, codes)
+
+
+class InWholeNumbers(nn.Module):
+    """A calibrated convolution, as 8 bits are defined."""
+
+    def __init__(self, layer: Remade) -> None:
+        super().__init__()
+        conv: Any = layer.conv if isinstance(layer, Upsample) else layer
+        folded = layer.folded if isinstance(layer, Upsample) else None
+        self.weights = conv.weight if folded is None else folded, conv.bias, folded is not None
+        assert layer.span is not None
+        self.span = layer.span
+
+    def forward(self, x: Tensor) -> Tensor:
+        return int8.conv3x3(x, *self.weights, self.span)
