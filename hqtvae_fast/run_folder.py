@@ -15,6 +15,8 @@ from hqtvae_fast.config import CheckpointError
 from hqtvae_fast.files import read_text
 
 CHECKPOINTS, MODEL, LOGS, PICTURES, REPORT = "checkpoints", "model", "logs", "pictures", "report.html"
+RELOAD = 60
+"""Seconds after which a page is loaded anew while its run goes on; nor is it written more often."""
 RUN_FILE = "run.json"
 STAGES = ("stage1", "stage2")
 CONTENTS = "files.json"

@@ -24,7 +24,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.data import DataLoader
 
 from hqtvae_fast.files import write_file
-from hqtvae_fast.run_folder import LOGS, MODEL, PICTURES, REPORT
+from hqtvae_fast.run_folder import LOGS, MODEL, PICTURES, RELOAD, REPORT
 from hqtvae_fast.train.data import Batch, PictureStream
 from hqtvae_fast.train.loop.cores import Cores
 from hqtvae_fast.train.loop.position import Position
@@ -126,6 +126,7 @@ class Runner:
         self.state = RunState(accelerator, task, directory, settings.keep, self.position)
         self.pace, self.cores = Pace(), Cores(accelerator.device)
         self.report, self.console = report, Console(stderr=True)
+        self._reported, self._report_due = -math.inf, False
         self.watch = Watch(fresh=settings.fresh, restarts=settings.restarts)
 
     def resume(self) -> None:
@@ -260,7 +261,9 @@ class Runner:
             if self.accelerator.is_main_process:
                 with self.state.writing(saved):
                     self.task.save(saved)
-                self._report()
+                self._report_due = True
+        if self._report_due:
+            self._report()
         return saved
 
     def _log(self, metrics: dict[str, float]) -> None:
@@ -288,12 +291,16 @@ class Runner:
             with self.state.writing(self.directory / LOGS):
                 for tracker in self.accelerator.trackers:  # none where no logs were begun
                     tracker.log_images({PICTURES: np.asarray(picture)[None]}, step, dataformats="NHWC")
-            self._report()
+            self._report_due = True
+            if time.monotonic() - self._reported >= RELOAD and not self._finished:
+                self._report()
 
     def _report(self) -> None:
+        """Drawing the curves takes a second: no more often than somebody sees them, and when the run ends."""
         if self.settings.picture_every:
             with self.state.writing(self.directory / REPORT):
                 self.report()
+        self._reported, self._report_due = time.monotonic(), False
 
 
 def split(batch: Batch, parts: int) -> Iterator[Batch]:

@@ -14,7 +14,7 @@ from PIL import Image
 
 from hqtvae_fast.files import write_file
 from hqtvae_fast.pictures.plots import on_a_page
-from hqtvae_fast.run_folder import MODEL, PICTURES, REPORT, STAGES
+from hqtvae_fast.run_folder import MODEL, PICTURES, RELOAD, REPORT, STAGES
 from hqtvae_fast.train.data import Facts
 from hqtvae_fast.train.loop.records import LOSSES, read_records
 from hqtvae_fast.train.shown.curves import losses_plot
@@ -22,7 +22,6 @@ from hqtvae_fast.train.words import duration, held_out, in_words, speed
 
 EARLIER = 3  # sheets before the last one, evenly spread
 CLASSES = 30  # named
-RELOAD = 60  # seconds, while a run goes on
 STYLE = """
 :root { color-scheme: light dark; --ink: #24292f; --soft: #57606a; --page: #fff; --faint: #d0d7de; --warn: #fff8c5 }
 @media (prefers-color-scheme: dark) {

@@ -19,6 +19,7 @@ from hqtvae_fast import checkpoint
 from hqtvae_fast.classes import Classes
 from hqtvae_fast.engine import Executor
 from hqtvae_fast.pictures.sheet import Sheet
+from hqtvae_fast.train.loop import runner
 from hqtvae_fast.train.run import train_stage1, train_stage2
 from hqtvae_fast.train.shown import telling
 from hqtvae_fast.train.stage2 import Stage2, Stage2Settings
@@ -128,6 +129,23 @@ def test_a_run_leaves_its_page_and_says_its_end(pictures, trained_vae, tmp_path,
     assert said[-2].startswith(f"to look at: {tmp_path / 'run' / 'report.html'}")
     assert said[-3].startswith("stage 2, held out: loss ")
     assert said[-4] == f"finished: {tmp_path / 'run' / 'model'}"
+
+
+def test_a_page_is_written_as_often_as_it_is_loaded_and_when_a_run_stops(pictures, trained_vae, tmp_path, monkeypatch):
+    pages, write = [], telling.write_report
+
+    def written(directory, *others):
+        pages.append(len(list((directory / "pictures").iterdir())))
+        return write(directory, *others)
+
+    monkeypatch.setattr(telling, "write_report", written)
+    often = {"steps": 4, "picture_every": 1, "stop_after": 3}
+    train_stage2(stage2(pictures, trained_vae, tmp_path / "slow", **often))
+    assert pages == [1, 3]  # at first, and what there is when it stops
+    monkeypatch.setattr(runner, "RELOAD", 0)
+    pages.clear()
+    train_stage2(stage2(pictures, trained_vae, tmp_path / "fast", **often))
+    assert pages == [1, 2, 3]
 
 
 def test_a_run_without_pictures_has_no_page(pictures, tmp_path):
