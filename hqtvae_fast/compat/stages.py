@@ -165,9 +165,9 @@ def _rows(parts: Sequence[Tensor], like: Tensor) -> Tensor:
 
 def _share(released: nn.Module, ours: HQVAE | HQTransformer) -> list[tuple[Tensor, list[Tensor]]]:
     """Let the released module's tensors be views of ours; what cannot be comes back, as ours and its parts."""
-    apart = []
+    apart, found = [], sources("", ours)
     for key, own in ours.state_dict().items():
-        stored = [_tensor(released, name) for name, _ in sources("", ours)[key].parts]
+        stored = [_tensor(released, name) for name, _ in found[key].parts]
         kept = key.startswith(APART) and own.dtype != stored[0].dtype
         if kept or own.numel() != sum(part.numel() for part in stored):
             apart.append((own, stored))

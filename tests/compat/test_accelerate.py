@@ -12,9 +12,10 @@ from released_stand_ins import Whole
 from torch import nn
 
 from hqtvae_fast import HQTVAEPipeline
-from hqtvae_fast.compat import accelerate, sampling_hqtransformer, sampling_ihqgpt
+from hqtvae_fast.compat import accelerate, sampling_hqtransformer, sampling_ihqgpt, stages
 from hqtvae_fast.compat.stages import engine_of
 from hqtvae_fast.engine import Executor
+from hqtvae_fast.released.keys import sources
 
 TWO_LEVELS = ["class_parallel", "class_parallel_iet1", "uncond_reduce", "text_parallel"]
 GREEDY = {"top_k_top": 1, "top_k_bot": 1, "is_tqdm": False, "max_seq_len": 16}
@@ -170,6 +171,14 @@ def test_memory_is_the_pipelines(dtype):
     assert held() - before <= 1.1 * own
     del model
     assert held() - before < 0.01 * own  # and it is forgotten with the model
+
+
+def test_names_are_looked_up_once_a_stage(monkeypatch):
+    """Not for each of its weights, of which S has 475: six seconds of looking up."""
+    asked = []
+    monkeypatch.setattr(stages, "sources", lambda *given: asked.append(given) or sources(*given))
+    drawn_greedily(accelerate(Whole("class_parallel"), dtype=torch.float32), "class_parallel")
+    assert len(asked) <= 4
 
 
 def test_stages_alone_and_others():

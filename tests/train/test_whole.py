@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from small_runs import write_pictures
 from hqtvae_fast import HQTVAEPipeline
 from hqtvae_fast.config import ConfigError
 from hqtvae_fast.train.loop.records import read_records, without_times
+from hqtvae_fast.train.shown import telling
 from hqtvae_fast.train.stage1 import Stage1
 from hqtvae_fast.train.stage2 import Stage2
 from hqtvae_fast.train.whole import train_whole
@@ -31,8 +33,16 @@ def run(pictures: Path, out: Path, **changes) -> Path | None:
     return train_whole({**QUICK, "data": str(pictures), "out": str(out), **changes})
 
 
+@pytest.fixture(scope="module", autouse=True)
+def no_page() -> Iterator[None]:
+    """Pages take longer than these runs."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(telling, "write_report", lambda *_: None)
+        yield
+
+
 @pytest.fixture(scope="module")
-def whole(pictures, tmp_path_factory) -> Path:
+def whole(no_page, pictures, tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp("whole") / "run"
     assert run(pictures, out) == out / "model"
     return out
