@@ -44,7 +44,7 @@ COMMANDS = {
     ),
     "precision": (
         "studies.precision:precision",
-        "Show what fewer bits do to a checkpoint's predictions.",
+        "Show what fewer bits do to a checkpoint's predictions, draws and pictures.",
         "demo --dtype fp32 bf16",
     ),
     "launches": (

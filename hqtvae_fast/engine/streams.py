@@ -68,9 +68,10 @@ class Streams(Protocol):
 def make_streams(device: torch.device, overlap: Overlap | None = None, ahead: int | None = None) -> Streams:
     """``overlap``: None means "on" on a GPU. On a CPU, whose cores either half keeps busy, it is to be asked for, and
     "priority" is no more than "on". ``ahead``: None means 1; 0 wherever nothing overlaps."""
+    most = 1 if ahead is None else ahead
     if device.type == "cuda":
-        return GPUStreams(device, overlap or "on", ahead or 1)
-    return _Serial() if overlap in (None, "off") else _Threads(ahead or 1)
+        return GPUStreams(device, overlap or "on", most)
+    return _Serial() if overlap in (None, "off") else _Threads(most)
 
 
 class _Serial:

@@ -125,9 +125,10 @@ def _skinny_linear(
         return None
 
     def run(x: Tensor, weight: Tensor, scale: Any, bias: Any, residual: Any, gelu: Any, *more: Any, **by: Any) -> Any:
-        own = None if more[0] is None else (more[0], more[1], EPSILON)
+        _, *norm, added = more
+        own = None if norm[0] is None else (*norm, EPSILON)
         how: dict[str, Any] = {"prefetch": prefetch, "workspace": _workspace(x.device), **by}
-        how |= {"gelu": gelu, "residual": residual, "norm": own, "added": more[2]}
+        how |= {"gelu": gelu, "residual": residual, "norm": own, "added": added}
         return ops.skinny_linear(x, weight, bias, scale=scale, **how)
 
     names = {None: None, torch.int8: "int8", torch.float8_e4m3fn: "fp8"}

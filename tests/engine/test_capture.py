@@ -301,7 +301,7 @@ def test_what_watches_a_capture_changes_nothing(case):
     pipe = golden_pipeline(case)
     draw, decode = DrawReplay(pipe.transformer, 2, engine="fused"), DecodeReplay(pipe.vae, 2)
     with torch.inference_mode():
-        draw.seeds.copy_(torch.tensor([3, 4]))
+        draw.drawing.draw.seeds.copy_(torch.tensor([3, 4]))
         draw._work()
         wanted = draw.drawing.local_BTN.clone()
         decode._work()

@@ -137,12 +137,12 @@ def test_F6_the_command_says_it(tmp_path, capsys):
 
 
 def test_F21_prompts_of_numpy(tokenizer, monkeypatch):
-    from hqtvae_fast.request import _read_prompts
+    from hqtvae_fast.guiding import read_texts
 
     for prompt in (np.str_("red"), np.array(["red"]), ("red",), ["red"]):
-        read = _read_prompts(prompt)
+        read = read_texts("prompt", prompt)
         assert read == ["red"]
         assert type(read[0]) is str
     for prompt in (5, b"red", [b"red"], [], [None], ["red", 5]):
         with pytest.raises(ValueError, match=r"^prompt: expected a string or a list of strings; got "):
-            _read_prompts(prompt)
+            read_texts("prompt", prompt)

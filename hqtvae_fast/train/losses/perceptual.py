@@ -106,12 +106,9 @@ class Cropped:
 
     def __call__(self, images: Tensor, references: Tensor) -> Tensor:
         generator = torch.Generator().manual_seed(self.seed)
-        for dim in (-2, -1):
-            length = images.shape[dim]
-            most = max(0, length - self.side)
-            start = int(torch.randint(most + 1, (), generator=generator, dtype=torch.int64, device="cpu"))
-            images, references = (x.narrow(dim, start, min(self.side, length)) for x in (images, references))
-        return self.distance(images, references)
+        most = [max(0, length - self.side) for length in images.shape[-2:]]
+        top, left = (int(torch.randint(m + 1, (), generator=generator, dtype=torch.int64, device="cpu")) for m in most)
+        return self.distance(*(x[..., top : top + self.side, left : left + self.side] for x in (images, references)))
 
 
 def _unit(features: Tensor) -> Tensor:

@@ -99,6 +99,7 @@ def make_inputs(case: Case, device: torch.device, seed: int) -> Inputs:
         bias if case["extra"] >= 1 else None,
         residual if case["extra"] >= 2 else None,
         GELU[case["gelu"]],
+        False,  # no prefetch: the order is that of the choice
         *_norm_inputs(case, device, generator),
     )
 
@@ -120,6 +121,7 @@ def run(
     bias: Tensor | None,
     residual: Tensor | None,
     gelu: Any,
+    prefetch: bool = False,
     norm: Tensor | None = None,
     shift: Tensor | None = None,
     added: Tensor | None = None,
@@ -127,8 +129,8 @@ def run(
     backend: str | None = None,
 ) -> Tensor:
     own = None if norm is None or shift is None else (norm, shift, EPSILON)
-    how: dict[str, Any] = {"gelu": gelu, "residual": residual, "norm": own, "added": added, "backend": backend}
-    return skinny_linear(x, weight, bias, scale=scale, **how)
+    how: dict[str, Any] = {"gelu": gelu, "prefetch": prefetch, "residual": residual, "norm": own, "added": added}
+    return skinny_linear(x, weight, bias, scale=scale, backend=backend, **how)
 
 
 def define(*inputs: Any) -> Tensor:
@@ -138,8 +140,8 @@ def define(*inputs: Any) -> Tensor:
 
 
 def _plain(*inputs: Any) -> Tensor:
-    x, weight, scale, bias, residual, gelu, norm, shift, added = inputs
-    return reference.skinny_linear(x, weight, scale, bias, residual, gelu, False, norm, shift, EPSILON, added)
+    x, weight, scale, bias, residual, gelu, prefetch, norm, shift, added = inputs
+    return reference.skinny_linear(x, weight, scale, bias, residual, gelu, prefetch, norm, shift, EPSILON, added)
 
 
 def check(got: Tensor, wanted: Tensor, inputs: tuple[Any, ...]) -> None:
@@ -156,6 +158,7 @@ def torch_modules(
     bias: Tensor | None,
     residual: Tensor | None,
     gelu: str,
+    prefetch: bool,
     norm: Tensor | None,
     shift: Tensor | None,
     added: Tensor | None,
