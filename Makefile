@@ -19,7 +19,8 @@ JOBS ?= 2
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
-PIP_INSTALL := $(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt
+# --no-compile: pip compiles 10,000 files one after the other, compileall on all cores.
+PIP_INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --no-compile -c constraints.txt
 
 .DEFAULT_GOAL := help
 .PHONY: help venv demo test test-all lint csrc-check format clean
@@ -45,6 +46,7 @@ $(STAMP): pyproject.toml setup.py constraints.txt $(wildcard csrc/*.py csrc/*/*)
 	@$(PIP_INSTALL) $(if $(TORCH_INDEX),--no-deps --index-url "$(TORCH_INDEX)") torch
 	@echo "==> $(VENV): installing hqtvae_fast and its test tools"
 	@$(PIP_INSTALL) --no-build-isolation -e '.[test]'
+	@$(BIN)/python -m compileall -qq -j 0 $(VENV)/lib || true  # some packages bring files that are no Python
 	@$(BIN)/python -c 'import torch; print(f"==> $(VENV): ready, torch {torch.__version__}, CUDA available:", torch.cuda.is_available())'
 	@if nvidia-smi >/dev/null 2>&1 && ! $(BIN)/python -c 'import sys, torch; sys.exit(torch.version.cuda is None)'; then \
 		echo "==> WARNING: this machine has an NVIDIA GPU, but the torch installed is a CPU build"; \

@@ -39,7 +39,7 @@ COMMANDS = {
     ),
     "engine": (
         "suites.engine:engine",
-        "Time whole batches with the engine run in several ways.",
+        "Time whole batches with the engine run in several ways, or by plans, in turns.",
         "--preset S --batch 50 --what stream --engine overlap=off overlap=priority",
     ),
     "precision": (

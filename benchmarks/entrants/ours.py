@@ -76,6 +76,7 @@ class Ours:
 
     Both halves are the executor's, so that a GPU replays the graphs that the pipeline would. ``engine``: how that one
     runs, in the words of a plan; without a word of it, drawing and decoding overlap where it streams, on a CPU too.
+    ``plan``: a file, which says all of it.
     """
 
     name = "hqtvae_fast"
@@ -90,10 +91,13 @@ class Ours:
         *,
         quantization: Quantization = None,
         engine: str = "",
+        plan: Path | None = None,
     ) -> None:
         wanted = None if dtype == "auto" else dtype
-        plan = Plan().with_engine(engine if "overlap" in engine else f"overlap=on, {engine}")
-        self.pipeline = HQTVAEPipeline(checkpoint, device=device, dtype=wanted, quantization=quantization, plan=plan)
+        own = Plan().with_engine(engine if "overlap" in engine else f"overlap=on, {engine}")
+        self.pipeline = HQTVAEPipeline(
+            checkpoint, device=device, dtype=wanted, quantization=quantization, plan=plan or own
+        )
         assert self.pipeline.transformer is not None  # open_model has seen to it
         self._executor = self.pipeline._executor  # a second one would capture everything twice
         self.device, self.dtype, self.params = self.pipeline.device, self.pipeline.dtype, params

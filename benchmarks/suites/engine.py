@@ -1,9 +1,10 @@
-"""Whole batches with the engine run in several ways (:class:`hqtvae_fast.engine.options.EngineOptions`): drawn,
-decoded, and as a stream of pictures, in turns, beside the engine as it is by itself.
+"""Whole batches with the engine run in several ways (:class:`hqtvae_fast.engine.options.EngineOptions`), or by plans:
+drawn, decoded, and as a stream of pictures, in turns, beside the engine as it is by itself.
 
 python -m benchmarks.suites.engine --preset S --device cuda --batch 50 --what stream --engine overlap=priority
 python -m benchmarks.suites.engine --preset S --device cuda --batch 256 --what decode --engine chunk=64 cudnn_benchmark
 python -m benchmarks.suites.engine --preset tiny --device cpu --batch 2 --engine uncaptured
+python -m benchmarks.suites.engine --preset S --device cpu --batch 1 8 --what draw decode --plan S.json
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from enum import Enum
+from pathlib import Path
 from typing import Annotated, Any
 
 import torch
@@ -39,6 +41,7 @@ class What(str, Enum):
 Batches = Annotated[list[int], typer.Option("--batch", min=1, metavar="N", help="Images at once.")]
 Whats = Annotated[list[What], typer.Option("--what", help="To codes, to pixels, or to pictures on the host.")]
 Ways = Annotated[list[str], typer.Option("--engine", metavar="WORDS", help="A way each, as a plan has it.")]
+Plans = Annotated[list[Path], typer.Option("--plan", metavar="FILE", help="A plan each, as hqtvae tune writes it.")]
 Repeats = Annotated[int, typer.Option("--repeats", metavar="N", min=1, help="Timed runs of each way.")]
 
 
@@ -49,10 +52,11 @@ def engine(
     batch: Batches = [50],  # noqa: B006
     what: Whats = [What.draw, What.decode, What.stream],  # noqa: B006
     ways: Ways = [],  # noqa: B006
+    plans: Plans = [],  # noqa: B006
     repeats: Repeats = 5,
     json: Json = None,
 ) -> None:
-    """Time whole batches with the engine run in several ways."""
+    """Time whole batches with the engine run in several ways, or by plans, in turns."""
     target = pick_device(device)
     for text in ways:
         try:
@@ -60,6 +64,7 @@ def engine(
         except ValueError as error:
             raise typer.BadParameter(str(error)) from None
     samplers = {text or AS_IT_IS: _sampler(preset, target, text) for text in ("", *dict.fromkeys(ways))}
+    samplers |= {file.name: _sampler(preset, target, plan=file) for file in plans}
     rows: list[Row] = []
     for count in batch:
         for kind in what:
@@ -70,9 +75,10 @@ def engine(
             show(Results("engine", describe(target, "suites.engine"), tuple(rows)), json)
 
 
-def _sampler(preset: str, device: torch.device, text: str) -> Ours:
+def _sampler(preset: str, device: torch.device, text: str = "", plan: Path | None = None) -> Ours:
     checkpoint = open_model(preset, None)
-    return Ours(checkpoint, device, "auto", same_for_all(checkpoint.vae.config, 1.0, None, None), engine=text)
+    params = same_for_all(checkpoint.vae.config, 1.0, None, None)
+    return Ours(checkpoint, device, "auto", params, engine=text, plan=plan)
 
 
 def _work(ours: Ours, kind: What, count: int) -> Callable[[], Any]:

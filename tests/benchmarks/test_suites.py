@@ -11,7 +11,9 @@ from benchmarks.entrants.ours import BENCHMARK_PRESETS, TINY
 from benchmarks.measuring import calls, schema
 from benchmarks.measuring.calls import Entrant
 from benchmarks.suites import train
+from benchmarks.suites.engine import AS_IT_IS, _sampler
 from hqtvae_fast import cli
+from hqtvae_fast.plan_file import Measured, PlanFile
 
 CPU = torch.device("cpu")
 
@@ -51,6 +53,18 @@ def test_the_engine_is_run_in_several_ways(tmp_path, capsys):
     assert {row.work["images"] for row in rows} == {8}
     assert run("engine", "--engine", "faster") == 2
     assert "got 'faster'" in capsys.readouterr().err
+
+
+def test_plans_are_run_beside_the_engine_as_it_is(tmp_path, capsys):
+    ours, file, plan = _sampler("tiny", CPU), tmp_path / "r.json", tmp_path / "tuned.json"
+    facts = ours.pipeline.plan_facts()
+    PlanFile("tuned", facts, engine={1: Measured("modules")}).write(plan)
+    arguments = ("--batch", "2", "--repeats", "1", "--what", "draw", "--plan", str(plan), "--json", str(file))
+    assert run("engine", *arguments) == 0, capsys.readouterr().err
+    assert [row.entrant for row in schema.read(file).rows] == [AS_IT_IS, "tuned.json"]
+    PlanFile("tuned", {**facts, "device": "another one"}).write(plan)
+    assert run("engine", *arguments) != 0
+    assert "another one" in capsys.readouterr().err
 
 
 def test_an_update_trains():
