@@ -46,7 +46,8 @@ $(STAMP): pyproject.toml setup.py constraints.txt $(wildcard csrc/*.py csrc/*/*)
 	@$(PIP_INSTALL) $(if $(TORCH_INDEX),--no-deps --index-url "$(TORCH_INDEX)") torch
 	@echo "==> $(VENV): installing hqtvae_fast and its test tools"
 	@$(PIP_INSTALL) --no-build-isolation -e '.[test]'
-	@$(BIN)/python -m compileall -qq -j 0 $(VENV)/lib || true  # some packages bring files that are no Python
+	@echo "==> $(VENV): compiling"
+	@$(BIN)/python -m compileall -q -j 0 $(VENV)/lib >/dev/null || true  # some packages bring files that are no Python
 	@$(BIN)/python -c 'import torch; print(f"==> $(VENV): ready, torch {torch.__version__}, CUDA available:", torch.cuda.is_available())'
 	@if nvidia-smi >/dev/null 2>&1 && ! $(BIN)/python -c 'import sys, torch; sys.exit(torch.version.cuda is None)'; then \
 		echo "==> WARNING: this machine has an NVIDIA GPU, but the torch installed is a CPU build"; \
