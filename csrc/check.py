@@ -13,6 +13,7 @@ import re
 import subprocess
 import sys
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -97,15 +98,21 @@ def print_table(rows: list[Usage]) -> None:
 
 
 def compile_all(compiler: str, folder: Path) -> list[str]:
-    """Compile, list, link; what is wrong, a line each."""
-    rows, objects = [], []
-    for source in (*nvcc.KERNELS, nvcc.BINDINGS):
-        objects.append(folder / f"{source.stem}.o")
-        try:
-            said = nvcc.compile_source(compiler, source, objects[-1], ARCHITECTURES, ("-Xptxas", "-v"))
-        except subprocess.CalledProcessError as error:
-            return [f"{source.name} does not compile:\n{error.output}"]
-        rows += usages(said)
+    """Compile, on all cores, list, link; what is wrong, a line each."""
+    sources = (*nvcc.KERNELS, nvcc.BINDINGS)
+    objects = [folder / f"{source.stem}.o" for source in sources]
+
+    def compiled(source: Path, file: Path) -> str:
+        return nvcc.compile_source(compiler, source, file, ARCHITECTURES, ("-Xptxas", "-v"))
+
+    rows = []
+    with ThreadPoolExecutor(os.cpu_count()) as pool:  # each waits for a process
+        pending = [pool.submit(compiled, *pair) for pair in zip(sources, objects, strict=True)]
+        for source, one in zip(sources, pending, strict=True):
+            try:
+                rows += usages(one.result())
+            except subprocess.CalledProcessError as error:
+                return [f"{source.name} does not compile:\n{error.output}"]
     print_table(rows)
     problems = [f"{row.kernel}, {row.arch}: {problem}" for row in rows for problem in row.problems]
     if {row.arch for row in rows} != set(MOST_SHARED) or len(rows) < 2 * len(nvcc.KERNELS):
