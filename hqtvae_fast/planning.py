@@ -183,7 +183,7 @@ def kept_verification(facts: Facts) -> PlanFile | None:
         kept.check(facts, name=file)
         return kept
     except (FileNotFoundError, NotADirectoryError):
-        pass
+        return None  # this machine has verified nothing yet
     except (PlanError, OSError) as error:
         warnings.warn(f"{_naming(error, file)}: verifying again", stacklevel=6)
     return None

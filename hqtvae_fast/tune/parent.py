@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import queue
@@ -104,11 +105,9 @@ class _Worker:
     def ask(self, job: Job, seconds: float) -> Answer | None:
         """None: no answer in time."""
         assert self._process.stdin is not None
-        try:
+        with contextlib.suppress(OSError, ValueError):  # it has ended; how is what the answer says
             self._process.stdin.write(json.dumps(job).encode() + b"\n")
             self._process.stdin.flush()
-        except (OSError, ValueError):  # it has ended; how is what the answer says
-            pass
         return self._next(seconds)
 
     def _read(self, stdout: IO[bytes]) -> None:
