@@ -15,6 +15,7 @@ from hqtvae_fast import checkpoint as checkpoints
 from hqtvae_fast.arguments import positive
 from hqtvae_fast.checkpoint import Checkpoint
 from hqtvae_fast.codes import read_levels
+from hqtvae_fast.completing import read_completion
 from hqtvae_fast.config import HQTVAEConfig
 from hqtvae_fast.engine import Executor, Finished, Job, generate
 from hqtvae_fast.engine.batches import cut
@@ -277,6 +278,8 @@ class HQTVAEPipeline:
         given_top_codes: Any = None,
         guidance_scale: Any = 1.0,
         negative_prompt: str | Sequence[str] | None = None,
+        image: Any = None,
+        keep: Any = None,
         batch_size: int | None = None,
         deterministic: Deterministic = None,
         output_type: OutputType = "pil",
@@ -294,14 +297,21 @@ class HQTVAEPipeline:
         ``guidance_scale``: logits are l_null + scale (l - l_null), in one batch with the null condition, for models
         trained with one, or with ``negative_prompt`` (text models; one, or one a prompt or image): a number from 0 to
         100, one a level, [steps, levels], or [images, steps, levels], where 1 stands for all; at 1 everywhere nothing
-        more is computed. ``batch_size``: images drawn at once; None: the plan's best, else 50, or
+        more is computed. ``image``: pictures, as :meth:`encode` takes them, or codes of all levels, of which what is in
+        ``keep`` stays and the rest is drawn; one, or one a condition or image. ``keep``: "top-half" (bottom, left,
+        right), booleans [h, w] or [N, h, w] over the top codes' windows or finer, a picture that is white where it
+        stays (windows that are white all over), or one of these, or a bool, a level: ``(True, mask)`` draws bottom
+        codes outside the mask alone. Codes are drawn in raster order from those before them, kept or drawn: a mask
+        that keeps the first windows is exact, of another one the model does not see what is to come.
+        ``batch_size``: images drawn at once; None: the plan's best, else 50, or
         8 on a CPU. ``deterministic="batch"``: always compute that many rows (None: 50, or 8), by the default plan where
         none was asked for, so that an image has the same codes, bit for bit, alone and in any company, in any dtype.
         ``on_step(step, total)`` is called after each step of each batch; what it raises ends the drawing and comes out
         here. Of a captured batch all steps are told after its replay. Bad arguments raise ValueError.
         """
         sampling, guided = (temperature, top_k, top_p), (guidance_scale, negative_prompt)
-        request = self._request(class_labels, prompt, num_images, sampling, seed, given_top_codes, guided, output_type)
+        kept = (given_top_codes, image, keep)
+        request = self._request(class_labels, prompt, num_images, sampling, seed, kept, guided, output_type)
         batches = list(self._generate(request, batch_size, deterministic, output_type, progress, on_step))
         codes = tuple(torch.cat(level) for level in zip(*(batch.codes for batch in batches), strict=True))
         images = [batch.images for batch in batches if batch.images is not None]
@@ -321,6 +331,8 @@ class HQTVAEPipeline:
         given_top_codes: Any = None,
         guidance_scale: Any = 1.0,
         negative_prompt: str | Sequence[str] | None = None,
+        image: Any = None,
+        keep: Any = None,
         batch_size: int | None = None,
         deterministic: Deterministic = None,
         output_type: OutputType = "pil",
@@ -333,7 +345,8 @@ class HQTVAEPipeline:
         a consumer that stops, or fails, ends that. Bad arguments raise ValueError here, not at the first picture.
         """
         sampling, guided = (temperature, top_k, top_p), (guidance_scale, negative_prompt)
-        request = self._request(class_labels, prompt, num_images, sampling, seed, given_top_codes, guided, output_type)
+        kept = (given_top_codes, image, keep)
+        request = self._request(class_labels, prompt, num_images, sampling, seed, kept, guided, output_type)
         batches = self._generate(request, batch_size, deterministic, output_type, progress, on_step)
         seeds, plan = request.seeds.tolist(), self.plan_for(deterministic).id
 
@@ -357,20 +370,22 @@ class HQTVAEPipeline:
         num_images: int,
         sampling: tuple[PerLevel, PerLevel, PerLevel],
         seed: Any,
-        given_top_codes: Any,
+        kept: tuple[Any, Any, Any],
         guided: tuple[Any, Any],
         output_type: str,
     ) -> Request:
-        """What is asked for, checked; ``sampling``: temperature, top-k, top-p; ``guided``: scale, negative prompt."""
+        """What is asked for, checked; ``sampling``: temperature, top-k, top-p; ``kept``: given top codes, image, keep;
+        ``guided``: scale, negative prompt."""
         check_choice("output_type", output_type, OUTPUT_TYPES)
-        condition, given, params = read_drawing(
-            self.config, class_labels, prompt, given_top_codes, sampling, self._tokens
-        )
+        completion = read_completion(self.config, *kept[1:], kept[0], self.encode)
+        top = kept[0] if completion is None else completion.given
+        condition, given, params = read_drawing(self.config, class_labels, prompt, top, sampling, self._tokens)
         if class_labels is not None and condition is not None:
             self.config.classes.warn_untrained(condition.tolist(), stacklevel=3)
         guidance = read_guidance(self.config, *guided, self._tokens)
         null = None if self.transformer is None else self.transformer.config.null_index
-        return make_request(condition, given, positive("num_images", num_images), seed, params, guidance, null)
+        count = positive("num_images", num_images)
+        return make_request(condition, given, count, seed, params, guidance, null, completion)
 
     def _generate(
         self,

@@ -13,8 +13,9 @@ from torch import Tensor
 from hqtvae_fast.arguments import entries, integer, integers, is_sequence, real
 from hqtvae_fast.classes import Classes
 from hqtvae_fast.codes import read_level
+from hqtvae_fast.completing import Completion
 from hqtvae_fast.config import HQTVAEConfig, TransformerConfig, VAEConfig, check_condition, first_level
-from hqtvae_fast.engine import Batch, Guidance, Rows, SamplingParams, image_seeds
+from hqtvae_fast.engine import Batch, Guidance, Known, Rows, SamplingParams, image_seeds
 from hqtvae_fast.fields import shown
 from hqtvae_fast.guiding import Guided, read_texts
 from hqtvae_fast.hardware import send
@@ -23,13 +24,15 @@ from hqtvae_fast.hardware import send
 @dataclass(frozen=True)
 class Request:
     """One row an image, on the CPU: ``condition`` [N], [N, P] or None, ``given`` top codes [N, h, w] or None, ``seeds``
-    [N]; the sampling parameters of each transformer that draws; and ``guidance`` of the first one, or None."""
+    [N]; the sampling parameters of each transformer that draws; ``guidance`` of the first one, or None; and the codes
+    that are kept, or None."""
 
     condition: Tensor | None
     given: Tensor | None
     seeds: Tensor
     params: list[SamplingParams]
     guidance: Guidance | None = None
+    known: Known | None = None
 
     def rows(self, start: int, count: int, device: torch.device, padded: int = 0) -> Rows:
         """Images ``start`` to ``start + count``, on a device; the last one again and again up to ``padded`` rows."""
@@ -44,7 +47,8 @@ class Request:
         condition = None if self.condition is None else cut(self.condition)
         given = None if self.given is None else cut(self.given)
         guidance = None if self.guidance is None else Guidance(*map(cut, self.guidance))
-        return Rows(condition, cut(self.seeds), self.params, given, guidance)
+        known = None if self.known is None else Known(*(list(map(cut, maps)) for maps in self.known))
+        return Rows(condition, cut(self.seeds), self.params, given, guidance, known)
 
     def describe(self, batch: Batch) -> str:
         """Names a batch in an error message: its images, and what draws them again."""
@@ -71,10 +75,12 @@ def make_request(
     params: Any,
     guided: Guided | None = None,
     null: int | None = None,
+    completion: Completion | None = None,
 ) -> Request:
-    """Repeat conditions and given codes ``num_images`` times each, in condition-major order, and seed every image.
-    ``null``: the null condition of the model that is guided."""
-    conditions = len(condition) if condition is not None else 1 if given is None else len(given)
+    """Repeat conditions and codes ``num_images`` times each, in condition-major order, and seed every image. ``null``:
+    the null condition of the model that is guided."""
+    kept = None if completion is None else completion.codes[0]
+    conditions = next((len(rows) for rows in (condition, given, kept) if rows is not None), 1)
 
     def one_an_image(name: str, rows: Tensor) -> Tensor:
         return spread(name, rows, conditions, num_images)
@@ -82,9 +88,10 @@ def make_request(
     if condition is not None:
         condition = one_an_image("conditions", condition)
     if given is not None:
-        given = one_an_image("given_top_codes", given)
+        given = one_an_image("given_top_codes" if completion is None else "image", given)
     guidance = None if guided is None or condition is None else guided.of(condition, one_an_image, null)
-    return Request(condition, given, image_seeds(seed, conditions * num_images), params, guidance)
+    known = None if completion is None else completion.of(one_an_image)
+    return Request(condition, given, image_seeds(seed, conditions * num_images), params, guidance, known)
 
 
 def read_drawing(

@@ -149,7 +149,8 @@ def generate(
             if len(models) > 1 or len(batch) > 1:
                 raise ValueError("--script: expected one preset and one batch")
             timed = max(1, (images or 2 * batch[0]) // batch[0])
-            time_script(script, released, models[0], checkpoint, target, batch[0], timed, repeats, dtype.value)
+            how = (target, batch[0], timed, repeats, dtype.value)
+            time_script(script, released, models[0], checkpoint, *how, json)
             return
         setting = Setting(
             device=target,

@@ -23,10 +23,13 @@ from rich.table import Table
 from benchmarks.entrants.ours import BENCHMARK_PRESETS
 from benchmarks.entrants.released import import_released
 from benchmarks.entrants.released_models import write_released
+from benchmarks.measuring.environment import describe
+from benchmarks.measuring.schema import Results, Row, write
 from hqtvae_fast import HQTVAEPipeline
 from hqtvae_fast.checkpoint_config import find_config
 
 KNOWN = "sampling_hqmodel.py"
+ALONE = "the script alone"
 PICTURES = 50_000
 """That the script makes, over all classes."""
 PATIENCE = 3600.0  # seconds for one run of the script
@@ -45,9 +48,10 @@ def time_script(
     batches: int,
     repeats: int,
     dtype: str,
+    json: Path | None = None,
 ) -> dict[str, list[float]]:
-    """Seconds a batch of each run, by entrant; also printed. ``batches``: timed ones a run. ValueError where something
-    cannot be run."""
+    """Seconds a batch of each run, by entrant; also printed, and written to ``json``. ``batches``: timed ones a run.
+    ValueError where something cannot be run."""
     if script != KNOWN:
         raise ValueError(f"--script: expected {KNOWN}; got {script!r}")
     if released is None or not (released / script).is_file():
@@ -64,7 +68,14 @@ def time_script(
             for name in order:
                 seconds[name].append(runs[name]())
                 STDERR.print(f"{name}: {seconds[name][-1]:.3f} s a batch", style="dim")
-    _show(seconds, f"{model if directory is None else directory}, batch {batch}, {dtype} on {device}")
+    named = f"{model if directory is None else directory}, batch {batch}, {dtype} on {device}"
+    _show(seconds, named)
+    if json is not None:
+        rows = [
+            Row(f"{named}: {script}", name, (tuple(runs),), ours=name != ALONE, work={"images": batch})
+            for name, runs in seconds.items()
+        ]
+        write(Results("generate", describe(device), tuple(rows)), json)
     return seconds
 
 
@@ -88,7 +99,7 @@ def _entrants(
         return lambda: _run(script, [*options, str(script.absolute()), *given], batches, folder)
 
     return {
-        "the script alone": scripted("--as-it-is"),
+        ALONE: scripted("--as-it-is"),
         "through compat": scripted(*([] if dtype == "auto" else ["--dtype", dtype])),
         "the pipeline": piped,
     }

@@ -21,9 +21,9 @@ from torch import Tensor
 from benchmarks.entrants.ours import BENCHMARK_PRESETS
 from benchmarks.options import run
 from hqtvae_fast.config import TransformerConfig
+from hqtvae_fast.engine.fused_step import FusedStep, make_tables
 from hqtvae_fast.engine.graph import Replay
 from hqtvae_fast.engine.options import EngineOptions, check_options
-from hqtvae_fast.engine.step import FusedStep, make_tables
 from hqtvae_fast.model import HQTransformer
 
 NONE = "none"

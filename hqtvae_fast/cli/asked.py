@@ -33,7 +33,7 @@ class Machine:
 @dataclass(frozen=True)
 class Wanted:
     """What is drawn: ``num_images`` of each class or prompt, or so many in all. ``sampling``: top_k, top_p and
-    temperature, each a number or one a level, and guidance_scale and negative_prompt where they are asked for.
+    temperature, each a number or one a level, and what guides or completes, where that is asked for.
     ``keep``: the one level to decode; None: all."""
 
     labels: Sequence[int]

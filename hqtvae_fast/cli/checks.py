@@ -57,13 +57,21 @@ def check_drawing(config: HQTVAEConfig, conditions: Mapping[str, Any], sampling:
     with waiting("Starting"):
         import torch
 
+        from hqtvae_fast.completing import read_completion
         from hqtvae_fast.guiding import read_guidance
+        from hqtvae_fast.pictures.pixels import read_pixels
         from hqtvae_fast.request import read_drawing
 
     def tokenize(prompts: Sequence[str]) -> Tensor:
         return torch.zeros(len(prompts), 1, dtype=torch.int64, device="cpu")  # their number is all that counts here
 
-    asked = (conditions.get("class_labels"), conditions.get("prompt"), conditions.get("given_top_codes"))
+    def encode(images: Any) -> list[Tensor]:
+        count = len(read_pixels(images, config.vae.resolution))
+        return [torch.zeros(count, side, side, dtype=torch.int64, device="cpu") for side in config.vae.level_sides]
+
+    filters, given = [sampling[name] for name in ("temperature", "top_k", "top_p")], conditions.get("given_top_codes")
     with named_as_options():
-        read_drawing(config, *asked, (sampling["temperature"], sampling["top_k"], sampling["top_p"]), tokenize)
+        completion = read_completion(config, sampling.get("image"), sampling.get("keep"), given, encode)
+        given = given if completion is None else completion.given
+        read_drawing(config, conditions.get("class_labels"), conditions.get("prompt"), given, filters, tokenize)
         read_guidance(config, sampling.get("guidance_scale", 1), sampling.get("negative_prompt"), tokenize)

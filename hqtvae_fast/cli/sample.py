@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hqtvae_fast.cli.asked import Files, Judged, Machine, Wanted
 from hqtvae_fast.cli.checks import config_of, read_conditions
@@ -30,6 +30,8 @@ from hqtvae_fast.cli.sample_options import (
     Format,
     GivenTop,
     GuidanceScale,
+    Keep,
+    KeptOf,
     NegativePrompt,
     NumImages,
     Out,
@@ -52,6 +54,9 @@ from hqtvae_fast.cli.sample_options import (
 from hqtvae_fast.files import read_text
 from hqtvae_fast.world import world
 
+if TYPE_CHECKING:
+    from hqtvae_fast.config import HQTVAEConfig
+
 DEFAULT_OUT = Path("sample.png")
 
 
@@ -62,6 +67,8 @@ def sample(
     prompts: PromptFile = None,
     num_images: NumImages = 1,
     given_top: GivenTop = None,
+    image: KeptOf = None,
+    keep: Keep = None,
     refiner: Refiner = None,
     top_k: TopK = None,
     top_p: TopP = None,
@@ -94,15 +101,15 @@ def sample(
     prompt = [*(prompt or []), *_read_prompts(prompts)]
     if classes and prompt:
         raise ValueError("--classes and --prompt: expected one of them; a model is conditioned on one or the other")
-    keep = kept_level(top_only, bottom_only)
+    level = kept_level(top_only, bottom_only)
     sampling = sampling_of(top_k, top_p, temperature, guidance, negative_prompt)
     quantized = None if quantize is None else quantize.value
     machine = Machine(checkpoint, device, dtype, refiner, quantized, plan, accept_fact or [])
     if world().size > 1:  # processes that torchrun has started cannot share a sheet
         out, shards = None, _shards_of_a_team(shards, out)
     if shards is not None:
-        others = {"out": out, "out_dir": out_dir, "save_codes": save_codes, "given_top": given_top}
-        _check_shards_alone(keep, **others, classifier=classifier)
+        others = {"out": out, "out_dir": out_dir, "save_codes": save_codes, "given_top": given_top, "image": image}
+        _check_shards_alone(level, **others, classifier=classifier)
     elif out is None and out_dir is None and save_codes is None:
         out = DEFAULT_OUT
     check_picture_file(out)
@@ -111,7 +118,8 @@ def sample(
     check_file(save_codes)
     config = config_of(checkpoint, refiner)
     labels = read_conditions(checkpoint, config, classes or [], prompt, required=shards is None)
-    wanted = Wanted(labels, prompt, num_images, seed, sampling, keep, given_top)
+    sampling |= _completing(image, keep, config)
+    wanted = Wanted(labels, prompt, num_images, seed, sampling, level, given_top)
     if shards is not None:
         with waiting("Starting"):
             from hqtvae_fast.cli.sample_set import sample_set
@@ -135,6 +143,18 @@ def _read_prompts(file: Path | None) -> list[str]:
     if not found:
         raise ValueError(f"{file}: expected a description on each line; got none")
     return found
+
+
+def _completing(image: Path | None, keep: str | None, config: HQTVAEConfig) -> dict[str, Any]:
+    """The pipeline's arguments that complete a picture, or codes of a file."""
+    if image is None:
+        return {} if keep is None else {"keep": keep}
+    if image.suffix != ".safetensors":
+        return {"image": image, "keep": keep}
+    with waiting("Starting"):
+        from hqtvae_fast.cli.codes import read_codes
+
+    return {"image": read_codes(image, config.vae).levels, "keep": keep}
 
 
 def _check_shards_alone(level: int | None, **others: Any) -> None:

@@ -28,6 +28,8 @@ NAMES = {
     "negative_prompt": "--negative-prompt",
     "seed": "--seed",
     "quantization": "--quantize",
+    "image:": "--image:",  # of pictures messages tell in other places too
+    "keep:": "--keep:",
 }
 
 Classes = Annotated[
@@ -75,6 +77,28 @@ GivenTop = Annotated[
         help="Keep the top codes of this file, written by encode or --save-codes (or these shards of encode --shards),"
         " and draw only the finer ones (the paper's figure 4b). Its maps pair up with the conditions; one of either is"
         " used for all of the other.",
+        show_default=False,
+        rich_help_panel=WHAT,
+    ),
+]
+KeptOf = Annotated[
+    Path | None,
+    typer.Option(
+        "--image",
+        metavar="FILE",
+        help="Complete this picture, or these codes (.safetensors): what --keep says stays, and the rest is drawn.",
+        show_default=False,
+        rich_help_panel=WHAT,
+    ),
+]
+Keep = Annotated[
+    str | None,
+    typer.Option(
+        "--keep",
+        metavar="REGION",
+        help="With --image: top-half, bottom-half, left-half, right-half, or a picture that is white where it stays."
+        " Codes are drawn row by row and see those above and to the left: top-half is exact, of other regions what is"
+        " to come is not seen.",
         show_default=False,
         rich_help_panel=WHAT,
     ),
@@ -260,5 +284,5 @@ def named_as_options() -> Iterator[None]:
     try:
         yield
     except ValueError as error:
-        names = r"(?<![-\w])(" + "|".join(NAMES) + r")\b"  # what is an option already stays
+        names = r"(?<![-\w])(" + "|".join(NAMES) + r")(?!\w)"  # what is an option already stays
         raise ValueError(re.sub(names, lambda match: NAMES[match[0]], str(error))) from error

@@ -2,6 +2,7 @@
 
 from hqtvae_fast.engine.batches import Batch, Cutter, is_out_of_memory
 from hqtvae_fast.engine.coding import decode_codes
+from hqtvae_fast.engine.completion import Known
 from hqtvae_fast.engine.executor import Executor, Finished, GenerationError, Job, Rows, generate
 from hqtvae_fast.engine.guidance import Guidance
 from hqtvae_fast.engine.loop import SamplingParams, draw_codes
@@ -17,6 +18,7 @@ __all__ = [
     "GenerationError",
     "Guidance",
     "Job",
+    "Known",
     "Rows",
     "SamplingParams",
     "decode_codes",

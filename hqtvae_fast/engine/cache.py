@@ -134,7 +134,7 @@ class StartTable:
 
 @dataclass(frozen=True)
 class StepTables:
-    """Tables of one model for :class:`hqtvae_fast.engine.step.FusedStep`, in the dtype of its weights.
+    """Tables of one model for :class:`hqtvae_fast.engine.fused_step.FusedStep`, in the dtype of its weights.
 
     Preset S in bf16 has 302.0 MB of q/k/v (8192 codes x 4 positions x 3 D) and 76.8 MB of first steps (1000 classes x
     (1 + 2 x 12 layers) x D); in exchange a step reads 14.2 MB less of weights, 1.2% of all, and one step of 64 leaves

@@ -17,11 +17,12 @@ from torch import Tensor
 from hqtvae_fast.engine.batches import Batch, Cutter, is_out_of_memory
 from hqtvae_fast.engine.cache import StepTables
 from hqtvae_fast.engine.coding import DecodeReplay, decode_codes
+from hqtvae_fast.engine.completion import Known
+from hqtvae_fast.engine.fused_step import make_tables
 from hqtvae_fast.engine.graph import CaptureError, DrawReplay, GraphCache
 from hqtvae_fast.engine.guidance import Guidance
 from hqtvae_fast.engine.loop import NAN_LOGITS, Drawing, OnStep, SamplingParams
 from hqtvae_fast.engine.options import EngineOptions, Overlap, check_options
-from hqtvae_fast.engine.step import make_tables
 from hqtvae_fast.engine.streams import Codes, Decode, Done, Drawn, Streams, make_streams
 from hqtvae_fast.hardware import cudnn_benchmark, fp32_products
 from hqtvae_fast.model import HQVAE, HQTransformer
@@ -34,13 +35,15 @@ from hqtvae_fast.threads import at_most
 
 class Rows(NamedTuple):
     """What draws a batch, one row an image, on the device: ``condition`` [B], [B, P] or None, ``seeds`` [B]; parameters
-    of each model; ``given`` top codes [B, h, w] or None; ``guidance`` of the first model, or None."""
+    of each model; ``given`` top codes [B, h, w] or None; ``guidance`` of the first model, or None; ``known`` codes of
+    all levels, or None."""
 
     condition: Tensor | None
     seeds: Tensor
     params: Sequence[SamplingParams]
     given: Tensor | None = None
     guidance: Guidance | None = None
+    known: Known | None = None
 
 
 class Executor:
@@ -106,13 +109,14 @@ class Executor:
         params: Sequence[SamplingParams],
         given: Tensor | None,
         guidance: Guidance | None,
+        known: Known | None,
         invalid: Tensor,
         on_step: OnStep,
         plan: Plan | None = None,
     ) -> Codes:
         """Codes int64 [B, h, w] of all levels that the models know: top codes are drawn, or kept if ``given``.
 
-        The first five arguments are those of :class:`Rows`; ``invalid``, a bool scalar, is set where logits were NaN.
+        The first arguments are those of :class:`Rows`; ``invalid``, a bool scalar, is set where logits were NaN.
         """
         codes: Codes = ()
         if given is not None and self.models[0].config.decoding == "global":
@@ -122,7 +126,7 @@ class Executor:
             if codes and not refines:
                 continue
             sees = codes[0].flatten(1) if refines else condition
-            led = None if refines else guidance
+            led, kept = None if refines else guidance, None if known is None else known.of(model.config)
             options = self.options(len(seeds), plan)
             tables = self.tables(index) if options.tables else None
             fused_draw = options.fused_draw and not own.filtered and led is None
@@ -131,18 +135,21 @@ class Executor:
             what: tuple[str, ...] = (
                 "top codes given" if given is not None else "all codes",
                 "fused draw" if fused_draw else "any draw",
+                *(() if led is None else ("guided",)),
+                *(() if kept is None else ("some kept",)),
             )
+            kinds = {"given": given is not None, "guided": led is not None, "completing": kept is not None}
             with self._computing(plan, options):
-                key = ("draw", index, len(seeds), *what, *(() if led is None else ("guided",)))
-                make = partial(DrawReplay, model, len(seeds), given=given is not None, guided=led is not None, **how)
+                key = ("draw", index, len(seeds), *what)
+                make = partial(DrawReplay, model, len(seeds), **kinds, **how)
                 replay = self._captured(model, key, make, options)
                 if replay is None:
-                    drawing = Drawing.make(model, sees, seeds, own, given=given, guidance=led, **how)
+                    drawing = Drawing.make(model, sees, seeds, own, given=given, guidance=led, known=kept, **how)
                     drawing.run(on_step)
                     invalid |= drawing.draw.invalid
                     codes += drawing.maps()
                 else:
-                    codes += replay(sees, seeds, own, given, invalid, led)
+                    codes += replay(sees, seeds, own, given, invalid, led, kept)
                     for _ in range(model.config.num_steps):  # issued all at once
                         on_step()
         return codes

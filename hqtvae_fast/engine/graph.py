@@ -26,10 +26,11 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from hqtvae_fast.engine.cache import StepTables
+from hqtvae_fast.engine.completion import Known
+from hqtvae_fast.engine.fused_step import Engine
 from hqtvae_fast.engine.guidance import Guidance, check_guided
 from hqtvae_fast.engine.loop import Drawing, SamplingParams
 from hqtvae_fast.engine.options import EngineOptions
-from hqtvae_fast.engine.step import Engine
 from hqtvae_fast.engine.streams import HIGH
 from hqtvae_fast.model import HQTransformer
 from hqtvae_fast.modes import inference
@@ -176,8 +177,9 @@ class _LastOperator(TorchDispatchMode):
 
 class DrawReplay:
     """:func:`hqtvae_fast.engine.draw_codes` for one batch size; ``given``: whether top codes are given; ``guided``:
-    whether each image has a row whose condition is withheld, at whatever scales the device then holds. With a fused
-    draw among the options there can be no top-k and no top-p, neither now nor later."""
+    whether each image has a row whose condition is withheld, at whatever scales the device then holds; ``completing``:
+    whether codes are kept, wherever a mask on the device then says. With a fused draw among the options there can be no
+    top-k and no top-p, neither now nor later."""
 
     def __init__(
         self,
@@ -186,12 +188,13 @@ class DrawReplay:
         *,
         given: bool = False,
         guided: bool = False,
+        completing: bool = False,
         engine: Engine | None = None,
         options: EngineOptions | None = None,
         tables: StepTables | None = None,
     ) -> None:
         config, device = model.config, model.norm.weight.device
-        self.config, self.batch, self.guided = config, batch, guided
+        self.config, self.batch, self.guided, self.completing = config, batch, guided, completing
         self.fused_draw = options is not None and options.fused_draw
         seeds, condition = torch.zeros(batch, dtype=torch.int64, device=device), self._condition_buffer(device)
         levels = config.num_levels
@@ -202,6 +205,8 @@ class DrawReplay:
             how: dict[str, Any] = {"given": top, "engine": engine, "options": options, "tables": tables}
             if guided and condition is not None:
                 how["guidance"] = Guidance.off(condition)
+            if completing:
+                how["known"] = Known.none(config, batch, device)
             self.drawing = Drawing.make(model, condition, seeds, everything, **how)
             first = options is not None and options.overlap == "priority"
             self.replay = Replay(self._work, device, HIGH if first else 0, buffers=(self.drawing,))
@@ -229,26 +234,36 @@ class DrawReplay:
         given_top_codes: Tensor | None = None,
         invalid: Tensor | None = None,
         guidance: Guidance | None = None,
+        known: Known | None = None,
     ) -> tuple[Tensor, ...]:
         """Codes int64 [B, h, w] a level, the caller's own. Arguments and errors as for ``draw_codes``; ``invalid`` is a
         bool scalar that is set where logits were NaN."""
         params.check(self.config)
         if self.fused_draw and params.filtered:
             raise ValueError("this capture draws inside the head's product: expected neither top_k nor top_p; got some")
-        self._check(condition, seeds, given_top_codes, guidance)
+        self._check(condition, seeds, given_top_codes, guidance, known)
         with self.replay.turn():
-            self.drawing.load(condition, seeds, params, given_top_codes, guidance)
+            self.drawing.load(condition, seeds, params, given_top_codes, guidance, known)
             self.replay(self._work)
             if invalid is not None:
                 invalid |= self.drawing.draw.invalid
             return tuple(level.clone() for level in self.drawing.maps())
 
-    def _check(self, condition: Tensor | None, seeds: Tensor, given: Tensor | None, guidance: Guidance | None) -> None:
+    def _check(
+        self,
+        condition: Tensor | None,
+        seeds: Tensor,
+        given: Tensor | None,
+        guidance: Guidance | None,
+        known: Known | None,
+    ) -> None:
         """ValueError on what the capture is not for."""
-        kinds = (self.drawing.keep_top, self.guided), (given is not None, guidance is not None)
-        if len(seeds) != self.batch or kinds[0] != kinds[1]:
+        own = (self.drawing.keep_top, self.guided, self.completing)
+        asked = tuple(part is not None for part in (given, guidance, known))
+        if len(seeds) != self.batch or own != asked:
             wanted, got = (
-                f"top codes {'given' if kept else 'drawn'}{', guided' if led else ''}" for kept, led in kinds
+                f"top codes {'given' if kept else 'drawn'}{', guided' * led}{', some codes kept' * some}"
+                for kept, led, some in (own, asked)
             )
             raise ValueError(f"this capture is for {self.batch} seeds, {wanted}; got {len(seeds)}, {got}")
         shape = None if self.drawing.condition is None else (self.batch, *self.drawing.condition.shape[1:])

@@ -24,10 +24,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from hqtvae_fast.backend import unasked
 from hqtvae_fast.config import TransformerConfig
+from hqtvae_fast.engine.completion import Known
+from hqtvae_fast.engine.fused_step import Engine
 from hqtvae_fast.engine.guidance import Guidance
 from hqtvae_fast.engine.loop import Drawing, SamplingParams
 from hqtvae_fast.engine.options import EngineOptions
-from hqtvae_fast.engine.step import Engine
 from hqtvae_fast.model import HQTransformer
 from hqtvae_fast.model.empty import without_values
 
@@ -109,9 +110,13 @@ def count_launches(
     batch: int = 64,
     dtype: torch.dtype = torch.bfloat16,
     guided: bool = False,
+    completing: bool = False,
 ) -> Counter[str]:
     """Kernels of one step after the first one, by operator."""
-    return Counter(call.name for call in calls_of_step(config, engine, batch=batch, dtype=dtype, guided=guided))
+    return Counter(
+        call.name
+        for call in calls_of_step(config, engine, batch=batch, dtype=dtype, guided=guided, completing=completing)
+    )
 
 
 def calls_of_step(
@@ -122,6 +127,7 @@ def calls_of_step(
     dtype: torch.dtype = torch.bfloat16,
     options: EngineOptions | None = None,
     guided: bool = False,
+    completing: bool = False,
 ) -> list[Call]:
     """Kernels of one step after the first one, in order, over fake tensors: the token's embedding, the body, all groups
     of the head and the draws. Only shapes and the device's kind matter: nothing is computed or allocated. (With
@@ -139,7 +145,8 @@ def calls_of_step(
             top_k = None if options is not None and options.fused_draw else min(2048, *config.codebook_sizes)
             params = SamplingParams((1.0,) * levels, (top_k,) * levels, (None,) * levels)
             guidance = None if condition is None or not guided else Guidance.off(condition)
-            how: dict[str, Any] = {"guidance": guidance, "engine": engine, "options": options}
+            known = Known.none(config, batch, torch.device("cuda")) if completing else None
+            how: dict[str, Any] = {"guidance": guidance, "known": known, "engine": engine, "options": options}
             drawing = Drawing.make(model, condition, seeds, params, **how)
             with Calls() as calls:
                 drawing.run(steps=range(1, 2))

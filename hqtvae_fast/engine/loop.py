@@ -16,9 +16,12 @@ from torch import Tensor
 from hqtvae_fast.codes import read_level
 from hqtvae_fast.config import TransformerConfig
 from hqtvae_fast.engine.cache import StepTables
+from hqtvae_fast.engine.completion import Known, KnownSteps
+from hqtvae_fast.engine.fused_step import Engine, make_step
 from hqtvae_fast.engine.guidance import BRANCHES, Guidance, check_guided
 from hqtvae_fast.engine.options import EngineOptions
-from hqtvae_fast.engine.step import Engine, LevelFeatures, LevelLogits, Step, WholeHead, make_step
+from hqtvae_fast.engine.step import LevelFeatures, LevelLogits, Step
+from hqtvae_fast.engine.whole_head import WholeHead
 from hqtvae_fast.hardware import send
 from hqtvae_fast.model import HQTransformer
 from hqtvae_fast.model.pyramid import to_local, to_maps
@@ -62,6 +65,7 @@ def draw_codes(
     *,
     given_top_codes: Tensor | None = None,
     guidance: Guidance | None = None,
+    known: Known | None = None,
     on_step: OnStep | None = None,
     engine: Engine | None = None,
     options: EngineOptions | None = None,
@@ -71,14 +75,16 @@ def draw_codes(
 
     ``condition``: labels [B], tokens [B, P], top codes [B, P] (a refiner) or None; ``seeds`` int64 [B], see
     :func:`hqtvae_fast.engine.rng.image_seeds`; ``given_top_codes`` [B, h, w] are kept and only finer codes are drawn
-    (the paper's figure 4b). ``guidance``: two rows an image are computed, see :mod:`hqtvae_fast.engine.guidance`.
-    ``on_step`` is called after each of the T steps has been issued. The same seed gives the
-    same codes in any batch, as far as matrix products give the same logits there. ``options``: a fused draw is one only
-    without top-k and top-p; ``tables``: those that they ask for, where they are made already. Raises ValueError on
-    parameters out of range and, at the end on a GPU and at once on a CPU, on logits that are NaN.
+    (the paper's figure 4b). ``guidance``: two rows an image are computed, see :mod:`hqtvae_fast.engine.guidance`;
+    ``known``: codes that stay, see :mod:`hqtvae_fast.engine.completion`. ``on_step`` is called after each of the T
+    steps has been issued. The same seed gives the same codes in any batch, as far as matrix products give the same
+    logits there. ``options``: a fused draw is one only without top-k and top-p; ``tables``: those that they ask for,
+    where they are made already. Raises ValueError on parameters out of range and, at the end on a GPU and at once on a
+    CPU, on logits that are NaN.
     """
     how: dict[str, Any] = {"engine": engine, "options": options, "tables": tables}
-    drawing = Drawing.make(model, condition, seeds, params, given=given_top_codes, guidance=guidance, **how)
+    how |= {"given": given_top_codes, "guidance": guidance, "known": known}
+    drawing = Drawing.make(model, condition, seeds, params, **how)
     drawing.run(on_step)
     if bool(drawing.draw.invalid):
         raise ValueError(NAN_LOGITS)
@@ -99,6 +105,9 @@ class Drawing:
     """Whether the top codes were given."""
     whole_head: WholeHead | None = None
     """Runs the head and draws in one operation, where that was asked for."""
+    known: KnownSteps | None = None
+    whole: frozenset[int] = frozenset()
+    """The steps of which nothing is to be drawn."""
 
     @classmethod
     def make(
@@ -110,6 +119,7 @@ class Drawing:
         *,
         given: Tensor | None = None,
         guidance: Guidance | None = None,
+        known: Known | None = None,
         engine: Engine | None = None,
         options: EngineOptions | None = None,
         tables: StepTables | None = None,
@@ -129,8 +139,11 @@ class Drawing:
         options = options or EngineOptions()
         options = replace(options, fused_draw=options.fused_draw and not params.filtered and guidance is None)
         step = make_step(model, rows, engine, options, tables)
-        whole = WholeHead.if_asked_for(model, rows, options, guided=guidance is not None)
-        return cls(config, step, draw, condition, local_BTN, given is not None, whole)
+        kinds = {"guidance": guidance is not None, "codes to keep": known is not None}
+        head = WholeHead.if_asked_for(model, rows, options, unlike=[kind for kind, asked in kinds.items() if asked])
+        kept = None if known is None else known.steps(config, batch)
+        whole = frozenset[int]() if kept is None else kept.whole()
+        return cls(config, step, draw, condition, local_BTN, given is not None, head, kept, whole)
 
     def run(self, on_step: OnStep | None = None, steps: range | None = None) -> None:
         """Draw everything, from the first step on; may be called again. A step is the body at one position, then the
@@ -140,18 +153,25 @@ class Drawing:
         with threads_for(len(self.local_BTN) * drawing_flops(self.config)):
             for index in steps or range(self.config.num_steps):
                 h_BD, local_BN = self.step.body(index, self.condition, self.local_BTN), self.local_BTN[:, index]
-                if self.whole_head is not None:
+                if self.known is not None and index in self.whole:
+                    self.known.write(local_BN, index, 0, self.config.num_local)
+                elif self.whole_head is not None:
                     self.whole_head(h_BD, local_BN, **self.draw.all_levels(index), keep_top=self.keep_top)
                 else:
-                    for group in self.config.groups:
-                        if self.keep_top and group == range(1):
-                            self.step.skip(h_BD)
-                            continue
-                        for part in self.step.head(h_BD, local_BN, group):
-                            if not self.keep_top or part.first > 0:
-                                self.draw(part, local_BN, index)
+                    self._draw_groups(h_BD, local_BN, index)
                 if on_step is not None:
                     on_step()
+
+    def _draw_groups(self, h_BD: Tensor, local_BN: Tensor, index: int) -> None:
+        for group in self.config.groups:
+            if self.keep_top and group == range(1):
+                self.step.skip(h_BD)
+                continue
+            for part in self.step.head(h_BD, local_BN, group):
+                if not self.keep_top or part.first > 0:
+                    count = self.draw(part, local_BN, index)
+                    if self.known is not None:
+                        self.known.write(local_BN, index, part.first, count)
 
     def load(
         self,
@@ -160,6 +180,7 @@ class Drawing:
         params: SamplingParams,
         given: Tensor | None = None,
         guidance: Guidance | None = None,
+        known: Known | None = None,
     ) -> None:
         """Others of the same shapes and kinds from now on, in the same memory."""
         batch = len(self.draw.seeds)
@@ -169,6 +190,9 @@ class Drawing:
                 self.condition[own : own + batch].copy_(other)
         if given is not None:
             self.local_BTN.unflatten(0, (-1, batch))[..., :1].copy_(check_given(given, self.config, batch))
+        if self.known is not None and known is not None:
+            for own, other in zip(self.known, known.steps(self.config, batch), strict=True):
+                own.copy_(other)
         self.draw.load(params, guidance, self.config)
 
     def maps(self) -> tuple[Tensor, ...]:
@@ -220,8 +244,8 @@ class _Draw:
         filters = {"temperature": self.temperature, "top_k": self.top_k, "top_p": self.top_p}
         return {"seeds": self.seeds, "step": step, "invalid": self.invalid, **filters}
 
-    def __call__(self, part: LevelLogits | LevelFeatures, local_BN: Tensor, index: int) -> None:
-        """Draw the codes of a group that are of one level, into ``local_BN``."""
+    def __call__(self, part: LevelLogits | LevelFeatures, local_BN: Tensor, index: int) -> int:
+        """Draw the codes of a group that are of one level, into ``local_BN``; how many an image."""
         positions = (part.x if isinstance(part, LevelFeatures) else part.logits).shape[1]
         options: dict[str, Any] = {
             "temperature": self.temperature[part.level],
@@ -236,6 +260,7 @@ class _Draw:
         else:
             options |= {"top_k": self.top_k[part.level], "top_p": self.top_p[part.level]}
             sample_logits(part.logits, guidance=self._scales(part.level, index), **options)
+        return positions
 
     def _scales(self, level: int, index: int) -> Tensor | None:
         """Of a level's draw at a step, [B]."""

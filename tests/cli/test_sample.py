@@ -288,3 +288,42 @@ def test_guidance_that_cannot_be_names_its_options(sample: Any) -> None:
         result = sample(CLASSES, "--classes", "1", *options)
         assert result.code != 0
         assert said in " ".join((result.out + result.err).split())
+
+
+# -------------------------------------------------------------------------------------------------------- completion
+
+
+def test_a_picture_is_completed_or_its_codes(sample: Any, run: Run) -> None:
+    noise = np.random.default_rng(0)
+    Image.fromarray(noise.integers(0, 255, (80, 96, 3), dtype=np.uint8)).save("photo.jpg")
+    assert run("encode", CLASSES, "photo.jpg", "--out", "codes.safetensors").code == 0
+    kept = load_file("codes.safetensors")
+    Image.fromarray(np.repeat([[255], [0]], 40, 0).astype(np.uint8).repeat(96, 1)).save("mask.png")
+    for image, keep in (("photo.jpg", "top-half"), ("codes.safetensors", "top-half"), ("photo.jpg", "mask.png")):
+        arguments = ("--classes", "1-2", "--num-images", "2", "--image", image, "--keep", keep)
+        assert sample(CLASSES, *arguments, "--save-codes", "drawn.safetensors").code == 0
+        drawn = load_file("drawn.safetensors")
+        for name, level in drawn.items():
+            half = level.shape[1] // 2
+            assert level.shape[0] == 4
+            assert torch.equal(level[:, :half], kept[name][:, :half].expand(4, -1, -1))
+            assert not torch.equal(level[0], level[1])
+
+
+@pytest.mark.parametrize(
+    "arguments, words",
+    [
+        (("--image", "photo.jpg"), ("--keep: expected top-half", "with image; got none")),
+        (("--keep", "top-half"), ("--image: expected a picture",)),
+        (("--image", "photo.jpg", "--keep", "upper"), ("--keep: expected top-half", "'upper'")),
+        (("--image", "none.jpg", "--keep", "top-half"), ("none.jpg: no such file",)),
+        (("--image", "none.safetensors", "--keep", "top-half"), ("none.safetensors: no such file",)),
+        (("--image", "photo.jpg", "--keep", "top-half", "--shards", "out"), ("--shards: expected", "--image")),
+    ],
+)
+def test_completions_that_cannot_be_are_refused_before_weights_are_read(
+    sample: Any, monkeypatch: Any, arguments: tuple[str, ...], words: tuple[str, ...]
+) -> None:
+    Image.new("RGB", (64, 64)).save("photo.jpg")
+    monkeypatch.setattr("hqtvae_fast.cli.asked.open_pipeline", lambda *_, **__: pytest.fail("opened"))
+    assert_one_line_error(sample(CLASSES, "--classes", "1", *arguments), *words)

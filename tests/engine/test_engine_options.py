@@ -9,8 +9,9 @@ from conftest import GOLDEN, engine, golden_pipeline
 from hqtvae_fast import HQTVAEPipeline, threads
 from hqtvae_fast.engine import Executor, executor
 from hqtvae_fast.engine.coding import DecodeReplay
+from hqtvae_fast.engine.fused_step import FusedStep, make_step
 from hqtvae_fast.engine.options import EngineOptions
-from hqtvae_fast.engine.step import FusedStep, ReferenceStep, make_step
+from hqtvae_fast.engine.step import ReferenceStep
 from hqtvae_fast.hardware import cudnn_benchmark
 from hqtvae_fast.plan import Plan
 

@@ -11,9 +11,9 @@ from test_fused_step import condition_of, same
 
 from hqtvae_fast import HQTVAEPipeline
 from hqtvae_fast.engine import EngineOptions, draw_codes, image_seeds, loop
+from hqtvae_fast.engine.fused_step import FusedStep, make_step
 from hqtvae_fast.engine.graph import DrawReplay
 from hqtvae_fast.engine.loop import SamplingParams
-from hqtvae_fast.engine.step import FusedStep, make_step
 from hqtvae_fast.model.linear import quantize_linears
 
 CASES = ["class_parallel", "class_parallel_iet1", "class_sequential", "class_level3", "uncond_reduce", "global_top"]

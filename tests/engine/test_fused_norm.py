@@ -8,8 +8,7 @@ from conftest import golden_pipeline
 from test_fused_step import DRAWN, draw, same
 
 from hqtvae_fast.config import preset
-from hqtvae_fast.engine import EngineOptions
-from hqtvae_fast.engine import step as step_module
+from hqtvae_fast.engine import EngineOptions, fused_step
 from hqtvae_fast.engine.launches import calls_of_step
 
 JOINED = EngineOptions.read("fused_norm")
@@ -18,7 +17,7 @@ JOINED = EngineOptions.read("fused_norm")
 @pytest.fixture
 def skinny(monkeypatch):
     """As on a GPU, where few rows are our own product's."""
-    monkeypatch.setattr(step_module, "is_skinny", lambda x: True)
+    monkeypatch.setattr(fused_step, "is_skinny", lambda x: True)
 
 
 @pytest.mark.parametrize("case", DRAWN)

@@ -13,8 +13,9 @@ from hqtvae_fast import HQTVAEPipeline
 from hqtvae_fast.checkpoint_config import read_config
 from hqtvae_fast.config import preset
 from hqtvae_fast.engine import EngineOptions, SamplingParams, draw_codes, image_seeds
+from hqtvae_fast.engine.fused_step import FusedStep, make_step
 from hqtvae_fast.engine.launches import count_launches, launches_a_block
-from hqtvae_fast.engine.step import FusedStep, ReferenceStep, make_step
+from hqtvae_fast.engine.step import ReferenceStep
 
 CONFIGS = {case: read_config(GOLDEN / case).transformer for case in CASES}
 DRAWN = [case for case, config in CONFIGS.items() if config is not None and not config.scrambled_middle]
@@ -152,13 +153,13 @@ def test_kernels_of_a_step_are_within_their_budget():
 
 
 def test_the_count_sees_one_more_kernel(monkeypatch):
-    from hqtvae_fast.engine import step as step_module
+    from hqtvae_fast.engine import fused_step
 
     config = preset("S").transformer
     config = dataclasses.replace(config, dim=192, side=2, codebook_sizes=(64, 64))
     before = count_launches(config, "fused", batch=64)
-    gelu = step_module.bias_gelu
-    monkeypatch.setattr(step_module, "bias_gelu", lambda x, bias, form: gelu(x, bias, form) * 1.0)
+    gelu = fused_step.bias_gelu
+    monkeypatch.setattr(fused_step, "bias_gelu", lambda x, bias, form: gelu(x, bias, form) * 1.0)
     after = count_launches(config, "fused", batch=64)
     assert sum(after.values()) == sum(before.values()) + config.body.num_layers + 2 * config.head.num_layers
     assert before["bias_gelu"] == config.body.num_layers + 2 * config.head.num_layers

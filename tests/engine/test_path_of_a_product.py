@@ -16,7 +16,7 @@ from conftest import engine
 
 import hqtvae_fast
 from hqtvae_fast import HQTVAEPipeline
-from hqtvae_fast.engine import step as step_module
+from hqtvae_fast.engine import fused_step
 from hqtvae_fast.ops.kernels.skinny_linear import torch as library
 
 PACKAGE = str(Path(hqtvae_fast.__file__).parent)
@@ -41,7 +41,7 @@ def path_to(frame) -> tuple[tuple[str, str], ...] | None:
 
 
 def test_the_path_of_a_product_is_short(monkeypatch):
-    monkeypatch.setattr(step_module, "is_skinny", lambda x: True)
+    monkeypatch.setattr(fused_step, "is_skinny", lambda x: True)
     skip = engine("skip_query")  # which the fused step alone has
     pipe = HQTVAEPipeline.from_pretrained("demo", device="cpu", dtype="fp32", plan=skip)
     paths = set()

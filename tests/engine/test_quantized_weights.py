@@ -10,9 +10,8 @@ from conftest import GOLDEN, golden_pipeline
 from test_fused_step import condition_of, draw, same
 
 from hqtvae_fast import HQTVAEPipeline
-from hqtvae_fast.engine import EngineOptions
-from hqtvae_fast.engine import step as step_module
-from hqtvae_fast.engine.step import FusedStep
+from hqtvae_fast.engine import EngineOptions, fused_step
+from hqtvae_fast.engine.fused_step import FusedStep
 from hqtvae_fast.model.linear import Linear, quantize_linears
 from hqtvae_fast.ops.kernels.skinny_linear.reference import QUANTIZED, quantize
 
@@ -33,14 +32,14 @@ def weights_alone(monkeypatch):
 def skinny_everywhere(monkeypatch):
     """As on a GPU; here the product itself is the reference's."""
     seen = []
-    linear = step_module.skinny_linear
+    linear = fused_step.skinny_linear
 
     def watched(x, weight, *bias, **options):
         seen.append((weight.dtype, options["scale"] is not None))
         return linear(x, weight, *bias, **options)
 
-    monkeypatch.setattr(step_module, "is_skinny", lambda x: True)
-    monkeypatch.setattr(step_module, "skinny_linear", watched)
+    monkeypatch.setattr(fused_step, "is_skinny", lambda x: True)
+    monkeypatch.setattr(fused_step, "skinny_linear", watched)
     return seen
 
 
@@ -81,14 +80,14 @@ def test_logits_of_skinny_products_are_those_of_the_rounded_weights(to, monkeypa
 
 @pytest.mark.parametrize("wanted", [False, True])
 def test_skinny_products_are_told_to_prefetch(wanted, monkeypatch):
-    monkeypatch.setattr(step_module, "is_skinny", lambda x: True)
-    told, linear = set(), step_module.skinny_linear
+    monkeypatch.setattr(fused_step, "is_skinny", lambda x: True)
+    told, linear = set(), fused_step.skinny_linear
 
     def watched(*tensors, **options):
         told.add(options.pop("prefetch"))
         return linear(*tensors, **options)
 
-    monkeypatch.setattr(step_module, "skinny_linear", watched)
+    monkeypatch.setattr(fused_step, "skinny_linear", watched)
     draw(golden_pipeline("class_parallel").transformer, "fused", options=EngineOptions(dependent_launch=wanted))
     assert told == {wanted}
 

@@ -10,10 +10,10 @@ from test_fused_step import DRAWN, condition_of, draw, same
 from hqtvae_fast import HQTVAEPipeline
 from hqtvae_fast.config import preset
 from hqtvae_fast.engine.cache import table_bytes
+from hqtvae_fast.engine.fused_step import FusedStep, make_step, make_tables
 from hqtvae_fast.engine.graph import DrawReplay
 from hqtvae_fast.engine.loop import SamplingParams
 from hqtvae_fast.engine.rng import image_seeds
-from hqtvae_fast.engine.step import FusedStep, make_step, make_tables
 
 
 @pytest.mark.parametrize("case", DRAWN)
