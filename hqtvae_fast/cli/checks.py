@@ -69,7 +69,7 @@ def check_drawing(config: HQTVAEConfig, conditions: Mapping[str, Any], sampling:
         count = len(read_pixels(images, config.vae.resolution))
         return [torch.zeros(count, side, side, dtype=torch.int64, device="cpu") for side in config.vae.level_sides]
 
-    filters, given = [sampling[name] for name in ("temperature", "top_k", "top_p")], conditions.get("given_top_codes")
+    filters, given = (sampling["temperature"], sampling["top_k"], sampling["top_p"]), conditions.get("given_top_codes")
     with named_as_options():
         completion = read_completion(config, sampling.get("image"), sampling.get("keep"), given, encode)
         given = given if completion is None else completion.given

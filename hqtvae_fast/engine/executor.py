@@ -138,7 +138,11 @@ class Executor:
                 *(() if led is None else ("guided",)),
                 *(() if kept is None else ("some kept",)),
             )
-            kinds = {"given": given is not None, "guided": led is not None, "completing": kept is not None}
+            kinds: dict[str, Any] = {
+                "given": given is not None,
+                "guided": led is not None,
+                "completing": kept is not None,
+            }
             with self._computing(plan, options):
                 key = ("draw", index, len(seeds), *what)
                 make = partial(DrawReplay, model, len(seeds), **kinds, **how)

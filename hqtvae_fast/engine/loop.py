@@ -191,8 +191,8 @@ class Drawing:
         if given is not None:
             self.local_BTN.unflatten(0, (-1, batch))[..., :1].copy_(check_given(given, self.config, batch))
         if self.known is not None and known is not None:
-            for own, other in zip(self.known, known.steps(self.config, batch), strict=True):
-                own.copy_(other)
+            for buffer, kept in zip(self.known, known.steps(self.config, batch), strict=True):
+                buffer.copy_(kept)
         self.draw.load(params, guidance, self.config)
 
     def maps(self) -> tuple[Tensor, ...]:
