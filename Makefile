@@ -15,6 +15,7 @@ PYTHON ?= python3
 TORCH_INDEX ?=
 DEMO_OUT ?= demo.png
 JOBS ?= 2
+MARKS := not slow and not gpu
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -23,7 +24,7 @@ STAMP := $(VENV)/.installed
 PIP_INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --no-compile -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test test-all lint csrc-check format clean
+.PHONY: help venv demo test test-all pytest lint ruff mypy csrc-check format clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
@@ -71,23 +72,27 @@ csrc-check: $(STAMP) ## compile csrc/cuda (registers, shared memory, no spills),
 	@echo "==> csrc-check"
 	@$(BIN)/python csrc/check.py
 
-test: lint ## lint, then the tests that need neither a GPU nor much time
-	@echo "==> pytest (without slow and gpu)"
-	@$(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile --durations=20 -m "not slow and not gpu"
-	@echo "==> pytest benchmarks (each once, untimed)"
-	@$(BIN)/python -m pytest -q benchmarks --benchmark-disable
+# mypy takes one process and half a minute, which is a second core's time.
+test: ruff ## ruff, then mypy and the tests that need neither a GPU nor much time
+	@$(MAKE) --no-print-directory -j 2 mypy pytest
 
-test-all: lint ## lint, then all tests that need no GPU, the slow ones included
-	@echo "==> pytest (without gpu)"
-	@$(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile --durations=20 -m "not gpu"
-	@echo "==> pytest benchmarks (each once, untimed)"
-	@$(BIN)/python -m pytest -q benchmarks --benchmark-disable
+test-all: ruff ## ruff, then mypy and all tests that need no GPU, the slow ones included
+	@$(MAKE) --no-print-directory -j 2 mypy pytest MARKS="not gpu"
 
-lint: $(STAMP) ## ruff check, ruff format --check and mypy
+# benchmarks/ once each, untimed.
+pytest: $(STAMP)
+	@echo "==> pytest ($(MARKS))"
+	@$(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile --durations=20 -m "$(MARKS)" --benchmark-disable tests benchmarks
+
+lint: ruff mypy ## ruff check, ruff format --check and mypy
+
+ruff: $(STAMP)
 	@echo "==> ruff check"
 	@$(BIN)/ruff check .
 	@echo "==> ruff format --check"
 	@$(BIN)/ruff format --check .
+
+mypy: $(STAMP)
 	@echo "==> mypy"
 	@$(BIN)/mypy
 

@@ -15,10 +15,11 @@ from hqtvae_fast.classes import Classes
 from hqtvae_fast.codes import read_level
 from hqtvae_fast.completing import Completion
 from hqtvae_fast.config import HQTVAEConfig, TransformerConfig, VAEConfig, check_condition, first_level
-from hqtvae_fast.engine import Batch, Guidance, Known, Rows, SamplingParams, image_seeds
+from hqtvae_fast.engine import Batch, Guidance, Known, Rows, SamplingParams
 from hqtvae_fast.fields import shown
 from hqtvae_fast.guiding import Guided, read_texts
 from hqtvae_fast.hardware import send
+from hqtvae_fast.seeds import image_seeds
 
 
 @dataclass(frozen=True)

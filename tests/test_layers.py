@@ -132,3 +132,7 @@ def test_importing_everything_needs_no_gpu_package():
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
+
+
+def test_the_engine_is_read_in_an_hour():
+    assert len(list((PACKAGE / "engine").glob("*.py"))) <= 12

@@ -41,7 +41,7 @@ LAYERS = (
         Box(
             "pipeline",
             "request, pipeline, output, compat",
-            ("__init__", "compat", "pipeline", "planning", "request", "guiding", "output", "progress"),
+            ("__init__", "compat", "pipeline", "planning", "request", "completing", "guiding", "output", "progress"),
         ),
     ),
     (Box("tune", "variants proven, timed", ("tune",)),),
@@ -69,8 +69,8 @@ LAYERS = (
     (
         Box(
             "config",
-            "config, classes, codes, fields, arguments, modes, world",
-            ("codes", "config", "classes", "arguments", "fields", "modes", "world"),
+            "config, classes, codes, seeds, fields, arguments, modes, world",
+            ("codes", "seeds", "config", "classes", "arguments", "fields", "modes", "world"),
         ),
     ),
 )

@@ -14,12 +14,13 @@ from hqtvae_fast import checkpoint as checkpoints
 from hqtvae_fast.checkpoint import Checkpoint
 from hqtvae_fast.checkpoint_config import read_config
 from hqtvae_fast.config import PRESETS, BlocksConfig, ConfigError, HQTVAEConfig, TransformerConfig, VAEConfig
-from hqtvae_fast.engine import Rows, SamplingParams, image_seeds
+from hqtvae_fast.engine import Rows, SamplingParams
 from hqtvae_fast.engine.options import Quantization
 from hqtvae_fast.model import HQTransformer
 from hqtvae_fast.ops.kernels.sample_logits import check_sampling
 from hqtvae_fast.pipeline import HQTVAEPipeline
 from hqtvae_fast.plan import Plan
+from hqtvae_fast.seeds import image_seeds
 from hqtvae_fast.train.sizing.sizes import size_config
 
 SEED = 0

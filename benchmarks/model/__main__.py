@@ -28,11 +28,11 @@ from benchmarks.model.times import GAP, floor, predict, shape_of
 from benchmarks.options import run
 from hqtvae_fast.config import PRESETS
 from hqtvae_fast.config import preset as preset_of
-from hqtvae_fast.engine.launches import Call, calls_of_step
 from hqtvae_fast.engine.options import EngineOptions
 from hqtvae_fast.hardware import DEVICES, Device
 from hqtvae_fast.plan import site
 from hqtvae_fast.plan_file import Measured, PlanFile
+from hqtvae_fast.tune.launches import Call, calls_of_step
 
 
 @dataclass

@@ -1,4 +1,4 @@
-"""Kernels of a decode on a GPU, found without one, as those of a step are in :mod:`hqtvae_fast.engine.launches`."""
+"""Kernels of a decode on a GPU, found without one, as those of a step are in :mod:`hqtvae_fast.tune.launches`."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from hqtvae_fast.backend import unasked
 from hqtvae_fast.config import VAEConfig
-from hqtvae_fast.engine.launches import Call, Calls, Indexing, unread
 from hqtvae_fast.model import HQVAE
 from hqtvae_fast.model.empty import without_values
+from hqtvae_fast.tune.launches import Call, Calls, Indexing, unread
 from hqtvae_fast.tune.sites import _CuDNN, _onto_device
 
 

@@ -14,8 +14,8 @@ from typing import Any
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
-from hqtvae_fast.engine.launches import Call
 from hqtvae_fast.hardware import Device
+from hqtvae_fast.tune.launches import Call
 
 GAP = 1.1e-6
 """Seconds between two kernels of a captured graph that wait for each other."""

@@ -19,7 +19,7 @@ import torch
 
 from benchmarks.entrants.ours import open_model
 from hqtvae_fast import HQTVAEPipeline
-from hqtvae_fast.engine import image_seeds
+from hqtvae_fast.seeds import image_seeds
 from hqtvae_fast.tune.whole import any_rows
 
 IN_A_ROW = 3

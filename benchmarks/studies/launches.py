@@ -2,7 +2,7 @@
 
 python -m benchmarks.studies.launches --preset S --batch 64
 
-Counted on fake tensors, so no GPU is needed; :mod:`hqtvae_fast.engine.launches` says what is counted and what is not.
+Counted on fake tensors, so no GPU is needed; :mod:`hqtvae_fast.tune.launches` says what is counted and what is not.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.table import Table
 
 from hqtvae_fast.config import PRESETS, preset
-from hqtvae_fast.engine.launches import count_launches, launches_a_block
+from hqtvae_fast.tune.launches import count_launches, launches_a_block
 
 
 def launches(

@@ -26,7 +26,7 @@ from benchmarks.measuring.schema import Results, Row, write
 from benchmarks.suites.train import DeviceName, Preset, Repeats
 from hqtvae_fast.engine.fused_step import FusedStep
 from hqtvae_fast.engine.graph import Replay
-from hqtvae_fast.engine.whole_head import why_no_whole_head
+from hqtvae_fast.engine.step import why_no_whole_head
 from hqtvae_fast.model import HQTransformer
 from hqtvae_fast.model.head import PyramidHead, head_weights
 from hqtvae_fast.model.linear import quantize_linears

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from hqtvae_fast.classes import NO_CLASSES, Classes
 from hqtvae_fast.cli.codes import Codes
-from hqtvae_fast.engine import image_seeds
 from hqtvae_fast.files import MAX_STEM_BYTES, cut_name, json_text
+from hqtvae_fast.seeds import image_seeds
 
 MAX_NAME = 48  # bytes of a prompt in a file name
 

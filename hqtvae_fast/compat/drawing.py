@@ -5,10 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from hqtvae_fast.engine import Cutter, Executor, Job, SamplingParams, generate, image_seeds
+from hqtvae_fast.engine import Cutter, Executor, Job, SamplingParams, generate
 from hqtvae_fast.model.pyramid import join_windows
 from hqtvae_fast.progress import drawing_steps
 from hqtvae_fast.request import Request
+from hqtvae_fast.seeds import image_seeds
 
 
 def draw(

@@ -34,11 +34,11 @@ from PIL import Image
 
 from hqtvae_fast.config import ConfigError
 from hqtvae_fast.distributed.subjects import Subjects
-from hqtvae_fast.engine import image_seeds
 from hqtvae_fast.files import PARTIAL, json_text, read_text, whole_file, write_file
 from hqtvae_fast.files.shards import add_member, keep_spec
 from hqtvae_fast.output import HQTVAEImage
 from hqtvae_fast.pipeline import HQTVAEPipeline
+from hqtvae_fast.seeds import image_seeds
 from hqtvae_fast.world import world
 
 FORMAT = "hqtvae_fast sample shards, version 1"

@@ -2,12 +2,10 @@
 
 from hqtvae_fast.engine.batches import Batch, Cutter, is_out_of_memory
 from hqtvae_fast.engine.coding import decode_codes
-from hqtvae_fast.engine.completion import Known
 from hqtvae_fast.engine.executor import Executor, Finished, GenerationError, Job, Rows, generate
-from hqtvae_fast.engine.guidance import Guidance
 from hqtvae_fast.engine.loop import SamplingParams, draw_codes
 from hqtvae_fast.engine.options import EngineOptions
-from hqtvae_fast.engine.rng import image_seeds
+from hqtvae_fast.engine.steering import Guidance, Known
 
 __all__ = [
     "Batch",
@@ -24,6 +22,5 @@ __all__ = [
     "decode_codes",
     "draw_codes",
     "generate",
-    "image_seeds",
     "is_out_of_memory",
 ]

@@ -17,12 +17,11 @@ from torch import Tensor
 from hqtvae_fast.engine.batches import Batch, Cutter, is_out_of_memory
 from hqtvae_fast.engine.cache import StepTables
 from hqtvae_fast.engine.coding import DecodeReplay, decode_codes
-from hqtvae_fast.engine.completion import Known
 from hqtvae_fast.engine.fused_step import make_tables
 from hqtvae_fast.engine.graph import CaptureError, DrawReplay, GraphCache
-from hqtvae_fast.engine.guidance import Guidance
 from hqtvae_fast.engine.loop import NAN_LOGITS, Drawing, OnStep, SamplingParams
 from hqtvae_fast.engine.options import EngineOptions, Overlap, check_options
+from hqtvae_fast.engine.steering import Guidance, Known
 from hqtvae_fast.engine.streams import Codes, Decode, Done, Drawn, Streams, make_streams
 from hqtvae_fast.hardware import cudnn_benchmark, fp32_products
 from hqtvae_fast.model import HQVAE, HQTransformer
@@ -144,7 +143,7 @@ class Executor:
                 "completing": kept is not None,
             }
             with self._computing(plan, options):
-                key = ("draw", index, len(seeds), *what)
+                key: tuple[str | int, ...] = ("draw", index, len(seeds), *what)
                 make = partial(DrawReplay, model, len(seeds), **kinds, **how)
                 replay = self._captured(model, key, make, options)
                 if replay is None:

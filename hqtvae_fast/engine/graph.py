@@ -26,11 +26,10 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from hqtvae_fast.engine.cache import StepTables
-from hqtvae_fast.engine.completion import Known
 from hqtvae_fast.engine.fused_step import Engine
-from hqtvae_fast.engine.guidance import Guidance, check_guided
 from hqtvae_fast.engine.loop import Drawing, SamplingParams
 from hqtvae_fast.engine.options import EngineOptions
+from hqtvae_fast.engine.steering import Guidance, Known, check_guided
 from hqtvae_fast.engine.streams import HIGH
 from hqtvae_fast.model import HQTransformer
 from hqtvae_fast.modes import inference

@@ -16,12 +16,10 @@ from torch import Tensor
 from hqtvae_fast.codes import read_level
 from hqtvae_fast.config import TransformerConfig
 from hqtvae_fast.engine.cache import StepTables
-from hqtvae_fast.engine.completion import Known, KnownSteps
 from hqtvae_fast.engine.fused_step import Engine, make_step
-from hqtvae_fast.engine.guidance import BRANCHES, Guidance, check_guided
 from hqtvae_fast.engine.options import EngineOptions
-from hqtvae_fast.engine.step import LevelFeatures, LevelLogits, Step
-from hqtvae_fast.engine.whole_head import WholeHead
+from hqtvae_fast.engine.steering import BRANCHES, Guidance, Known, KnownSteps, check_guided
+from hqtvae_fast.engine.step import LevelFeatures, LevelLogits, Step, WholeHead
 from hqtvae_fast.hardware import send
 from hqtvae_fast.model import HQTransformer
 from hqtvae_fast.model.pyramid import to_local, to_maps
@@ -74,9 +72,9 @@ def draw_codes(
     """Draw code maps, int64 [B, h, w] a predicted level, top first.
 
     ``condition``: labels [B], tokens [B, P], top codes [B, P] (a refiner) or None; ``seeds`` int64 [B], see
-    :func:`hqtvae_fast.engine.rng.image_seeds`; ``given_top_codes`` [B, h, w] are kept and only finer codes are drawn
-    (the paper's figure 4b). ``guidance``: two rows an image are computed, see :mod:`hqtvae_fast.engine.guidance`;
-    ``known``: codes that stay, see :mod:`hqtvae_fast.engine.completion`. ``on_step`` is called after each of the T
+    :func:`hqtvae_fast.seeds.image_seeds`; ``given_top_codes`` [B, h, w] are kept and only finer codes are drawn
+    (the paper's figure 4b). ``guidance``: two rows an image are computed, see :mod:`hqtvae_fast.engine.steering`;
+    ``known``: codes that stay, see :mod:`hqtvae_fast.engine.steering`. ``on_step`` is called after each of the T
     steps has been issued. The same seed gives the same codes in any batch, as far as matrix products give the same
     logits there. ``options``: a fused draw is one only without top-k and top-p; ``tables``: those that they ask for,
     where they are made already. Raises ValueError on parameters out of range and, at the end on a GPU and at once on a
@@ -94,7 +92,7 @@ def draw_codes(
 @dataclass(frozen=True)
 class Drawing:
     """One batch's loop over named static buffers, which fills ``local_BTN``. Inside, nothing is sent to the device and
-    nothing waits for it. Rows are images, of a guided drawing in both branches: :mod:`hqtvae_fast.engine.guidance`."""
+    nothing waits for it. Rows are images, of a guided drawing in both branches: :mod:`hqtvae_fast.engine.steering`."""
 
     config: TransformerConfig
     step: Step

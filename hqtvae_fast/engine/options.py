@@ -23,7 +23,7 @@ class EngineOptions:
     GPU. ``modules``: the model's own modules draw, which have none of the next six. ``tables``: compute what depends on
     a code or a class alone once (:class:`hqtvae_fast.engine.cache.StepTables`). ``fused_draw``: where neither top-k nor
     top-p is set, draw inside the head's product, its logits never stored (:func:`hqtvae_fast.ops.draw_from_head`).
-    ``whole_head``: both passes and draws of a step in one operation (:class:`hqtvae_fast.engine.whole_head.WholeHead`).
+    ``whole_head``: both passes and draws of a step in one operation (:class:`hqtvae_fast.engine.step.WholeHead`).
     ``dependent_launch``: Hopper's programmatic dependent launch: skinny products, and the whole head, begin to fetch
     their weights while the kernel before them runs. ``skip_query``: leave out the queries of the head's first pass,
     whose one position sees itself alone. ``fused_norm``: skinny products normalise their own rows and add the residual

@@ -15,12 +15,13 @@ from torch import Tensor, nn
 from hqtvae_fast import checkpoint as checkpoints
 from hqtvae_fast.classes import Names, fit_names
 from hqtvae_fast.config import HQTVAEConfig, first_level
-from hqtvae_fast.engine import Executor, Rows, SamplingParams, image_seeds
+from hqtvae_fast.engine import Executor, Rows, SamplingParams
 from hqtvae_fast.engine.loop import NAN_LOGITS
 from hqtvae_fast.model import HQVAE, HQTransformer
 from hqtvae_fast.modes import no_autocast
 from hqtvae_fast.pictures.images import to_pil
 from hqtvae_fast.plan import Plan
+from hqtvae_fast.seeds import image_seeds
 from hqtvae_fast.text import PromptTokenizer
 from hqtvae_fast.train.codes.cache import picture_latents, split_codes
 from hqtvae_fast.train.data import Batch, Content

@@ -18,7 +18,6 @@ from torch.overrides import TorchFunctionMode
 from hqtvae_fast import plan as plans
 from hqtvae_fast.backend import VARIABLE, source_of
 from hqtvae_fast.engine.coding import chunk_size
-from hqtvae_fast.engine.launches import Indexing
 from hqtvae_fast.engine.loop import Drawing, SamplingParams
 from hqtvae_fast.engine.options import EngineOptions
 from hqtvae_fast.model import HQVAE, HQTransformer
@@ -26,6 +25,7 @@ from hqtvae_fast.model.empty import without_values
 from hqtvae_fast.modes import inference
 from hqtvae_fast.ops.spec import Cost, Spec, all_specs
 from hqtvae_fast.tune.cases import fitted, packed
+from hqtvae_fast.tune.launches import Indexing
 
 STEPS = range(2)
 """Of a drawing: the first one, which reads the condition, and one like all others."""

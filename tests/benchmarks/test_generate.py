@@ -18,11 +18,12 @@ from benchmarks.suites.outcomes import Entrant, Outcome, Roof, Workload
 from hqtvae_fast import checkpoint, cli
 from hqtvae_fast.cli.many import spread
 from hqtvae_fast.config import PRESETS, BlocksConfig
-from hqtvae_fast.engine import SamplingParams, draw_codes, image_seeds
+from hqtvae_fast.engine import SamplingParams, draw_codes
 from hqtvae_fast.hardware import Device
 from hqtvae_fast.model import HQTransformer
 from hqtvae_fast.model.cost import image_cost
 from hqtvae_fast.model.pyramid import to_maps
+from hqtvae_fast.seeds import image_seeds
 
 CPU = torch.device("cpu")
 PEAKS = Device("abacus", flops=1e12, bandwidth=1e11, memory=10**9, dtype=torch.float32)

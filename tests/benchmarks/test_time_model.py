@@ -9,11 +9,11 @@ from benchmarks.model.__main__ import device_of, lines_of, main, table_of, total
 from benchmarks.model.calls import calls_of_decode
 from benchmarks.model.times import GAP, predict
 from hqtvae_fast.config import preset
-from hqtvae_fast.engine.launches import calls_of_step, count_launches
 from hqtvae_fast.engine.options import EngineOptions
 from hqtvae_fast.hardware import DEVICES
 from hqtvae_fast.plan import site
 from hqtvae_fast.plan_file import Measured
+from hqtvae_fast.tune.launches import calls_of_step, count_launches
 
 S, H100 = preset("S"), DEVICES["H100"]
 

@@ -13,10 +13,11 @@ from test_guidance import guided_pipeline
 
 from hqtvae_fast import HQTVAEPipeline
 from hqtvae_fast.config import PRESETS
-from hqtvae_fast.engine import Known, SamplingParams, draw_codes, image_seeds
+from hqtvae_fast.engine import Known, SamplingParams, draw_codes
 from hqtvae_fast.engine.graph import DrawReplay
-from hqtvae_fast.engine.launches import count_launches
 from hqtvae_fast.engine.step import ReferenceStep
+from hqtvae_fast.seeds import image_seeds
+from hqtvae_fast.tune.launches import count_launches
 
 QUIET = {"output_type": "codes", "progress": False, "temperature": 0.9}
 MODELS = {name: golden_pipeline(name).transformer for name in CASES}

@@ -10,11 +10,12 @@ from conftest import GOLDEN, engine, golden_pipeline
 from test_fused_step import condition_of, same
 
 from hqtvae_fast import HQTVAEPipeline
-from hqtvae_fast.engine import EngineOptions, draw_codes, image_seeds, loop
+from hqtvae_fast.engine import EngineOptions, draw_codes, loop
 from hqtvae_fast.engine.fused_step import FusedStep, make_step
 from hqtvae_fast.engine.graph import DrawReplay
 from hqtvae_fast.engine.loop import SamplingParams
 from hqtvae_fast.model.linear import quantize_linears
+from hqtvae_fast.seeds import image_seeds
 
 CASES = ["class_parallel", "class_parallel_iet1", "class_sequential", "class_level3", "uncond_reduce", "global_top"]
 

@@ -9,7 +9,7 @@ from test_fused_step import DRAWN, draw, same
 
 from hqtvae_fast.config import preset
 from hqtvae_fast.engine import EngineOptions, fused_step
-from hqtvae_fast.engine.launches import calls_of_step
+from hqtvae_fast.tune.launches import calls_of_step
 
 JOINED = EngineOptions.read("fused_norm")
 

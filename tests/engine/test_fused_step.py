@@ -12,10 +12,11 @@ from conftest import CASES, GOLDEN, engine, golden_pipeline, golden_values
 from hqtvae_fast import HQTVAEPipeline
 from hqtvae_fast.checkpoint_config import read_config
 from hqtvae_fast.config import preset
-from hqtvae_fast.engine import EngineOptions, SamplingParams, draw_codes, image_seeds
+from hqtvae_fast.engine import EngineOptions, SamplingParams, draw_codes
 from hqtvae_fast.engine.fused_step import FusedStep, make_step
-from hqtvae_fast.engine.launches import count_launches, launches_a_block
 from hqtvae_fast.engine.step import ReferenceStep
+from hqtvae_fast.seeds import image_seeds
+from hqtvae_fast.tune.launches import count_launches, launches_a_block
 
 CONFIGS = {case: read_config(GOLDEN / case).transformer for case in CASES}
 DRAWN = [case for case, config in CONFIGS.items() if config is not None and not config.scrambled_middle]

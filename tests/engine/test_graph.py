@@ -11,10 +11,11 @@ import torch
 from conftest import engine, golden_pipeline, golden_values
 
 from hqtvae_fast import HQTVAEPipeline
-from hqtvae_fast.engine import Executor, SamplingParams, decode_codes, draw_codes, image_seeds
+from hqtvae_fast.engine import Executor, SamplingParams, decode_codes, draw_codes
 from hqtvae_fast.engine.coding import DecodeReplay
 from hqtvae_fast.engine.graph import CaptureError, DrawReplay, GraphCache
 from hqtvae_fast.hardware import fp32_products
+from hqtvae_fast.seeds import image_seeds
 
 CPU = torch.device("cpu")
 CASES = ("class_parallel", "class_parallel_iet1", "class_sequential", "class_bidirectional", "class_level3")

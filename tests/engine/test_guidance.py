@@ -13,11 +13,12 @@ from conftest import engine, golden_pipeline
 from hqtvae_fast import HQTVAEPipeline
 from hqtvae_fast.checkpoint import build
 from hqtvae_fast.config import PRESETS
-from hqtvae_fast.engine import Guidance, SamplingParams, draw_codes, image_seeds, loop
+from hqtvae_fast.engine import Guidance, SamplingParams, draw_codes, loop
 from hqtvae_fast.engine.graph import DrawReplay
-from hqtvae_fast.engine.launches import count_launches
 from hqtvae_fast.engine.options import EngineOptions
 from hqtvae_fast.ops.kernels.sample_logits.reference import guided_logits
+from hqtvae_fast.seeds import image_seeds
+from hqtvae_fast.tune.launches import count_launches
 
 QUIET = {"output_type": "codes", "progress": False, "top_k": 40, "temperature": 0.9}
 

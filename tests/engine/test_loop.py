@@ -11,9 +11,10 @@ from conftest import GOLDEN, golden_pipeline
 from hqtvae_fast import HQTVAEPipeline
 from hqtvae_fast.checkpoint import build
 from hqtvae_fast.config import BlocksConfig, TransformerConfig
-from hqtvae_fast.engine import SamplingParams, decode_codes, draw_codes, image_seeds, loop
+from hqtvae_fast.engine import SamplingParams, decode_codes, draw_codes, loop
 from hqtvae_fast.model import HQTransformer
 from hqtvae_fast.model.pyramid import to_local, to_maps
+from hqtvae_fast.seeds import image_seeds
 
 CONDITIONS = {
     "class_parallel": {"class_labels": [4]},

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from hqtvae_fast.engine import image_seeds
+from hqtvae_fast.seeds import image_seeds
 
 
 def test_first_image_has_the_seed_itself():

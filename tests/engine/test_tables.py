@@ -13,7 +13,7 @@ from hqtvae_fast.engine.cache import table_bytes
 from hqtvae_fast.engine.fused_step import FusedStep, make_step, make_tables
 from hqtvae_fast.engine.graph import DrawReplay
 from hqtvae_fast.engine.loop import SamplingParams
-from hqtvae_fast.engine.rng import image_seeds
+from hqtvae_fast.seeds import image_seeds
 
 
 @pytest.mark.parametrize("case", DRAWN)

@@ -12,10 +12,11 @@ from conftest import golden_pipeline
 
 from hqtvae_fast import _cuda
 from hqtvae_fast.backend import BackendError
-from hqtvae_fast.engine import EngineOptions, whole_head
+from hqtvae_fast.engine import EngineOptions
+from hqtvae_fast.engine import step as step_module
 from hqtvae_fast.engine.cache import KVCache, make_caches
 from hqtvae_fast.engine.loop import Drawing, SamplingParams, draw_codes
-from hqtvae_fast.engine.whole_head import WholeHead
+from hqtvae_fast.engine.step import WholeHead
 from hqtvae_fast.model.head import head_weights
 from hqtvae_fast.model.linear import quantize_linears
 from hqtvae_fast.ops import PredictionHead
@@ -51,7 +52,7 @@ def test_the_loop_draws_the_same_codes_through_it(model, monkeypatch):
     given = plain[0]
     others = os.environ.get("HQTVAE_BACKEND", "")
     monkeypatch.setenv("HQTVAE_BACKEND", f"prediction_head=cuda,{others}")
-    monkeypatch.setattr(whole_head, "HEAD_BACKEND", "cuda")
+    monkeypatch.setattr(step_module, "HEAD_BACKEND", "cuda")
     monkeypatch.setattr(PredictionHead, "__call__", on_the_reference(PredictionHead.__call__))
     for drawn in (draw_codes(*arguments), draw_codes(*arguments, given_top_codes=given)):
         assert all(torch.equal(own, wanted) for own, wanted in zip(drawn, plain, strict=True))

@@ -11,11 +11,11 @@ from PIL import Image
 from hqtvae_fast import HQTVAEPipeline
 from hqtvae_fast import checkpoint as checkpoints
 from hqtvae_fast.arguments import integer, integers, real
-from hqtvae_fast.engine import image_seeds
 from hqtvae_fast.engine.coding import EncodeReplay
 from hqtvae_fast.engine.options import read_precision
 from hqtvae_fast.fields import shown
 from hqtvae_fast.ops.kernels.hierarchical_quantize import hierarchical_quantize
+from hqtvae_fast.seeds import image_seeds
 
 R = 64
 DRAW = {"class_labels": 1, "output_type": "codes", "progress": False}

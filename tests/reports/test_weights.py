@@ -18,7 +18,7 @@ from hqtvae_fast import HQTVAEPipeline
 from hqtvae_fast.backend import BackendError
 from hqtvae_fast.engine.coding import EncodeReplay, make_encoder
 from hqtvae_fast.engine.fused_step import make_step
-from hqtvae_fast.engine.whole_head import WholeHead
+from hqtvae_fast.engine.step import WholeHead
 from hqtvae_fast.model.autoencoder import Upsample
 from hqtvae_fast.model.linear import Linear
 from hqtvae_fast.ops.made import Made

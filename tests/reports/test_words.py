@@ -16,7 +16,7 @@ PRIVATE = {  # what a word was called here, and what everybody calls it
     r"yardsticks?": "baseline",
 }
 PLAIN = {  # where such a word is plain English or somebody else's name
-    ("hqtvae_fast/engine/launches.py", "narrow"): "torch's Tensor.narrow",
+    ("hqtvae_fast/tune/launches.py", "narrow"): "torch's Tensor.narrow",
 }
 
 

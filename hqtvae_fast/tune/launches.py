@@ -24,11 +24,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from hqtvae_fast.backend import unasked
 from hqtvae_fast.config import TransformerConfig
-from hqtvae_fast.engine.completion import Known
 from hqtvae_fast.engine.fused_step import Engine
-from hqtvae_fast.engine.guidance import Guidance
 from hqtvae_fast.engine.loop import Drawing, SamplingParams
 from hqtvae_fast.engine.options import EngineOptions
+from hqtvae_fast.engine.steering import Guidance, Known
 from hqtvae_fast.model import HQTransformer
 from hqtvae_fast.model.empty import without_values
 

@@ -1,10 +1,15 @@
-"""Completing pictures: some codes are known before they are drawn, and stay.
+"""What a drawing is held to beside its condition: guidance, and codes that are known.
 
-Every code is drawn in its turn, and where it is kept the known one is written over it. So noise, seeds and kernels are
-those of a plain drawing, whatever the mask, and a mask read from the device is one that a capture may change. What is
-drawn after a kept code sees it, as it sees a drawn one: in raster order, so that the model knows nothing of kept codes
-that are still to come. A mask that keeps the first windows is thus exact; another one is not a draw from the model
-given all that is kept.
+*Guidance*, classifier-free: each image has a second row, whose condition is withheld. Both branches are one batch of
+2 B rows, the B conditions shown first. The body and the head see twice the rows and know nothing of it; the draw reads
+two rows of logits for an image, and writes its code into both (:func:`hqtvae_fast.ops.sample_logits`). So a guided step
+has the kernels of a plain one, and noise and seeds are those of the B images.
+
+*Completion*: some codes of a picture are known, and stay. Every code is drawn in its turn, and where it is kept the
+known one is written over it. So noise and seeds are those of a plain drawing, whatever the mask, and a mask read from
+the device is one that a capture may change. What is drawn after a kept code sees it, as it sees a drawn one: in raster
+order, so that the model knows nothing of kept codes that are still to come. A mask that keeps the first windows is thus
+exact; another one is not a draw from the model given all that is kept.
 """
 
 from __future__ import annotations
@@ -18,6 +23,36 @@ from torch import Tensor
 from hqtvae_fast.codes import can_look
 from hqtvae_fast.config import TransformerConfig, first_level
 from hqtvae_fast.model.pyramid import to_local, window_side
+
+BRANCHES = 2
+
+
+class Guidance(NamedTuple):
+    """A row an image: ``scale`` fp32 [B, T or 1, levels or 1], by which logits are led away from those of
+    ``condition``, labels [B] or tokens [B, P]: the null condition, or a negative prompt."""
+
+    scale: Tensor
+    condition: Tensor
+
+    def of_draws(self, config: TransformerConfig) -> Tensor:
+        """Scales as the draws read them, fp32 [T, levels, B]."""
+        B, own = len(self.scale), self.scale[..., : config.num_levels]
+        return own.expand(B, config.num_steps, config.num_levels).permute(1, 2, 0).contiguous()
+
+    @classmethod
+    def off(cls, condition: Tensor) -> Guidance:
+        """Of scale 1, against anything: a capture's buffers before they are filled."""
+        scale = torch.ones(len(condition), 1, 1, dtype=torch.float32, device=condition.device)
+        return cls(scale, torch.zeros_like(condition))
+
+
+def check_guided(config: TransformerConfig, condition: Tensor | None, guidance: Guidance) -> None:
+    """ValueError where this model, or these conditions, cannot be guided."""
+    if config.null_index is None and config.condition != "text":
+        raise ValueError(f"guidance: expected a model with a null condition; this one has none ({config.condition})")
+    if condition is None or condition.shape != guidance.condition.shape:
+        got = None if condition is None else list(condition.shape)
+        raise ValueError(f"guidance: expected conditions of one shape; got {got} and {list(guidance.condition.shape)}")
 
 
 class Known(NamedTuple):
