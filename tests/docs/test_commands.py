@@ -36,9 +36,11 @@ LESS = {
     "--num-images 50000": "--num-images 6",
     "--top-k 2048": "--top-k 48",
     "top_k=2048": "top_k=48",
-    "--budget 0.5": "--budget 0.1 --batches 1",
+    "--budget 0.5": "--budget 0.05 --batches 1",
     "--budget 0.2 --batches 1,8": "--dry-run",
     "--draws 7": "--draws 2",
+    "--images 2": "--images 1",
+    "--op nearest_code --device cpu": "--op bias_gelu --device cpu",  # of which no baseline is compiled
     "--count 10": "--count 2",
     "--workers 8": "--workers 1",
 }
@@ -46,6 +48,8 @@ APPENDED = {
     "train": ["--steps", "2", "--batch-size", "4"],
     "info": ["--no-measure"],
     "bench generate": ["--repeats", "1", "--baselines", "none"],
+    "bench ops": ["--repeats", "1"],
+    "bench precision": ["--dtype", "fp32"],
 }
 # What takes longer than a few seconds, and what comes after it reads.
 LONG = "hqtvae train "

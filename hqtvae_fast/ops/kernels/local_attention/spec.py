@@ -98,11 +98,26 @@ def define(*inputs: Any) -> tuple[Tensor, ...]:
     return _definition(torch.float64, *inputs)
 
 
+def allowance(qkv: Tensor, bias: Tensor | None, keys: Tensor | None) -> float:
+    """What an attention may be off by, of the largest value: 1e-6, and as much as one rounding to fp32 of the largest
+    score |s| changes its exponential, 2^-24 |s|, where that is more (above 16: far outside of a model's). ``keys``: the
+    cache as it was written."""
+    parts = qkv.cpu().double()
+    if bias is not None:
+        parts = parts + bias.cpu().double().view(parts.shape[2:])
+    q, k = parts[:, :, 0].transpose(1, 2), parts[:, :, -2].transpose(1, 2)
+    seen = k if keys is None else torch.cat([k, keys.cpu().double()], dim=2)
+    largest = float((q @ seen.transpose(2, 3)).abs().max()) * q.shape[-1] ** -0.5
+    return max(1e-6, 2**-24 * largest)
+
+
 def check(got: tuple[Tensor, ...], wanted: tuple[Tensor, ...], inputs: tuple[Any, ...]) -> None:
     """Errors against float64, of the output and of what is cached, at most twice the reference's in the same dtype,
-    plus 1e-6 of the largest value. ``inputs`` are as before the op wrote to the caches."""
+    plus :func:`allowance` of the largest value. ``inputs`` are as before the op wrote to the caches."""
     plain = _definition(None, *inputs)
-    for name, ours, exact, same in zip(("output", "keys", "values"), got, wanted, plain, strict=False):
+    written = None if len(plain) == 1 else plain[1]
+    check_errors("output", got[0], wanted[0], plain[0], absolute=allowance(inputs[0], inputs[1], written))
+    for name, ours, exact, same in zip(("keys", "values"), got[1:], wanted[1:], plain[1:], strict=False):
         check_errors(name, ours, exact, same, absolute=1e-6)
     start, T = inputs[4], inputs[0].shape[1]
     for ours, before in zip(got[1:], inputs[2:4], strict=False):
