@@ -22,6 +22,8 @@ from hqtvae_fast.ops.spec import Spec, all_specs
 from hqtvae_fast.plan_file import SHIPPED, PlanFile
 
 FILE = HERE / "STATUS.md"
+PROOF = "proof"
+"""The benchmark that ``tests/tune/test_parent.py`` writes."""
 CHECKED = {  # by backend whose kernels on a GPU are this package's own
     "cuda": "CUDA: compiled by nvcc, {}",
     "triton": "Triton: interpreted, compiled for sm_80 and sm_90",
@@ -116,7 +118,16 @@ def status(results: Sequence[Results], specs: Sequence[Spec], plans: Sequence[Pl
     for title, parts in (("engine path", PATHS), ("benchmark", BENCHMARKS)):
         lines += ["", f"| {title} | checked without a GPU | met a GPU |", "|---|---|---|"]
         lines += [_line(part.name, part.checked, _evidence(found, part.met)) for part in parts]
+    proofs = [one for one in results if one.benchmark == PROOF]
+    lines += ["", *_proofs(max(proofs, key=lambda one: one.environment["date"]))] if proofs else []
     return "\n".join(lines) + "\n"
+
+
+def _proofs(results: Results) -> list[str]:
+    """How often tuning's proof of a variant is right, as the tests of ``hqtvae tune`` counted it."""
+    runs = len(results.rows[0].runs)
+    told = [f"{sum(row.runs):g} of {runs * row.work['tried']:,} {row.name}" for row in results.rows]
+    return [f"Proof of variants by `hqtvae tune` ({_where(results)}), in {runs} runs: {', '.join(told)}."]
 
 
 def _line(*cells: str) -> str:

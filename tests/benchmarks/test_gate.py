@@ -90,6 +90,7 @@ def test_a_worker_of_another_package_is_refused(folder):
             other.ready()
 
 
+@pytest.mark.slow
 def test_sides_take_turns_and_each_pair_has_processes_of_its_own(folder, monkeypatch):
     """Units that share a process they were forked from share its luck, and are not independent. Both sides of a pair
     hash alike. Sides of one folder share a process."""

@@ -97,3 +97,10 @@ def test_each_cuda_kernel_says_how_it_is_checked():
 def test_its_links_exist(specs):
     for link in re.findall(r"\]\(([^)]+)\)", status.status([], specs)):
         assert (HERE / link).exists(), link
+
+
+def test_how_often_a_proof_is_right_is_told(specs):
+    rows = (Row("faults were missed", "tune", ((0, 1),), "count", work={"tried": 7}),)
+    text = status.status([Results(status.PROOF, CPU, rows)], specs)
+    told = "Proof of variants by `hqtvae tune` (AMD EPYC, 2026-11-24), in 2 runs: 1 of 14 faults were missed."
+    assert text.endswith(f"\n\n{told}\n")

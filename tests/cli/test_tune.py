@@ -40,6 +40,7 @@ def _one_choice_an_op(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sites, "find_sites", first_of_each)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("_one_choice_an_op")
 def test_a_tiny_model_is_tuned_on_a_cpu(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tuner, "DUEL_SECONDS", 0.05)

@@ -19,7 +19,7 @@ def run(folder, *arguments):
     return subprocess.run(command, capture_output=True, text=True, **how)
 
 
-@pytest.mark.parametrize("target", [["mine.py"], ["-m", "mine"]])
+@pytest.mark.parametrize("target", [["mine.py"], pytest.param(["-m", "mine"], marks=pytest.mark.slow)])
 def test_what_is_not_known_runs_as_it_is(tmp_path, target):
     (tmp_path / "mine.py").write_text("import sys\nprint(__name__, sys.argv[1:])\nraise SystemExit(3)\n")
     done = run(tmp_path, *target, "--help")

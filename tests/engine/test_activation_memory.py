@@ -69,6 +69,7 @@ def codes(config: VAEConfig, count: int) -> list[torch.Tensor]:
     return [torch.zeros(count, side, side, dtype=torch.int64) for side in config.level_sides]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="peaks are read from Linux's /proc")
 def test_the_model_against_measured_peaks():
     """Of a process of its own. What convolutions take as scratch is counted in what is measured alone."""

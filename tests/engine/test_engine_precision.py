@@ -82,7 +82,7 @@ def test_a_thread_that_wants_other_products_waits():
     assert flags() == before
 
 
-@pytest.mark.parametrize("everywhere", ["none", "tf32"])
+@pytest.mark.parametrize("everywhere", [pytest.param("none", marks=pytest.mark.slow), "tf32"])
 def test_encoding_is_fp32_whatever_holds_around_it(everywhere):
     """Also where a user has set the switch by its new name, which torch does not let the old one read. In a process of
     its own: what was set is not all unset again."""

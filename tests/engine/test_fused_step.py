@@ -166,7 +166,10 @@ def test_the_count_sees_one_more_kernel(monkeypatch):
     assert before["bias_gelu"] == config.body.num_layers + 2 * config.head.num_layers
 
 
-@pytest.mark.parametrize("name", ["M", "S-text", "FFHQ", "S-3level"])
+@pytest.mark.parametrize(
+    "name",
+    ["S-text", "S-3level", pytest.param("M", marks=pytest.mark.slow), pytest.param("FFHQ", marks=pytest.mark.slow)],
+)
 def test_every_preset_stays_at_eight_kernels_a_block(name):
     config = preset(name).transformer
     assert launches_a_block(config, "fused", batch=64) == {"body": 8, "head": 8 * len(config.groups)}

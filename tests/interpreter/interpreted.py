@@ -18,6 +18,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -55,6 +56,11 @@ for check in sys.argv[1:]:
         outcomes[check] = traceback.format_exc()
 print("outcomes:" + json.dumps(outcomes))
 """
+
+
+def params(quick: tuple[str, ...], slow: tuple[str, ...]) -> list[Any]:
+    """Names of checks as parameters of a test: those of ``slow`` are left out of a quick run."""
+    return [*quick, *(pytest.param(name, marks=pytest.mark.slow) for name in slow)]
 
 
 @functools.cache

@@ -6,7 +6,7 @@ What the interpreter cannot show is how a tensor core adds: that is the bound's 
 from __future__ import annotations
 
 import pytest
-from interpreted import needs_triton, outcomes
+from interpreted import needs_triton, outcomes, params
 
 PROGRAM = """
 from dataclasses import replace
@@ -111,17 +111,19 @@ def operator():
 
 CHECKS = (
     "small_cases",
-    "scales_and_cancellation",
     "ties_and_duplicates",
     "rows_that_are_not_finite",
     "strides_and_chunks",
-    "more_groups_of_blocks_than_one",
     "few_rows_are_settled",
     "operator",
+)
+SLOW = (
+    "scales_and_cancellation",
+    "more_groups_of_blocks_than_one",
 )
 
 
 @needs_triton
-@pytest.mark.parametrize("check", CHECKS)
+@pytest.mark.parametrize("check", params(CHECKS, SLOW))
 def test_interpreted(check):
-    assert outcomes(PROGRAM, CHECKS)[check] == ""
+    assert outcomes(PROGRAM, SLOW if check in SLOW else CHECKS)[check] == ""

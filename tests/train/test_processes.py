@@ -79,6 +79,7 @@ def torchrun(program: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, check=False, timeout=120)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="threads are listed in /proc")
 def test_a_team_leaves_no_thread_and_may_be_followed_by_another():
     """And one that stays would be seen."""

@@ -56,7 +56,7 @@ def kill_at(monkeypatch, task, step):
     monkeypatch.setattr(task, "update", update)
 
 
-@pytest.mark.parametrize("step", [1, 5])
+@pytest.mark.parametrize("step", [pytest.param(1, marks=pytest.mark.slow), 5])
 def test_stage1_goes_on_after_a_kill(pictures, tmp_path, monkeypatch, step):
     train_stage1(stage1(pictures, tmp_path / "whole"))
     with monkeypatch.context() as patch:
@@ -101,7 +101,7 @@ def test_checkpoints_are_few_and_whole(pictures, tmp_path):
     assert names == ["step-0000008", "step-0000009"]
 
 
-@pytest.mark.parametrize("adversarial_start, steps", [(0, 80), (100, 40)])
+@pytest.mark.parametrize("adversarial_start, steps", [pytest.param(0, 80, marks=pytest.mark.slow), (100, 40)])
 def test_stage1_learns(pictures, tmp_path, adversarial_start, steps):
     changes = {"steps": steps, "save_every": 0, "restart_unused": True}  # a codebook far from the data learns slowly
     train_stage1(stage1(pictures, tmp_path, adversarial_start=adversarial_start, **changes))
