@@ -77,6 +77,7 @@ def counted() -> Iterator[dict[str, list[list[int]]]]:
         rows = [
             Row(name, "tune", (tuple(map(sum, zip(*wrong, strict=True))),), "count", work={"tried": len(wrong)})
             for name, wrong in found.items()
+            if wrong
         ]
         write(Results(PROOF, describe(CPU), tuple(rows)), Path(file))
 
