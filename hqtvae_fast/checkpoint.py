@@ -37,7 +37,7 @@ from hqtvae_fast.checkpoint_config import (
 )
 from hqtvae_fast.config import CheckpointError, HQTVAEConfig, TransformerConfig, VAEConfig, to_dict
 from hqtvae_fast.files import first_line, json_text, sync_files, sync_folder
-from hqtvae_fast.files.tensors import StateDict, read_state
+from hqtvae_fast.files.tensors import StateDict, is_finite, read_state
 from hqtvae_fast.model import HQVAE, HQTransformer
 from hqtvae_fast.model.calibration import roundable
 from hqtvae_fast.model.empty import without_values
@@ -225,7 +225,7 @@ def _collect(file: Path, state: StateDict, expected: dict[str, Source]) -> State
             problems.append(f"{key}: expected shape {list(shape)}, found no such key")
         elif tuple(state[key].shape) != shape:
             problems.append(f"{key}: expected shape {list(shape)}, found {list(state[key].shape)}")
-        elif not bool(torch.isfinite(state[key]).all()):
+        elif not is_finite(state[key]):
             problems.append(f"{key}: expected finite values, found NaN or infinity")
     others = [key for key in state if key not in wanted]
     if any(key not in state for key in wanted):

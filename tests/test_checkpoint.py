@@ -20,7 +20,8 @@ from conftest import CASES, GOLDEN, golden_pipeline, golden_values
 from hqtvae_fast import HQTVAEPipeline, checkpoint
 from hqtvae_fast.checkpoint import CheckpointError
 from hqtvae_fast.config import PRESETS, from_dict, to_dict
-from hqtvae_fast.model.linear import quantized_linears
+from hqtvae_fast.files.tensors import is_finite
+from hqtvae_fast.model.linear import QuantizedWeight, quantized_linears
 from hqtvae_fast.ops.kernels.skinny_linear.reference import QUANTIZED
 
 
@@ -364,3 +365,36 @@ def test_a_pair_that_does_not_fit():
         CheckpointError, match="these two checkpoints make no pair: refiner: expected condition='codes'"
     ):
         checkpoint.with_refiner(checkpoint.load(GOLDEN / "global_top"), checkpoint.load(GOLDEN / "class_parallel"))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64, torch.float8_e4m3fn])
+@pytest.mark.parametrize(
+    "value,finite", [(1.5, True), (float("nan"), False), (float("inf"), False), (-float("inf"), False)]
+)
+def test_a_value_that_is_not_finite_is_found_wherever_it_is(dtype, value, finite):
+    for place in (0, 40, 104):
+        tensor = torch.linspace(-3, 3, 105)
+        tensor[place] = value
+        stored = tensor.to(dtype).view(5, 21)
+        assert is_finite(stored) == bool(stored.float().isfinite().all())
+        assert is_finite(stored) == finite or dtype is torch.float8_e4m3fn  # which has no infinity
+    assert is_finite(torch.zeros(0, 3))
+    assert is_finite(torch.arange(3))
+
+
+def test_a_quantized_layer_is_widened_once_however_it_is_opened_and_moved(tmp_path, monkeypatch):
+    """Each reads and writes all of the weight: of S, two seconds."""
+    made = HQTVAEPipeline.from_pretrained(GOLDEN / "class_parallel", device="cpu", dtype="fp32", quantization="int8")
+    made.save_pretrained(tmp_path / "int8")
+    widened, wide = [], QuantizedWeight.wide
+    monkeypatch.setattr(QuantizedWeight, "wide", lambda self, dtype: widened.append(dtype) or wide(self, dtype))
+    pipe = HQTVAEPipeline.from_pretrained(tmp_path / "int8", device="cpu", dtype="fp32")
+    layers = quantized_linears(pipe.transformer)
+    assert len(widened) == len(layers) > 4
+    for name, weight in layers.items():
+        assert torch.equal(pipe.transformer.get_submodule(name).weight, wide(weight, torch.float32))
+    widened.clear()
+    pipe.to(dtype="bf16")
+    for name, weight in quantized_linears(pipe.transformer).items():
+        assert torch.equal(pipe.transformer.get_submodule(name).weight, wide(weight, torch.bfloat16))
+    assert widened == [torch.bfloat16] * len(layers)

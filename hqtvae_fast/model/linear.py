@@ -31,7 +31,7 @@ class QuantizedWeight:
         return cls(*quantize(weight, kind), kind)
 
     def wide(self, dtype: torch.dtype) -> Tensor:
-        return (self.stored.float() * self.scale[:, None]).to(dtype)
+        return self.stored.float().mul_(self.scale[:, None]).to(dtype)
 
     def to(self, device: torch.device) -> QuantizedWeight:
         return QuantizedWeight(self.stored.to(device), self.scale.to(device), self.kind)
@@ -62,13 +62,13 @@ class Linear(nn.Linear):
         if self._quantized is None:
             self._quantized = QuantizedWeight.of(self.weight.detach(), to)
             self._widen()
+            self._is_rounded()
         self.round()
 
     def adopt(self, quantized: QuantizedWeight) -> None:
-        """Be a layer that was quantized before: ``quantized`` is of this weight's shape, whose values it replaces."""
+        """Be a layer that was quantized before: its weight is what ``quantized`` is in the weight's dtype."""
         self._quantized = quantized
-        self._widen()
-        self.round()
+        self._is_rounded()
 
     @property
     def quantized(self) -> QuantizedWeight | None:
@@ -90,6 +90,10 @@ class Linear(nn.Linear):
             self._quantized.scale.copy_(again.scale)
             self._widen()
         return True
+
+    def _is_rounded(self) -> None:
+        """The weight was just made of the quantized one: no need to look, which reads both."""
+        self._rounded.of(lambda: True, self.weight)
 
     @torch.no_grad()
     def _widen(self) -> None:
@@ -160,7 +164,9 @@ class Linear(nn.Linear):
         super()._apply(fn, recurse)
         if self._quantized is not None:  # no buffers: the scale stays fp32 in any dtype
             self._quantized = self._quantized.to(self.weight.device)
-            self._widen()
+            if not self._rounded.is_right(self.weight):  # it was moved, or is of another dtype
+                self._widen()
+                self._is_rounded()
         return self
 
 
