@@ -115,10 +115,13 @@ def test_text(tmp_path):
     assert np.abs(drawn - golden["greedy_pixels"].numpy()).max() < ONE_PIXEL
 
 
-def test_throughput(tmp_path):
+@pytest.mark.parametrize("inside", [False, True])
+def test_throughput(tmp_path, inside):
+    """By its folder from anywhere, and as a module from inside the checkout."""
     model = changed("class_parallel", tmp_path, lambda stage2: stage2["hparams"].update(n_classes=1000))
     arguments = [f"model_path={model}/config.yaml", "batch_size=1000", "top_resolution=4", "n_loop=1", "warmup=0"]
-    done = run(tmp_path, script("measure_throughput"), *arguments, dtype="bf16")
+    target = ("-m", "measure_throughput") if inside else (script("measure_throughput"),)
+    done = run(RELEASED if inside else tmp_path, *target, *arguments, dtype="bf16")
     assert done.returncode == 0, done.stderr
     assert "ms/sample (ar:" in done.stdout
 
