@@ -22,6 +22,7 @@ from hqtvae_fast.train.words import duration, held_out, in_words, speed
 
 EARLIER = 3  # sheets before the last one, evenly spread
 CLASSES = 30  # named
+FEWEST_LOGGED = 5
 STYLE = """
 :root { color-scheme: light dark; --ink: #24292f; --soft: #57606a; --page: #fff; --faint: #d0d7de; --warn: #fff8c5 }
 @media (prefers-color-scheme: dark) {
@@ -139,7 +140,7 @@ def _figure(file: Path) -> str:
 
 
 def _curves(runs: Mapping[str, Path]) -> Iterator[str]:
-    logged = {name: run for name, run in runs.items() if read_records(run / LOSSES)[0]}
+    logged = {name: run for name, run in runs.items() if _has_curves(run)}
     if not logged:
         return
     yield "<section><h2>curves</h2>"
@@ -148,6 +149,12 @@ def _curves(runs: Mapping[str, Path]) -> Iterator[str]:
     except ValueError as error:  # no matplotlib: the rest is worth a page
         yield f"<p>{escape(str(error))}</p>"
     yield "</section>"
+
+
+def _has_curves(run: Path) -> bool:
+    """Whether there is something to see: of a run that has just begun there is not, and drawing takes a second."""
+    logged = len(read_records(run / LOSSES)[0])
+    return logged >= FEWEST_LOGGED or (logged > 0 and _is_done(run))
 
 
 def _written(file: Path) -> tuple[int, int]:

@@ -139,3 +139,17 @@ def test_without_matplotlib_the_page_has_no_curves(tmp_path, monkeypatch):
     text = Page(tmp_path / "report.html").text
     assert "needs matplotlib" in text
     assert re.search("held out PSNR", text)
+
+
+def test_a_run_that_has_just_begun_has_no_curves_yet(tmp_path, no_curves):
+    run = write_run(tmp_path / "run")
+    record = (run / "losses.jsonl").read_text().splitlines()[0] + "\n"
+    for count, curves in ((1, False), (report.FEWEST_LOGGED, True)):
+        (run / "losses.jsonl").write_text(record * count)
+        write_report(run, {"stage 1": run}, {})
+        assert ("<svg>" in (run / "report.html").read_text()) == curves
+    (run / "losses.jsonl").write_text(record)
+    (run / "model").mkdir()
+    (run / "model" / "config.json").write_text("{}")
+    write_report(run, {"stage 1": run}, {})
+    assert "<svg>" in (run / "report.html").read_text()
