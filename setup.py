@@ -17,6 +17,8 @@ import os
 import shutil
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 from setuptools import Extension, setup
@@ -70,11 +72,19 @@ def why_no_cuda():
     return None if torch.version.cuda or BUILD_CUDA == "1" else "torch is a CPU build"
 
 
+def compile_at_once(compile_one_by_one, sources, **options):
+    """Objects of all sources, on all cores: they are made one after the other otherwise."""
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        made = pool.map(lambda source: compile_one_by_one([source], **options), sources)
+        return [name for names in made for name in names]
+
+
 class BuildExtensions(build_ext):
     """csrc/cuda goes to nvcc, the rest the usual way."""
 
     def build_extension(self, extension):
         if extension is not cuda:
+            self.compiler.compile = partial(compile_at_once, self.compiler.compile)
             super().build_extension(extension)
             return
         architectures = os.environ.get("HQTVAE_CUDA_ARCHS", nvcc.ARCHITECTURES)

@@ -53,6 +53,7 @@ def test_a_run_reports_every_entrant(tmp_path):
     assert results.details["layers"]
 
 
+@pytest.mark.slow
 def test_everything_that_a_gpu_is_measured_with_decodes_the_same():
     """On a CPU: a capture is a call there, and torch's compiler gives the graph that it has read back as it is."""
     vae, device = decode._open_vae("tiny", None), torch.device("cpu")

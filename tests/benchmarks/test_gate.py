@@ -301,6 +301,7 @@ def test_graph_breaks_repeat_exactly():
     assert first == second
 
 
+@pytest.mark.slow
 def test_quotients_and_least_work():
     (draw, decode) = proxies.ratio_rows()
     assert draw.unit == decode.unit == "ratio"

@@ -95,6 +95,7 @@ def test_compiled_steps_are_the_same():
 # -------------------------------------------------------------------------------------------------------- the command
 
 
+@pytest.mark.slow
 def test_several_batches_in_one_run(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(generate, "peaks_and_load", lambda device: (PEAKS, {}))
     file = tmp_path / "r.json"

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import re
 
+import pytest
 import typer
 from typer.testing import CliRunner
 
 from benchmarks.studies.launches import launches
 
 
+@pytest.mark.slow
 def test_table():
     app = typer.Typer()
     app.command()(launches)

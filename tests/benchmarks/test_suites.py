@@ -43,6 +43,7 @@ def test_a_suite_writes_what_it_measured(suite, options, names, tmp_path, capsys
     assert "images/s" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_the_engine_is_run_in_several_ways(tmp_path, capsys):
     file, ways = tmp_path / "r.json", ("chunk=1", "captured,overlap=off")
     arguments = ("--batch", "2", "--repeats", "1", "--what", "stream", "--engine", *ways, "--json", str(file))

@@ -64,6 +64,7 @@ def test_a_plans_measurement_stands_beside_the_prediction(steps):
     assert "error" not in [column.header for column in table_of("", lines_of(steps[1], H100, {})).columns]
 
 
+@pytest.mark.slow
 def test_engines_options_change_what_is_launched(steps):
     fewer = calls_of_step(S.transformer, "fused", batch=1, options=EngineOptions.read("tables"))
     assert sum(call.name == "skinny_linear" for call in fewer) == 81

@@ -109,7 +109,7 @@ def test_encoding_and_logits(case):
     assert torch.allclose(logits[1], golden["logits_1"], atol=1e-4)
 
 
-@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+@pytest.mark.parametrize("dtype", ["fp32", pytest.param("bf16", marks=pytest.mark.slow)])
 def test_changed_weights_are_noticed(dtype):
     model = accelerate(Whole("class_parallel"), dtype=dtype)
     images = golden_values("class_parallel")["image"]
@@ -158,7 +158,7 @@ def held():
     return sum({t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}.values())
 
 
-@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+@pytest.mark.parametrize("dtype", ["fp32", pytest.param("bf16", marks=pytest.mark.slow)])
 def test_memory_is_the_pipelines(dtype):
     before = held()
     pipe = HQTVAEPipeline.from_pretrained(GOLDEN / "class_parallel", device="cpu", dtype=dtype)

@@ -53,6 +53,16 @@ APPENDED = {
 }
 # What takes longer than a few seconds, and what comes after it reads.
 LONG = "hqtvae train "
+# What takes seconds and leaves nothing that later commands read: run with the trainings.
+HEAVY = (
+    "hqtvae tune demo --budget 0.5",
+    "hqtvae bench precision",
+    "hqtvae bench report",
+    "hqtvae evaluate --reference val/ --reconstruct",
+    "hqtvae evaluate --reference emoji-128-val.tar --reconstruct",
+    "hqtvae tune --preset S --batches 1 --dry-run",
+    "hqtvae info --preset S --no-measure",
+)
 
 
 @pytest.fixture(scope="module")
@@ -90,6 +100,14 @@ def is_long(command: str) -> bool:
     return command.startswith(LONG)
 
 
+def is_heavy(command: str) -> bool:
+    return command.startswith(HEAVY)
+
+
+def takes_long(command: str) -> bool:
+    return is_long(command) or is_heavy(command)
+
+
 def run(command: str, monkeypatch: pytest.MonkeyPatch) -> int:
     """In this process where it is Python's, and by bash else."""
     said = words(command)
@@ -125,14 +143,15 @@ def run_all(asked: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
 def test_its_commands_run(page, workplace, monkeypatch):
-    """Those before the first training; a page with one is run whole by the next test."""
+    """Those before the first training but for the heavy ones; a page with either is run whole by the next test."""
     asked = list(filter(is_run, commands(page)))
-    run_all(list(itertools.takewhile(lambda command: not is_long(command), asked)), monkeypatch)
+    quick = itertools.takewhile(lambda command: not is_long(command), asked)
+    run_all([command for command in quick if not is_heavy(command)], monkeypatch)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("page", [page for page in PAGES if any(map(is_long, commands(page)))], ids=name_of)
-def test_its_trainings_run_too(page, workplace, monkeypatch):
+@pytest.mark.parametrize("page", [page for page in PAGES if any(map(takes_long, commands(page)))], ids=name_of)
+def test_what_takes_long_runs_too(page, workplace, monkeypatch):
     pytest.importorskip("accelerate", reason="training needs the train extra")
     run_all(list(filter(is_run, commands(page))), monkeypatch)
 
@@ -154,3 +173,4 @@ def test_what_is_not_run_is_little_and_named_somewhere():
     assert all(any(command.startswith(start) for command in everything) for start in NOT_RUN)
     whole = "".join(page.read_text(encoding="utf-8") for page in PAGES)
     assert [much for much in LESS if much not in whole] == []
+    assert all(any(command.startswith(start) for command in everything) for start in HEAVY)

@@ -20,6 +20,7 @@ CASES = {
     "edit": (("--finishes", "4"), (262, 196)),
     "train_on_folder": (("--work", "work", "--steps", "2"), (134, 66)),
 }
+SLOW = {"train_on_folder": pytest.mark.slow}
 RED_APPLES = {"drop_in": [(0, 0)], "class_grid": [(0, 0), (0, 66)], "text": [(0, 0)], "edit": [(0, 0), (0, 66)]}
 """Corners of 64x64 pictures that should be one."""
 
@@ -39,7 +40,7 @@ def run(name, arguments, tmp_path, monkeypatch, capsys) -> Image.Image:
     return sheet
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", [pytest.param(name, marks=SLOW.get(name, ())) for name in CASES])
 def test_T12_a_script(name, tmp_path, monkeypatch, capsys):
     if name == "train_on_folder":
         pytest.importorskip("accelerate", reason="training needs the train extra")

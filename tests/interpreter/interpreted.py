@@ -18,7 +18,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 
@@ -58,9 +58,21 @@ print("outcomes:" + json.dumps(outcomes))
 """
 
 
-def params(quick: tuple[str, ...], slow: tuple[str, ...]) -> list[Any]:
-    """Names of checks as parameters of a test: those of ``slow`` are left out of a quick run."""
-    return [*quick, *(pytest.param(name, marks=pytest.mark.slow) for name in slow)]
+class Checks(NamedTuple):
+    """Names of a program's checks. ``slow``: those that a quick run leaves out, what ``torch.library.opcheck`` says of
+    an operator among them, which it says of the CPU's backends in every run."""
+
+    quick: tuple[str, ...]
+    slow: tuple[str, ...]
+
+    @property
+    def params(self) -> list[Any]:
+        """Parameters of a test."""
+        return [*self.quick, *(pytest.param(name, marks=pytest.mark.slow) for name in self.slow)]
+
+    def beside(self, check: str) -> tuple[str, ...]:
+        """Those that run in the same process."""
+        return self.slow if check in self.slow else self.quick
 
 
 @functools.cache

@@ -6,7 +6,7 @@ The interpreter cuts off digits where a GPU rounds to bf16, so that narrow resul
 from __future__ import annotations
 
 import pytest
-from interpreted import needs_triton, outcomes, params
+from interpreted import Checks, needs_triton, outcomes
 
 PROGRAM = """
 import torch
@@ -79,14 +79,12 @@ def operators():
         torch.library.opcheck(torch.ops.hqtvae_fast.group_norm_silu.default, inputs)
 """
 
-CHECKS = ("small_cases", "an_image_alone_and_in_a_batch", "backward", "operators")
-SLOW = (
-    "large_means",
-    "strided_vectors",
+CHECKS = Checks(
+    ("small_cases", "an_image_alone_and_in_a_batch", "backward"), slow=("large_means", "strided_vectors", "operators")
 )
 
 
 @needs_triton
-@pytest.mark.parametrize("check", params(CHECKS, SLOW))
+@pytest.mark.parametrize("check", CHECKS.params)
 def test_interpreted(check):
-    assert outcomes(PROGRAM, SLOW if check in SLOW else CHECKS)[check] == ""
+    assert outcomes(PROGRAM, CHECKS.beside(check))[check] == ""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from interpreted import needs_triton, outcomes, params
+from interpreted import Checks, needs_triton, outcomes
 
 PROGRAM = """
 import torch
@@ -56,17 +56,12 @@ def operator():
     torch.library.opcheck(torch.ops.hqtvae_fast.hierarchical_quantize.default, (z[:1], codebooks, resampler, "triton"))
 """
 
-CHECKS = (
-    "small_cases",
-    "narrow_latents",
-    "chunks_of_pictures_and_a_view",
-    "average",
-    "operator",
+CHECKS = Checks(
+    ("small_cases", "narrow_latents", "chunks_of_pictures_and_a_view", "average"), slow=("duplicated_codes", "operator")
 )
-SLOW = ("duplicated_codes",)
 
 
 @needs_triton
-@pytest.mark.parametrize("check", params(CHECKS, SLOW))
+@pytest.mark.parametrize("check", CHECKS.params)
 def test_interpreted(check):
-    assert outcomes(PROGRAM, SLOW if check in SLOW else CHECKS)[check] == ""
+    assert outcomes(PROGRAM, CHECKS.beside(check))[check] == ""

@@ -6,7 +6,7 @@ What the interpreter cannot show is how a tensor core adds: that is the bound's 
 from __future__ import annotations
 
 import pytest
-from interpreted import needs_triton, outcomes, params
+from interpreted import Checks, needs_triton, outcomes
 
 PROGRAM = """
 from dataclasses import replace
@@ -109,21 +109,13 @@ def operator():
     torch.library.opcheck(torch.ops.hqtvae_fast.nearest_code.default, inputs)
 """
 
-CHECKS = (
-    "small_cases",
-    "ties_and_duplicates",
-    "rows_that_are_not_finite",
-    "strides_and_chunks",
-    "few_rows_are_settled",
-    "operator",
-)
-SLOW = (
-    "scales_and_cancellation",
-    "more_groups_of_blocks_than_one",
+CHECKS = Checks(
+    ("small_cases", "ties_and_duplicates", "rows_that_are_not_finite", "strides_and_chunks", "few_rows_are_settled"),
+    slow=("scales_and_cancellation", "more_groups_of_blocks_than_one", "operator"),
 )
 
 
 @needs_triton
-@pytest.mark.parametrize("check", params(CHECKS, SLOW))
+@pytest.mark.parametrize("check", CHECKS.params)
 def test_interpreted(check):
-    assert outcomes(PROGRAM, SLOW if check in SLOW else CHECKS)[check] == ""
+    assert outcomes(PROGRAM, CHECKS.beside(check))[check] == ""

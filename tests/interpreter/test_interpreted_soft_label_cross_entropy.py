@@ -6,7 +6,7 @@ What the interpreter cannot show is how a GPU multiplies (here products are exac
 from __future__ import annotations
 
 import pytest
-from interpreted import needs_triton, outcomes
+from interpreted import Checks, needs_triton, outcomes
 
 PROGRAM = """
 import torch
@@ -84,18 +84,20 @@ def operators():
     torch.library.opcheck(operators.soft_label_cross_entropy_backward.default, backward)
 """
 
-CHECKS = (
-    "small_cases",
-    "narrow_codes",
-    "a_slice_of_rows_and_a_scaled_loss",
-    "chunks_of_rows",
-    "far_codes_and_large_offsets",
-    "infinite_logits",
-    "operators",
+CHECKS = Checks(
+    (
+        "small_cases",
+        "narrow_codes",
+        "a_slice_of_rows_and_a_scaled_loss",
+        "chunks_of_rows",
+        "far_codes_and_large_offsets",
+        "infinite_logits",
+    ),
+    slow=("operators",),
 )
 
 
 @needs_triton
-@pytest.mark.parametrize("check", CHECKS)
+@pytest.mark.parametrize("check", CHECKS.params)
 def test_interpreted(check):
-    assert outcomes(PROGRAM, CHECKS)[check] == ""
+    assert outcomes(PROGRAM, CHECKS.beside(check))[check] == ""

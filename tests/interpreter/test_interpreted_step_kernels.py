@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from interpreted import file_outcomes, main, needs_triton
+from interpreted import Checks, file_outcomes, main, needs_triton
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from hqtvae_fast.ops.spec import all_specs
@@ -81,10 +81,16 @@ CHECKS = {
 }
 
 
+NAMES = Checks(
+    tuple(name for name in CHECKS if not name.startswith("operator")),
+    slow=tuple(name for name in CHECKS if name.startswith("operator")),
+)
+
+
 @needs_triton
-@pytest.mark.parametrize("check", CHECKS)
+@pytest.mark.parametrize("check", NAMES.params)
 def test_interpreted(check):
-    assert file_outcomes(__file__, tuple(CHECKS))[check] == ""
+    assert file_outcomes(__file__, NAMES.beside(check))[check] == ""
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from interpreted import needs_triton, outcomes
+from interpreted import Checks, needs_triton, outcomes
 
 PROGRAM = """
 import torch
@@ -27,10 +27,10 @@ def operators():
     torch.library.opcheck(torch.ops.hqtvae_fast.upsample_conv.default, inputs)
 """
 
-CHECKS = ("small_cases", "operators")
+CHECKS = Checks(("small_cases",), slow=("operators",))
 
 
 @needs_triton
-@pytest.mark.parametrize("check", CHECKS)
+@pytest.mark.parametrize("check", CHECKS.params)
 def test_interpreted(check):
-    assert outcomes(PROGRAM, CHECKS)[check] == ""
+    assert outcomes(PROGRAM, CHECKS.beside(check))[check] == ""

@@ -74,6 +74,7 @@ def test_T1_fifty_nine_pictures_and_no_option(tmp_path, capsys):
     assert sum(value.numel() for value in HQTVAEPipeline.from_pretrained(tmp_path / "run").vae.parameters()) < 3e6
 
 
+@pytest.mark.slow
 def test_T1_captions_need_no_configuration(tmp_path, capsys):
     pictures = write_pictures(tmp_path / "set", each=12)
     captions = {file.name: f"picture number {index}" for index, file in enumerate(sorted(pictures.iterdir()))}
@@ -181,6 +182,7 @@ def test_T4_a_run_that_was_stopped_is_a_model_too(trained, tmp_path, capsys, sta
     assert f"not finished; opening {stage}/checkpoints/step-0000002" in said
 
 
+@pytest.mark.slow
 def test_T4_stage_2_takes_a_runs_folder(trained, tmp_path, capsys):
     pictures = trained.parent / "pictures"
     for path in (trained, trained / "stage1"):

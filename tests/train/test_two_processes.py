@@ -13,6 +13,7 @@ from small_runs import BLOCKS, COMMON, TRANSFORMER, VAE, losses, stage1, weights
 from two_processes import train_by_one_and_by_two
 
 from hqtvae_fast.train.run import train_stage1
+from hqtvae_fast.train.words import HELD_OUT
 
 
 @pytest.fixture(scope="module")
@@ -25,16 +26,18 @@ def by_one_and_by_two(tmp_path_factory) -> Path:
     # Adam's first updates turn rounding into whole steps: a small rate keeps the two runs near each other.
     first = {**COMMON, "data": str(pictures), "steps": 4, "learning_rate": 1e-4, "model": VAE}
     second = {**first, "model": {**TRANSFORMER, "body": still, "head": still}, "vae": str(root / "vae" / "model")}
-    validated = {"steps": 1, "validation": str(pictures), "validation_pictures": 5, "validate_every": 1}
+    validated = {"validation": str(pictures), "validation_pictures": 5, "validate_every": 1}
     runs = {
-        "stage1": {**first, "discriminator_channels": 32, "restart_unused": True},
-        "stage2": second,
-        "stage1 validated": {**first, **validated, "adversarial": 0.0},
-        "stage2 validated": {**second, **validated},
+        "stage1": {**first, **validated, "discriminator_channels": 32, "restart_unused": True},
+        "stage2": {**second, **validated},
         "stage2 cached": {**second, "data": str(squares), "steps": 3},  # their centre is all there is to crop
     }
     cached = {"code_cache": str(root / "codes"), "activation_checkpointing": True}
     return train_by_one_and_by_two(runs, root, {"stage2 cached": cached})
+
+
+def held_out(row: dict[str, float]) -> dict[str, float]:
+    return {name: value for name, value in row.items() if name.startswith(HELD_OUT)}
 
 
 @pytest.mark.parametrize("stage", ["stage1", "stage2"])
@@ -43,7 +46,7 @@ def test_two_processes_equal_one(by_one_and_by_two, stage):
     runs = by_one_and_by_two / stage
     for one, two in zip(losses(runs / "1"), losses(runs / "2"), strict=True):
         assert one.keys() == two.keys()
-        for name, value in one.items():
+        for name, value in one.items() if one["step"] == 1 else (one.items() - held_out(one).items()):
             assert two[name] == pytest.approx(value, rel=1e-5, abs=1e-5), (one["step"], name)
     one, two = weights(runs / "1"), weights(runs / "2")
     apart = {key: (two[key] - value).abs() > 1e-5 for key, value in one.items()}
@@ -55,9 +58,10 @@ def test_two_processes_equal_one(by_one_and_by_two, stage):
 
 @pytest.mark.parametrize("stage", ["stage1", "stage2"])
 def test_two_processes_validate_as_one(by_one_and_by_two, stage):
-    runs = by_one_and_by_two / f"{stage} validated"
-    (one,), (two,) = losses(runs / "1"), losses(runs / "2")
-    assert one.keys() == two.keys()
+    """After the first update; the weights of later ones differ by what Adam makes of rounding."""
+    runs = by_one_and_by_two / stage
+    one, two = (held_out(losses(runs / count)[0]) for count in ("1", "2"))
+    assert one.keys() == two.keys() != set()
     for name in one:
         assert two[name] == pytest.approx(one[name], rel=1e-5), name
 

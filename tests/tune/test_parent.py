@@ -79,7 +79,8 @@ def counted() -> Iterator[dict[str, list[list[int]]]]:
             for name, wrong in found.items()
             if wrong
         ]
-        write(Results(PROOF, describe(CPU), tuple(rows)), Path(file))
+        facts = {**describe(CPU), "command": "pytest -m slow tests/tune/test_parent.py -k twenty_runs"}
+        write(Results(PROOF, facts, tuple(rows)), Path(file))
 
 
 def seeds_of(run: int) -> tuple[int, ...]:
