@@ -109,7 +109,7 @@ def _read_keep(config: HQTVAEConfig, keep: Any) -> list[Tensor]:
 def _read_mask(config: HQTVAEConfig, keep: Any) -> Tensor:
     """One mask as the user has it, bool [M, a, b]."""
     if isinstance(keep, (bool, np.bool_)):
-        return torch.full((1, 1, 1), bool(keep), device="cpu")
+        return torch.full((1, 1, 1), bool(keep), dtype=torch.bool, device="cpu")
     if isinstance(keep, str) and keep in REGIONS:
         side = config.vae.level_sides[0]
         centres = (torch.arange(side, dtype=torch.float32, device="cpu") + 0.5) / side
