@@ -21,7 +21,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 # --no-compile: pip compiles 10,000 files one after the other, compileall on all cores.
-NOT_COMPILED := /tests?/|/testing/_internal/|/site-packages/(pip|setuptools|mypyc?)/
+COMPILE := $(BIN)/python -m compileall -q -x '/tests?/|/testing/_internal/|/site-packages/(pip|setuptools|mypyc?)/'
 PIP_INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --no-compile -c constraints.txt
 
 .DEFAULT_GOAL := help
@@ -46,10 +46,9 @@ $(STAMP): pyproject.toml setup.py constraints.txt $(wildcard csrc/*.py csrc/*/*)
 	fi
 	@$(PIP_INSTALL) setuptools
 	@$(PIP_INSTALL) $(if $(TORCH_INDEX),--no-deps --index-url "$(TORCH_INDEX)") torch
-	@echo "==> $(VENV): installing hqtvae_fast and its test tools"
-	@$(PIP_INSTALL) --no-build-isolation -e '.[test]'
-	@echo "==> $(VENV): compiling"
-	@$(BIN)/python -m compileall -q -j 0 -x '$(NOT_COMPILED)' $(VENV)/lib >/dev/null || true  # some files are no Python
+	@echo "==> $(VENV): installing hqtvae_fast and its test tools, compiling"
+	@$(COMPILE) -j 1 $(VENV)/lib >/dev/null & $(PIP_INSTALL) --no-build-isolation -e '.[test]' && wait
+	@$(COMPILE) -j 0 $(VENV)/lib >/dev/null || true  # some files are no Python
 	@$(BIN)/python -c 'import torch; print(f"==> $(VENV): ready, torch {torch.__version__}, CUDA available:", torch.cuda.is_available())'
 	@if nvidia-smi >/dev/null 2>&1 && ! $(BIN)/python -c 'import sys, torch; sys.exit(torch.version.cuda is None)'; then \
 		echo "==> WARNING: this machine has an NVIDIA GPU, but the torch installed is a CPU build"; \

@@ -99,11 +99,12 @@ def print_table(rows: list[Usage]) -> None:
 
 def compile_all(compiler: str, folder: Path) -> list[str]:
     """Compile, on all cores, list, link; what is wrong, a line each."""
-    sources = (*nvcc.KERNELS, nvcc.BINDINGS)
+    # The longest first, and both architectures of a source side by side: the last one would leave cores idle.
+    sources = sorted((*nvcc.KERNELS, nvcc.BINDINGS), key=lambda source: source.stat().st_size, reverse=True)
     objects = [folder / f"{source.stem}.o" for source in sources]
 
     def compiled(source: Path, file: Path) -> str:
-        return nvcc.compile_source(compiler, source, file, ARCHITECTURES, ("-Xptxas", "-v"))
+        return nvcc.compile_source(compiler, source, file, ARCHITECTURES, ("-Xptxas", "-v", "--threads", "0"))
 
     rows = []
     with ThreadPoolExecutor(os.cpu_count()) as pool:  # each waits for a process

@@ -57,7 +57,7 @@ def is_finite(tensor: Tensor) -> bool:
         return True
     if tensor.itemsize == 1:  # torch has no minimum of fp8
         tensor = tensor.float()
-    return all(bool(bound.isfinite()) for bound in tensor.aminmax())
+    return all(bool(bound.isfinite()) for bound in torch.aminmax(tensor))
 
 
 def _begins_as_safetensors(file: Path) -> bool:

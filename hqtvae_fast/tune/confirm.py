@@ -18,14 +18,14 @@ ENGINE: dict[str, tuple[tuple[str, ...], ...]] = {
         ("fused_norm",),
         ("fused_draw",),
         ("tables",),
-        ("whole_head",),
         ("chunk=32", "chunk=64", "chunk=128", "chunk=256"),
         ("cudnn_benchmark",),
         ("overlap=off", "overlap=priority"),
     ),
     "cpu": (("threads=1",), ("chunk=1", "chunk=2", "chunk=4", "chunk=8"), ("overlap=on",)),
 }
-"""What the engine may do differently, one after the other; each alternative in place of those before it."""
+"""What the engine may do differently, one after the other; each alternative in place of those before it. Not the whole
+head in one operation, which goes by no choice: nothing would have proven it on that device before it is timed."""
 KEEP_BITS = ("dependent_launch", "skip_query", "overlap")
 
 Whole = Callable[[Plan, int], float]

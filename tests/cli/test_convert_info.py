@@ -19,6 +19,7 @@ from hqtvae_fast.hardware import published
 from .conftest import Run, assert_one_line_error, pixels
 
 CLASSES = GOLDEN / "class_parallel"
+LARGER, OTHERS = (("M", "870.7"), ("L", "1,437.4")), ("global_top", "text_parallel", "class_level3")
 
 # ------------------------------------------------------------------------------------------------------------ convert
 
@@ -111,7 +112,9 @@ def test_convert_of_bad_weights(run: Run, nan_checkpoint: Path, tmp_path: Path) 
 # --------------------------------------------------------------------------------------------------------------- info
 
 
-@pytest.mark.parametrize("preset, millions", [("S", "530.8"), ("M", "870.7"), ("L", "1,437.4")])
+@pytest.mark.parametrize(
+    "preset, millions", [("S", "530.8"), *(pytest.param(*model, marks=pytest.mark.slow) for model in LARGER)]
+)
 def test_info_on_the_papers_models(run: Run, preset: str, millions: str) -> None:
     result = run("info", "--preset", preset, "--no-measure", "--batch", "3")
     assert result.code == 0
@@ -126,7 +129,9 @@ def test_info_measures_this_machine(run: Run, monkeypatch: pytest.MonkeyPatch) -
     assert "L40S" in run("info", "--preset", "S").out
 
 
-@pytest.mark.parametrize("case", ["class_parallel", "global_top", "stage1_conv2", "text_parallel", "class_level3"])
+@pytest.mark.parametrize(
+    "case", ["class_parallel", "stage1_conv2", *(pytest.param(case, marks=pytest.mark.slow) for case in OTHERS)]
+)
 def test_info_on_a_checkpoint(run: Run, case: str) -> None:
     result = run("info", GOLDEN / case, "--no-measure", "--dtype", "fp32")
     assert result.code == 0

@@ -75,6 +75,7 @@ def test_stand_ins_and_an_error_of_the_scripts_own(tmp_path):
     assert done.returncode == 1
 
 
+@pytest.mark.slow
 def test_a_package_that_fails_is_stood_for(tmp_path):
     (tmp_path / "torchvision").mkdir()
     (tmp_path / "torchvision" / "__init__.py").write_text("raise RuntimeError('operator is missing')")

@@ -33,7 +33,7 @@ def same(left, right) -> bool:
     return len(left) == len(right) and all(torch.equal(a, b) for a, b in zip(left, right, strict=True))
 
 
-@pytest.mark.parametrize("engine", ["reference", "fused"])
+@pytest.mark.parametrize("engine", ["reference", pytest.param("fused", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("case", CASES)
 def test_a_replay_draws_what_the_loop_draws(case, engine):
     """Requests that differ in everything that has no shape, one after the other."""

@@ -135,7 +135,7 @@ def test_only_latents_get_a_gradient_and_only_through_straight_through():
     assert [embedding.grad for embedding in embeddings] == [None, None]
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [torch.float32, pytest.param(torch.bfloat16, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("resampler", RESAMPLERS)
 def test_operators_keep_torchs_rules(resampler, dtype):
     operators = torch.ops.hqtvae_fast

@@ -11,7 +11,7 @@ from pretended import CUDA, SPECS, Pretended
 from hqtvae_fast.hardware import DEVICES
 from hqtvae_fast.plan import Plan
 from hqtvae_fast.tune.cases import packed, unpacked
-from hqtvae_fast.tune.confirm import NoRunError
+from hqtvae_fast.tune.confirm import ENGINE, NoRunError
 from hqtvae_fast.tune.report import candidate_rows, predicted_seconds, result_rows
 from hqtvae_fast.tune.shortlist import predicted, shortlist
 from hqtvae_fast.tune.sites import find_sites
@@ -245,3 +245,7 @@ def test_a_dry_run_lists_candidates_and_predicts(sites):
     assert len(rows) == len(sites)
     assert [row["floor_ms"] for row in rows] == sorted((row["floor_ms"] for row in rows), reverse=True)
     assert set(predicted_seconds(sites, SPECS, DEVICES["H100"], True)) == {"prove", "time", "confirm"}
+
+
+def test_what_no_choice_would_prove_is_not_tried():
+    assert "whole_head" not in {word for kinds in ENGINE.values() for kind in kinds for word in kind}

@@ -59,7 +59,7 @@ def assert_equal_rows(left: Path, right: Path) -> None:
         assert one == pytest.approx(two, rel=1e-6)
 
 
-@pytest.mark.parametrize("soft_labels", [0.0, 1.0])
+@pytest.mark.parametrize("soft_labels", [pytest.param(0.0, marks=pytest.mark.slow), 1.0])
 @pytest.mark.parametrize("flip", [False, True])
 def test_losses_are_those_of_pictures(pictures, trained_vae, tmp_path, soft_labels, flip):
     changes = {"soft_labels": soft_labels, "flip": flip}

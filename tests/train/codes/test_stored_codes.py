@@ -85,7 +85,7 @@ def test_codes_alone_are_enough(pictures, codes, vae, tmp_path, capsys):
     assert len(set(figures(tmp_path / "short", "loss"))) == 3
 
 
-@pytest.mark.parametrize("captions", [False, True])
+@pytest.mark.parametrize("captions", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_condition_and_names_are_the_codes(pictures, codes, vae, tmp_path, captions):
     if captions:
         folder = tmp_path / "captioned"
