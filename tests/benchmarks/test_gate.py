@@ -83,6 +83,7 @@ def test_a_worker_that_dies_says_why(folder):
         dying.listen()
 
 
+@pytest.mark.slow
 def test_a_worker_of_another_package_is_refused(folder):
     with Worker(folder, WORKLOAD) as other:
         other._folder = folder / "elsewhere"

@@ -31,7 +31,7 @@ def test_it_predicts_a_batch_from_the_kernels_that_are_launched(capsys):
     assert "S, batch 1, NVIDIA H100 80GB HBM3, bf16, predicted: AR " in out
 
 
-@pytest.mark.parametrize("batch", [1, 50])
+@pytest.mark.parametrize("batch", [pytest.param(1, marks=pytest.mark.slow), 50])
 def test_nothing_is_predicted_to_be_faster_than_memory(batch, steps):
     for calls in (steps[batch], calls_of_decode(S.vae, batch)):
         for device in (H100, DEVICES["A100-80GB"]):

@@ -111,6 +111,7 @@ def cut_short() -> Result:
     return Result([Found(site)], True, untried=Counter({"bias_gelu triton": 1, "bias_gelu torch": 2}), tuning=tuning)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("_one_choice_an_op")
 def test_variants_are_verified_alone(run: Run) -> None:
     result = run("tune", *MODEL, "--batches", "1", "--budget", "3", "--verify-only", "--json")
@@ -120,6 +121,7 @@ def test_variants_are_verified_alone(run: Run) -> None:
     assert (content["refused"], content["choices"], content["plan"]) == ({}, [], None)
 
 
+@pytest.mark.slow
 def test_a_dry_run_needs_no_gpu_and_writes_nothing(run: Run) -> None:
     sizes = ("--batches", "1", "2")  # as several words, and before other options
     result = run("tune", "--preset", "S", *sizes, "--dry-run", "--device", "cuda", "--pretend", "h100")

@@ -102,6 +102,7 @@ def test_help_and_mistakes_are_light(tmp_path):
     assert "expected a script, or -m and a module" in run(tmp_path).stderr
 
 
+@pytest.mark.slow
 def test_explain_lists_all_of_it(tmp_path):
     done = run(tmp_path, "--explain")
     assert done.returncode == 0

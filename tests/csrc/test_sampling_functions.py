@@ -177,6 +177,7 @@ def test_nan_is_reported_and_never_drawn(draw):
     assert 4 not in draw(logits, 1.0, None, None, torch.arange(50), 0, 0).tolist()
 
 
+@pytest.mark.slow
 def test_a_wrong_rounding_would_be_seen(tmp_path):
     """The gate itself: joined products and sums change the variate's bits."""
     if "fma" not in Path("/proc/cpuinfo").read_text():

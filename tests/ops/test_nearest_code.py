@@ -110,6 +110,7 @@ def test_autocast_leaves_the_search_alone():
     assert torch.equal(found, brute_force(z, codebook))
 
 
+@pytest.mark.slow
 def test_precisions_set_by_torchs_newer_names_are_not_trusted_either():
     """In a process of its own: what was set is not all unset again."""
     program = """

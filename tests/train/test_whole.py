@@ -56,7 +56,7 @@ class Killed(Exception):
     """Stands for a kill: nothing catches it."""
 
 
-@pytest.mark.parametrize("task", [Stage1, Stage2])
+@pytest.mark.parametrize("task", [pytest.param(Stage1, marks=pytest.mark.slow), Stage2])
 def test_a_kill_in_either_stage_changes_nothing(pictures, whole, tmp_path, monkeypatch, task):
     original = task.update
 
@@ -91,6 +91,7 @@ def test_a_stage_1_that_is_done_stays_what_it_is(pictures, whole):
         run(pictures, whole, resolution=32)
 
 
+@pytest.mark.slow
 def test_time_is_for_both_stages(pictures, tmp_path):
     assert run(pictures, tmp_path, stop_after_minutes=1e-6) is None
     assert not (tmp_path / "stage2").exists()

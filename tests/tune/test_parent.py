@@ -135,6 +135,7 @@ def test_a_worker_ends_with_its_parent(parent):
     assert parent.ask(job("native"), SECONDS)["status"] == "right"
 
 
+@pytest.mark.slow
 def test_a_hung_worker_is_killed_at_once(parent):
     parent.ask(job("native"), SECONDS)
     process, start = parent._worker._process, time.monotonic()

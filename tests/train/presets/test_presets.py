@@ -251,14 +251,8 @@ def test_priors_that_make_no_pair(pictures, vae, prior, tmp_path):
     refine("prior: expected a model of the codes of vae", prior=str(prior), vae=str(other))
 
 
-@pytest.mark.parametrize(
-    "preset",
-    [
-        "imagenet-conv",
-        pytest.param("imagenet-conv-pixels", marks=pytest.mark.slow),
-        pytest.param("imagenet-conv-residual", marks=pytest.mark.slow),
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("preset", ["imagenet-conv", "imagenet-conv-pixels", "imagenet-conv-residual"])
 def test_losses_that_keep_top_codes_in_use(pictures, tmp_path, preset):
     changes = {"steps": 30, "learning_rate": 1e-3, "schedule": "constant", "restart_unused": True}
     rows = losses(stage1(pictures, tmp_path, preset, **changes))
