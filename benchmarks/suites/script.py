@@ -75,7 +75,7 @@ def time_script(
             Row(f"{named}: {script}", name, (tuple(runs),), ours=name != ALONE, work={"images": batch})
             for name, runs in seconds.items()
         ]
-        write(Results("generate", describe(device), tuple(rows)), json)
+        write(Results("script", describe(device), tuple(rows)), json)
     return seconds
 
 
