@@ -150,7 +150,7 @@ def describe(error: Exception) -> str:
         hint = f" (see {context.command_path} --help)" if context is not None else ""
         text = f"{error.format_message()}{hint}"
     elif _is_out_of_memory(error):
-        text = f"not enough memory; fewer images at once need less ({first_line(error)})"
+        text = f"not enough memory; fewer images at once (--batch-size or --batches) need less ({first_line(error)})"
     elif isinstance(error, OSError) and error.strerror is not None:
         text = error.strerror if error.filename is None else f"{error.filename}: {error.strerror}"
     elif isinstance(error, (ValueError, OSError)):
