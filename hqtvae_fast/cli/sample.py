@@ -154,7 +154,10 @@ def _completing(image: Path | None, keep: str | None, config: HQTVAEConfig) -> d
     with waiting("Starting"):
         from hqtvae_fast.cli.codes import read_codes
 
-    return {"image": read_codes(image, config.vae).levels, "keep": keep}
+    levels = read_codes(image, config.vae).levels
+    if any(level is None for level in levels):
+        raise ValueError(f"--image: expected codes of all {len(levels)} levels in {image}; found some alone")
+    return {"image": levels, "keep": keep}
 
 
 def _check_shards_alone(level: int | None, **others: Any) -> None:

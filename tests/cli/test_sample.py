@@ -327,3 +327,9 @@ def test_completions_that_cannot_be_are_refused_before_weights_are_read(
     Image.new("RGB", (64, 64)).save("photo.jpg")
     monkeypatch.setattr("hqtvae_fast.cli.asked.open_pipeline", lambda *_, **__: pytest.fail("opened"))
     assert_one_line_error(sample(CLASSES, "--classes", "1", *arguments), *words)
+
+
+def test_a_file_of_some_levels_cannot_be_completed(sample: Any) -> None:
+    save_file({"level_1": golden_values("class_parallel")["codes_bottom"]}, "bottom.safetensors")
+    arguments = ("--classes", "1", "--image", "bottom.safetensors", "--keep", "top-half")
+    assert_one_line_error(sample(CLASSES, *arguments), "--image: expected codes of all 2 levels in bottom.safetensors")
