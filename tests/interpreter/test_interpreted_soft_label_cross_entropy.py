@@ -21,7 +21,8 @@ def small_cases():
     for case in SPEC.small:
         for tau in (0.1, 1.0, 30.0):
             inputs = (*SPEC.make_inputs(case, torch.device("cpu"), 0)[:3], tau)
-            got = SPEC.run(*inputs, backend="triton")
+            got, again = (SPEC.run(*inputs, backend="triton") for _ in range(2))
+            assert all(torch.equal(*pair) for pair in zip(got, again, strict=True)), f"{case.name}: not deterministic"
             try:
                 SPEC.check(got, SPEC.reference(*inputs), inputs)
             except AssertionError as error:
