@@ -15,8 +15,9 @@ from planted import CASES, SOUND, WRONG
 from benchmarks.measuring.environment import describe
 from benchmarks.measuring.schema import Results, Row, write
 from benchmarks.report.status import PROOF
+from hqtvae_fast.ops.kernels.local_attention.reference import level_mask
 from hqtvae_fast.ops.kernels.local_attention.spec import allowance
-from hqtvae_fast.ops.spec import Case, all_specs
+from hqtvae_fast.ops.spec import Case, all_specs, check_errors
 from hqtvae_fast.tune import parent as parents
 from hqtvae_fast.tune import proof
 from hqtvae_fast.tune.cases import packed
@@ -201,6 +202,23 @@ def test_scores_so_large_that_their_rounding_shows_are_no_fault():
     (wanted,) = spec.reference(*inputs)
     with pytest.raises(AssertionError, match="off by"):
         spec.check((wanted.float() * (1 + 1e-4),), (wanted,), inputs)
+
+
+@pytest.mark.parametrize("seed", [35, 192, 308])
+def test_attention_that_is_exact_but_for_one_rounding_of_its_scores_is_right(seed):
+    """No kernel whose scores are fp32 can do better, and 1e-6 of the largest value was too little for it."""
+    spec = SPECS["local_attention"]
+    case = next(case for case in spec.small if case.name == "21 positions by level")
+    qkv, *others = spec.make_inputs(case, CPU, seed)
+    inputs = (10 * qkv, *others)
+    q, k, v = inputs[0].double().permute(2, 0, 3, 1, 4).unbind(0)
+    scores = (q * q.shape[-1] ** -0.5) @ k.transpose(2, 3)
+    seen = scores.float().double().masked_fill(~level_mask(0, qkv.shape[1], CPU), float("-inf"))
+    best = (seen.softmax(dim=-1) @ v).transpose(1, 2).flatten(2).float()
+    (wanted,), (plain,) = spec.reference(*inputs), spec.run(*inputs, backend="reference")
+    spec.check((best,), (wanted,), inputs)
+    with pytest.raises(AssertionError, match="off by"):
+        check_errors("output", best, wanted, plain, absolute=1e-6)
 
 
 @pytest.mark.slow
