@@ -77,7 +77,7 @@ class Ours:
 
     Both halves are the executor's, so that a GPU replays the graphs that the pipeline would. ``engine``: how that one
     runs, in the words of a plan; without a word of it, drawing and decoding overlap where it streams, on a CPU too.
-    ``plan``: a file, which says all of it.
+    ``plan``: a file, which says all of it; ``accept``: facts of it that may differ here.
     """
 
     name = "hqtvae_fast"
@@ -93,11 +93,12 @@ class Ours:
         quantization: Quantization = None,
         engine: str = "",
         plan: Path | None = None,
+        accept: Sequence[str] = (),
     ) -> None:
         wanted = None if dtype == "auto" else dtype
         own = Plan().with_engine(engine if "overlap" in engine else f"overlap=on, {engine}")
         self.pipeline = HQTVAEPipeline(
-            checkpoint, device=device, dtype=wanted, quantization=quantization, plan=plan or own
+            checkpoint, device=device, dtype=wanted, quantization=quantization, plan=plan or own, accept=accept
         )
         assert self.pipeline.transformer is not None  # open_model has seen to it
         self._executor = self.pipeline._executor  # a second one would capture everything twice

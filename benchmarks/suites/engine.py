@@ -10,7 +10,7 @@ python -m benchmarks.suites.engine --preset S --device cpu --batch 1 8 --what dr
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from enum import Enum
 from pathlib import Path
 from typing import Annotated, Any
@@ -42,6 +42,9 @@ Batches = Annotated[list[int], typer.Option("--batch", min=1, metavar="N", help=
 Whats = Annotated[list[What], typer.Option("--what", help="To codes, to pixels, or to pictures on the host.")]
 Ways = Annotated[list[str], typer.Option("--engine", metavar="WORDS", help="A way each, as a plan has it.")]
 Plans = Annotated[list[Path], typer.Option("--plan", metavar="FILE", help="A plan each, as hqtvae tune writes it.")]
+AcceptFacts = Annotated[
+    list[str], typer.Option("--accept-fact", metavar="FACT", help="Take the plans though this fact differs here.")
+]
 Repeats = Annotated[int, typer.Option("--repeats", metavar="N", min=1, help="Timed runs of each way.")]
 
 
@@ -53,6 +56,7 @@ def engine(
     what: Whats = [What.draw, What.decode, What.stream],  # noqa: B006
     ways: Ways = [],  # noqa: B006
     plans: Plans = [],  # noqa: B006
+    accept_fact: AcceptFacts = [],  # noqa: B006
     repeats: Repeats = 5,
     json: Json = None,
 ) -> None:
@@ -63,8 +67,8 @@ def engine(
             check_options(EngineOptions.read(text), target)
         except ValueError as error:
             raise typer.BadParameter(str(error)) from None
-    samplers = {text or AS_IT_IS: _sampler(preset, target, text) for text in ("", *dict.fromkeys(ways))}
-    samplers |= {file.name: _sampler(preset, target, plan=file) for file in plans}
+    planned = {file.name: _sampler(preset, target, plan=file, accept=accept_fact) for file in plans}  # may be refused
+    samplers = {text or AS_IT_IS: _sampler(preset, target, text) for text in ("", *dict.fromkeys(ways))} | planned
     rows: list[Row] = []
     for count in batch:
         for kind in what:
@@ -75,10 +79,12 @@ def engine(
             show(Results("engine", describe(target, "suites.engine"), tuple(rows)), json)
 
 
-def _sampler(preset: str, device: torch.device, text: str = "", plan: Path | None = None) -> Ours:
+def _sampler(
+    preset: str, device: torch.device, text: str = "", plan: Path | None = None, accept: Sequence[str] = ()
+) -> Ours:
     checkpoint = open_model(preset, None)
     params = same_for_all(checkpoint.vae.config, 1.0, None, None)
-    return Ours(checkpoint, device, "auto", params, engine=text, plan=plan)
+    return Ours(checkpoint, device, "auto", params, engine=text, plan=plan, accept=accept)
 
 
 def _work(ours: Ours, kind: What, count: int) -> Callable[[], Any]:

@@ -65,7 +65,9 @@ def test_plans_are_run_beside_the_engine_as_it_is(tmp_path, capsys):
     assert [row.entrant for row in schema.read(file).rows] == [AS_IT_IS, "tuned.json"]
     PlanFile("tuned", {**facts, "device": "another one"}).write(plan)
     assert run("engine", *arguments) != 0
-    assert "another one" in capsys.readouterr().err
+    assert "another one" in (said := capsys.readouterr().err)
+    assert "--accept-fact device" in said
+    assert run("engine", *arguments, "--accept-fact", "device") == 0, capsys.readouterr().err
 
 
 def test_an_update_trains():
