@@ -50,7 +50,7 @@ SOURCES = ("attention_bf16", "group_norm_silu", "linear_bf16", "linear_int8", "p
 cpu = Extension(
     "hqtvae_fast._cpu",
     sources=[f"csrc/cpu/{name}.cpp" for name in SOURCES],
-    depends=["csrc/cpu/avx512.h"],
+    depends=[f"csrc/cpu/{name}.h" for name in ("avx512", "int8_rounding", "int8_sums")],
     extra_compile_args=FLAGS,
     language="c++",
     optional=BUILD_CPU == "auto",

@@ -11,8 +11,8 @@ from torch import Tensor
 from hqtvae_fast.ops.cpu_library import buffer, library, load
 from hqtvae_fast.ops.kernels.int8_linear.reference import GROUP
 
-PANEL = 16  # outputs in a panel of the packed layout, or in two
-STEP = 4  # inputs that lie next to each other
+PANEL = 16  # outputs in a panel of the packed layout
+STEP = 4  # inputs are up to a whole number of these
 INSTRUCTIONS = {1: "AVX2", 2: "AVX512-VNNI"}
 
 

@@ -31,6 +31,7 @@ SMALL_CASES = (
     _case("no multiples, bias and GELU", 5, 37, 301, torch.float32, 1, 1),
     _case("three groups of rows, bf16", 19, 48, 100, torch.bfloat16, 1),
     _case("GELU, bf16", 8, 33, 66, torch.bfloat16, 0, 1),
+    _case("more rows and inputs than are kept at a time", 67, 17, 530, torch.float32, 1),
 )
 Inputs = tuple[Tensor, Tensor, Tensor, "Tensor | None", "Panels | None", bool]
 
