@@ -11,7 +11,7 @@ from hqtvae_fast.config import HQTVAEConfig
 from hqtvae_fast.train.data import open_source, select
 
 DEMO = Path(__file__).parent / "demo"
-TEMPLATE, NOTES = DEMO / "card.md", "notes.txt"
+TEMPLATE, NOTES = "card.md", "notes.txt"  # of a size
 HISTORY = "training.json"
 RUNS = {"vae": "HQ-VAE", "hqt": "HQ-Transformer", "fine": "fine-tuning"}  # by folder, in the order of training
 
@@ -35,16 +35,18 @@ def write_card(
     config: HQTVAEConfig,
     runs: list[Run],
     temperature: float,
-    figures: dict[str, dict[str, float]],
+    figures: dict[str, Any],
     neighbours: list[tuple[str, str, float]],
 ) -> None:
     """``README.md`` in ``out``, and ``training.json``."""
     (out / HISTORY).write_text(json.dumps(runs, indent=2) + "\n", encoding="utf-8")
     parts = checkpoints.load(out).modules()
     size = {name: sum(p.numel() for p in part.parameters()) / 1e6 for name, part in parts.items()}
-    notes = DEMO / str(config.vae.resolution) / NOTES  # what a run did that its files do not say
+    folder = DEMO / str(config.vae.resolution)
+    notes = folder / NOTES  # what a run did that its files do not say
     told = f"\n\n{notes.read_text(encoding='utf-8').strip()}" if notes.is_file() else ""
-    text = TEMPLATE.read_text(encoding="utf-8").format(
+    template = (folder / TEMPLATE).read_text(encoding="utf-8")
+    text = template.format(
         resolution=config.vae.resolution,
         size=config.vae.resolution,
         temperature=temperature,

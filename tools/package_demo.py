@@ -1,48 +1,44 @@
 """Make the checkpoint that ships from a demo run: fp16 weights, measurements, pictures and the model card.
 
-    python tools/package_demo.py --data shards/ --work runs/demo --out hqtvae_fast/assets/demo
+    python tools/package_demo.py --data composed/ --work runs/demo --out hqtvae_fast/assets/demo
 
 The card's figures are measured here, with the packaged weights: reconstruction PSNR and code usage on the held-out
-pictures, and for eight samples the training picture nearest to each. Where the runs' folder holds a fine-tuning alone,
-what came before is told by the training.json of the model that it began with.
+pictures, and for eight samples the training picture nearest to each; of the composed set how many drawings show what
+they were asked for, too (the `eval` extra has the network that judges them). Where the runs' folder holds a fine-tuning
+alone, what came before is told by the training.json of the model that it began with.
 """
 
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
 import torch
 import typer
-from model_card import history, write_card  # beside this file
+from composed_figures import PROMPTS, as_table, best_scale, make_references, measured, sheet  # beside this file
+from demo_data import Part
+from model_card import history, write_card
 from PIL import Image
 from rich.console import Console
 from rich.progress import track
-from torch import Tensor
+from train_demo import shards
 
 from hqtvae_fast import HQTVAEPipeline
 from hqtvae_fast import checkpoint as checkpoints
+from hqtvae_fast.evaluate import open_extractor
 from hqtvae_fast.pictures.images import grid, psnr, to_pil, with_caption
 from hqtvae_fast.train.codes.usage import perplexity
-from hqtvae_fast.train.data import CAPTIONS, PictureDataset, open_source, select
+from hqtvae_fast.train.data import caption_template
 
 NEAREST_PROMPTS = 8
+JUDGE = "efficientnet-lite0"
 LIMIT_BYTES = 20_000_000
 console = Console(stderr=True)
 
-Data = Annotated[Path, typer.Option("--data", help="Folder with emoji-128-train.tar and emoji-128-val.tar.")]
+Data = Annotated[Path, typer.Option("--data", help="Folder with a shard ...-train.tar, and its -val.tar.")]
 Work = Annotated[Path, typer.Option("--work", help="Folder of the runs, as train_demo.py was given it.")]
 Out = Annotated[Path, typer.Option("--out", help="Folder to write.")]
-
-
-@dataclass(frozen=True)
-class Pictures:
-    """A set, small enough to hold: bytes [N, 3, R, R], and what each picture is called."""
-
-    pixels: Tensor
-    captions: list[str]
 
 
 def main(data: Data, work: Work, out: Out) -> None:
@@ -53,15 +49,19 @@ def main(data: Data, work: Work, out: Out) -> None:
     store_fp16(last / "model", out)
     pipe = HQTVAEPipeline.from_pretrained(out, device="cpu", dtype="fp32")
     resolution = pipe.config.vae.resolution
-    train, held_out = (read_pictures(data / f"emoji-128-{part}.tar", resolution) for part in ("train", "val"))
+    run = json.loads((last / "run.json").read_text())
+    caption, (training, val) = caption_template(run["caption"]), shards(data)
+    train, held_out = (Part.read(file, resolution, caption) for file in (training, val))
     figures = {name: coding_figures(pipe, part) for name, part in (("train", train), ("held_out", held_out))}
     reconstructions(pipe, held_out).save(out / "reconstructions.jpg", quality=90)
-    run = json.loads((last / "run.json").read_text())
-    prompts = run["sample_prompts"][:NEAREST_PROMPTS]
-    unseen(pipe, run, data, out / "unseen.jpg")
+    prompts, told = run["sample_prompts"][:NEAREST_PROMPTS], {}
+    if "things" in train.shown[0]:
+        told = compositions(pipe, train, held_out, run["sample_temperature"], out / "unseen.jpg")
+    else:
+        unseen(pipe, run, Part.read(val, resolution, caption, run["select"]), out / "unseen.jpg")
     neighbours = nearest(pipe, prompts, run["sample_temperature"], train, out / "nearest.jpg")
     plot_losses(work, out)
-    write_card(out, pipe.config, record, run["sample_temperature"], figures, neighbours)
+    write_card(out, pipe.config, record, run["sample_temperature"], {**figures, **told}, neighbours)
     size = sum(file.stat().st_size for file in out.iterdir())
     console.print(f"{out}: {size / 1e6:.1f} MB")
     if size > LIMIT_BYTES:
@@ -83,24 +83,11 @@ def store_fp16(trained: Path, out: Path) -> None:
     checkpoints.save(made, out)
 
 
-def read_pictures(shard: Path, resolution: int, wanted: dict[str, list[str]] | None = None) -> Pictures:
-    """Every picture of a shard, or of what is ``wanted`` of it, with its plain caption."""
-    source = select(open_source(str(shard)), wanted or {})
-    dataset = PictureDataset(source, resolution, condition="text", caption=CAPTIONS["emoji"], training=False)
-    samples = [dataset[index] for index in track(range(len(dataset)), f"reading {shard.name}", console=console)]
-    pixels = torch.stack([((sample.image + 1) * 127.5).round().to(torch.uint8) for sample in samples])
-    return Pictures(pixels, [str(sample.caption) for sample in samples])
-
-
-def floats(pixels: Tensor) -> Tensor:
-    return pixels.float() / 127.5 - 1
-
-
-def coding_figures(pipe: HQTVAEPipeline, part: Pictures, batch: int = 128) -> dict[str, float]:
+def coding_figures(pipe: HQTVAEPipeline, part: Part, batch: int = 128) -> dict[str, float]:
     """Mean PSNR in dB, and by level the share of codes used at least once and the perplexity of their use."""
     ratios, counts = [], [torch.zeros(size) for size in pipe.config.vae.codebook_sizes]
     for pixels in track(part.pixels.split(batch), "coding", console=console):
-        images = floats(pixels)
+        images = pixels.float() / 127.5 - 1
         codes = pipe.encode(images)
         rebuilt = pipe.decode(codes, output_type="pt")
         ratios.append(psnr(rebuilt, images * 0.5 + 0.5))
@@ -113,19 +100,31 @@ def coding_figures(pipe: HQTVAEPipeline, part: Pictures, batch: int = 128) -> di
     return figures
 
 
-def reconstructions(pipe: HQTVAEPipeline, part: Pictures, columns: int = 12) -> Image.Image:
+def reconstructions(pipe: HQTVAEPipeline, part: Part, columns: int = 12) -> Image.Image:
     """Held-out pictures, each above its reconstruction."""
     chosen = torch.linspace(0, len(part.pixels) - 1, 2 * columns).long()
-    images = floats(part.pixels[chosen])
+    images = part.floats()[chosen]
     rebuilt = to_pil(pipe.decode(pipe.encode(images), output_type="pt"))
     shown = to_pil(images * 0.5 + 0.5)
     rows = [shown[:columns], rebuilt[:columns], shown[columns:], rebuilt[columns:]]
     return grid([image for row in rows for image in row], columns=columns)
 
 
-def unseen(pipe: HQTVAEPipeline, run: dict[str, Any], data: Path, file: Path, columns: int = 8) -> None:
+def compositions(
+    pipe: HQTVAEPipeline, train: Part, held_out: Part, temperature: float, file: Path, columns: int = 10
+) -> dict[str, Any]:
+    """How many drawings are right, as a table for the card, the best guidance scale, and a sheet with it."""
+    extract = open_extractor(JUDGE, device="cpu")
+    console.print(f"telling compositions by {extract.name}")
+    references = make_references((train, held_out), extract)
+    known, new = (measured(pipe, part.some(PROMPTS), references, temperature) for part in (train, held_out))
+    scale = best_scale(new)
+    sheet(pipe, held_out.some(columns), train, scale, temperature).save(file, quality=90)
+    return {"compositions": as_table(known, new), "scale": scale}
+
+
+def unseen(pipe: HQTVAEPipeline, run: dict[str, Any], part: Part, file: Path, columns: int = 8) -> None:
     """Held-out pairs of a concept and a style, from the groups of the last run: what is drawn above what there is."""
-    part = read_pictures(data / "emoji-128-val.tar", pipe.config.vae.resolution, run["select"])
     chosen = torch.linspace(0, len(part.pixels) - 1, columns).long().tolist()
     prompts = [part.captions[index] for index in chosen]
     drawn = pipe(prompt=prompts, temperature=run["sample_temperature"], seed=0, progress=False).images
@@ -136,7 +135,7 @@ def unseen(pipe: HQTVAEPipeline, run: dict[str, Any], data: Path, file: Path, co
 
 
 def nearest(
-    pipe: HQTVAEPipeline, prompts: list[str], temperature: float, train: Pictures, file: Path
+    pipe: HQTVAEPipeline, prompts: list[str], temperature: float, train: Part, file: Path
 ) -> list[tuple[str, str, float]]:
     """Samples above the training picture nearest to each in squared error: (prompt, its caption, PSNR between them)."""
     drawn = pipe(prompt=prompts, temperature=temperature, seed=0, output_type="pt", progress=False).images

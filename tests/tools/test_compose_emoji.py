@@ -107,6 +107,11 @@ def test_colours_can_be_told_apart() -> None:
             ("whale and fox, flat, on red", "whale and fox, flat, red background",
              "flat whale next to fox on a red background", "whale and fox on red, flat"),
         ),
+        (
+            Composition(("fox",), "twemoji", "orange", "small"),
+            ("small fox, flat, on orange", "small fox, flat, orange background",
+             "flat small fox on an orange background", "small fox on orange, flat"),
+        ),
     ],
 )  # fmt: skip
 def test_captions(one: Composition, wanted: tuple[str, ...]) -> None:

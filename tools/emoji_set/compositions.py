@@ -62,7 +62,7 @@ class Composition:
         said = [
             f"{what}, {style}, on {colour}",
             f"{what}, {style}, {colour} background",
-            f"{style} {beside} on a {colour} background",
+            f"{style} {beside} on {'an' if colour[0] in 'aeiou' else 'a'} {colour} background",
             f"{what} on {colour}, {style}",
         ]
         if colour == PLAIN:
