@@ -1,13 +1,9 @@
-// What the 8-bit products share: instructions, numbers of eight at a time, and rows rounded to 8 bits.
+// What the 8-bit products share: instructions, and rows rounded to 8 bits.
 #pragma once
 
-#include <cstdint>
-#include <cstring>
+#include "avx2.h"
 
-#if defined(__x86_64__) && defined(__GNUC__)
-#include <immintrin.h>
-#define HAS_INT8 1  // this compiler can make the kernels; whether the processor can run them is asked at run time
-#define AVX2 __attribute__((target("avx2,fma")))
+#ifdef HAS_AVX2
 #define VNNI __attribute__((target("avx2,fma,avx512f,avx512bw,avx512vl,avx512vnni")))
 #endif
 
@@ -16,40 +12,9 @@ namespace int8 {
 constexpr int64_t kGroup = 64;  // inputs with a scale of their own
 constexpr int64_t kPanel = 16;  // outputs whose weights lie together
 
-#ifdef HAS_INT8
+#ifdef HAS_AVX2
 
-using bf16 = uint16_t;
-
-// ----------------------------------------------------------------------------------------------- eight numbers at a time
-
-AVX2 inline __m256 load(const float* from) { return _mm256_loadu_ps(from); }
-AVX2 inline __m256 load(const bf16* from) {
-  const __m128i bits = _mm_loadu_si128(reinterpret_cast<const __m128i*>(from));
-  return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(bits), 16));
-}
-AVX2 inline void store(__m256 values, float* to) { _mm256_storeu_ps(to, values); }
-AVX2 inline void store(__m256 values, bf16* to) {  // to nearest, ties to even
-  const __m256i bits = _mm256_castps_si256(values), odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
-  const __m256i rounded = _mm256_add_epi32(bits, _mm256_add_epi32(odd, _mm256_set1_epi32(0x7FFF)));
-  const __m256i nan = _mm256_castps_si256(_mm256_cmp_ps(values, values, _CMP_UNORD_Q));
-  const __m256i kept = _mm256_blendv_epi8(rounded, _mm256_or_si256(bits, _mm256_set1_epi32(0x10000)), nan);
-  const __m256i halves = _mm256_srli_epi32(kept, 16), packed = _mm256_packus_epi32(halves, halves);
-  _mm_storeu_si128(reinterpret_cast<__m128i*>(to), _mm256_castsi256_si128(_mm256_permute4x64_epi64(packed, 0x08)));
-}
-
-// The last `count` numbers of a row, and zeros, which change neither its least and largest nor any sum.
-template <class Number>
-AVX2 inline __m256 load_part(const Number* from, int64_t count) {
-  Number part[8] = {};
-  std::memcpy(part, from, count * sizeof(Number));
-  return load(part);
-}
-
-// Keeps a product and a sum apart that the compiler might round once.
-AVX2 inline __m256 rounded(__m256 value) {
-  asm("" : "+x"(value));
-  return value;
-}
+using namespace avx2;
 
 // --------------------------------------------------------------------------------------------------------- rows of x
 

@@ -5,7 +5,7 @@
 
 namespace int8 {
 
-#ifdef HAS_INT8
+#ifdef HAS_AVX2
 
 // What the products of some rows with a panel's outputs are added to, [rows, kPanel]: whole numbers within a group, then
 // a product and an addition a group.

@@ -21,7 +21,6 @@
 
 #include "int8_sums.h"
 
-#include <initializer_list>
 #include <type_traits>
 
 namespace {
@@ -37,7 +36,7 @@ int64_t whole_inputs(int64_t in) { return (in + 3) / 4 * 4; }
 int64_t groups_of(int64_t in) { return (in + kGroup - 1) / kGroup; }
 int64_t whole_panels(int64_t out) { return (out + kPanel - 1) / kPanel * kPanel; }
 
-#ifdef HAS_INT8
+#ifdef HAS_AVX2
 
 // x Phi(x), to about 1e-6 of |x|; as in linear_bf16.cpp.
 AVX2 inline __m256 gelu(__m256 x) {
@@ -47,14 +46,9 @@ AVX2 inline __m256 gelu(__m256 x) {
   __m256 tail = _mm256_set1_ps(1.061405429f);
   for (const float c : {-1.453152027f, 1.421413741f, -0.284496736f, 0.254829592f})
     tail = _mm256_fmadd_ps(tail, t, _mm256_set1_ps(c));
-  // exp(-z^2) = 2^n 2^f, n whole and |f| <= 1/2; held at 2^-126, below which nothing is left of it
+  // exp(-z^2), held at 2^-126, below which nothing is left of it
   const __m256 v = _mm256_max_ps(_mm256_mul_ps(_mm256_mul_ps(z, z), _mm256_set1_ps(-1.44269504f)), _mm256_set1_ps(-126.0f));
-  const __m256 n = _mm256_round_ps(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC), f = _mm256_sub_ps(v, n);
-  __m256 power = _mm256_set1_ps(0.00133335581f);
-  for (const float c : {0.00961812911f, 0.0555041087f, 0.240226507f, 0.693147181f, 1.0f})
-    power = _mm256_fmadd_ps(power, f, _mm256_set1_ps(c));
-  const __m256i exponent = _mm256_slli_epi32(_mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127)), 23);
-  power = _mm256_mul_ps(power, _mm256_castsi256_ps(exponent));
+  const __m256 power = exp2_ps(v);
   const __m256 below = _mm256_mul_ps(_mm256_mul_ps(_mm256_mul_ps(tail, t), power), _mm256_set1_ps(0.5f));  // Phi(-|x|)
   return _mm256_mul_ps(x, _mm256_blendv_ps(_mm256_sub_ps(one, below), below, x));  // chosen by the sign of x
 }
@@ -147,8 +141,8 @@ extern "C" {
 
 // The best instructions that this build has kernels for and this processor runs: 2 for AVX512-VNNI, 1 for AVX2, or 0.
 int hqtvae_int8_instructions() {
-#ifdef HAS_INT8
-  if (!__builtin_cpu_supports("avx2") || !__builtin_cpu_supports("fma")) return kNone;
+#ifdef HAS_AVX2
+  if (!avx2::supported()) return kNone;
   const bool vnni = __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("avx512bw") &&
                     __builtin_cpu_supports("avx512vl");
   return vnni ? kVnni : kAvx2;
@@ -184,7 +178,7 @@ void hqtvae_linear_int8_pack(const int8_t* weight, int8_t* packed, int16_t* tota
 void hqtvae_linear_int8(const int8_t* packed, const float* scale, const int16_t* totals, const void* x, const void* bias,
                         void* y, uint8_t* scratch, int64_t rows, int64_t out, int64_t in, int is_bf16, int with_gelu,
                         int instructions) {
-#ifdef HAS_INT8
+#ifdef HAS_AVX2
   const auto of = [&](auto* x) {
     using Number = std::remove_const_t<std::remove_pointer_t<decltype(x)>>;
     multiply<Number>({packed, scale, totals, static_cast<const Number*>(bias), static_cast<Number*>(y), nullptr, nullptr,

@@ -18,7 +18,9 @@ _SIGNATURES = {
     "hqtvae_linear_int8_scratch_bytes": (_COUNT, _COUNT),
     "hqtvae_linear_int8_pack": (*[_POINTER] * 3, *[_COUNT] * 2, ctypes.c_int),
     "hqtvae_linear_int8": (*[_POINTER] * 7, *[_COUNT] * 3, *[ctypes.c_int] * 3),
+    "hqtvae_avx2_supported": (),
     "hqtvae_decode_attention_bf16": (*[_POINTER] * 5, *[_COUNT] * 6, ctypes.c_float),
+    "hqtvae_decode_attention_fp32": (*[_POINTER] * 5, *[_COUNT] * 6, ctypes.c_float),
     "hqtvae_philox_words": (*[_POINTER] * 4, *[_COUNT] * 2),
     "hqtvae_group_norm_silu_fp32": (*[_POINTER] * 9, *[_COUNT] * 5, ctypes.c_float, ctypes.c_int),
     "hqtvae_group_norm_silu_bf16": (*[_POINTER] * 9, *[_COUNT] * 5, ctypes.c_float, ctypes.c_int),
@@ -29,6 +31,7 @@ _SIGNATURES = {
 }
 _SIZES = ("hqtvae_winograd_scratch", "hqtvae_linear_int8_scratch_bytes")
 _RESULTS = {**dict.fromkeys(_SIZES, _COUNT), "hqtvae_int8_instructions": ctypes.c_int}
+_RESULTS |= {"hqtvae_avx2_supported": ctypes.c_int}
 
 
 @cache
@@ -55,6 +58,14 @@ def why_not_bf16() -> str | None:
     if kernels is None:
         return reason
     return None if kernels.hqtvae_avx512_bf16_supported() else "this processor has no AVX512-BF16"
+
+
+def why_not_avx2() -> str | None:
+    """None where the kernels for AVX2 run, else the reason."""
+    kernels, reason = load()
+    if kernels is None:
+        return reason
+    return None if kernels.hqtvae_avx2_supported() else "this processor has no AVX2"
 
 
 def buffer(tensor: Tensor, dtype: torch.dtype, numel: int) -> int:

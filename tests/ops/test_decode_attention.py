@@ -7,12 +7,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hqtvae_fast.ops import cpu_library, decode_attention
+from hqtvae_fast.ops import decode_attention
 from hqtvae_fast.ops.kernels.decode_attention import native, reference
 
-needs_native = pytest.mark.skipif(
-    cpu_library.why_not_bf16() is not None, reason=f"kernels for AVX512-BF16: {cpu_library.why_not_bf16()}"
-)
+DTYPES = [
+    pytest.param(dtype, marks=pytest.mark.skipif(why_not() is not None, reason=f"native kernel: {why_not()}"), id=name)
+    for name, (dtype, why_not) in {str(dtype): (dtype, why_not) for dtype, why_not in native.WHY_NOT.items()}.items()
+]
+in_each_dtype = pytest.mark.parametrize("dtype", DTYPES)
 
 
 def case(batch, steps, heads, width, capacity, seed=0, scale=1.0, dtype=torch.bfloat16):
@@ -30,7 +32,7 @@ def exact(qkv, keys, values, start):
     return (weights @ v).transpose(1, 2), k, v
 
 
-@needs_native
+@in_each_dtype
 @settings(max_examples=60, deadline=None)
 @given(
     batch=st.integers(1, 3),
@@ -42,13 +44,13 @@ def exact(qkv, keys, values, start):
     scale=st.sampled_from([0.0, 0.1, 1.0, 10.0]),
     seed=st.integers(0, 2**31),
 )
-def test_native_kernel_is_right(batch, steps, heads, width, start, spare, scale, seed):
-    qkv, keys, values = case(batch, steps, heads, width, start + steps + spare, seed, scale)
+def test_native_kernel_is_right(dtype, batch, steps, heads, width, start, spare, scale, seed):
+    qkv, keys, values = case(batch, steps, heads, width, start + steps + spare, seed, scale, dtype)
     wanted, k, v = exact(qkv, keys, values, start)
     untouched = keys[:, :, start + steps :].clone(), values[:, :, start + steps :].clone()
     y = decode_attention(qkv, keys, values, start)
-    # One rounding to bf16, on weights whose scores (up to about 10 * scale^2) carry fp32's errors.
-    bound = 2.0**-8 * wanted.abs() + 1e-5 * (1 + scale) * v.abs().amax()
+    # One rounding to the dtype, on weights whose scores (up to about 10 * scale^2) carry fp32's errors.
+    bound = torch.finfo(dtype).eps / 2 * wanted.abs() + 1e-5 * (1 + scale) * v.abs().amax()
     assert ((y.view(wanted.shape).double() - wanted).abs() <= bound).all()
     assert torch.equal(keys[:, :, : start + steps].double(), k)
     assert torch.equal(keys[:, :, start + steps :], untouched[0])
@@ -69,25 +71,25 @@ def test_reference(dtype, steps, start):
     assert torch.equal(values[:, :, : start + steps].double(), v)
 
 
-@needs_native
-def test_nan_is_not_hidden():
-    qkv, keys, values = case(1, 1, 2, 64, 8)
+@in_each_dtype
+def test_nan_is_not_hidden(dtype):
+    qkv, keys, values = case(1, 1, 2, 64, 8, dtype=dtype)
     qkv[0, 0, 0, 1, 5] = float("nan")  # a query of head 1
     y = decode_attention(qkv, keys, values, 3).view(2, 64)
     assert y[0].isfinite().all()
     assert y[1].isnan().all()
 
 
-@needs_native
-def test_operator():
+@in_each_dtype
+def test_operator(dtype):
     for start in (0, 3):
-        qkv, keys, values = case(2, 4, 3, 64, 9)
-        torch.library.opcheck(torch.ops.hqtvae_fast.decode_attention_bf16.default, (qkv, keys, values, start))
+        qkv, keys, values = case(2, 4, 3, 64, 9, dtype=dtype)
+        torch.library.opcheck(torch.ops.hqtvae_fast.decode_attention_cpu.default, (qkv, keys, values, start))
 
 
-@needs_native
-def test_bad_caches():
-    qkv, keys, values = case(2, 4, 3, 64, 9)
+@in_each_dtype
+def test_bad_caches(dtype):
+    qkv, keys, values = case(2, 4, 3, 64, 9, dtype=dtype)
     with pytest.raises(ValueError, match=r"C >= 10; got \[2, 3, 9, 64\]"):
         decode_attention(qkv, keys, values, 6)
     with pytest.raises(ValueError, match=r"expected \[2, 3, C, 64\]"):
@@ -98,4 +100,4 @@ def test_bad_caches():
 
 def test_other_heads_take_plain_torch():
     assert "heads of" in (native.why_not(torch.zeros(1, 1, 3, 2, 20).bfloat16()) or "")
-    assert "float32" in (native.why_not(torch.zeros(1, 1, 3, 2, 64)) or "")
+    assert "float16" in (native.why_not(torch.zeros(1, 1, 3, 2, 64).half()) or "")

@@ -29,9 +29,9 @@ def decode_attention(
     holds beyond is finite; it does not matter otherwise.
 
     ``backend``: "triton" (CUDA, T = 1, heads of at most 128; fp32 scores and sums), "triton/32x2" and other tiles
-    (positions x warps), "sdpa" (anywhere: torch's scaled_dot_product_attention), "native" (bf16 on a CPU with
-    AVX512-BF16, no bias, a plain start, E a multiple of 32 up to 128; the same) or "reference" (anywhere, as torch has
-    them). Raises ValueError on other shapes.
+    (positions x warps), "sdpa" (anywhere: torch's scaled_dot_product_attention), "native" (on a CPU, bf16 with
+    AVX512-BF16 and fp32 with AVX2; no bias, a plain start, E a multiple of 32 up to 128; the same) or "reference"
+    (anywhere, as torch has them). Raises ValueError on other shapes.
     """
     B, T, _, H, E = qkv_BT3HE.shape
     C, end = keys_BHCE.shape[2], (start if isinstance(start, int) else 0) + T

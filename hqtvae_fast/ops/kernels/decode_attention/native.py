@@ -1,7 +1,7 @@
-"""Our own kernel for bf16 on a CPU (csrc/cpu/attention_bf16.cpp).
+"""Our own kernels for bf16 and fp32 on a CPU (csrc/cpu/attention_bf16.cpp, attention_fp32.cpp).
 
-It is an operator of torch, ``hqtvae_fast::decode_attention_bf16``. Error against float64 on the same bf16 values: fp32
-sums and exponentials (relative 3e-6), then one rounding to bf16.
+They are one operator of torch, ``hqtvae_fast::decode_attention_cpu``. Error against float64 on the same values: fp32
+sums and exponentials (relative 3e-6 for bf16, 3e-7 for fp32), then one rounding to the dtype.
 """
 
 from __future__ import annotations
@@ -9,10 +9,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from hqtvae_fast.ops.cpu_library import buffer, library, why_not_bf16
+from hqtvae_fast.ops.cpu_library import buffer, library, why_not_avx2, why_not_bf16
 from hqtvae_fast.ops.operator import operators
 
 WIDTHS = (32, 64, 96, 128)
+WHY_NOT = {torch.bfloat16: why_not_bf16, torch.float32: why_not_avx2}
 
 
 def why_not(
@@ -26,11 +27,11 @@ def why_not(
     """None where the kernel can take these queries, keys and values, else the reason."""
     if bias is not None or start_tensor is not None:
         return "expected no bias, and start as a number"
-    if qkv_BT3HE.device.type != "cpu" or qkv_BT3HE.dtype is not torch.bfloat16:
-        return f"expected bf16 on the CPU; got {qkv_BT3HE.dtype} on {qkv_BT3HE.device}"
+    if qkv_BT3HE.device.type != "cpu" or qkv_BT3HE.dtype not in WHY_NOT:
+        return f"expected bf16 or fp32 on the CPU; got {qkv_BT3HE.dtype} on {qkv_BT3HE.device}"
     if qkv_BT3HE.shape[-1] not in WIDTHS:
         return f"expected heads of {WIDTHS} values; got {qkv_BT3HE.shape[-1]}"
-    return why_not_bf16()
+    return WHY_NOT[qkv_BT3HE.dtype]()
 
 
 def decode_attention(
@@ -42,10 +43,10 @@ def decode_attention(
     start_tensor: Tensor | None,
 ) -> Tensor:
     """As the op is called; ``bias`` and ``start_tensor`` are None."""
-    return torch.ops.hqtvae_fast.decode_attention_bf16.default(qkv_BT3HE, keys_BHCE, values_BHCE, start)
+    return torch.ops.hqtvae_fast.decode_attention_cpu.default(qkv_BT3HE, keys_BHCE, values_BHCE, start)
 
 
-operators.define("decode_attention_bf16(Tensor qkv, Tensor(a!) keys, Tensor(b!) values, int start) -> Tensor")
+operators.define("decode_attention_cpu(Tensor qkv, Tensor(a!) keys, Tensor(b!) values, int start) -> Tensor")
 
 
 def _attend(qkv_BT3HE: Tensor, keys_BHCE: Tensor, values_BHCE: Tensor, start: int) -> Tensor:
@@ -60,10 +61,11 @@ def _attend(qkv_BT3HE: Tensor, keys_BHCE: Tensor, values_BHCE: Tensor, start: in
         raise ValueError("qkv, keys and values: expected contiguous tensors")
     y_BTD = qkv_BT3HE.new_empty(B, T, H * E)
     scratch = torch.empty(B * H * (C + 16), dtype=torch.float32, device="cpu")
-    bf16, cached = torch.bfloat16, B * H * C * E
-    library().hqtvae_decode_attention_bf16(
-        *(buffer(qkv_BT3HE, bf16, B * T * 3 * H * E), buffer(keys_BHCE, bf16, cached)),
-        *(buffer(values_BHCE, bf16, cached), buffer(y_BTD, bf16, B * T * H * E)),
+    dtype, cached, kernels = qkv_BT3HE.dtype, B * H * C * E, library()
+    is_bf16 = dtype is torch.bfloat16
+    (kernels.hqtvae_decode_attention_bf16 if is_bf16 else kernels.hqtvae_decode_attention_fp32)(
+        *(buffer(qkv_BT3HE, dtype, B * T * 3 * H * E), buffer(keys_BHCE, dtype, cached)),
+        *(buffer(values_BHCE, dtype, cached), buffer(y_BTD, dtype, B * T * H * E)),
         buffer(scratch, torch.float32, B * H * (C + 16)),
         *(B, T, H, E, C, start),
         E**-0.5,
@@ -71,10 +73,10 @@ def _attend(qkv_BT3HE: Tensor, keys_BHCE: Tensor, values_BHCE: Tensor, start: in
     return y_BTD
 
 
-operators.impl("decode_attention_bf16", _attend, "CPU")
+operators.impl("decode_attention_cpu", _attend, "CPU")
 
 
-@torch.library.register_fake("hqtvae_fast::decode_attention_bf16")
+@torch.library.register_fake("hqtvae_fast::decode_attention_cpu")
 def _fake(qkv_BT3HE: Tensor, keys_BHCE: Tensor, values_BHCE: Tensor, start: int) -> Tensor:
     B, T, _, H, E = qkv_BT3HE.shape
     return qkv_BT3HE.new_empty(B, T, H * E)
