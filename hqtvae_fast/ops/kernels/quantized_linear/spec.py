@@ -138,7 +138,7 @@ def cost(case: Case) -> Cost:
 
 def variants(arch: int) -> list[Variant]:
     """Rows of both widths of S, each tile as a plain product, what launches by itself with bias and GELU too, and parts
-    with both; int8, and fp8 where there is such an instruction."""
+    without and with them; int8, and fp8 where there is such an instruction."""
     kinds = [dtype for dtype in reference.LARGEST if arch >= 89 or dtype is torch.int8]
     made = [_rounding(K, dtype) for dtype in kinds for K in (1536, 6144)]
     for dtype in kinds:
@@ -147,7 +147,7 @@ def variants(arch: int) -> list[Variant]:
                 own = tile in (triton.LARGE, triton.SMALL)
                 made += [_product(tile, dtype, up) for up in ((False, True) if own else (False,))]
     parts = sorted({tile.parts for tile in triton.TILES.values()} - {1})
-    return made + [_adding(count, dtype, count == parts[-1]) for dtype in kinds for count in parts]
+    return made + [_adding(count, dtype, up) for dtype in kinds for count in parts for up in (False, True)]
 
 
 def _numbers(dtype: torch.dtype) -> str:
