@@ -45,7 +45,7 @@ PARTS="1|60|120|graphs: captures and replays against eager runs, one after the o
 9|100|300|compute-sanitizer: planted faults, then every op's small cases (memcheck, racecheck)
 10|200|600|engine: each option beside none, by whole batches; steps; then all ops, those that torch.compile is beside last
 11|500|900|baselines: the paper's protocol (S, batch 50, 1000 images) in turns with plain torch, torch.compile and the released implementation (needs RELEASED)
-12|500|900|generate: S, M, L at batch 1, 8, 50 and 256; S at 128 and 1024; S-text; S with 8-bit weights
+12|500|900|generate: S, M, L at batch 1, 8, 50 and 256; S at 128 and 1024; S-text; S with 8-bit weights, and with products in 8 bits
 13|500|1000|train, encode and decode alone: both stages and text, images/s, memory, layers; compute-sanitizer's other tools
 14|400|900|the gate: this revision against itself, and the same with ops"
 
@@ -86,7 +86,10 @@ commands() {
     12) generate sweep --preset S M L --batches 1 8 50 256 --baselines none
         generate S-large --preset S --batches 128 1024 --baselines none
         generate S-text --preset S-text --batches 50 --baselines none
-        for numbers in int8 fp8; do generate "S-$numbers" --preset S --batches 1 50 --quantize "$numbers" --baselines none; done ;;
+        for numbers in int8 fp8; do
+          generate "S-$numbers" --preset S --batches 1 50 256 --quantize "$numbers" --baselines none
+          generate "S-$numbers-rows" --preset S --batches 50 256 --quantize "$numbers" --engine quantized_products=all --baselines none
+        done ;;
     13) train 1 S; train 2 S; train 2 S-text
         echo "$PYTHON -m benchmarks.suites.encode --preset S --device cuda --batch 64 --compile --json $out/encode.json"
         echo "$PYTHON -m benchmarks.suites.generate --decode-only --device cuda --preset S --batch 50 --repeats 5 --json $out/decode-S-50.json"

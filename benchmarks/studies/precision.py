@@ -9,9 +9,10 @@ make likely: the chance that counts at least as far off come from those very one
 what nothing changed gives.
 
 "int8, all": inputs of products too, as a CPU computes them (:func:`hqtvae_fast.ops.int8_linear`), and the decoder's
-convolutions, calibrated on other drawings; "int8": the weights of products alone, as a GPU does. Rows of int8 that miss
-a limit, a KL of 2e-3 over all positions or 40 dB, are marked, and the exit code is 1;
-``hqtvae tune`` judges by the same limits.
+convolutions, calibrated on other drawings; "int8": the weights of products alone, as a GPU does; "int8, rows": inputs
+too, one scale a row, as a GPU may above 16 rows (``quantized_products=all``), and "int8, most" without those of each
+block's last product (``but_down``). Rows of int8 that miss a limit, a KL of 2e-3 over all positions or 40 dB, are
+marked, and the exit code is 1; ``hqtvae tune`` judges by the same limits.
 
 Result: precision.md.
 """
@@ -25,7 +26,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import Enum
 from functools import partial
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 from unittest import mock
 
 import torch
@@ -39,22 +40,34 @@ from benchmarks.options import run
 from hqtvae_fast import HQTVAEPipeline
 from hqtvae_fast.backend import VARIABLE
 from hqtvae_fast.engine import decode_codes
-from hqtvae_fast.engine.options import Quantization
+from hqtvae_fast.engine.options import Quantization, QuantizedProducts
 from hqtvae_fast.hardware import fp32_products
+from hqtvae_fast.model import HQTransformer
 from hqtvae_fast.model.calibration import calibrate
 from hqtvae_fast.ops import sample_logits
 from hqtvae_fast.ops.kernels.int8_linear import native
 from hqtvae_fast.pictures.images import psnr
 from hqtvae_fast.progress import counting_bar
-from hqtvae_fast.tune.quality import LEAST_PSNR, MOST_KL, PROMPTS, compare, decode_in_int8, mean_kl, repeated
+from hqtvae_fast.tune.quality import (
+    LEAST_PSNR,
+    MOST_KL,
+    PROMPTS,
+    compare,
+    decode_in_int8,
+    mean_kl,
+    repeated,
+    round_rows,
+)
 
 ALL, WEIGHTS_ALONE = "int8, all", "int8"
-WEIGHTS: dict[str, Quantization] = {"": None, WEIGHTS_ALONE: "int8", ALL: "int8", "fp8": "fp8"}
+IN_ROWS: dict[str, QuantizedProducts] = {"int8, most": "but_down", "int8, rows": "all"}
+WEIGHTS: dict[str, Quantization] = {"": None, WEIGHTS_ALONE: "int8", ALL: "int8"}
+WEIGHTS |= {**dict.fromkeys(IN_ROWS, "int8"), "fp8": "fp8"}  # type: ignore[dict-item]
 ROWS = tuple(
     (dtype, weights)
     for dtype in ("fp32", "tf32", "bf16", "fp16")
     for weights in WEIGHTS
-    if not (dtype in ("tf32", "fp16") and weights == ALL)
+    if not (dtype in ("tf32", "fp16") and weights in (ALL, *IN_ROWS))
 )
 DRAWS = 16  # at each position
 FEWEST = 10  # codes that are expected to be drawn less often are counted together
@@ -169,9 +182,10 @@ def precision(
         for done, (name, weights) in enumerate(rows):
             on_progress(done, len(rows))
             with _products_of(weights):
-                row = _judge(
-                    _open(checkpoint, device, name, WEIGHTS[weights]), seen, calibration if weights == ALL else None
-                )
+                pipe = _open(checkpoint, device, name, WEIGHTS[weights])
+                if weights in IN_ROWS:
+                    round_rows(cast(HQTransformer, pipe.transformer), IN_ROWS[weights])
+                row = _judge(pipe, seen, calibration if weights == ALL else None)
             judged = WEIGHTS[weights] == "int8"
             missed += [f"{name}, {weights}: {limit}" for limit in row.misses if judged]
             table.add_row(name, weights or name, *row.cells(judged))

@@ -145,8 +145,10 @@ def _sites(name: ModelName, device: torch.device, sizes: list[int]) -> list[Site
         from hqtvae_fast.tune.sites import find_sites
         from hqtvae_fast.tune.whole import models_of
 
-        model = name.shapes() if device.type == "cuda" else name.open(device)
-        return find_sites(models_of(model), model.vae, device, sizes)
+        on_gpu = device.type == "cuda"
+        model = name.shapes() if on_gpu else name.open(device)
+        others = ["quantized_products=all"] if on_gpu and name.quantization is not None else []
+        return find_sites(models_of(model), model.vae, device, sizes, "", others)
 
 
 def _tune(

@@ -36,6 +36,7 @@ from hqtvae_fast.ops import (
     decode_attention,
     local_attention,
     prefill_attention,
+    quantized_linear,
     skinny_linear,
 )
 from hqtvae_fast.ops.kernels.skinny_linear.triton import MOST_ROWS, Workspace
@@ -181,10 +182,15 @@ class FusedStep:
         multiply, stored = self._product(x_BGD)
         return LevelLogits(level, first, multiply(x_BGD, **stored(layer)))
 
-    def _product(self, x: Tensor) -> tuple[Callable[..., Tensor], Callable[..., dict[str, Tensor | None]]]:
+    def _product(
+        self, x: Tensor, *, down: bool = False
+    ) -> tuple[Callable[..., Tensor], Callable[..., dict[str, Tensor | None]]]:
         """What multiplies so many rows, and what it is given of a layer: our skinny product and the weight as it is
-        stored, where the product's time is that of reading it; else the library's and the plain weight."""
-        skinny = is_skinny(x)
+        stored, where the product's time is that of reading it; else the library's and the plain weight, or, where that
+        is asked for, that of 8-bit numbers. ``down``: for a block's last."""
+        skinny, wanted = is_skinny(x), self.options.quantized_products
+        if not skinny and (wanted == "all" or (wanted == "but_down" and not down)):
+            return _eight_bits, partial(_stored, quantized=True)
         return self._skinny if skinny else _library, partial(_stored, quantized=skinny)
 
     def _run(self, entry: _Entry, last: nn.LayerNorm | None) -> tuple[Tensor, Tensor]:
@@ -193,6 +199,7 @@ class FusedStep:
         layers, x_BTD, qkv_BTD = [cast(Block, layer) for layer in entry.blocks.layers], entry.x_BTD, entry.qkv_BTD
         first = 0 if entry.queries else x_BTD.shape[-1]  # of the projection's outputs, queries are the first D
         multiply, stored = self._product(x_BTD)
+        multiply_down, stored_down = self._product(x_BTD, down=True)
         if not layers:
             assert last is not None
             return _add(x_BTD, None, entry.added, last)
@@ -206,7 +213,7 @@ class FusedStep:
             y_BTD = multiply(entry.attend(qkv_BTPHE, bias, index), **stored(attention.out))
             x_BTD, normal_BTD = _add(x_BTD, y_BTD, attention.out.bias, block.norm2)
             wide = multiply(normal_BTD, bias=mlp.up.bias, gelu=mlp.gelu, **stored(mlp.up))
-            y_BTD = multiply(wide, **stored(mlp.down))
+            y_BTD = multiply_down(wide, **stored_down(mlp.down))
             following = after.norm1 if after is not None else last or block.norm1
             x_BTD, normal_BTD = _add(x_BTD, y_BTD, mlp.down.bias, following)
             if after is not None:
@@ -264,6 +271,15 @@ def _library(
 ) -> Tensor:
     """The library's product; its bias is added with the GELU alone."""
     return F.linear(x, weight) if gelu is None else bias_gelu(F.linear(x, weight), bias, gelu)
+
+
+def _eight_bits(
+    x: Tensor, weight: Tensor, bias: Tensor | None = None, *, scale: Tensor | None = None, gelu: Gelu | None = None
+) -> Tensor:
+    """The product of 8-bit numbers; of a layer that is not quantized, the library's."""
+    if scale is None:
+        return _library(x, weight, bias, gelu=gelu)
+    return quantized_linear(x, weight, scale, bias, gelu=gelu or "none")
 
 
 def _add(x: Tensor, added: Tensor | None, bias: Tensor | None, norm: nn.LayerNorm) -> tuple[Tensor, Tensor]:

@@ -13,6 +13,7 @@ from hqtvae_fast.ops.kernels.skinny_linear.reference import QUANTIZED
 from hqtvae_fast.ops.kernels.skinny_linear.triton import DEPENDENT_CAPABILITY, FP8_CAPABILITY
 
 Overlap = Literal["off", "on", "priority"]
+QuantizedProducts = Literal["but_down", "all"]
 
 
 @dataclass(frozen=True)
@@ -20,19 +21,22 @@ class EngineOptions:
     """One way to run a batch: a plan's variant of the engine, in the words of its text (:meth:`read`).
 
     ``captured``: capture the work of a batch size as CUDA graphs and replay them ("captured", "uncaptured"); None: on a
-    GPU. ``modules``: the model's own modules draw, which have none of the next six. ``tables``: compute what depends on
-    a code or a class alone once (:class:`hqtvae_fast.engine.cache.StepTables`). ``fused_draw``: where neither top-k nor
-    top-p is set, draw inside the head's product, its logits never stored (:func:`hqtvae_fast.ops.draw_from_head`).
+    GPU. ``modules``: the model's own modules draw, which have none of the next seven. ``tables``: compute what depends
+    on a code or a class alone once (:class:`hqtvae_fast.engine.cache.StepTables`). ``fused_draw``: where neither top-k
+    nor top-p is set, draw inside the head's product, its logits never stored (:func:`hqtvae_fast.ops.draw_from_head`).
     ``whole_head``: both passes and draws of a step in one operation (:class:`hqtvae_fast.engine.step.WholeHead`).
     ``dependent_launch``: Hopper's programmatic dependent launch: skinny products, and the whole head, begin to fetch
     their weights while the kernel before them runs. ``skip_query``: leave out the queries of the head's first pass,
     whose one position sees itself alone. ``fused_norm``: skinny products normalise their own rows and add the residual
-    to their results, so that a block is five kernels and not seven. ``overlap``: draw a batch while the one before it
-    is decoded (:mod:`hqtvae_fast.engine.streams`), with "priority" to the drawing; None: on a GPU. ``chunk``: images
-    decoded at once; None: as memory and caches like. ``ahead``: batches issued before the oldest one is waited for,
-    where they overlap; None: 1. More of them keep a GPU at work while a consumer is slow with one batch.
-    ``cudnn_benchmark``: cuDNN times its algorithms at a shape's first use. ``threads``: of a CPU, at most so many;
-    None: torch's. Not in the text, for it is of the dtype: ``tf32``, multiply fp32 numbers as TF32."""
+    to their results, so that a block is five kernels and not seven. ``quantized_products``: of layers quantized to 8
+    bits, products that are not skinny round their rows to 8 bits too (:func:`hqtvae_fast.ops.quantized_linear`), which
+    moves predictions further than 16 bits do: "all", or "but_down", all but the last of each block, whose rows come
+    from a GELU and lose the most by it; None: none. ``overlap``: draw a batch while the one before it is decoded
+    (:mod:`hqtvae_fast.engine.streams`), with "priority" to the drawing; None: on a GPU. ``chunk``: images decoded at
+    once; None: as memory and caches like. ``ahead``: batches issued before the oldest one is waited for, where they
+    overlap; None: 1. More of them keep a GPU at work while a consumer is slow with one batch. ``cudnn_benchmark``:
+    cuDNN times its algorithms at a shape's first use. ``threads``: of a CPU, at most so many; None: torch's. Not in the
+    text, for it is of the dtype: ``tf32``, multiply fp32 numbers as TF32."""
 
     captured: bool | None = None
     modules: bool = False
@@ -42,6 +46,7 @@ class EngineOptions:
     dependent_launch: bool = False
     skip_query: bool = False
     fused_norm: bool = False
+    quantized_products: QuantizedProducts | None = None
     overlap: Overlap | None = None
     chunk: int | None = None
     ahead: int | None = None
@@ -83,10 +88,12 @@ class EngineOptions:
 
 
 _CAPTURED = {"captured": True, "uncaptured": False}
-_STEP = ("tables", "fused_draw", "whole_head", "dependent_launch", "skip_query", "fused_norm")
-_FLAGS = ("modules", *_STEP, "cudnn_benchmark")
+_SWITCHES = ("tables", "fused_draw", "whole_head", "dependent_launch", "skip_query", "fused_norm")
+_STEP = (*_SWITCHES, "quantized_products")
+_FLAGS = ("modules", *_SWITCHES, "cudnn_benchmark")
+_NAMED = {"quantized_products": get_args(QuantizedProducts), "overlap": get_args(Overlap)}
 _NUMBERS = ("chunk", "ahead", "threads")
-_VALUES = ("overlap", *_NUMBERS)
+_VALUES = (*_NAMED, *_NUMBERS)
 
 
 def _read_word(word: str) -> tuple[str, Any]:
@@ -96,11 +103,12 @@ def _read_word(word: str) -> tuple[str, Any]:
         return "captured", _CAPTURED[word]
     if word in _FLAGS:
         return word, True
-    if name == "overlap" and value in get_args(Overlap):
+    if value in _NAMED.get(name, ()):
         return name, value
     if name in _NUMBERS and value.isdecimal() and int(value) > 0:
         return name, int(value)
-    known = (*_CAPTURED, *_FLAGS, f"overlap={'|'.join(get_args(Overlap))}", *(f"{number}=N" for number in _NUMBERS))
+    named = (f"{each}={'|'.join(values)}" for each, values in _NAMED.items())
+    known = (*_CAPTURED, *_FLAGS, *named, *(f"{number}=N" for number in _NUMBERS))
     raise ValueError(f"engine: expected some of {', '.join(known)}; got {word!r}")
 
 

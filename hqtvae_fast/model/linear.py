@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from hqtvae_fast.model.huge_pages import huge_pages
 from hqtvae_fast.ops.kernels.packed_linear import PackedWeight, packer
-from hqtvae_fast.ops.kernels.skinny_linear.reference import quantize
+from hqtvae_fast.ops.kernels.skinny_linear.reference import QUANTIZED, quantize
 from hqtvae_fast.ops.made import Made, tree
 
 Module = TypeVar("Module", bound=nn.Module)
@@ -29,6 +29,13 @@ class QuantizedWeight:
     @classmethod
     def of(cls, weight: Tensor, kind: str) -> QuantizedWeight:
         return cls(*quantize(weight, kind), kind)
+
+    @classmethod
+    def without_values(cls, weight: Tensor, kind: str) -> QuantizedWeight:
+        """Of a weight whose shape and device alone count."""
+        (N, K), device = weight.shape, weight.device
+        stored = torch.empty(N, K, dtype=QUANTIZED[kind], device=device)
+        return cls(stored, torch.empty(N, dtype=torch.float32, device=device), kind)
 
     def wide(self, dtype: torch.dtype) -> Tensor:
         return self.stored.float().mul_(self.scale[:, None]).to(dtype)

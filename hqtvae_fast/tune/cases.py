@@ -140,6 +140,16 @@ def _skinny_linear(
     return _fit(spec, (x, weight, scale, bias, residual), sizes, x.dtype, run)
 
 
+def _quantized_linear(
+    spec: Spec, x: Tensor, weight: Tensor, scale: Tensor, bias: Any, residual: Any, gelu: str
+) -> Fitted | None:
+    if residual is not None and bias is None:
+        return None
+    sizes = {"M": prod(x.shape[:-1]), "N": len(weight), "K": x.shape[-1], "gelu": GELU.index(gelu)}
+    sizes |= {"extra": (bias is not None) + (residual is not None), "fp8": int(weight.dtype is not torch.int8)}
+    return _fit(spec, (x, weight, scale, bias, residual), sizes, x.dtype)
+
+
 def _add_layer_norm(spec: Spec, x: Tensor, added: Any, bias: Any, weight: Tensor, shift: Tensor, eps: float) -> Fitted:
     sizes = {"M": prod(x.shape[:-1]), "D": x.shape[-1], "added": 1}
     own, case = _fit(spec, (x, added, bias, weight, shift), sizes, x.dtype)
@@ -274,6 +284,7 @@ def _hierarchical_quantize(spec: Spec, z: Tensor, codebooks: Sequence[Tensor], r
 
 FITS: dict[str, Callable[..., Fitted | None]] = {
     "skinny_linear": _skinny_linear,
+    "quantized_linear": _quantized_linear,
     "add_layer_norm": _add_layer_norm,
     "bias_gelu": _bias_gelu,
     "embed_codes": _embed_codes,

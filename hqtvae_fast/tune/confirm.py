@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import replace
 
 from hqtvae_fast.plan import Plan
@@ -16,6 +16,7 @@ ENGINE: dict[str, tuple[tuple[str, ...], ...]] = {
         ("dependent_launch",),
         ("skip_query",),
         ("fused_norm",),
+        ("quantized_products=but_down", "quantized_products=all"),
         ("fused_draw",),
         ("tables",),
         ("chunk=32", "chunk=64", "chunk=128", "chunk=256"),
@@ -26,10 +27,29 @@ ENGINE: dict[str, tuple[tuple[str, ...], ...]] = {
 }
 """What the engine may do differently, one after the other; each alternative in place of those before it. Not the whole
 head in one operation, which goes by no choice: nothing would have proven it on that device before it is timed."""
+CHOICES_OF = {"quantized_products": "quantized_linear"}
+"""Operations that only a word brings in: a model that meets none of their choices gains nothing by it."""
 KEEP_BITS = ("dependent_launch", "skip_query", "overlap")
 
 Whole = Callable[[Plan, int], float]
 """Seconds of a batch under a plan. Raises MemoryError where it does not fit, NoRunError where it does not run."""
+
+
+def alternatives(kind: str, ops: Collection[str], refused: Collection[str]) -> list[tuple[str, ...]]:
+    """Of :data:`ENGINE` on a kind of device: what is not refused, as "engine WORD", and whose operations are met."""
+    met = {None, *ops}
+    return [
+        tuple(word for word in words if f"engine {word}" not in refused and CHOICES_OF.get(_name(word)) in met)
+        for words in ENGINE[kind]
+    ]
+
+
+def _name(word: str) -> str:
+    return word.partition("=")[0]
+
+
+def _op(where: str) -> str:
+    return where.partition(" ")[0]
 
 
 class NoRunError(Exception):
@@ -77,19 +97,21 @@ class Confirm:
 
     def choices(self, proposed: Plan, batches: Iterable[int]) -> tuple[Plan, dict[int, Duel]]:
         """The part of a proposed plan that makes whole runs faster, at no bucket slower: all of it, else the choices of
-        those operations that do so each on its own; and the last comparison of each bucket."""
-        empty = replace(proposed, choices={})
+        those operations that do so each on its own; and the last comparison of each bucket. Choices of operations that
+        only the engine's words bring in are kept for :meth:`engine`: no run meets them here."""
+        later = {where: name for where, name in proposed.choices.items() if _op(where) in CHOICES_OF.values()}
+        empty = replace(proposed, choices=later)
         buckets = list(batches)
-        if not proposed.choices or not self.left:
+        if proposed.choices == later or not self.left:
             return empty, {}
         won, duels = self._wins(empty, proposed, buckets)
         if won:
             return proposed, duels
         kept, last = empty, dict[int, Duel]()
-        for op in dict.fromkeys(where.partition(" ")[0] for where in proposed.choices):
+        for op in dict.fromkeys(_op(where) for where in proposed.choices if where not in later):
             if not self.left:
                 break
-            own = {where: name for where, name in proposed.choices.items() if where.partition(" ")[0] == op}
+            own = {where: name for where, name in proposed.choices.items() if _op(where) == op}
             tried = replace(kept, choices={**kept.choices, **own})
             won, duels = self._wins(kept, tried, buckets)
             if won:
@@ -115,7 +137,7 @@ class Confirm:
             for word in alternatives:
                 if not self.left:
                     return text, last
-                if keep_bits and word.partition("=")[0] not in KEEP_BITS:
+                if keep_bits and _name(word) not in KEEP_BITS:
                     continue
                 tried = ", ".join(filter(None, (base, word)))
                 as_it_is, changed = (replace(plan, engine={batch: each}) for each in (text, tried))

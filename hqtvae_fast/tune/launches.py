@@ -1,7 +1,8 @@
 """Kernels that one step launches on a GPU, counted without one: the step runs on fake tensors, which only have shapes.
 
 Every operator of torch that computes or copies counts as one kernel, views and allocations as none, each of our own
-operators as the one kernel that it is (:mod:`hqtvae_fast.ops`). What a library adds inside one product, such as a
+operators as the one kernel that it is (:mod:`hqtvae_fast.ops`), but for ``quantized_linear``, which is two or three:
+it rounds rows, multiplies, and where a plan says so adds parts up. What a library adds inside one product, such as a
 second kernel that sums its parts, is not seen; nor are the several that one of our operators takes where its backend
 is not our kernel (attention of the reference engine over more than one new position).
 """
@@ -30,6 +31,7 @@ from hqtvae_fast.engine.options import EngineOptions
 from hqtvae_fast.engine.steering import Guidance, Known
 from hqtvae_fast.model import HQTransformer
 from hqtvae_fast.model.empty import without_values
+from hqtvae_fast.model.linear import Linear, QuantizedWeight
 
 ALLOCATIONS = {"empty", "new_empty", "empty_like", "empty_strided"}
 NO_KERNEL = ALLOCATIONS | {"_unsafe_view", "detach", "alias", "lift_fresh", "dropout"}  # dropout: in evaluation
@@ -127,15 +129,16 @@ def calls_of_step(
     options: EngineOptions | None = None,
     guided: bool = False,
     completing: bool = False,
+    quantization: str | None = None,
 ) -> list[Call]:
     """Kernels of one step after the first one, in order, over fake tensors: the token's embedding, the body, all groups
     of the head and the draws. Only shapes and the device's kind matter: nothing is computed or allocated. (With
-    a top-k, unless the options fuse the draw.)"""
+    a top-k, unless the options fuse the draw.) ``quantization``: of all weights of products."""
     with unasked(), torch.inference_mode(), unread():
         with without_values():
             model = HQTransformer(config).eval()
         with FakeTensorMode(), torch.device("cuda"), Indexing():
-            _to_device(model, dtype)
+            _to_device(model, dtype, quantization)
             seeds, condition = torch.zeros(batch, dtype=torch.int64), None
             if config.condition != "none":
                 shape = (batch,) if config.condition == "class" else (batch, config.prefix_length)
@@ -152,12 +155,14 @@ def calls_of_step(
     return calls.made
 
 
-def _to_device(model: nn.Module, dtype: torch.dtype) -> None:
+def _to_device(model: nn.Module, dtype: torch.dtype, quantization: str | None) -> None:
     """Empty parameters on the default device in place of the model's."""
     for module in model.modules():
         for name, parameter in module.named_parameters(recurse=False):
             empty = torch.empty(parameter.shape, dtype=dtype)
             setattr(module, name, nn.Parameter(empty, requires_grad=False))
+        if quantization is not None and isinstance(module, Linear):
+            module.adopt(QuantizedWeight.without_values(module.weight, quantization))
 
 
 def launches_a_block(config: TransformerConfig, engine: Engine, *, batch: int = 64) -> dict[str, int]:

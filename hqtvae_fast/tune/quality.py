@@ -9,18 +9,21 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from dataclasses import replace
-from math import ceil
-from typing import Any, NamedTuple
+from math import ceil, inf, isnan
+from typing import Any, NamedTuple, cast, get_args
 
 import torch
 from torch import Tensor, nn
 
 from hqtvae_fast.checkpoint import Checkpoint
 from hqtvae_fast.engine import Executor, decode_codes
+from hqtvae_fast.engine.options import QuantizedProducts
 from hqtvae_fast.model import HQVAE, HQTransformer
 from hqtvae_fast.model.autoencoder import Remade, Upsample
 from hqtvae_fast.model.calibration import calibrate, roundable
+from hqtvae_fast.model.linear import Linear, quantized_linears
 from hqtvae_fast.modes import inference
+from hqtvae_fast.ops import quantized_linear
 from hqtvae_fast.ops.kernels.conv3x3 import has_int8, int8
 from hqtvae_fast.ops.kernels.int8_linear import native
 from hqtvae_fast.pictures.images import psnr
@@ -36,6 +39,7 @@ PROMPTS = ("tiger face, 3d", "red apple, flat", "rocket, shaded", "owl, 3d")  # 
 POSITIONS = 2560
 """Judged at least: by 640 of them the demo model's KL is 2.3e-3, by 2,560 1.6e-3."""
 INPUTS_ROUNDED, MAPS_ROUNDED = "packed_linear native/int8", "conv3x3 onednn/int8"
+ROWS_ROUNDED = {which: f"engine quantized_products={which}" for which in get_args(QuantizedProducts)}
 
 
 def compare(exact: Tensor, got: Tensor) -> tuple[float, float]:
@@ -73,19 +77,22 @@ def draw(made: Checkpoint, device: torch.device, positions: int = POSITIONS) -> 
         tokenizer = load_tokenizer(made)
         if tokenizer is not None:
             rows = rows._replace(condition=tokenizer(repeated(PROMPTS, images)).to(device))
-    executor, invalid = Executor(models, made.vae, device, Plan()), torch.zeros((), dtype=torch.bool, device=device)
+    plan = Plan("library" if device.type == "cuda" else "default")  # nothing of ours is proven on this GPU yet
+    executor, invalid = Executor(models, made.vae, device, plan), torch.zeros((), dtype=torch.bool, device=device)
     return Drawn(tuple(executor.draw(*rows, invalid, lambda: None)), rows.condition)
 
 
 def unfit(name: ModelName, device: torch.device, positions: int = POSITIONS) -> dict[str, str]:
-    """Of a model in int8: the variants, as "op name", that take its predictions or its pictures further than
-    :data:`MOST_KL` and :data:`LEAST_PSNR` from what it is in fp32 (of a file in int8: from its numbers in fp32), on
-    what it draws, and the reason.
+    """Of a model in int8, on a GPU in fp8 too: the variants, as "op name", that take its predictions or its pictures
+    further than :data:`MOST_KL` and :data:`LEAST_PSNR` from what it is in fp32 (of a file in 8 bits: from its numbers
+    in fp32), on what it draws, and the reason. On a GPU these are the engine's words that round products' rows.
 
-    Empty where nothing but weights is rounded (a GPU, other weights), and of random weights, which predict nothing.
+    Empty where nothing but weights can be rounded (fp8 on a CPU, others), and of random weights, which predict nothing.
     """
-    if name.preset is not None or device.type != "cpu":
+    if name.preset is not None:
         return {}
+    if device.type == "cuda":
+        return {} if name.quantization is None else _unfit_on_a_gpu(name, device, positions)
     rounded = name.open(device)
     if rounded.quantization != "int8":
         return {}
@@ -94,14 +101,58 @@ def unfit(name: ModelName, device: torch.device, positions: int = POSITIONS) -> 
     if native.instructions():
         pairs = zip(models_of(exact), models_of(rounded), strict=True)
         kl = max(_kl(*pair, drawn) for pair in pairs)
-        if kl > MOST_KL:
-            found[INPUTS_ROUNDED] = f"moves predictions by a KL of {kl:.1e} nats; expected at most {MOST_KL:.0e}"
+        found |= _judged(INPUTS_ROUNDED, kl)
     if has_int8() and any(layer.span is not None for _, layer in roundable(rounded.vae)):
         pictures = decode_in_int8(rounded.vae, drawn.codes)
         decibels = float(psnr(pictures, decode_codes(exact.vae, drawn.codes)).mean())
         if decibels < LEAST_PSNR:
             found[MAPS_ROUNDED] = f"gives pictures {decibels:.1f} dB from fp32's; expected at least {LEAST_PSNR:.0f}"
     return found
+
+
+def _judged(variant: str, kl: float) -> dict[str, str]:
+    if kl <= MOST_KL:  # NaN is not
+        return {}
+    return {variant: f"moves predictions by a KL of {kl:.1e} nats; expected at most {MOST_KL:.0e}"}
+
+
+def _unfit_on_a_gpu(name: ModelName, device: torch.device, positions: int) -> dict[str, str]:
+    exact = replace(name, dtype="fp32", quantization=None).open(device)
+    drawn, found = draw(exact, device, positions), dict[str, str]()
+    for which, word in ROWS_ROUNDED.items():
+        models = [round_rows(model, which) for model in models_of(name.open(device))]
+        with using(Plan("library")):  # whose sums are as good as those of our kernels, of int8 the same
+            pairs = zip(models_of(exact), models, strict=True)
+            found |= _judged(word, max((_kl(*pair, drawn) for pair in pairs), key=_far))
+    return found
+
+
+def _far(kl: float) -> float:
+    return inf if isnan(kl) else kl
+
+
+def round_rows(model: HQTransformer, which: QuantizedProducts = "all") -> HQTransformer:
+    """A quantized model, in place, with its products' rows rounded to 8 bits too, as a GPU has them with
+    ``quantized_products`` above 16 rows (:func:`hqtvae_fast.ops.quantized_linear`)."""
+    for name in quantized_linears(model):
+        parent, _, own = name.rpartition(".")
+        if which == "but_down" and own == "down":
+            continue
+        setattr(model.get_submodule(parent), own, InEightBits(cast(Linear, model.get_submodule(name))))
+    return model
+
+
+class InEightBits(nn.Module):
+    """A quantized layer as a product of 8-bit numbers."""
+
+    def __init__(self, layer: Linear) -> None:
+        super().__init__()
+        quantized = layer.quantized
+        assert quantized is not None
+        self.numbers = quantized.stored, quantized.scale, layer.bias
+
+    def forward(self, x: Tensor) -> Tensor:
+        return quantized_linear(x, *self.numbers)
 
 
 @inference()

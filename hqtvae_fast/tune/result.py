@@ -72,10 +72,11 @@ class Result:
         return frozenset(ours).intersection(self.untried).difference(self.verified, self.refused)
 
     def recall(self) -> None:
-        """Refuse what was refused here before, unless it has now been right everywhere."""
+        """Refuse what was refused here before, unless it has now been right everywhere. Not the engine's words, which
+        are refused for what they do to one model's predictions."""
         if self.known is not None:
-            right = self.verified
-            old = {label: reason for label, reason in self.known.refused.items() if label not in right}
+            right, known = self.verified, self.known.refused.items()
+            old = {label: why for label, why in known if label not in right and not label.startswith("engine ")}
             self.refused = {**old, **self.refused}
 
     @property

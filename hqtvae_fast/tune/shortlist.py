@@ -39,8 +39,9 @@ def _use_of_tiles(site: Site, tile: Any, multiprocessors: int) -> float:
         return 1.0
     M, N = shape
     tiles = math.ceil(M / rows) * math.ceil(N / columns)
-    waves = math.ceil(tiles / multiprocessors)
-    return (M * N) / (tiles * rows * columns) * tiles / (waves * multiprocessors)
+    programs = tiles * getattr(tile, "parts", 1)
+    waves = math.ceil(programs / multiprocessors)
+    return (M * N) / (tiles * rows * columns) * programs / (waves * multiprocessors)
 
 
 def _product(site: Site) -> tuple[int, int] | None:
@@ -49,7 +50,7 @@ def _product(site: Site) -> tuple[int, int] | None:
     if site.op in ("upsample_conv", "conv_bytes"):
         (B, _, H, W), weight = shapes[:2]
         return B * H * W, weight[0]
-    if site.op == "draw_from_head":
+    if site.op in ("draw_from_head", "quantized_linear"):
         return math.prod(shapes[0][:-1]), shapes[1][0]
     return None
 

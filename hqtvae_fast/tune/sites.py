@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, cast
 from unittest import mock
 
 import torch
@@ -22,6 +22,7 @@ from hqtvae_fast.engine.loop import Drawing, SamplingParams
 from hqtvae_fast.engine.options import EngineOptions
 from hqtvae_fast.model import HQVAE, HQTransformer
 from hqtvae_fast.model.empty import without_values
+from hqtvae_fast.model.linear import Linear, QuantizedWeight, quantized_linears
 from hqtvae_fast.modes import inference
 from hqtvae_fast.ops.spec import Cost, Spec, all_specs
 from hqtvae_fast.tune.cases import fitted, packed
@@ -78,10 +79,16 @@ def without(sites: Sequence[Site], refused: Mapping[str, str]) -> list[Site]:
 
 
 def find_sites(
-    models: Sequence[HQTransformer], vae: HQVAE, device: torch.device, batches: Sequence[int], engine: str = ""
+    models: Sequence[HQTransformer],
+    vae: HQVAE,
+    device: torch.device,
+    batches: Sequence[int],
+    engine: str = "",
+    others: Sequence[str] = (),
 ) -> list[Site]:
     """Of drawing, decoding and, on a GPU, encoding so many images at once. On a GPU, there or not, everything is of
-    fake tensors; on a CPU two steps and a decode are run. ``engine``: as a plan has it."""
+    fake tensors; on a CPU two steps and a decode are run. ``engine``: as a plan has it; ``others``: engines whose
+    drawing's choices are wanted too."""
     specs, found = all_specs(), dict[str, Site]()
     for batch in sorted(set(batches)):
         with _recorded() as known:
@@ -90,10 +97,10 @@ def find_sites(
                 with FakeTensorMode(), torch.device("cuda"), Indexing(), _CuDNN():
                     for module in (*empty, decoder):
                         _onto_device(module)
-                    _run(empty, decoder.fold(), torch.device("cuda"), batch, engine)
+                    _run(empty, decoder.fold(), torch.device("cuda"), batch, engine, others)
                     sites = list(_sites(specs, known, batch))
             else:
-                _run(models, vae, device, batch, engine)
+                _run(models, vae, device, batch, engine, others)
                 sites = list(_sites(specs, known, batch))
         for site in sites:
             found.setdefault(site.key, site)
@@ -121,18 +128,17 @@ class _CuDNN(TorchFunctionMode):
         return y
 
 
-def _run(models: Sequence[HQTransformer], vae: HQVAE, device: torch.device, batch: int, engine: str) -> None:
+def _run(
+    models: Sequence[HQTransformer],
+    vae: HQVAE,
+    device: torch.device,
+    batch: int,
+    engine: str,
+    others: Sequence[str],
+) -> None:
     options = EngineOptions.read(engine)
-    for model in models:
-        config, condition = model.config, None
-        if config.condition != "none":
-            shape = (batch,) if config.condition == "class" else (batch, config.prefix_length)
-            condition = torch.zeros(shape, dtype=torch.int64, device=device)
-        levels = config.num_levels
-        params = SamplingParams((1.0,) * levels, (None,) * levels, (None,) * levels)
-        seeds = torch.zeros(batch, dtype=torch.int64, device=device)
-        drawing = Drawing.make(model, condition, seeds, params, options=options)
-        drawing.run(steps=STEPS)
+    for own in (options, *map(EngineOptions.read, others)):
+        _draw(models, device, batch, own)
     chunk = options.chunk
     if chunk is None and device.type != "cuda":
         chunk = chunk_size(vae, device)
@@ -144,22 +150,43 @@ def _run(models: Sequence[HQTransformer], vae: HQVAE, device: torch.device, batc
         vae.quantize(vae.latents(torch.zeros(images, 3, R, R, dtype=torch.float32, device=device)))
 
 
+def _draw(models: Sequence[HQTransformer], device: torch.device, batch: int, options: EngineOptions) -> None:
+    for model in models:
+        config, condition = model.config, None
+        if config.condition != "none":
+            shape = (batch,) if config.condition == "class" else (batch, config.prefix_length)
+            condition = torch.zeros(shape, dtype=torch.int64, device=device)
+        levels = config.num_levels
+        params = SamplingParams((1.0,) * levels, (None,) * levels, (None,) * levels)
+        seeds = torch.zeros(batch, dtype=torch.int64, device=device)
+        drawing = Drawing.make(model, condition, seeds, params, options=options)
+        drawing.run(steps=STEPS)
+
+
 def _without_values(models: Sequence[HQTransformer], vae: HQVAE) -> tuple[list[HQTransformer], HQVAE]:
-    """Models of the same shapes and dtypes."""
+    """Models of the same shapes and dtypes, quantized alike."""
+    kinds = [{name: own.kind for name, own in quantized_linears(model).items()} for model in models]
     with torch.inference_mode(False), torch.no_grad(), without_values():
         empty = [HQTransformer(model.config).to(model.norm.weight.dtype).eval() for model in models]
         decoder = HQVAE(vae.config).eval()
         decoder.set_decoder_dtype(vae.post_quant_conv.weight.dtype)
+        for model, own in zip(empty, kinds, strict=True):
+            for name, kind in own.items():
+                layer = cast(Linear, model.get_submodule(name))
+                layer.adopt(QuantizedWeight.without_values(layer.weight, kind))
     return empty, decoder
 
 
 def _onto_device(module: nn.Module) -> None:
-    """Empty parameters and buffers on the default device in place of the module's."""
+    """Empty parameters, buffers and quantized numbers on the default device in place of the module's."""
     for part in module.modules():
+        quantized = part.quantized if isinstance(part, Linear) else None
         for name, own in part.named_parameters(recurse=False):
             setattr(part, name, nn.Parameter(_like(own), requires_grad=False))
         for name, buffer in part.named_buffers(recurse=False):
             part._buffers[name] = _like(buffer)
+        if isinstance(part, Linear) and quantized is not None:
+            part.adopt(QuantizedWeight.without_values(part.weight, quantized.kind))
 
 
 def _like(x: Tensor) -> Tensor:

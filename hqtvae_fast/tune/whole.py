@@ -22,7 +22,7 @@ from hqtvae_fast.engine.loop import SamplingParams
 from hqtvae_fast.engine.options import read_precision
 from hqtvae_fast.model import HQTransformer
 from hqtvae_fast.model.empty import without_values
-from hqtvae_fast.model.linear import quantize_linears
+from hqtvae_fast.model.linear import Linear, QuantizedWeight, quantize_linears
 from hqtvae_fast.plan import Plan
 
 OVERLAPPED = 3  # batches of a run in which one is drawn while another is decoded
@@ -57,13 +57,16 @@ class ModelName:
         return made
 
     def shapes(self) -> Checkpoint:
-        """Without values, and without a device."""
+        """Without values, and without a device; quantized as asked for."""
         dtype = read_precision(self.dtype).dtype
         with without_values():
             made = checkpoints.build(self.config)
             made.vae.set_decoder_dtype(dtype)
         for model in models_of(made):
             model.to(dtype)
+            for layer in model.modules():
+                if self.quantization is not None and isinstance(layer, Linear):
+                    layer.adopt(QuantizedWeight.without_values(layer.weight, self.quantization))
         return made
 
 

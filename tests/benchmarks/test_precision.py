@@ -47,13 +47,15 @@ def test_table(limit, code, capsys, monkeypatch):
         weights: (float(top), float(bottom), float(mean))
         for weights, _, top, _, bottom, mean, _ in re.findall(row, said.out)
     }
-    assert list(rows) == ["fp32", "int8", *(["int8, all"] if native.instructions() else []), "fp8"]
+    own = ["int8, all"] if native.instructions() else []
+    assert list(rows) == ["fp32", "int8", *own, "int8, most", "int8, rows", "fp8"]
     assert max(rows.pop("fp32")) < 1e-9
     for top, bottom, mean in rows.values():
         assert 0 < min(top, bottom) <= mean * 1.06
         assert mean <= max(top, bottom) * 1.06 < 1e-2
     assert rows["int8"][2] < rows["fp8"][2]
     assert rows["int8"][2] < rows.get("int8, all", rows["fp8"])[2]
+    assert rows["int8"][2] < rows["int8, most"][2] < rows["int8, rows"][2]
 
 
 def test_pictures_are_judged_too(capsys, monkeypatch):

@@ -26,6 +26,9 @@ TEXTS = {
     "tables, fused_draw, whole_head, cudnn_benchmark, overlap=off, threads=4": EngineOptions(
         tables=True, fused_draw=True, whole_head=True, cudnn_benchmark=True, overlap="off", threads=4
     ),
+    "fused_norm, quantized_products=but_down, chunk=2": EngineOptions(
+        fused_norm=True, quantized_products="but_down", chunk=2
+    ),
 }
 HOW = {"class_labels": [1, 2, 3], "seed": 3, "progress": False, "output_type": "pt"}
 
@@ -49,11 +52,13 @@ def test_text_and_options_are_the_same(text):
         ("overlap", "got 'overlap'"),
         ("overlap=sometimes", "got 'overlap=sometimes'"),
         ("chunk=0", "got 'chunk=0'"),
+        ("quantized_products", r"quantized_products=but_down\|all, overlap=.*; got 'quantized_products'"),
         ("threads=many", "got 'threads=many'"),
         ("tables=1", "got 'tables=1'"),
         ("tables, tables", "expected tables once"),
         ("captured, uncaptured", "expected captured once"),
         ("modules, tables", "expected 'modules' without what the fused step alone has"),
+        ("modules, quantized_products=all", "expected 'modules' without what the fused step alone has"),
     ],
 )
 def test_other_words_are_refused(text, said):

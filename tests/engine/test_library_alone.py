@@ -18,8 +18,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from hqtvae_fast.backend import VARIABLE
 from hqtvae_fast.config import preset
 from hqtvae_fast.engine.loop import Drawing, SamplingParams
+from hqtvae_fast.engine.options import EngineOptions
 from hqtvae_fast.model import HQVAE, HQTransformer
 from hqtvae_fast.model.empty import without_values
+from hqtvae_fast.model.linear import Linear, QuantizedWeight
 from hqtvae_fast.ops import sample_logits
 from hqtvae_fast.plan import Plan, using
 
@@ -144,6 +146,30 @@ def test_a_step_by_libraries_alone_waits_for_nothing(fake_gpu, batch):
     ops = {"add_layer_norm", "decode_attention", "embed_codes", "local_attention", "sample_logits"}
     assert {op for op, _, _ in ran} >= ops
     assert ("sample_logits", "torch", "library") in ran
+
+
+@pytest.mark.filterwarnings("ignore:Accessing the data pointer of FakeTensor")
+@pytest.mark.parametrize("kind, product", [("int8", "torch/int_mm"), ("fp8", "torch/scaled_mm")])
+def test_products_in_8_bits_by_libraries_alone_wait_for_nothing(fake_gpu, kind, product):
+    config = preset("S").transformer
+    config = replace(config, body=replace(config.body, num_layers=2))
+    with without_values():
+        model = HQTransformer(config).eval()
+
+    def ready():
+        to_gpu(model, torch.bfloat16)
+        for layer in model.modules():
+            if isinstance(layer, Linear):
+                layer.adopt(QuantizedWeight.without_values(layer.weight, kind))
+        seeds, labels = (torch.zeros(50, dtype=torch.int64) for _ in range(2))
+        params = SamplingParams((1.0,) * 2, (2048,) * 2, (None,) * 2)
+        options = EngineOptions.read("quantized_products=all")
+        drawing = Drawing.make(model, labels, seeds, params, engine="fused", options=options)
+        return lambda: drawing.run(steps=range(2))
+
+    ran = run(fake_gpu(), ready)
+    assert {source for _, _, source in ran} <= {"library", "reference"}
+    assert {name for op, name, _ in ran if op == "quantized_linear"} == {product}
 
 
 @pytest.mark.filterwarnings("ignore:Accessing the data pointer of FakeTensor")  # a mark of weights looks at it

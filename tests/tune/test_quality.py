@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 
 import pytest
@@ -15,7 +16,7 @@ from hqtvae_fast.tune.quality import INPUTS_ROUNDED, unfit
 from hqtvae_fast.tune.sites import find_sites, without
 from hqtvae_fast.tune.whole import ModelName, models_of
 
-CPU = torch.device("cpu")
+CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 MODEL = ModelName(str(GOLDEN / "class_parallel"), None, "float32", "int8")
 needs_kernel = pytest.mark.skipif(not native.instructions(), reason="no int8 kernel is built for this processor")
 
@@ -34,7 +35,53 @@ def test_what_rounds_no_inputs_is_not_judged(monkeypatch):
     assert unfit(replace(MODEL, quantization=None), CPU) == {}
     assert unfit(replace(MODEL, quantization="fp8"), CPU) == {}
     assert unfit(replace(MODEL, checkpoint=None, preset="S"), CPU) == {}
-    assert unfit(MODEL, torch.device("cuda")) == {}
+    assert unfit(replace(MODEL, quantization=None), CUDA) == {}
+    assert unfit(replace(MODEL, checkpoint=None, preset="S"), CUDA) == {}
+
+
+@pytest.fixture
+def gpu(monkeypatch):
+    """What is opened and drawn there, is so here."""
+    opened, drawn = ModelName.open, quality.draw
+    monkeypatch.setattr(ModelName, "open", lambda self, device: opened(self, CPU))
+    monkeypatch.setattr(quality, "draw", lambda made, device, positions: drawn(made, CPU, positions))
+
+
+def kl_of(reason):
+    return float(re.search(r"a KL of (\S+) nats", reason)[1])
+
+
+@pytest.mark.parametrize("case", ["class_parallel", "global_top"])
+@pytest.mark.parametrize("kind", ["int8", "fp8"])
+def test_a_gpus_products_are_judged_too(gpu, kind, case, monkeypatch):
+    """Both of the engine's words, each by itself: with the last product of a block left in 16 bits, predictions are no
+    further off. Weights alone, which the user has asked for, are nearer than either."""
+    name = replace(MODEL, checkpoint=str(GOLDEN / case), quantization=kind)
+    monkeypatch.setattr(quality, "MOST_KL", 1.0)
+    assert unfit(name, CUDA, positions=100) == {}
+    monkeypatch.setattr(quality, "MOST_KL", 0.0)
+    found = unfit(name, CUDA, positions=100)
+    assert set(found) == {"engine quantized_products=but_down", "engine quantized_products=all"}
+    but_down, every = (kl_of(found[word]) for word in quality.ROWS_ROUNDED.values())
+    monkeypatch.setattr(quality, "round_rows", lambda model, which: model)
+    monkeypatch.setenv("HQTVAE_BACKEND", "packed_linear=reference")
+    weights = kl_of(unfit(name, CUDA, positions=100)[quality.ROWS_ROUNDED["all"]])
+    assert 0 < weights < but_down <= every  # as printed: of fp8, the last product is one like others
+
+
+def test_between_the_two_one_is_refused(gpu, monkeypatch):
+    monkeypatch.setattr(quality, "_kl", lambda exact, got, drawn: 3e-3 if eight_bits(got.body.layers[0]) else 1e-3)
+    assert list(unfit(MODEL, CUDA, positions=20)) == ["engine quantized_products=all"]
+
+
+def eight_bits(block):
+    assert isinstance(block.mlp.up, quality.InEightBits)
+    return isinstance(block.mlp.down, quality.InEightBits)
+
+
+def test_what_is_no_number_is_refused(gpu, monkeypatch):
+    monkeypatch.setattr(quality, "_kl", lambda exact, got, drawn: float("nan"))
+    assert len(unfit(MODEL, CUDA, positions=20)) == 2
 
 
 @needs_kernel

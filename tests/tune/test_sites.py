@@ -9,6 +9,7 @@ from hqtvae_fast import HQTVAEPipeline
 from hqtvae_fast.ops.kernels.int8_linear import native
 from hqtvae_fast.ops.kernels.packed_linear import onednn
 from hqtvae_fast.tune.sites import find_sites
+from hqtvae_fast.tune.whole import ModelName, models_of
 
 
 def choices(device, **options):
@@ -19,6 +20,33 @@ def choices(device, **options):
 def test_a_gpus_are_of_drawing_decoding_and_encoding():
     found = {site.op for site in choices("cuda")}
     assert {"skinny_linear", "sample_logits", "decode_attention", "upsample_conv", "hierarchical_quantize"} <= found
+
+
+@pytest.mark.parametrize("quantization", ["int8", "fp8"])
+def test_a_gpus_products_read_what_they_will_be_quantized_to(quantization):
+    """Of a model that is there and of one of shapes alone; those of 8-bit rows where an engine has them, each of which
+    its spec can make again."""
+    name = ModelName("demo", None, "bf16", quantization)
+    kind = {"int8": "i8[", "fp8": "fp8["}[quantization]
+    for model in (name.shapes(), name.open(torch.device("cpu"))):
+        given = (models_of(model), model.vae, torch.device("cuda"), (1, 50))
+        plain, both = find_sites(*given), find_sites(*given, "", ["quantized_products=all"])
+        assert {site.key for site in plain} < {site.key for site in both}
+        found = [site for site in both if site not in plain]
+        assert {site.op for site in found} == {"quantized_linear"}
+        assert all(kind in site.key and site.cost is not None and site.default == "triton" for site in found)
+        assert all({"triton/128x128x128", "torch", "reference"} <= set(site.names) for site in found)
+        library = {"int8": "torch/int_mm", "fp8": "torch/scaled_mm"}[quantization]
+        assert all(library in site.names for site in found)
+        skinny = [site for site in plain if site.op == "skinny_linear"]
+        assert skinny
+        assert all(kind in site.key for site in skinny)
+
+
+def test_a_gpus_products_of_other_weights_are_not_in_8_bits():
+    model = ModelName("demo", None, "bf16").shapes()
+    sites = find_sites(models_of(model), model.vae, torch.device("cuda"), (50,), "", ["quantized_products=all"])
+    assert "quantized_linear" not in {site.op for site in sites}
 
 
 @pytest.mark.skipif(onednn.why_not(torch.zeros(768, 192)) is not None, reason="oneDNN packs nothing here")

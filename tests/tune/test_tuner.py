@@ -247,5 +247,64 @@ def test_a_dry_run_lists_candidates_and_predicts(sites):
     assert set(predicted_seconds(sites, SPECS, DEVICES["H100"], True)) == {"prove", "time", "confirm"}
 
 
+@pytest.fixture(scope="module")
+def eight():
+    """Choices of the same in int8, products of 8-bit rows among them."""
+    model = ModelName(None, "S", "bf16", "int8").shapes()
+    return find_sites(models_of(model), model.vae, CUDA, [1, 50], "", ["quantized_products=all"])
+
+
+class Eight(Pretended):
+    """Rounding rows saves 5 % and, but for a block's last product, 3 %; another variant of those products as much."""
+
+    def whole(self, plan, batch):
+        words = plan.engine_for(batch)
+        saved = 0.05 * ("quantized_products=all" in words) + 0.03 * ("quantized_products=but_down" in words)
+        self.tiles.update(plan.choices.values())
+        return super().whole(replace(plan, choices={}), batch) - saved
+
+    def __init__(self, *given, **options):
+        super().__init__(*given, **options)
+        self.tiles = set()
+
+
+@pytest.mark.parametrize(
+    "refused, won",
+    [
+        ({}, "quantized_products=all"),
+        ({"engine quantized_products=all": "far off"}, "quantized_products=but_down"),
+        (dict.fromkeys(("engine quantized_products=all", "engine quantized_products=but_down"), "far off"), ""),
+    ],
+)
+def test_products_in_8_bits_are_tried_unless_they_were_refused(eight, refused, won):
+    """Each variant of them is proven before, and what is faster alone is kept for the runs that meet it."""
+    quick = "triton/128x128x128x2"
+    gpu = Eight({f"quantized_linear {quick}": 0.5e-3})
+    result = gpu.tuner(eight, refused=refused).run()
+    assert {own.variant for own in result.engine.values()} == {", ".join(filter(None, ("skip_query", won)))}
+    assert "quantized_linear triton" in result.verified
+    proven = {job["variant"] for job in gpu.jobs if job["do"] == "prove" and job["op"] == "quantized_linear"}
+    assert {"triton", quick, "torch/int_mm"} <= proven
+    assert gpu.tiles == {quick}
+    assert {where.partition(" ")[0] for where in result.choices} == {"quantized_linear"}
+    assert {label: why for label, why in result.plan.refused.items() if label in refused} == refused
+
+
+def test_what_is_not_quantized_is_not_tried_in_8_bits(sites):
+    class Watched(Eight):
+        def whole(self, plan, batch):
+            assert "quantized_products" not in plan.engine_for(batch)
+            return super().whole(plan, batch)
+
+    assert Watched().tuner(sites).run().engine
+
+
+def test_a_word_that_was_refused_for_another_model_is_judged_anew(eight):
+    """What was verified on a GPU counts for all models so shaped; what a word did to one's predictions does not."""
+    refused = {"engine quantized_products=all": "far off", "conv_bytes torch": "wrong"}
+    result = Eight(wrong={"conv_bytes torch": ("memory", "")}).tuner(eight, known=Plan(refused=refused)).run()
+    assert set(result.refused) == {"conv_bytes torch"}
+
+
 def test_what_no_choice_would_prove_is_not_tried():
     assert "whole_head" not in {word for kinds in ENGINE.values() for kind in kinds for word in kind}
