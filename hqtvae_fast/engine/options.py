@@ -13,6 +13,7 @@ from hqtvae_fast.ops.kernels.skinny_linear.reference import QUANTIZED
 from hqtvae_fast.ops.kernels.skinny_linear.triton import DEPENDENT_CAPABILITY, FP8_CAPABILITY
 
 Overlap = Literal["off", "on", "priority"]
+KV = Literal["int8"]
 
 
 @dataclass(frozen=True)
@@ -20,19 +21,21 @@ class EngineOptions:
     """One way to run a batch: a plan's variant of the engine, in the words of its text (:meth:`read`).
 
     ``captured``: capture the work of a batch size as CUDA graphs and replay them ("captured", "uncaptured"); None: on a
-    GPU. ``modules``: the model's own modules draw, which have none of the next six. ``tables``: compute what depends on
-    a code or a class alone once (:class:`hqtvae_fast.engine.cache.StepTables`). ``fused_draw``: where neither top-k nor
-    top-p is set, draw inside the head's product, its logits never stored (:func:`hqtvae_fast.ops.draw_from_head`).
+    GPU. ``modules``: the model's own modules draw, which have none of the next seven. ``tables``: compute what depends
+    on a code or a class alone once (:class:`hqtvae_fast.engine.cache.StepTables`). ``fused_draw``: where neither top-k
+    nor top-p is set, draw inside the head's product, its logits never stored (:func:`hqtvae_fast.ops.draw_from_head`).
     ``whole_head``: both passes and draws of a step in one operation (:class:`hqtvae_fast.engine.step.WholeHead`).
     ``dependent_launch``: Hopper's programmatic dependent launch: skinny products, and the whole head, begin to fetch
     their weights while the kernel before them runs. ``skip_query``: leave out the queries of the head's first pass,
     whose one position sees itself alone. ``fused_norm``: skinny products normalise their own rows and add the residual
-    to their results, so that a block is five kernels and not seven. ``overlap``: draw a batch while the one before it
-    is decoded (:mod:`hqtvae_fast.engine.streams`), with "priority" to the drawing; None: on a GPU. ``chunk``: images
-    decoded at once; None: as memory and caches like. ``ahead``: batches issued before the oldest one is waited for,
-    where they overlap; None: 1. More of them keep a GPU at work while a consumer is slow with one batch.
-    ``cudnn_benchmark``: cuDNN times its algorithms at a shape's first use. ``threads``: of a CPU, at most so many;
-    None: torch's. Not in the text, for it is of the dtype: ``tf32``, multiply fp32 numbers as TF32."""
+    to their results, so that a block is five kernels and not seven. ``kv``: "int8" keeps the body's keys and values in
+    8 bits (:class:`hqtvae_fast.engine.cache.KVCache`), which moves predictions a little; None: in the model's dtype.
+    ``overlap``: draw a batch while the one before it is decoded (:mod:`hqtvae_fast.engine.streams`), with "priority" to
+    the drawing; None: on a GPU. ``chunk``: images decoded at once; None: as memory and caches like. ``ahead``: batches
+    issued before the oldest one is waited for, where they overlap; None: 1. More of them keep a GPU at work while a
+    consumer is slow with one batch. ``cudnn_benchmark``: cuDNN times its algorithms at a shape's first use.
+    ``threads``: of a CPU, at most so many; None: torch's. Not in the text, for it is of the dtype: ``tf32``, multiply
+    fp32 numbers as TF32."""
 
     captured: bool | None = None
     modules: bool = False
@@ -42,6 +45,7 @@ class EngineOptions:
     dependent_launch: bool = False
     skip_query: bool = False
     fused_norm: bool = False
+    kv: KV | None = None
     overlap: Overlap | None = None
     chunk: int | None = None
     ahead: int | None = None
@@ -83,10 +87,12 @@ class EngineOptions:
 
 
 _CAPTURED = {"captured": True, "uncaptured": False}
-_STEP = ("tables", "fused_draw", "whole_head", "dependent_launch", "skip_query", "fused_norm")
-_FLAGS = ("modules", *_STEP, "cudnn_benchmark")
+_STEP_FLAGS = ("tables", "fused_draw", "whole_head", "dependent_launch", "skip_query", "fused_norm")
+_STEP = (*_STEP_FLAGS, "kv")
+_FLAGS = ("modules", *_STEP_FLAGS, "cudnn_benchmark")
+_NAMES: dict[str, tuple[str, ...]] = {"kv": get_args(KV), "overlap": get_args(Overlap)}
 _NUMBERS = ("chunk", "ahead", "threads")
-_VALUES = ("overlap", *_NUMBERS)
+_VALUES = (*_NAMES, *_NUMBERS)
 
 
 def _read_word(word: str) -> tuple[str, Any]:
@@ -96,11 +102,12 @@ def _read_word(word: str) -> tuple[str, Any]:
         return "captured", _CAPTURED[word]
     if word in _FLAGS:
         return word, True
-    if name == "overlap" and value in get_args(Overlap):
+    if value in _NAMES.get(name, ()):
         return name, value
     if name in _NUMBERS and value.isdecimal() and int(value) > 0:
         return name, int(value)
-    known = (*_CAPTURED, *_FLAGS, f"overlap={'|'.join(get_args(Overlap))}", *(f"{number}=N" for number in _NUMBERS))
+    named = (f"{own}={'|'.join(values)}" for own, values in _NAMES.items())
+    known = (*_CAPTURED, *_FLAGS, *named, *(f"{number}=N" for number in _NUMBERS))
     raise ValueError(f"engine: expected some of {', '.join(known)}; got {word!r}")
 
 

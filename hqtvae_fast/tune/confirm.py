@@ -18,6 +18,7 @@ ENGINE: dict[str, tuple[tuple[str, ...], ...]] = {
         ("fused_norm",),
         ("fused_draw",),
         ("tables",),
+        ("kv=int8",),
         ("chunk=32", "chunk=64", "chunk=128", "chunk=256"),
         ("cudnn_benchmark",),
         ("overlap=off", "overlap=priority"),
@@ -27,6 +28,16 @@ ENGINE: dict[str, tuple[tuple[str, ...], ...]] = {
 """What the engine may do differently, one after the other; each alternative in place of those before it. Not the whole
 head in one operation, which goes by no choice: nothing would have proven it on that device before it is timed."""
 KEEP_BITS = ("dependent_launch", "skip_query", "overlap")
+EIGHT_BITS = ("kv=int8",)
+"""What rounds numbers to 8 bits: tried where the user has allowed that, and where it does not cost the model too much
+(:mod:`hqtvae_fast.tune.quality`)."""
+
+
+def engine_words(device_type: str, refused: Iterable[str], *, eight_bits: bool) -> list[list[str]]:
+    """Of :data:`ENGINE`, what may be tried; ``refused``: some of it as "engine word"."""
+    barred = {*refused, *(f"engine {word}" for word in EIGHT_BITS if not eight_bits)}
+    return [[word for word in kind if f"engine {word}" not in barred] for kind in ENGINE[device_type]]
+
 
 Whole = Callable[[Plan, int], float]
 """Seconds of a batch under a plan. Raises MemoryError where it does not fit, NoRunError where it does not run."""

@@ -13,7 +13,7 @@ from conftest import GOLDEN
 
 from hqtvae_fast import HQTVAEPipeline
 from hqtvae_fast.plan_file import PlanFile, plans_folder
-from hqtvae_fast.tune import sites, timing, tuner
+from hqtvae_fast.tune import confirm, sites, timing, tuner
 from hqtvae_fast.tune.batches import BatchTuning
 from hqtvae_fast.tune.lock import tuning
 from hqtvae_fast.tune.parent import Parent
@@ -45,7 +45,7 @@ def _one_choice_an_op(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_tiny_model_is_tuned_on_a_cpu(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tuner, "DUEL_SECONDS", 0.05)
     monkeypatch.setattr(timing, "MOST", timing.FEWEST)  # of whole runs
-    monkeypatch.setitem(tuner.ENGINE, "cpu", (("chunk=1",),))
+    monkeypatch.setitem(confirm.ENGINE, "cpu", (("chunk=1",),))
     result = run("tune", *MODEL, "--batches", "2", "--budget", "3")
     assert result.code == 0
     assert "Proving variants" in result.err
@@ -64,7 +64,7 @@ def test_a_tiny_model_is_tuned_on_a_cpu(run: Run, monkeypatch: pytest.MonkeyPatc
 
 def test_batch_sizes_alone_make_a_plan(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sites, "find_sites", lambda *arguments: [])
-    monkeypatch.setitem(tuner.ENGINE, "cpu", ())
+    monkeypatch.setitem(confirm.ENGINE, "cpu", ())
     result = run("tune", *MODEL, "--batches", "1,3", "--json")
     assert result.code == 0
     content = json.loads(result.out)
@@ -155,3 +155,14 @@ def test_a_cache_folder_that_cannot_be_written(run: Run, tmp_path: Path) -> None
 )
 def test_bad_arguments(run: Run, arguments: tuple[object, ...], words: str) -> None:
     assert_one_line_error(run("tune", *arguments), words)
+
+
+@pytest.mark.parametrize("quantize,found", [((), False), (("--quantize", "int8"), True)])
+def test_8_bit_keys_and_values_are_a_candidate_where_8_bits_are_asked_for(
+    run: Run, quantize: tuple[str, ...], found: bool
+) -> None:
+    model = (GOLDEN / "class_parallel", "--dtype", "bf16", *quantize)
+    result = run("tune", *model, "--batches", "1", "--dry-run", "--device", "cuda", "--pretend", "h100", "--json")
+    assert result.code == 0
+    defaults = {row["default"] for row in json.loads(result.out)["choices"]}
+    assert ("triton/int8" in defaults) == found

@@ -8,6 +8,7 @@ import pytest
 import torch
 from conftest import GOLDEN
 
+from hqtvae_fast.ops.kernels.decode_attention import int8
 from hqtvae_fast.ops.kernels.int8_linear import native
 from hqtvae_fast.ops.spec import all_specs
 from hqtvae_fast.tune import quality
@@ -15,7 +16,7 @@ from hqtvae_fast.tune.quality import INPUTS_ROUNDED, unfit
 from hqtvae_fast.tune.sites import find_sites, without
 from hqtvae_fast.tune.whole import ModelName, models_of
 
-CPU = torch.device("cpu")
+CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 MODEL = ModelName(str(GOLDEN / "class_parallel"), None, "float32", "int8")
 needs_kernel = pytest.mark.skipif(not native.instructions(), reason="no int8 kernel is built for this processor")
 
@@ -34,7 +35,35 @@ def test_what_rounds_no_inputs_is_not_judged(monkeypatch):
     assert unfit(replace(MODEL, quantization=None), CPU) == {}
     assert unfit(replace(MODEL, quantization="fp8"), CPU) == {}
     assert unfit(replace(MODEL, checkpoint=None, preset="S"), CPU) == {}
-    assert unfit(MODEL, torch.device("cuda")) == {}
+    assert unfit(replace(MODEL, quantization=None), CUDA) == {}
+    assert unfit(replace(MODEL, checkpoint=None, preset="S"), CUDA) == {}
+
+
+@pytest.mark.parametrize("quantization", ["int8", "fp8"])
+@pytest.mark.parametrize("case", ["class_parallel", "text_parallel", "uncond_reduce"])
+def test_keys_and_values_in_8_bits_are_judged_for_a_gpu(case, quantization, monkeypatch):
+    """By what they do to logits, whatever the weights are rounded to."""
+    name = replace(MODEL, checkpoint=str(GOLDEN / case), quantization=quantization)
+    assert unfit(name, CUDA, positions=100) == {}
+    monkeypatch.setattr(quality, "MOST_KL", 1e-12)
+    (found,) = unfit(name, CUDA, positions=100).items()
+    assert found[0] == "engine kv=int8"
+    assert "moves predictions by a KL of" in found[1]
+
+
+@pytest.mark.parametrize("planted", ["coarse", "another head's scale", "not a number"])
+def test_a_planted_rounding_that_costs_too_much_is_refused(planted, monkeypatch):
+    """Of the demo model, which was trained: 8 bits move it by 1e-4 and less, three bits by 1e-2, and what is wrong by
+    far more."""
+    name, rounded = ModelName("demo", None, "fp32", "int8"), int8.rounded
+    assert unfit(name, CUDA, positions=320) == {}
+    if planted == "coarse":
+        monkeypatch.setattr(int8, "LARGEST", 7.0)
+    elif planted == "another head's scale":
+        monkeypatch.setattr(int8, "rounded", lambda x: (rounded(x)[0], rounded(x)[1].roll(1, dims=1)))
+    else:
+        monkeypatch.setattr(int8, "rounded", lambda x: (rounded(x)[0], rounded(x)[1] * float("nan")))
+    assert list(unfit(name, CUDA, positions=320)) == ["engine kv=int8"]
 
 
 @needs_kernel

@@ -11,7 +11,7 @@ from pretended import CUDA, SPECS, Pretended
 from hqtvae_fast.hardware import DEVICES
 from hqtvae_fast.plan import Plan
 from hqtvae_fast.tune.cases import packed, unpacked
-from hqtvae_fast.tune.confirm import ENGINE, NoRunError
+from hqtvae_fast.tune.confirm import EIGHT_BITS, ENGINE, KEEP_BITS, NoRunError, engine_words
 from hqtvae_fast.tune.report import candidate_rows, predicted_seconds, result_rows
 from hqtvae_fast.tune.shortlist import predicted, shortlist
 from hqtvae_fast.tune.sites import find_sites
@@ -23,6 +23,13 @@ from hqtvae_fast.tune.whole import ModelName, models_of
 def sites():
     model = ModelName(None, "S", "bf16").shapes()
     return find_sites(models_of(model), model.vae, CUDA, [1, 50])
+
+
+@pytest.fixture(scope="module")
+def eight(sites):
+    """Those of keys and values in 8 bits too."""
+    model = ModelName(None, "S", "bf16", "int8").shapes()
+    return find_sites(models_of(model), model.vae, CUDA, [1, 50], ("", "kv=int8"))
 
 
 def test_the_choices_of_s_on_a_gpu_are_found_without_one(sites):
@@ -245,6 +252,65 @@ def test_a_dry_run_lists_candidates_and_predicts(sites):
     assert len(rows) == len(sites)
     assert [row["floor_ms"] for row in rows] == sorted((row["floor_ms"] for row in rows), reverse=True)
     assert set(predicted_seconds(sites, SPECS, DEVICES["H100"], True)) == {"prove", "time", "confirm"}
+
+
+# ------------------------------------------------------------------------------------------------ 8 bits, where allowed
+
+
+def kv_wins(gpu):
+    """Whole runs in which keys and values in 8 bits save a fifth."""
+    gpu.whole = lambda plan, batch: 1.0 - 0.2 * ("kv=int8" in plan.engine_for(batch))
+    return gpu
+
+
+def test_keys_and_values_in_8_bits_have_choices_of_their_own(sites, eight):
+    """At each bucket one, which is proven and timed like any other; all else is as without them."""
+    own = [site for site in eight if site.key not in {other.key for other in sites}]
+    assert {site.op for site in own} == {"decode_attention"}
+    assert sorted(site.batch for site in own) == [1, 50]
+    assert {site.default for site in own} == {"triton/int8"}
+    assert all({"triton/int8/32x1", "sdpa", "reference"} < set(site.names) for site in own)
+    assert all(not {"triton", "triton/32x1"} & set(site.names) for site in own)
+    assert all(site.cost is not None for site in own)
+    assert {site.key for site in sites} < {site.key for site in eight}
+
+
+def test_they_are_tried_where_the_user_allows_8_bits(eight):
+    result = kv_wins(Pretended()).tuner(eight, eight_bits=True).run()
+    assert {own.variant for own in result.engine.values()} == {"kv=int8"}
+    assert {"decode_attention triton", "decode_attention triton/int8"} <= result.verified
+    assert result.refused == {}
+    assert kv_wins(Pretended()).tuner(eight).run().engine == {}
+    assert kv_wins(Pretended()).tuner(eight, eight_bits=True, keep_bits=True).run().engine == {}
+
+
+def test_they_are_not_tried_where_they_cost_the_model_too_much(eight):
+    refused = {"engine kv=int8": "moves predictions by a KL of 1.0e-02 nats"}
+    result = kv_wins(Pretended()).tuner(eight, eight_bits=True, refused=refused).run()
+    assert result.engine == {}
+    assert result.plan.refused == refused
+
+
+def test_a_kernel_for_8_bits_that_fails_costs_the_other_one_nothing(eight):
+    gpu = Pretended(wrong={"decode_attention triton/int8": ("wrong", "keys: other numbers")})
+    result = gpu.tuner(eight, eight_bits=True).run()
+    assert set(result.refused) == {"decode_attention triton/int8"}
+    assert "decode_attention triton" in result.verified
+
+
+def test_words_of_the_engine_by_what_is_allowed():
+    every = {word for kind in ENGINE["cuda"] for word in kind}
+    assert set(EIGHT_BITS) < every
+    assert not {word.partition("=")[0] for word in EIGHT_BITS} & set(KEEP_BITS)
+    for allowed, refused, left in (
+        (True, (), every),
+        (False, (), every - set(EIGHT_BITS)),
+        (True, ("engine kv=int8", "decode_attention triton"), every - {"kv=int8"}),
+        (True, ("engine tables",), every - {"tables"}),
+    ):
+        kinds = engine_words("cuda", refused, eight_bits=allowed)
+        assert {word for kind in kinds for word in kind} == left
+    assert not set(EIGHT_BITS) & {word for kind in engine_words("cpu", (), eight_bits=True) for word in kind}
 
 
 def test_what_no_choice_would_prove_is_not_tried():
