@@ -69,8 +69,8 @@ def _bytes(call: Call) -> int:
 
 
 def _cached(call: Call) -> int:
-    keys, values = call.inputs[2:4]
-    return (keys.nbytes + values.nbytes) // 2
+    kept = (*call.inputs[2:4], call.inputs[6])  # keys, values and, in 8 bits, their scales
+    return sum(part.nbytes for part in kept if part is not None) // 2
 
 
 def _l2(device: Device) -> float:

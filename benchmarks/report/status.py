@@ -88,6 +88,11 @@ PATHS = (
     Part("tables", "codes as without, on a CPU", _suite("engine", "tables")),
     Part("a draw fused behind the head's product", "interpreter", _suite("engine", "fused_draw")),
     Part("no first query in the head", "codes as with it, on a CPU", _suite("engine", "skip_query")),
+    Part(
+        "keys and values in 8 bits",
+        "codes of whole, split and captured batches; logits against those without, on a CPU",
+        _suite("engine", "kv=int8"),
+    ),
     Part("encoding, captured", "its code gives the encoder's codes", _suite("encode", "captured")),
     Part("head as one kernel", "emulator", _suite("head", "one kernel")),
     Part("training, stage 1 and 2", "on a CPU, beside plain torch", _suite("train")),

@@ -115,6 +115,7 @@ class Option(str, Enum):
     skip_query = "skip_query"
     dependent_launch = "dependent_launch"
     fused_norm = "fused_norm"
+    kv_int8 = "kv=int8"
 
 
 @torch.inference_mode()

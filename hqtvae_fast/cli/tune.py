@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from enum import Enum
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -139,16 +140,20 @@ def _machine(
     return found, ModelName(checkpoint, preset, asked, quantized), precision, peaks
 
 
-def _sites(name: ModelName, device: torch.device, sizes: list[int]) -> list[Site]:
-    """The model's choices; on a GPU from shapes alone."""
+def _sites(
+    name: ModelName, device: torch.device, sizes: list[int], refused: Mapping[str, str] = MappingProxyType({})
+) -> list[Site]:
+    """The model's choices, those of the engine's words among them that may be tried and have their own; on a GPU from
+    shapes alone. ``refused``: what is not to be tried, as the tuner takes it."""
     with waiting("Looking for choices"):
+        from hqtvae_fast.tune.confirm import EIGHT_BITS, engine_words
         from hqtvae_fast.tune.sites import find_sites
         from hqtvae_fast.tune.whole import models_of
 
-        on_gpu = device.type == "cuda"
-        model = name.shapes() if on_gpu else name.open(device)
-        others = ["quantized_products=all"] if on_gpu and name.quantization is not None else []
-        return find_sites(models_of(model), model.vae, device, sizes, "", others)
+        model = name.shapes() if device.type == "cuda" else name.open(device)
+        words = {word for kind in engine_words(device.type, refused, eight_bits=name.eight_bits) for word in kind}
+        engines = ("", *(word for word in EIGHT_BITS if word in words))
+        return find_sites(models_of(model), model.vae, device, sizes, engines)
 
 
 def _tune(
@@ -192,7 +197,7 @@ def _run(
     start = time.monotonic()
     with waiting("Judging what 8 bits cost"):
         refused = unfit(name, device)
-    sites = without(_sites(name, device, sizes), refused)
+    sites = without(_sites(name, device, sizes, refused), refused)
     with Parent() as parent:
 
         def whole(plan: Plan, batch: int) -> float:
@@ -204,7 +209,7 @@ def _run(
 
         left = max(1.0, asked.seconds - (time.monotonic() - start))
         options: dict[str, Any] = {"keep_bits": asked.keep_bits, "only_prove": asked.verify_only}
-        options |= {"known": known, "refused": refused}
+        options |= {"known": known, "refused": refused, "eight_bits": name.eight_bits}
         tuner = Tuner(sites, all_specs(), device, peaks, parent.ask, parent.fresh, whole, sizes, left, **options)
         with _bar(left) as tuner.on_stage:
             return tuner.run()

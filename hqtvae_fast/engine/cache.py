@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from hqtvae_fast.config import TransformerConfig
+from hqtvae_fast.engine.options import KV
 from hqtvae_fast.model import HQTransformer
 from hqtvae_fast.model.embedding import HeadEmbedding
 from hqtvae_fast.model.head import PyramidHead, tabled_groups
@@ -28,6 +29,8 @@ CODES = 1024
 """Computed at a time."""
 CLASSES = 64
 """Likewise; each has a whole cache meanwhile, 4.7 MB for preset S in bf16."""
+CLASS_DIMS = (0, 1, 1, 2)
+"""Where a class is in h, keys, values and scales of the first steps."""
 
 
 class KVCache:
@@ -36,6 +39,9 @@ class KVCache:
 
     Layout [layers, B, H, capacity, E]: a layer's share is one contiguous block, and a head's positions are
     neighbours, which is the order in which a query reads them.
+
+    ``kv``: None keeps them in ``dtype``; "int8" rounded to 8 bits, with ``scales`` fp32 [layers, 2, B, H, capacity] of
+    keys and of values (:mod:`hqtvae_fast.ops.kernels.decode_attention.int8`): for heads of 64, 0.53 of bf16's bytes.
     """
 
     def __init__(
@@ -48,11 +54,20 @@ class KVCache:
         width: int,
         dtype: torch.dtype,
         device: torch.device,
+        kv: KV | None = None,
     ) -> None:
         shape = (layers, batch, heads, capacity, width)
-        self.keys = torch.zeros(shape, dtype=dtype, device=device)
-        self.values = torch.zeros(shape, dtype=dtype, device=device)
+        kept = dtype if kv is None else torch.int8
+        self.keys = torch.zeros(shape, dtype=kept, device=device)
+        self.values = torch.zeros(shape, dtype=kept, device=device)
+        self.scales: Tensor | None = None
+        if kv is not None:
+            self.scales = torch.zeros(layers, 2, batch, heads, capacity, dtype=torch.float32, device=device)
         self.length = 0
+
+    @property
+    def bytes(self) -> int:
+        return self.keys.nbytes + self.values.nbytes + (0 if self.scales is None else self.scales.nbytes)
 
     def layer(self, index: int) -> LayerKV:
         return LayerKV(self, index)  # not kept: the two would hold each other, and the memory with them
@@ -71,6 +86,7 @@ class LayerKV:
 
     def __init__(self, cache: KVCache, index: int) -> None:
         self.cache, self.keys, self.values = cache, cache.keys[index], cache.values[index]
+        self.scales = None if cache.scales is None else cache.scales[index]
 
     @property
     def length(self) -> int:
@@ -85,11 +101,12 @@ class LayerKV:
         return self.keys[:, :, :end], self.values[:, :, :end]
 
 
-def make_caches(model: HQTransformer, batch: int) -> tuple[KVCache, KVCache]:
-    """The body's cache for all its positions, and the head's for those of one step."""
+def make_caches(model: HQTransformer, batch: int, kv: KV | None = None) -> tuple[KVCache, KVCache]:
+    """The body's cache for all its positions, and the head's for those of one step. ``kv``: of the body's; the head's,
+    of five positions, is in the model's dtype."""
     config, weight = model.config, model.norm.weight
 
-    def make(blocks: Blocks | None, heads: int, capacity: int) -> KVCache:
+    def make(blocks: Blocks | None, heads: int, capacity: int, kv: KV | None = None) -> KVCache:
         return KVCache(
             layers=0 if blocks is None else len(blocks.layers),
             batch=batch,
@@ -98,10 +115,11 @@ def make_caches(model: HQTransformer, batch: int) -> tuple[KVCache, KVCache]:
             width=config.dim // heads,
             dtype=weight.dtype,
             device=weight.device,
+            kv=kv,
         )
 
     head_blocks = getattr(model.head, "blocks", None)
-    body = make(model.body, config.body.num_heads, config.prefix_positions + config.num_steps - 1)
+    body = make(model.body, config.body.num_heads, config.prefix_positions + config.num_steps - 1, kv)
     return body, make(head_blocks, config.head.num_heads, config.num_local)
 
 
@@ -118,18 +136,28 @@ class FirstStep(Protocol):
 
 @dataclass(frozen=True)
 class StartTable:
-    """The body's first step by class: h [C, D], and what its layers cached, [L, C, H, E] each."""
+    """The body's first step by class: h [C, D], and what its layers cached, [L, C, H, E] each; in 8 bits, with scales
+    [L, 2, C, H]."""
 
     h: Tensor
     keys: Tensor
     values: Tensor
+    scales: Tensor | None = None
 
     def read(self, condition: Tensor | None, cache: KVCache, batch: int) -> Tensor:
-        """h [B, D]; position 0 of the cache is filled."""
+        """h [B, D]; position 0 of the cache is filled. ValueError where it keeps numbers in another way."""
+        if cache.keys.dtype is not self.keys.dtype:
+            raise ValueError(f"tables: expected keys and values in {cache.keys.dtype}; got {self.keys.dtype}")
         labels_B = self.h.new_zeros(batch, dtype=torch.int64) if condition is None else condition
         cache.keys[:, :, :, 0].copy_(self.keys.index_select(1, labels_B))
         cache.values[:, :, :, 0].copy_(self.values.index_select(1, labels_B))
+        if self.scales is not None and cache.scales is not None:
+            cache.scales[..., 0].copy_(self.scales.index_select(2, labels_B))
         return F.embedding(labels_B, self.h)
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        return [self.h, self.keys, self.values, *(() if self.scales is None else (self.scales,))]
 
 
 @dataclass(frozen=True)
@@ -165,8 +193,7 @@ class StepTables:
 
     @property
     def tensors(self) -> list[Tensor]:
-        start = () if self.start is None else (self.start.h, self.start.keys, self.start.values)
-        return [*self.qkv.values(), *start]
+        return [*self.qkv.values(), *([] if self.start is None else self.start.tensors)]
 
     @property
     def bytes(self) -> int:
@@ -178,11 +205,12 @@ def num_starts(config: TransformerConfig) -> int:
     return {"class": config.num_classes + config.null_condition, "none": 1}.get(config.condition, 0)
 
 
-def table_bytes(config: TransformerConfig, dtype: torch.dtype = torch.bfloat16) -> int:
+def table_bytes(config: TransformerConfig, dtype: torch.dtype = torch.bfloat16, kv: KV | None = None) -> int:
     """Memory that the tables of a model take."""
     D, codes = config.dim, config.codebook_sizes[0]
     head = sum(codes * len(group) * 3 * D for group in tabled_groups(config))
-    return dtype.itemsize * (head + num_starts(config) * D * (1 + 2 * config.body.num_layers))
+    cached = dtype.itemsize * D if kv is None else D + 4 * config.body.num_heads
+    return dtype.itemsize * head + num_starts(config) * (dtype.itemsize * D + 2 * config.body.num_layers * cached)
 
 
 def _head_qkv(head: PyramidHead, group: range) -> Tensor:
@@ -203,10 +231,11 @@ def _starts(model: HQTransformer, first: FirstStep) -> StartTable:
         raise ValueError(f"tables of first steps: expected a class or no condition; got {config.condition!r}")
     rows = cache.keys.shape[1]
     nothing_drawn = torch.zeros(rows, config.num_steps, config.num_local, dtype=torch.int64, device=device)
-    parts = []
+    parts: list[StartTable] = []
     for begin in range(0, count, rows):
         labels = torch.arange(begin, begin + rows, dtype=torch.int64, device=device).clamp_max(count - 1)
-        h_BD = first.body(0, labels if config.condition == "class" else None, nothing_drawn)
-        parts.append((h_BD.clone(), cache.keys[:, :, :, 0].clone(), cache.values[:, :, :, 0].clone()))
-    h, keys, values = zip(*parts, strict=True)
-    return StartTable(torch.cat(h)[:count], torch.cat(keys, dim=1)[:, :count], torch.cat(values, dim=1)[:, :count])
+        h_BD = first.body(0, labels if config.condition == "class" else None, nothing_drawn).clone()
+        scales = None if cache.scales is None else cache.scales[..., 0].clone()
+        parts.append(StartTable(h_BD, cache.keys[:, :, :, 0].clone(), cache.values[:, :, :, 0].clone(), scales))
+    columns = zip(zip(*(part.tensors for part in parts), strict=True), CLASS_DIMS, strict=False)
+    return StartTable(*(torch.cat(own, dim).narrow(dim, 0, count) for own, dim in columns))

@@ -20,7 +20,7 @@ from hqtvae_fast.engine.coding import DecodeReplay, decode_codes
 from hqtvae_fast.engine.fused_step import make_tables
 from hqtvae_fast.engine.graph import CaptureError, DrawReplay, GraphCache
 from hqtvae_fast.engine.loop import NAN_LOGITS, Drawing, OnStep, SamplingParams
-from hqtvae_fast.engine.options import EngineOptions, Overlap, check_options
+from hqtvae_fast.engine.options import KV, EngineOptions, Overlap, check_options
 from hqtvae_fast.engine.steering import Guidance, Known
 from hqtvae_fast.engine.streams import Codes, Decode, Done, Drawn, Streams, make_streams
 from hqtvae_fast.hardware import cudnn_benchmark, fp32_products
@@ -71,24 +71,27 @@ class Executor:
             check_options(options, device)
         self.graphs = GraphCache(device) if any(options.captures(device) for options in ways) else None
         self._addresses: list[int] | None = None
-        self._tables: list[Made[StepTables]] = [Made() for _ in self.models]
-        self._tabled = any(options.tables for options in ways)
-        for index in range(len(self.models)):
-            self.tables(index)
+        tabled = dict.fromkeys(options.kv for options in ways if options.tables)
+        self._tables: list[dict[KV | None, Made[StepTables]]] = [{kv: Made() for kv in tabled} for _ in self.models]
+        self._all_tables()
 
     def options(self, batch: int, plan: Plan | None = None) -> EngineOptions:
         """How ``batch`` images are computed; ``plan``: None is the executor's own, here and below. Another one may
         differ in what computes and, where it has no word of the engine, in leaving that to itself."""
         return self._ways[(plan or self.plan).engine_for(batch)]
 
-    def tables(self, index: int) -> StepTables | None:
-        """Of a model's weights as they are; None where no batch has that option, and where the model's modules must be
-        called."""
-        model = self.models[index]
-        if not self._tabled or model.altered() is not None:
+    def tables(self, index: int, kv: KV | None = None) -> StepTables | None:
+        """Of a model's weights as they are, for steps that keep keys and values so; None where no batch has that
+        option, and where the model's modules must be called."""
+        model, made = self.models[index], self._tables[index].get(kv)
+        if made is None or model.altered() is not None:
             return None
         with self._computing(self.plan, EngineOptions()):
-            return self._tables[index].of(lambda: make_tables(model), *weights_of(model))
+            return made.of(lambda: make_tables(model, kv), *weights_of(model))
+
+    def _all_tables(self) -> list[StepTables]:
+        found = (self.tables(index, kv) for index, tables in enumerate(self._tables) for kv in tables)
+        return [tables for tables in found if tables is not None]
 
     def _all(self) -> list[Prepared]:
         return [*self.models] if self.vae is None else [*self.models, self.vae]
@@ -98,7 +101,8 @@ class Executor:
         for model in self._all():
             model.doubt()
         for tables in self._tables:
-            tables.doubt()
+            for made in tables.values():
+                made.doubt()
 
     @inference()
     def draw(
@@ -127,7 +131,7 @@ class Executor:
             sees = codes[0].flatten(1) if refines else condition
             led, kept = None if refines else guidance, None if known is None else known.of(model.config)
             options = self.options(len(seeds), plan)
-            tables = self.tables(index) if options.tables else None
+            tables = self.tables(index, options.kv) if options.tables else None
             fused_draw = options.fused_draw and not own.filtered and led is None
             how: dict[str, Any] = {"tables": tables}
             how["options"] = replace(options, tables=tables is not None, fused_draw=fused_draw)
@@ -237,7 +241,7 @@ class Executor:
     def _keep_captures_right(self, graphs: GraphCache) -> None:
         """What was made from weights is made again in place, where a capture reads it; captures are given up where
         anything has moved: weights (another device, ``weight.data = ...``), or what is made of them."""
-        tables = [made for index in range(len(self.models)) if (made := self.tables(index)) is not None]
+        tables = self._all_tables()
         addresses = [address for model in self._all() for address in model.addresses()]
         addresses += [tensor.data_ptr() for made in tables for tensor in made.tensors]
         if self._addresses not in (None, addresses):

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from hqtvae_fast.config import Gelu
 from hqtvae_fast.engine.cache import CLASSES, StepTables, make_caches, num_starts
-from hqtvae_fast.engine.options import EngineOptions
+from hqtvae_fast.engine.options import KV, EngineOptions
 from hqtvae_fast.engine.step import LevelFeatures, LevelLogits, ReferenceStep, Step
 from hqtvae_fast.model import HQTransformer
 from hqtvae_fast.model.embedding import BodyEmbedding, HeadEmbedding
@@ -93,15 +93,15 @@ class _Entry:
 class FusedStep:
     """See :class:`Step`. The model's parameters are read in place, none is copied but the positions' sums, at each
     first step. The draw takes over the head's last product only where its weight is not quantized. ``tables``: None
-    makes them where the options ask for them."""
+    makes them where the options ask for them; others must be of a step with the same ``kv``."""
 
     def __init__(
         self, model: HQTransformer, batch: int, options: EngineOptions | None = None, tables: StepTables | None = None
     ) -> None:
         config, device = model.config, model.norm.weight.device
         self.model, self.batch, self.options = model, batch, options or EngineOptions()
-        self.tables = make_tables(model) if tables is None and self.options.tables else tables
-        self.caches = make_caches(model, batch)
+        self.tables = make_tables(model, self.options.kv) if tables is None and self.options.tables else tables
+        self.caches = make_caches(model, batch, self.options.kv)
         self.numbers = torch.arange(config.prefix_positions + config.num_steps, dtype=torch.int64, device=device)
         self.embedding = BodyEmbedding(model.embedding, config)
         self.head_embedding = HeadEmbedding(model.head) if isinstance(model.head, PyramidHead) else None
@@ -125,10 +125,10 @@ class FusedStep:
                 x_BSD = self._run(among_themselves, None)[0].mean(dim=1, keepdim=True)
 
         def attend(qkv: Tensor, bias: Tensor | None, layer: int) -> Tensor:
+            own = cache.layer(layer)
             if qkv.shape[1] > 1:  # a whole prefix
-                return prefill_attention(qkv, cache.keys[layer], cache.values[layer], bias=bias)
-            start = self.numbers[cached]
-            return decode_attention(qkv, cache.keys[layer], cache.values[layer], start, bias=bias)
+                return prefill_attention(qkv, own.keys, own.values, bias=bias, scales=own.scales)
+            return decode_attention(qkv, own.keys, own.values, self.numbers[cached], bias=bias, scales=own.scales)
 
         entry = _Entry(model.body, x_BSD, attend)
         if self._joins(entry):
@@ -253,11 +253,12 @@ def is_skinny(x: Tensor) -> bool:
     return x.is_cuda and x.shape[0] * x.shape[1] <= MOST_ROWS
 
 
-def make_tables(model: HQTransformer) -> StepTables:
+def make_tables(model: HQTransformer, kv: KV | None = None) -> StepTables:
     """Tables of whatever a step of this model can read from them, as large as
-    :func:`hqtvae_fast.engine.cache.table_bytes` says."""
+    :func:`hqtvae_fast.engine.cache.table_bytes` says; ``kv``: how that step keeps keys and values."""
     count = num_starts(model.config)
-    return StepTables.make(model, FusedStep(model, min(CLASSES, count)) if count > 0 else None)
+    first = FusedStep(model, min(CLASSES, count), EngineOptions(kv=kv)) if count > 0 else None
+    return StepTables.make(model, first)
 
 
 def _stored(layer: Linear, first: int = 0, *, quantized: bool) -> dict[str, Tensor | None]:

@@ -213,7 +213,7 @@ class DrawReplay:
     @property
     def bytes(self) -> int:
         """Of memory that the capture holds, its keys and values among it."""
-        return self.replay.bytes + sum(cache.keys.nbytes + cache.values.nbytes for cache in self.drawing.step.caches)
+        return self.replay.bytes + sum(cache.bytes for cache in self.drawing.step.caches)
 
     def _condition_buffer(self, device: torch.device) -> Tensor | None:
         shapes = {"none": None, "class": (self.batch,)}

@@ -14,6 +14,7 @@ from hqtvae_fast.ops.kernels.skinny_linear.triton import DEPENDENT_CAPABILITY, F
 
 Overlap = Literal["off", "on", "priority"]
 QuantizedProducts = Literal["but_down", "all"]
+KV = Literal["int8"]
 
 
 @dataclass(frozen=True)
@@ -21,7 +22,7 @@ class EngineOptions:
     """One way to run a batch: a plan's variant of the engine, in the words of its text (:meth:`read`).
 
     ``captured``: capture the work of a batch size as CUDA graphs and replay them ("captured", "uncaptured"); None: on a
-    GPU. ``modules``: the model's own modules draw, which have none of the next seven. ``tables``: compute what depends
+    GPU. ``modules``: the model's own modules draw, which have none of the next eight. ``tables``: compute what depends
     on a code or a class alone once (:class:`hqtvae_fast.engine.cache.StepTables`). ``fused_draw``: where neither top-k
     nor top-p is set, draw inside the head's product, its logits never stored (:func:`hqtvae_fast.ops.draw_from_head`).
     ``whole_head``: both passes and draws of a step in one operation (:class:`hqtvae_fast.engine.step.WholeHead`).
@@ -31,12 +32,14 @@ class EngineOptions:
     to their results, so that a block is five kernels and not seven. ``quantized_products``: of layers quantized to 8
     bits, products that are not skinny round their rows to 8 bits too (:func:`hqtvae_fast.ops.quantized_linear`), which
     moves predictions further than 16 bits do: "all", or "but_down", all but the last of each block, whose rows come
-    from a GELU and lose the most by it; None: none. ``overlap``: draw a batch while the one before it is decoded
-    (:mod:`hqtvae_fast.engine.streams`), with "priority" to the drawing; None: on a GPU. ``chunk``: images decoded at
-    once; None: as memory and caches like. ``ahead``: batches issued before the oldest one is waited for, where they
-    overlap; None: 1. More of them keep a GPU at work while a consumer is slow with one batch. ``cudnn_benchmark``:
-    cuDNN times its algorithms at a shape's first use. ``threads``: of a CPU, at most so many; None: torch's. Not in the
-    text, for it is of the dtype: ``tf32``, multiply fp32 numbers as TF32."""
+    from a GELU and lose the most by it; None: none. ``kv``: "int8" keeps the body's keys and values in 8 bits
+    (:class:`hqtvae_fast.engine.cache.KVCache`), which moves predictions a little; None: in the model's dtype.
+    ``overlap``: draw a batch while the one before it is decoded (:mod:`hqtvae_fast.engine.streams`), with "priority" to
+    the drawing; None: on a GPU. ``chunk``: images decoded at once; None: as memory and caches like. ``ahead``: batches
+    issued before the oldest one is waited for, where they overlap; None: 1. More of them keep a GPU at work while a
+    consumer is slow with one batch. ``cudnn_benchmark``: cuDNN times its algorithms at a shape's first use.
+    ``threads``: of a CPU, at most so many; None: torch's. Not in the text, for it is of the dtype: ``tf32``, multiply
+    fp32 numbers as TF32."""
 
     captured: bool | None = None
     modules: bool = False
@@ -47,6 +50,7 @@ class EngineOptions:
     skip_query: bool = False
     fused_norm: bool = False
     quantized_products: QuantizedProducts | None = None
+    kv: KV | None = None
     overlap: Overlap | None = None
     chunk: int | None = None
     ahead: int | None = None
@@ -89,9 +93,13 @@ class EngineOptions:
 
 _CAPTURED = {"captured": True, "uncaptured": False}
 _SWITCHES = ("tables", "fused_draw", "whole_head", "dependent_launch", "skip_query", "fused_norm")
-_STEP = (*_SWITCHES, "quantized_products")
+_STEP = (*_SWITCHES, "quantized_products", "kv")
 _FLAGS = ("modules", *_SWITCHES, "cudnn_benchmark")
-_NAMED = {"quantized_products": get_args(QuantizedProducts), "overlap": get_args(Overlap)}
+_NAMED: dict[str, tuple[str, ...]] = {
+    "quantized_products": get_args(QuantizedProducts),
+    "kv": get_args(KV),
+    "overlap": get_args(Overlap),
+}
 _NUMBERS = ("chunk", "ahead", "threads")
 _VALUES = (*_NAMED, *_NUMBERS)
 

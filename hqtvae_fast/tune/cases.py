@@ -182,25 +182,24 @@ def _code_features(spec: Spec, codes: Sequence[Tensor], tables: Sequence[Tensor]
 
 
 def _decode_attention(
-    spec: Spec, qkv: Tensor, bias: Any, keys: Tensor, values: Tensor, fixed: int, moving: Any
+    spec: Spec, qkv: Tensor, bias: Any, keys: Tensor, values: Tensor, fixed: int, moving: Any, scales: Any = None
 ) -> Fitted | None:
     B, T, _, H, E = qkv.shape
     if T != 1:
         return None
 
-    def run(qkv: Tensor, bias: Any, keys: Tensor, values: Tensor, zero: int, at: Tensor, *, backend: Any = None) -> Any:
-        start = fixed if moving is None else at
-        return ops.decode_attention(qkv, keys, values, start, bias=bias, backend=backend), keys, values
+    def run(qkv: Tensor, bias: Any, keys: Tensor, values: Tensor, zero: int, at: Tensor, *own: Any, **by: Any) -> Any:
+        return spec.run(qkv, bias, keys, values, zero, fixed if moving is None else at, *own, **by)
 
     start = fixed if moving is None else keys.shape[2] - 1
     sizes = {"B": B, "H": H, "E": E, "start": start, "C": keys.shape[2], "bias": int(bias is not None)}
-    return _fit(spec, (qkv, bias, keys, values), sizes, qkv.dtype, run)
+    return _fit(spec, (qkv, bias, keys, values), sizes | {"int8": int(scales is not None)}, qkv.dtype, run)
 
 
-def _prefill_attention(spec: Spec, qkv: Tensor, bias: Any, keys: Tensor, values: Tensor) -> Fitted:
+def _prefill_attention(spec: Spec, qkv: Tensor, bias: Any, keys: Tensor, values: Tensor, scales: Any = None) -> Fitted:
     B, T, _, H, E = qkv.shape
     sizes = {"B": B, "T": T, "H": H, "E": E, "C": keys.shape[2], "bias": int(bias is not None)}
-    return _fit(spec, (qkv, bias, keys, values), sizes, qkv.dtype)
+    return _fit(spec, (qkv, bias, keys, values), sizes | {"int8": int(scales is not None)}, qkv.dtype)
 
 
 def _local_attention(spec: Spec, qkv: Tensor, bias: Any, keys: Any, values: Any, start: int, mask: str) -> Fitted:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 
 from hqtvae_fast.plan import Plan
@@ -19,6 +19,7 @@ ENGINE: dict[str, tuple[tuple[str, ...], ...]] = {
         ("quantized_products=but_down", "quantized_products=all"),
         ("fused_draw",),
         ("tables",),
+        ("kv=int8",),
         ("chunk=32", "chunk=64", "chunk=128", "chunk=256"),
         ("cudnn_benchmark",),
         ("overlap=off", "overlap=priority"),
@@ -27,25 +28,22 @@ ENGINE: dict[str, tuple[tuple[str, ...], ...]] = {
 }
 """What the engine may do differently, one after the other; each alternative in place of those before it. Not the whole
 head in one operation, which goes by no choice: nothing would have proven it on that device before it is timed."""
-CHOICES_OF = {"quantized_products": "quantized_linear"}
-"""Operations that only a word brings in: a model that meets none of their choices gains nothing by it."""
+BY_WORD = ("quantized_linear",)
+"""Operations that only a word of the engine brings in: no run without it meets their choices."""
 KEEP_BITS = ("dependent_launch", "skip_query", "overlap")
+EIGHT_BITS = ("quantized_products=but_down", "quantized_products=all", "kv=int8")
+"""What rounds numbers to 8 bits: tried where the user has allowed that, and where it does not cost the model too much
+(:mod:`hqtvae_fast.tune.quality`)."""
+
+
+def engine_words(device_type: str, refused: Iterable[str], *, eight_bits: bool) -> list[list[str]]:
+    """Of :data:`ENGINE`, what may be tried; ``refused``: some of it as "engine word"."""
+    barred = {*refused, *(f"engine {word}" for word in EIGHT_BITS if not eight_bits)}
+    return [[word for word in kind if f"engine {word}" not in barred] for kind in ENGINE[device_type]]
+
 
 Whole = Callable[[Plan, int], float]
 """Seconds of a batch under a plan. Raises MemoryError where it does not fit, NoRunError where it does not run."""
-
-
-def alternatives(kind: str, ops: Collection[str], refused: Collection[str]) -> list[tuple[str, ...]]:
-    """Of :data:`ENGINE` on a kind of device: what is not refused, as "engine WORD", and whose operations are met."""
-    met = {None, *ops}
-    return [
-        tuple(word for word in words if f"engine {word}" not in refused and CHOICES_OF.get(_name(word)) in met)
-        for words in ENGINE[kind]
-    ]
-
-
-def _name(word: str) -> str:
-    return word.partition("=")[0]
 
 
 def _op(where: str) -> str:
@@ -99,7 +97,7 @@ class Confirm:
         """The part of a proposed plan that makes whole runs faster, at no bucket slower: all of it, else the choices of
         those operations that do so each on its own; and the last comparison of each bucket. Choices of operations that
         only the engine's words bring in are kept for :meth:`engine`: no run meets them here."""
-        later = {where: name for where, name in proposed.choices.items() if _op(where) in CHOICES_OF.values()}
+        later = {where: name for where, name in proposed.choices.items() if _op(where) in BY_WORD}
         empty = replace(proposed, choices=later)
         buckets = list(batches)
         if proposed.choices == later or not self.left:
@@ -137,7 +135,7 @@ class Confirm:
             for word in alternatives:
                 if not self.left:
                     return text, last
-                if keep_bits and _name(word) not in KEEP_BITS:
+                if keep_bits and word.partition("=")[0] not in KEEP_BITS:
                     continue
                 tried = ", ".join(filter(None, (base, word)))
                 as_it_is, changed = (replace(plan, engine={batch: each}) for each in (text, tried))

@@ -1,12 +1,14 @@
 """What 8 bits cost a model: its predictions and its pictures beside those of fp32, and the variants that cost too much.
 
 A variant that is right may still round more than a model bears: int8 products round their inputs, with bounds that no
-float64 check can judge. So they are judged by the model itself, on what it draws in fp32.
+float64 check can judge; so do keys and values in 8 bits. So they are judged by the model itself, on what it draws in
+fp32.
 """
 
 from __future__ import annotations
 
 import copy
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import replace
 from math import ceil, inf, isnan
@@ -16,12 +18,16 @@ import torch
 from torch import Tensor, nn
 
 from hqtvae_fast.checkpoint import Checkpoint
-from hqtvae_fast.engine import Executor, decode_codes
+from hqtvae_fast.config import TransformerConfig
+from hqtvae_fast.engine import EngineOptions, Executor, decode_codes
+from hqtvae_fast.engine.fused_step import make_step
 from hqtvae_fast.engine.options import QuantizedProducts
+from hqtvae_fast.engine.step import LevelLogits
 from hqtvae_fast.model import HQVAE, HQTransformer
 from hqtvae_fast.model.autoencoder import Remade, Upsample
 from hqtvae_fast.model.calibration import calibrate, roundable
 from hqtvae_fast.model.linear import Linear, quantized_linears
+from hqtvae_fast.model.pyramid import to_local
 from hqtvae_fast.modes import inference
 from hqtvae_fast.ops import quantized_linear
 from hqtvae_fast.ops.kernels.conv3x3 import has_int8, int8
@@ -29,17 +35,20 @@ from hqtvae_fast.ops.kernels.int8_linear import native
 from hqtvae_fast.pictures.images import psnr
 from hqtvae_fast.plan import Plan, recording, using
 from hqtvae_fast.text import load_tokenizer
+from hqtvae_fast.tune.confirm import EIGHT_BITS
 from hqtvae_fast.tune.whole import ModelName, any_rows, models_of
 
 MOST_KL = 2e-3
-"""Of int8: the mean over all positions, in nats."""
+"""Of 8 bits: the mean over all positions, in nats."""
 LEAST_PSNR = 40.0
 """Of int8: the mean over pictures, in dB."""
 PROMPTS = ("tiger face, 3d", "red apple, flat", "rocket, shaded", "owl, 3d")  # as the demo model was trained
 POSITIONS = 2560
 """Judged at least: by 640 of them the demo model's KL is 2.3e-3, by 2,560 1.6e-3."""
 INPUTS_ROUNDED, MAPS_ROUNDED = "packed_linear native/int8", "conv3x3 onednn/int8"
-ROWS_ROUNDED = {which: f"engine quantized_products={which}" for which in get_args(QuantizedProducts)}
+ROWS_ROUNDED: dict[str, QuantizedProducts] = {
+    f"quantized_products={which}": which for which in get_args(QuantizedProducts)
+}
 
 
 def compare(exact: Tensor, got: Tensor) -> tuple[float, float]:
@@ -83,16 +92,19 @@ def draw(made: Checkpoint, device: torch.device, positions: int = POSITIONS) -> 
 
 
 def unfit(name: ModelName, device: torch.device, positions: int = POSITIONS) -> dict[str, str]:
-    """Of a model in int8, on a GPU in fp8 too: the variants, as "op name", that take its predictions or its pictures
-    further than :data:`MOST_KL` and :data:`LEAST_PSNR` from what it is in fp32 (of a file in 8 bits: from its numbers
-    in fp32), on what it draws, and the reason. On a GPU these are the engine's words that round products' rows.
+    """Of a model in 8 bits: the variants, as "op name" or "engine word", that take its predictions or its pictures
+    further than :data:`MOST_KL` and :data:`LEAST_PSNR` from what it is in fp32 (of a file in int8: from its numbers in
+    fp32), on what it draws, and the reason.
 
-    Empty where nothing but weights can be rounded (fp8 on a CPU, others), and of random weights, which predict nothing.
+    On a GPU of the engine's words, each by itself and in fp32 on the CPU, where it rounds to the same numbers. Empty
+    where nothing but weights is rounded, and of random weights, which predict nothing.
     """
     if name.preset is not None:
         return {}
-    if device.type == "cuda":
-        return {} if name.quantization is None else _unfit_on_a_gpu(name, device, positions)
+    return _unfit_kernels(name, device, positions) if device.type == "cpu" else _unfit_words(name, positions)
+
+
+def _unfit_kernels(name: ModelName, device: torch.device, positions: int) -> dict[str, str]:
     rounded = name.open(device)
     if rounded.quantization != "int8":
         return {}
@@ -100,8 +112,7 @@ def unfit(name: ModelName, device: torch.device, positions: int = POSITIONS) -> 
     drawn, found = draw(exact, device, positions), dict[str, str]()
     if native.instructions():
         pairs = zip(models_of(exact), models_of(rounded), strict=True)
-        kl = max(_kl(*pair, drawn) for pair in pairs)
-        found |= _judged(INPUTS_ROUNDED, kl)
+        found |= _judged(INPUTS_ROUNDED, max(_kl(*pair, drawn) for pair in pairs))
     if has_int8() and any(layer.span is not None for _, layer in roundable(rounded.vae)):
         pictures = decode_in_int8(rounded.vae, drawn.codes)
         decibels = float(psnr(pictures, decode_codes(exact.vae, drawn.codes)).mean())
@@ -110,25 +121,32 @@ def unfit(name: ModelName, device: torch.device, positions: int = POSITIONS) -> 
     return found
 
 
-def _judged(variant: str, kl: float) -> dict[str, str]:
-    if kl <= MOST_KL:  # NaN is not
-        return {}
-    return {variant: f"moves predictions by a KL of {kl:.1e} nats; expected at most {MOST_KL:.0e}"}
-
-
-def _unfit_on_a_gpu(name: ModelName, device: torch.device, positions: int) -> dict[str, str]:
-    exact = replace(name, dtype="fp32", quantization=None).open(device)
-    drawn, found = draw(exact, device, positions), dict[str, str]()
-    for which, word in ROWS_ROUNDED.items():
-        models = [round_rows(model, which) for model in models_of(name.open(device))]
-        with using(Plan("library")):  # whose sums are as good as those of our kernels, of int8 the same
-            pairs = zip(models_of(exact), models, strict=True)
-            found |= _judged(word, max((_kl(*pair, drawn) for pair in pairs), key=_far))
+def _unfit_words(name: ModelName, positions: int) -> dict[str, str]:
+    found = dict[str, str]()
+    if name.eight_bits:
+        cpu = torch.device("cpu")
+        exact = replace(name, dtype="fp32", quantization=None).open(cpu)
+        drawn = draw(exact, cpu, positions)
+        for word in EIGHT_BITS:
+            if word in ROWS_ROUNDED:
+                with using(Plan("library")):  # products of what is not rounded are of weights alone, as a GPU has them
+                    models = models_of(replace(name, dtype="fp32").open(cpu))
+                    rounded = [round_rows(model, ROWS_ROUNDED[word]) for model in models]
+                    kl = [_kl(*pair, drawn) for pair in zip(models_of(exact), rounded, strict=True)]
+            else:
+                kl = [engine_kl(model, drawn, word) for model in models_of(exact)]
+            found |= _judged(f"engine {word}", max(kl, key=_far))
     return found
 
 
 def _far(kl: float) -> float:
     return inf if isnan(kl) else kl
+
+
+def _judged(label: str, kl: float) -> dict[str, str]:
+    if kl <= MOST_KL:  # NaN is not
+        return {}
+    return {label: f"moves predictions by a KL of {kl:.1e} nats; expected at most {MOST_KL:.0e}"}
 
 
 def round_rows(model: HQTransformer, which: QuantizedProducts = "all") -> HQTransformer:
@@ -157,11 +175,36 @@ class InEightBits(nn.Module):
 
 @inference()
 def _kl(exact: HQTransformer, rounded: HQTransformer, drawn: Drawn) -> float:
-    codes, condition = drawn
-    if exact.config.condition == "codes":  # a second model, whose prefix is the top map
-        condition, codes = codes[0].flatten(1), codes[1:]
-    known = list(codes[: exact.config.num_levels])
+    known, condition = _known(exact.config, drawn)
     return mean_kl(exact(known, condition).levels, rounded(known, condition).levels)
+
+
+def _known(config: TransformerConfig, drawn: Drawn) -> tuple[list[Tensor], Tensor | None]:
+    """Codes of the levels that a transformer predicts, and what it reads before them."""
+    codes, condition = drawn
+    if config.condition == "codes":  # a second model, whose prefix is the top map
+        condition, codes = codes[0].flatten(1), codes[1:]
+    return list(codes[: config.num_levels]), condition
+
+
+@inference()
+def engine_kl(model: HQTransformer, drawn: Drawn, text: str) -> float:
+    """What the engine's words do to predictions: the mean KL of the steps' logits without and with them, in nats."""
+    return mean_kl(*(_step_logits(model, drawn, EngineOptions.read(words)) for words in ("", text)))
+
+
+def _step_logits(model: HQTransformer, drawn: Drawn, options: EngineOptions) -> list[Tensor]:
+    """Logits [B, positions, K] of each level, step by step as codes are drawn, over the codes that were."""
+    config, (known, condition) = model.config, _known(model.config, drawn)
+    local_BTN = to_local(known, config.side)
+    step, found = make_step(model, len(local_BTN), "fused", options), defaultdict[int, list[Tensor]](list)
+    for index in range(config.num_steps):
+        h_BD = step.body(index, condition, local_BTN)
+        for group in config.groups:
+            for part in step.head(h_BD, local_BTN[:, index], group):
+                assert isinstance(part, LevelLogits)
+                found[part.level].append(part.logits)
+    return [torch.cat(found[level], dim=1) for level in sorted(found)]
 
 
 # ---------------------------------------------------------------------------------------------------- convolutions

@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from itertools import product
 from typing import Any, cast
 from unittest import mock
 
@@ -83,12 +84,10 @@ def find_sites(
     vae: HQVAE,
     device: torch.device,
     batches: Sequence[int],
-    engine: str = "",
-    others: Sequence[str] = (),
+    engines: Sequence[str] = ("",),
 ) -> list[Site]:
     """Of drawing, decoding and, on a GPU, encoding so many images at once. On a GPU, there or not, everything is of
-    fake tensors; on a CPU two steps and a decode are run. ``engine``: as a plan has it; ``others``: engines whose
-    drawing's choices are wanted too."""
+    fake tensors; on a CPU two steps and a decode are run. ``engines``: texts as a plan has them, to draw by each."""
     specs, found = all_specs(), dict[str, Site]()
     for batch in sorted(set(batches)):
         with _recorded() as known:
@@ -97,10 +96,10 @@ def find_sites(
                 with FakeTensorMode(), torch.device("cuda"), Indexing(), _CuDNN():
                     for module in (*empty, decoder):
                         _onto_device(module)
-                    _run(empty, decoder.fold(), torch.device("cuda"), batch, engine, others)
+                    _run(empty, decoder.fold(), torch.device("cuda"), batch, engines)
                     sites = list(_sites(specs, known, batch))
             else:
-                _run(models, vae, device, batch, engine, others)
+                _run(models, vae, device, batch, engines)
                 sites = list(_sites(specs, known, batch))
         for site in sites:
             found.setdefault(site.key, site)
@@ -128,21 +127,18 @@ class _CuDNN(TorchFunctionMode):
         return y
 
 
-def _run(
-    models: Sequence[HQTransformer],
-    vae: HQVAE,
-    device: torch.device,
-    batch: int,
-    engine: str,
-    others: Sequence[str],
-) -> None:
-    options = EngineOptions.read(engine)
-    for own in (options, *map(EngineOptions.read, others)):
-        _draw(models, device, batch, own)
-    chunk = options.chunk
-    if chunk is None and device.type != "cuda":
-        chunk = chunk_size(vae, device)
-    images = batch if chunk is None else min(batch, chunk)
+def _run(models: Sequence[HQTransformer], vae: HQVAE, device: torch.device, batch: int, engines: Sequence[str]) -> None:
+    for model, engine in product(models, engines):
+        config, condition = model.config, None
+        if config.condition != "none":
+            shape = (batch,) if config.condition == "class" else (batch, config.prefix_length)
+            condition = torch.zeros(shape, dtype=torch.int64, device=device)
+        levels = config.num_levels
+        params = SamplingParams((1.0,) * levels, (None,) * levels, (None,) * levels)
+        seeds = torch.zeros(batch, dtype=torch.int64, device=device)
+        drawing = Drawing.make(model, condition, seeds, params, options=EngineOptions.read(engine))
+        drawing.run(steps=STEPS)
+    images = batch if device.type == "cuda" else min(batch, chunk_size(vae, device))
     sides = vae.config.level_sides
     vae.decode_bytes([torch.zeros(images, side, side, dtype=torch.int64, device=device) for side in sides])
     if device.type == "cuda":  # whose kernels run once they are verified; on a CPU it takes as long as all the rest
@@ -218,6 +214,6 @@ def _siblings(op: str, inputs: Sequence[Any]) -> list[str]:
     """Choices that differ in a position alone, where it is a number and not on the device: on a CPU, each step's."""
     if op != "decode_attention" or isinstance(inputs[5], Tensor):
         return []
-    qkv, bias, keys, values, _, moving = inputs
+    qkv, bias, keys, values, _, *others = inputs
     places = range(keys.shape[2] - qkv.shape[1] + 1)
-    return [plans.site(op, (qkv, bias, keys, values, place, moving)) for place in places]
+    return [plans.site(op, (qkv, bias, keys, values, place, *others)) for place in places]

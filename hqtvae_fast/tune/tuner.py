@@ -15,7 +15,7 @@ from hqtvae_fast.ops.spec import Spec
 from hqtvae_fast.plan import Plan
 from hqtvae_fast.plan_file import Measured
 from hqtvae_fast.tune.batches import measure
-from hqtvae_fast.tune.confirm import Confirm, NoRunError, Whole, alternatives
+from hqtvae_fast.tune.confirm import Confirm, NoRunError, Whole, engine_words
 from hqtvae_fast.tune.jobs import PROVE_SECONDS, TIME_SECONDS, prove_job, refused, time_job
 from hqtvae_fast.tune.parent import Answer, Job
 from hqtvae_fast.tune.result import Found, Result, measured
@@ -54,8 +54,10 @@ class Tuner:
     only_prove: bool = False
     known: Plan | None = None
     refused: Mapping[str, str] = field(default_factory=dict)
-    """Variants that are not to be taken whatever is found, "op name", and why; ``sites`` are without them. Words of the
-    engine, "engine WORD"."""
+    """Variants that are not to be taken whatever is found, "op name", and why; ``sites`` are without them. Of the
+    engine's, "engine word"."""
+    eight_bits: bool = False
+    """Whether the user has allowed that numbers are rounded to 8 bits."""
 
     def run(self) -> Result:
         """Everything; at Ctrl-C, too, the best so far."""
@@ -156,8 +158,8 @@ class Tuner:
 
     def _confirm(self, result: Result, end: float) -> None:
         self.fresh()
-        confirm, ops = Confirm(self.whole, end, self.now), {found.site.op for found in result.found}
-        kinds = alternatives(self.device.type, ops, self.refused)
+        confirm = Confirm(self.whole, end, self.now)
+        kinds = engine_words(self.device.type, result.refused, eight_bits=self.eight_bits)
         self.on_stage("confirm", 0, 1 + len(self.batches))
         kept, _ = confirm.choices(self._proposed(result), self.batches)
         self._keep(result, kept)

@@ -41,6 +41,11 @@ class ModelName:
     def config(self) -> HQTVAEConfig:
         return read_config(str(self.checkpoint), None) if self.preset is None else preset(self.preset)
 
+    @property
+    def eight_bits(self) -> bool:
+        """Whether the user has allowed that numbers are rounded to 8 bits."""
+        return self.quantization is not None
+
     def open(self, device: torch.device) -> Checkpoint:
         """On a device, as a pipeline has it there."""
         if self.preset is None:

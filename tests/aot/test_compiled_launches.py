@@ -96,10 +96,12 @@ def compiled(variant) -> dict:
 def launches_of(spec, found: list) -> list:
     import torch
 
-    """Of the backend on all cases, and of each tile on the first that it can take."""
+    """Of our backend for it on each case, and of each tile on the first that it can take."""
     start = len(found)
     for case in spec.cases:
-        spec.run(*spec.make_inputs(case, torch.device("cpu"), 0), backend="triton")
+        inputs = spec.make_inputs(case, torch.device("cpu"), 0)
+        names = (each.name for each in spec.backends if each.base == "triton" and each.why_not(*inputs) is None)
+        spec.run(*inputs, backend=next(names))
     for variant in spec.backends:
         inputs = (spec.make_inputs(case, torch.device("cpu"), 0) for case in spec.cases)
         taken = next((each for each in inputs if variant.tile and variant.why_not(*each) is None), None)

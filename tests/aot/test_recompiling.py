@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-ENGINES = ("", "fused_draw")
+ENGINES = ("", "fused_draw", "kv=int8")
 OPS = ("decode_attention", "draw_from_head", "embed_codes", "local_attention", "sample_logits")
 
 
@@ -35,8 +35,9 @@ def launched():
 @pytest.mark.parametrize("engine", ENGINES)
 def test_no_step_compiles_anything_again(engine, launched):
     kernels = launched[engine]
-    draw = {"tiles_kernel", "settle_kernel"} if engine else {"draw_kernel"}
-    assert draw | {"decode_attention_kernel", "embed_codes_kernel"} <= {name for step in kernels for name, _ in step}
+    wanted = {"tiles_kernel", "settle_kernel"} if engine == "fused_draw" else {"draw_kernel"}
+    wanted |= {"embed_codes_kernel", f"decode_attention_{'int8_' if engine == 'kv=int8' else ''}kernel"}
+    assert wanted <= {name for step in kernels for name, _ in step}
     for later in kernels[1:]:
         assert later == kernels[0]
 
@@ -76,6 +77,8 @@ def answer(engine: str) -> list:
 
 
 if __name__ == "__main__":
-    os.environ["HQTVAE_BACKEND"] = ",".join(f"{op}=triton" for op in OPS)
     for each_engine in sys.argv[1:]:
+        names = dict.fromkeys(OPS, "triton")
+        names["decode_attention"] += "/int8" * (each_engine == "kv=int8")
+        os.environ["HQTVAE_BACKEND"] = ",".join(f"{op}={name}" for op, name in names.items())
         print(json.dumps(answer(each_engine)))

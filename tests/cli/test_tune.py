@@ -155,3 +155,14 @@ def test_a_cache_folder_that_cannot_be_written(run: Run, tmp_path: Path) -> None
 )
 def test_bad_arguments(run: Run, arguments: tuple[object, ...], words: str) -> None:
     assert_one_line_error(run("tune", *arguments), words)
+
+
+@pytest.mark.parametrize("quantize,found", [((), False), (("--quantize", "int8"), True)])
+def test_8_bit_keys_and_values_are_a_candidate_where_8_bits_are_asked_for(
+    run: Run, quantize: tuple[str, ...], found: bool
+) -> None:
+    model = (GOLDEN / "class_parallel", "--dtype", "bf16", *quantize)
+    result = run("tune", *model, "--batches", "1", "--dry-run", "--device", "cuda", "--pretend", "h100", "--json")
+    assert result.code == 0
+    defaults = {row["default"] for row in json.loads(result.out)["choices"]}
+    assert ("triton/int8" in defaults) == found

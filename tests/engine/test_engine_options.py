@@ -52,7 +52,7 @@ def test_text_and_options_are_the_same(text):
         ("overlap", "got 'overlap'"),
         ("overlap=sometimes", "got 'overlap=sometimes'"),
         ("chunk=0", "got 'chunk=0'"),
-        ("quantized_products", r"quantized_products=but_down\|all, overlap=.*; got 'quantized_products'"),
+        ("quantized_products", r"quantized_products=but_down\|all, kv=int8, overlap=.*; got 'quantized_products'"),
         ("threads=many", "got 'threads=many'"),
         ("tables=1", "got 'tables=1'"),
         ("tables, tables", "expected tables once"),

@@ -129,6 +129,9 @@ def step():
     qkv, cache = untouched(24_000, 1, 3, 24, 64, dtype=BF16), untouched(24_000, 24, 128, 64, dtype=BF16)
     bias = zeros(3 * 1536, dtype=BF16)
     attention.decode_attention(qkv, bias, cache, untouched(*cache.shape, dtype=BF16), 0, torch.tensor(127))
+    eight = (untouched(*cache.shape, dtype=torch.int8) for _ in range(2))
+    scales = untouched(2, *cache.shape[:3], dtype=FP32)
+    attention.decode_attention_int8(qkv, bias, *eight, 0, torch.tensor(127), scales)
     for B, K, R in ((400_000, 8192, 64), (4, 2**21, 2**21)):
         codes, tables = torch.full((B, 5), K - 1), [untouched(K, 1536, dtype=BF16)] * 2
         sources, rows = torch.arange(5, dtype=torch.int32)[None].repeat(4, 1), untouched(4 * R, 1536, dtype=BF16)

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 
 from hqtvae_fast.backend import BackendError
 from hqtvae_fast.ops import decode_attention, prefill_attention
+from hqtvae_fast.ops.kernels.decode_attention import int8
 from hqtvae_fast.ops.kernels.prefill_attention import flash_attn, sdpa, xformers
 from hqtvae_fast.ops.kernels.prefill_attention.spec import SPEC
 
@@ -26,13 +27,14 @@ def test_spec(case):
     SPEC.check(got, wanted, inputs)
     with pytest.raises(AssertionError, match="output: off by"):
         SPEC.check((got[0] + 0.3, *got[1:]), wanted, inputs)
-    with pytest.raises(AssertionError, match="values: off by"):
-        SPEC.check((*got[:2], got[2] + 0.3), wanted, inputs)
+    said, wrong = ("values: others than", got[2] + 1) if case["int8"] else ("values: off by", got[2] + 0.3)
+    with pytest.raises(AssertionError, match=said):
+        SPEC.check((*got[:2], wrong, *got[3:]), wanted, inputs)
 
 
 def test_whole_is_one_by_one():
     """The prefix at once, and position by position over the cache."""
-    qkv, bias, keys, values = SPEC.make_inputs(SPEC.small[0], CPU, 0)
+    qkv, bias, keys, values, _ = SPEC.make_inputs(SPEC.small[0], CPU, 0)
     whole, *cached = SPEC.run(qkv, bias, keys.clone(), values.clone())
     for t in range(qkv.shape[1]):
         one = decode_attention(qkv[:, t : t + 1].contiguous(), keys, values, t, bias=bias)
@@ -40,9 +42,27 @@ def test_whole_is_one_by_one():
     torch.testing.assert_close([keys, values], cached)
 
 
-def test_operator():
-    qkv, bias, keys, values = SPEC.make_inputs(SPEC.small[0], CPU, 0)
-    torch.library.opcheck(torch.ops.hqtvae_fast.prefill_attention.default, (qkv, bias, keys, values, "sdpa"))
+@pytest.mark.parametrize("case", [SPEC.small[0], SPEC.small[-1]], ids=lambda case: case.name)
+def test_operator(case):
+    inputs = SPEC.make_inputs(case, CPU, 0)
+    torch.library.opcheck(torch.ops.hqtvae_fast.prefill_attention.default, (*inputs, "sdpa"))
+
+
+@pytest.mark.parametrize("backend", ["sdpa", "sdpa/math"])
+def test_a_cache_in_8_bits_is_filled_and_changes_nothing_else(backend):
+    """The prefix sees itself unrounded, so that its output has the same bits; what is kept is rounded."""
+    case = next(case for case in SPEC.small if case["int8"])
+    qkv, bias, *cache = SPEC.make_inputs(case, CPU, 0)
+    y = prefill_attention(qkv, *cache[:2], bias=bias, scales=cache[2], backend=backend)
+    plain = torch.zeros(2, *cache[0].shape)
+    assert torch.equal(y, prefill_attention(qkv, *plain, bias=bias, backend=backend))
+    T = qkv.shape[1]
+    for kept, numbers, scales in zip(plain, cache[:2], cache[2], strict=True):
+        wanted = int8.rounded(kept[:, :, :T])
+        assert torch.equal(numbers[:, :, :T], wanted[0])
+        assert torch.equal(scales[:, :, :T], wanted[1])
+        assert not numbers[:, :, T:].any()
+        assert not scales[:, :, T:].any()
 
 
 @pytest.mark.parametrize("package", ["flash_attn", "xformers"])
@@ -104,6 +124,10 @@ def test_packages_on_a_gpu(package):
         (
             lambda: prefill_attention(torch.zeros(1, 4, 3, 2, 8), *torch.zeros(2, 1, 2, 4, 8), bias=torch.zeros(8)),
             r"bias: expected torch.float32 \[48\]",
+        ),
+        (
+            lambda: prefill_attention(torch.zeros(1, 4, 3, 2, 8), *torch.zeros(2, 1, 2, 4, 8), scales=torch.zeros(8)),
+            "scales: expected fp32 of int8 keys and values; got torch.float32 of torch.float32",
         ),
     ],
 )

@@ -51,7 +51,14 @@ PACKAGES = {
     "xformers": SimpleNamespace(),
     "xformers.ops": SimpleNamespace(memory_efficient_attention=memory_efficient_attention),
 }
-ATTENTION = [(spec, case) for spec in (DECODE, LOCAL) for case in spec.small if not case.sizes.get("levels")]
+
+
+def own(case):
+    """What is set of a case."""
+    return {name for name, value in case.sizes.items() if value}
+
+
+ATTENTION = [(spec, case) for spec in (DECODE, LOCAL) for case in spec.small if not {"levels", "int8"} & own(case)]
 
 
 @pytest.mark.parametrize("name", ["flash-attn", "xformers"])
@@ -70,6 +77,9 @@ def test_what_attention_cannot_do_is_said(name, monkeypatch):
     with pytest.raises(BackendError, match=r"expected bf16 or fp16 on a CUDA device; got torch\.float32 on cpu"):
         DECODE.baselines[name](*DECODE.make_inputs(DECODE.small[0], CPU, 0))
     monkeypatch.setattr(third_party, "attention", lambda package, qkv: PACKAGES[package])
+    eight = next(case for case in DECODE.small if case.sizes["int8"])
+    with pytest.raises(BackendError, match=f"{name.replace('-', '_')}: expected keys and values in the queries' dtype"):
+        DECODE.baselines[name](*DECODE.make_inputs(eight, CPU, 0))
     levels = next(case for case in LOCAL.small if case.sizes["levels"])
     with pytest.raises(BackendError, match="expected mask 'full'; got 'levels'"):
         LOCAL.baselines[name](*LOCAL.make_inputs(levels, CPU, 0))

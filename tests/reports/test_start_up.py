@@ -74,7 +74,7 @@ for dtype in ("bf16", "fp32"):
 x, weight = torch.randn(2, 32, 4, 4), torch.ones(32, requires_grad=True)
 ops.group_norm_silu(x, weight, weight).sum().backward()
 qkv, keys, values = torch.zeros(1, 1, 3, 1, 32), *torch.zeros(2, 1, 1, 4, 32)
-torch.ops.hqtvae_fast.decode_attention(qkv, None, keys, values, 0, None, "reference")
+torch.ops.hqtvae_fast.decode_attention(qkv, None, keys, values, 0, None, None, "reference")
 print(json.dumps(loaded()))
 """)
     assert found == []

@@ -9,9 +9,11 @@ import pytest
 import torch
 from conftest import GOLDEN
 
+from hqtvae_fast.ops.kernels.decode_attention import int8
 from hqtvae_fast.ops.kernels.int8_linear import native
 from hqtvae_fast.ops.spec import all_specs
 from hqtvae_fast.tune import quality
+from hqtvae_fast.tune.confirm import EIGHT_BITS
 from hqtvae_fast.tune.quality import INPUTS_ROUNDED, unfit
 from hqtvae_fast.tune.sites import find_sites, without
 from hqtvae_fast.tune.whole import ModelName, models_of
@@ -61,11 +63,10 @@ def test_a_gpus_products_are_judged_too(gpu, kind, case, monkeypatch):
     assert unfit(name, CUDA, positions=100) == {}
     monkeypatch.setattr(quality, "MOST_KL", 0.0)
     found = unfit(name, CUDA, positions=100)
-    assert set(found) == {"engine quantized_products=but_down", "engine quantized_products=all"}
-    but_down, every = (kl_of(found[word]) for word in quality.ROWS_ROUNDED.values())
+    assert set(found) == {f"engine {word}" for word in EIGHT_BITS}
+    but_down, every = (kl_of(found[f"engine {word}"]) for word in quality.ROWS_ROUNDED)
     monkeypatch.setattr(quality, "round_rows", lambda model, which: model)
-    monkeypatch.setenv("HQTVAE_BACKEND", "packed_linear=reference")
-    weights = kl_of(unfit(name, CUDA, positions=100)[quality.ROWS_ROUNDED["all"]])
+    weights = kl_of(unfit(name, CUDA, positions=100)["engine quantized_products=all"])
     assert 0 < weights < but_down <= every  # as printed: of fp8, the last product is one like others
 
 
@@ -82,6 +83,32 @@ def eight_bits(block):
 def test_what_is_no_number_is_refused(gpu, monkeypatch):
     monkeypatch.setattr(quality, "_kl", lambda exact, got, drawn: float("nan"))
     assert len(unfit(MODEL, CUDA, positions=20)) == 2
+
+
+@pytest.mark.parametrize("quantization", ["int8", "fp8"])
+@pytest.mark.parametrize("case", ["class_parallel", "text_parallel", "uncond_reduce"])
+def test_keys_and_values_in_8_bits_are_judged_for_a_gpu(case, quantization, monkeypatch):
+    """By what they do to logits, whatever the weights are rounded to."""
+    name = replace(MODEL, checkpoint=str(GOLDEN / case), quantization=quantization)
+    assert "engine kv=int8" not in unfit(name, CUDA, positions=100)
+    monkeypatch.setattr(quality, "MOST_KL", 1e-12)
+    assert "moves predictions by a KL of" in unfit(name, CUDA, positions=100)["engine kv=int8"]
+
+
+@pytest.mark.parametrize("planted", ["coarse", "another head's scale", "not a number"])
+def test_a_planted_rounding_that_costs_too_much_is_refused(planted, monkeypatch):
+    """Of the demo model, which was trained: 8 bits move it by 1e-4 and less, three bits by 1e-2, and what is wrong by
+    far more."""
+    name, rounded = ModelName("demo", None, "fp32", "int8"), int8.rounded
+    others = unfit(name, CUDA, positions=320)
+    assert "engine kv=int8" not in others
+    if planted == "coarse":
+        monkeypatch.setattr(int8, "LARGEST", 7.0)
+    elif planted == "another head's scale":
+        monkeypatch.setattr(int8, "rounded", lambda x: (rounded(x)[0], rounded(x)[1].roll(1, dims=1)))
+    else:
+        monkeypatch.setattr(int8, "rounded", lambda x: (rounded(x)[0], rounded(x)[1] * float("nan")))
+    assert set(unfit(name, CUDA, positions=320)) == {*others, "engine kv=int8"}
 
 
 @needs_kernel

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import pytest
 import torch
+from conftest import golden_pipeline
 
 from hqtvae_fast import HQTVAEPipeline
 from hqtvae_fast.ops.kernels.int8_linear import native
 from hqtvae_fast.ops.kernels.packed_linear import onednn
+from hqtvae_fast.ops.spec import all_specs
+from hqtvae_fast.tune.jobs import prove_job
 from hqtvae_fast.tune.sites import find_sites
 from hqtvae_fast.tune.whole import ModelName, models_of
+from hqtvae_fast.tune.worker import Desk
 
 
 def choices(device, **options):
@@ -30,7 +34,7 @@ def test_a_gpus_products_read_what_they_will_be_quantized_to(quantization):
     kind = {"int8": "i8[", "fp8": "fp8["}[quantization]
     for model in (name.shapes(), name.open(torch.device("cpu"))):
         given = (models_of(model), model.vae, torch.device("cuda"), (1, 50))
-        plain, both = find_sites(*given), find_sites(*given, "", ["quantized_products=all"])
+        plain, both = find_sites(*given), find_sites(*given, ["", "quantized_products=all"])
         assert {site.key for site in plain} < {site.key for site in both}
         found = [site for site in both if site not in plain]
         assert {site.op for site in found} == {"quantized_linear"}
@@ -45,7 +49,7 @@ def test_a_gpus_products_read_what_they_will_be_quantized_to(quantization):
 
 def test_a_gpus_products_of_other_weights_are_not_in_8_bits():
     model = ModelName("demo", None, "bf16").shapes()
-    sites = find_sites(models_of(model), model.vae, torch.device("cuda"), (50,), "", ["quantized_products=all"])
+    sites = find_sites(models_of(model), model.vae, torch.device("cuda"), (50,), ["", "quantized_products=all"])
     assert "quantized_linear" not in {site.op for site in sites}
 
 
@@ -57,3 +61,17 @@ def test_a_cpus_are_how_weights_are_laid_out_and_who_takes_a_convolution(quantiz
     packed = {site.names for site in found if site.op == "packed_linear"}
     assert any("onednn" in names for names in packed)
     assert {"native/int8" in names for names in packed} == {quantization == "int8" and native.instructions() > 0}
+
+
+@pytest.mark.parametrize("case", ["class_parallel", "text_parallel"])
+def test_caches_in_8_bits_are_proven_at_the_choices_that_meet_them(case):
+    """A prefix too: the spec's inputs are those of the choice, and libraries' attention is right there."""
+    pipe, device = golden_pipeline(case), torch.device("cpu")
+    found = find_sites([pipe.transformer], pipe.vae, device, [2], ("kv=int8",))
+    kept = [site for site in found if "i8[" in site.key and "attention" in site.op]
+    assert {site.op for site in kept} == {"decode_attention"} | ({"prefill_attention"} if "text" in case else set())
+    desk = Desk(all_specs())
+    for site in kept:
+        assert "sdpa" in site.names
+        answer = desk.answer(prove_job(site, "sdpa", None, device))
+        assert answer["status"] == "right", answer

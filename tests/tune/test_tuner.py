@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from dataclasses import replace
+from functools import partial
 
 import pytest
 from pretended import CUDA, SPECS, Pretended
@@ -11,7 +12,7 @@ from pretended import CUDA, SPECS, Pretended
 from hqtvae_fast.hardware import DEVICES
 from hqtvae_fast.plan import Plan
 from hqtvae_fast.tune.cases import packed, unpacked
-from hqtvae_fast.tune.confirm import ENGINE, NoRunError
+from hqtvae_fast.tune.confirm import EIGHT_BITS, ENGINE, KEEP_BITS, NoRunError, engine_words
 from hqtvae_fast.tune.report import candidate_rows, predicted_seconds, result_rows
 from hqtvae_fast.tune.shortlist import predicted, shortlist
 from hqtvae_fast.tune.sites import find_sites
@@ -23,6 +24,19 @@ from hqtvae_fast.tune.whole import ModelName, models_of
 def sites():
     model = ModelName(None, "S", "bf16").shapes()
     return find_sites(models_of(model), model.vae, CUDA, [1, 50])
+
+
+@pytest.fixture(scope="module")
+def rounded():
+    """The same of S in int8."""
+    model = ModelName(None, "S", "bf16", "int8").shapes()
+    return partial(find_sites, models_of(model), model.vae, CUDA, [1, 50])
+
+
+@pytest.fixture(scope="module")
+def eight(rounded):
+    """Those of keys and values in 8 bits too."""
+    return rounded(("", "kv=int8"))
 
 
 def test_the_choices_of_s_on_a_gpu_are_found_without_one(sites):
@@ -248,10 +262,9 @@ def test_a_dry_run_lists_candidates_and_predicts(sites):
 
 
 @pytest.fixture(scope="module")
-def eight():
-    """Choices of the same in int8, products of 8-bit rows among them."""
-    model = ModelName(None, "S", "bf16", "int8").shapes()
-    return find_sites(models_of(model), model.vae, CUDA, [1, 50], "", ["quantized_products=all"])
+def in_rows(rounded):
+    """Those of products of 8-bit rows too."""
+    return rounded(("", "quantized_products=all"))
 
 
 class Eight(Pretended):
@@ -276,11 +289,11 @@ class Eight(Pretended):
         (dict.fromkeys(("engine quantized_products=all", "engine quantized_products=but_down"), "far off"), ""),
     ],
 )
-def test_products_in_8_bits_are_tried_unless_they_were_refused(eight, refused, won):
+def test_products_in_8_bits_are_tried_unless_they_were_refused(in_rows, refused, won):
     """Each variant of them is proven before, and what is faster alone is kept for the runs that meet it."""
     quick = "triton/128x128x128x2"
     gpu = Eight({f"quantized_linear {quick}": 0.5e-3})
-    result = gpu.tuner(eight, refused=refused).run()
+    result = gpu.tuner(in_rows, refused=refused, eight_bits=True).run()
     assert {own.variant for own in result.engine.values()} == {", ".join(filter(None, ("skip_query", won)))}
     assert "quantized_linear triton" in result.verified
     proven = {job["variant"] for job in gpu.jobs if job["do"] == "prove" and job["op"] == "quantized_linear"}
@@ -299,11 +312,75 @@ def test_what_is_not_quantized_is_not_tried_in_8_bits(sites):
     assert Watched().tuner(sites).run().engine
 
 
-def test_a_word_that_was_refused_for_another_model_is_judged_anew(eight):
+def test_a_word_that_was_refused_for_another_model_is_judged_anew(in_rows):
     """What was verified on a GPU counts for all models so shaped; what a word did to one's predictions does not."""
     refused = {"engine quantized_products=all": "far off", "conv_bytes torch": "wrong"}
-    result = Eight(wrong={"conv_bytes torch": ("memory", "")}).tuner(eight, known=Plan(refused=refused)).run()
+    result = (
+        Eight(wrong={"conv_bytes torch": ("memory", "")})
+        .tuner(in_rows, known=Plan(refused=refused), eight_bits=True)
+        .run()
+    )
     assert set(result.refused) == {"conv_bytes torch"}
+
+
+# ------------------------------------------------------------------------------------------------ 8 bits, where allowed
+
+
+def kv_wins(gpu):
+    """Whole runs in which keys and values in 8 bits save a fifth."""
+    gpu.whole = lambda plan, batch: 1.0 - 0.2 * ("kv=int8" in plan.engine_for(batch))
+    return gpu
+
+
+def test_keys_and_values_in_8_bits_have_choices_of_their_own(rounded, eight):
+    """At each bucket one, which is proven and timed like any other; all else is as without them."""
+    sites = rounded()
+    own = [site for site in eight if site.key not in {other.key for other in sites}]
+    assert {site.op for site in own} == {"decode_attention"}
+    assert sorted(site.batch for site in own) == [1, 50]
+    assert {site.default for site in own} == {"triton/int8"}
+    assert all({"triton/int8/32x1", "sdpa", "reference"} < set(site.names) for site in own)
+    assert all(not {"triton", "triton/32x1"} & set(site.names) for site in own)
+    assert all(site.cost is not None for site in own)
+    assert {site.key for site in sites} < {site.key for site in eight}
+
+
+def test_they_are_tried_where_the_user_allows_8_bits(eight):
+    result = kv_wins(Pretended()).tuner(eight, eight_bits=True).run()
+    assert {own.variant for own in result.engine.values()} == {"kv=int8"}
+    assert {"decode_attention triton", "decode_attention triton/int8"} <= result.verified
+    assert result.refused == {}
+    assert kv_wins(Pretended()).tuner(eight).run().engine == {}
+    assert kv_wins(Pretended()).tuner(eight, eight_bits=True, keep_bits=True).run().engine == {}
+
+
+def test_they_are_not_tried_where_they_cost_the_model_too_much(eight):
+    refused = {"engine kv=int8": "moves predictions by a KL of 1.0e-02 nats"}
+    result = kv_wins(Pretended()).tuner(eight, eight_bits=True, refused=refused).run()
+    assert result.engine == {}
+    assert result.plan.refused == refused
+
+
+def test_a_kernel_for_8_bits_that_fails_costs_the_other_one_nothing(eight):
+    gpu = Pretended(wrong={"decode_attention triton/int8": ("wrong", "keys: other numbers")})
+    result = gpu.tuner(eight, eight_bits=True).run()
+    assert set(result.refused) == {"decode_attention triton/int8"}
+    assert "decode_attention triton" in result.verified
+
+
+def test_words_of_the_engine_by_what_is_allowed():
+    every = {word for kind in ENGINE["cuda"] for word in kind}
+    assert set(EIGHT_BITS) < every
+    assert not {word.partition("=")[0] for word in EIGHT_BITS} & set(KEEP_BITS)
+    for allowed, refused, left in (
+        (True, (), every),
+        (False, (), every - set(EIGHT_BITS)),
+        (True, ("engine kv=int8", "decode_attention triton"), every - {"kv=int8"}),
+        (True, ("engine tables",), every - {"tables"}),
+    ):
+        kinds = engine_words("cuda", refused, eight_bits=allowed)
+        assert {word for kind in kinds for word in kind} == left
+    assert not set(EIGHT_BITS) & {word for kind in engine_words("cpu", (), eight_bits=True) for word in kind}
 
 
 def test_what_no_choice_would_prove_is_not_tried():

@@ -23,10 +23,11 @@ def why_not(
     values_BHCE: Tensor | None = None,
     start: int = 0,
     start_tensor: Tensor | None = None,
+    scales: Tensor | None = None,
 ) -> str | None:
     """None where the kernel can take these queries, keys and values, else the reason."""
-    if bias is not None or start_tensor is not None:
-        return "expected no bias, and start as a number"
+    if bias is not None or start_tensor is not None or scales is not None:
+        return "expected no bias, no scales, and start as a number"
     if qkv_BT3HE.device.type != "cpu" or qkv_BT3HE.dtype not in WHY_NOT:
         return f"expected bf16 or fp32 on the CPU; got {qkv_BT3HE.dtype} on {qkv_BT3HE.device}"
     if qkv_BT3HE.shape[-1] not in WIDTHS:
@@ -41,8 +42,9 @@ def decode_attention(
     values_BHCE: Tensor,
     start: int,
     start_tensor: Tensor | None,
+    scales: Tensor | None = None,
 ) -> Tensor:
-    """As the op is called; ``bias`` and ``start_tensor`` are None."""
+    """As the op is called; ``bias``, ``start_tensor`` and ``scales`` are None."""
     return torch.ops.hqtvae_fast.decode_attention_cpu.default(qkv_BT3HE, keys_BHCE, values_BHCE, start)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor
 
-from hqtvae_fast.ops.kernels.decode_attention import sdpa
+from hqtvae_fast.ops.kernels.decode_attention import int8, sdpa
 
 SMALL = 1 << 14
 """Values of an image's keys, the buffer's unused end included, up to which a CPU runs torch's attention: of the demo
@@ -20,8 +20,15 @@ def decode_attention(
     values_BHCE: Tensor,
     start: int,
     start_tensor: Tensor | None = None,
+    scales: Tensor | None = None,
 ) -> Tensor:
-    """As :mod:`.sdpa`, which it is but on a CPU: there a start on the device is a number."""
+    """As :mod:`.sdpa`, which it is but on a CPU: there a start on the device is a number. With ``scales`` as
+    :mod:`.int8`, everywhere."""
+    if scales is not None:
+        where = start if start_tensor is None else start_tensor
+        q_BHTE, seen_1C = int8.append(qkv_BT3HE, bias, keys_BHCE, values_BHCE, scales, where)
+        y_BHTE = int8.attend(q_BHTE, keys_BHCE, values_BHCE, scales, seen_1C)
+        return y_BHTE.transpose(1, 2).flatten(2).to(qkv_BT3HE.dtype)
     if qkv_BT3HE.device.type != "cpu":
         return sdpa.decode_attention(qkv_BT3HE, bias, keys_BHCE, values_BHCE, start, start_tensor)
     B, T, _, H, E = qkv_BT3HE.shape

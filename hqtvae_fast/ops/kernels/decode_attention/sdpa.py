@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from hqtvae_fast.ops.kernels.decode_attention import int8
+
 
 def decode_attention(
     qkv_BT3HE: Tensor,
@@ -14,9 +16,18 @@ def decode_attention(
     values_BHCE: Tensor,
     start: int,
     start_tensor: Tensor | None = None,
+    scales: Tensor | None = None,
 ) -> Tensor:
-    """``start_tensor``, an int64 scalar on the device, takes the place of ``start``."""
+    """``start_tensor``, an int64 scalar on the device, takes the place of ``start``. With ``scales``, keys and values
+    are fp32 numbers times their scales."""
     B, T, _, H, E = qkv_BT3HE.shape
+    if scales is not None:
+        where = start if start_tensor is None else start_tensor
+        q_BHTE, seen = int8.append(qkv_BT3HE, bias, keys_BHCE, values_BHCE, scales, where)
+        k_scales, v_scales = scales.masked_fill(~seen, 0).unsqueeze(-1)
+        k_BHCE, v_BHCE = keys_BHCE * k_scales, values_BHCE * v_scales
+        y_BHTE = F.scaled_dot_product_attention(q_BHTE.float(), k_BHCE, v_BHCE, attn_mask=seen)
+        return y_BHTE.transpose(1, 2).flatten(2).to(qkv_BT3HE.dtype)
     if bias is not None:
         qkv_BT3HE = qkv_BT3HE + bias.view(3, H, E)
     q_BHTE, k_BHTE, v_BHTE = qkv_BT3HE.permute(2, 0, 3, 1, 4).unbind(0)

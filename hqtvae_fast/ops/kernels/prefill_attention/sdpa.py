@@ -22,7 +22,12 @@ ON_CPUS = ("flash", "math")
 
 
 def why_not(
-    qkv: Tensor, bias: Tensor | None, keys: Tensor, values: Tensor, tile: SDPBackend | None = None
+    qkv: Tensor,
+    bias: Tensor | None,
+    keys: Tensor,
+    values: Tensor,
+    scales: Tensor | None = None,
+    tile: SDPBackend | None = None,
 ) -> str | None:
     """None where the kernel takes such queries, keys and values, else the reason."""
     name = next((name for name, kernel in KERNELS.items() if kernel is tile), None)
