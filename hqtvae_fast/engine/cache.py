@@ -29,8 +29,6 @@ CODES = 1024
 """Computed at a time."""
 CLASSES = 64
 """Likewise; each has a whole cache meanwhile, 4.7 MB for preset S in bf16."""
-CLASS_DIMS = (0, 1, 1, 2)
-"""Where a class is in h, keys, values and scales of the first steps."""
 
 
 class KVCache:
@@ -137,7 +135,7 @@ class FirstStep(Protocol):
 @dataclass(frozen=True)
 class StartTable:
     """The body's first step by class: h [C, D], and what its layers cached, [L, C, H, E] each; in 8 bits, with scales
-    [L, 2, C, H]."""
+    [L, C, 2, H]."""
 
     h: Tensor
     keys: Tensor
@@ -152,7 +150,7 @@ class StartTable:
         cache.keys[:, :, :, 0].copy_(self.keys.index_select(1, labels_B))
         cache.values[:, :, :, 0].copy_(self.values.index_select(1, labels_B))
         if self.scales is not None and cache.scales is not None:
-            cache.scales[..., 0].copy_(self.scales.index_select(2, labels_B))
+            cache.scales[..., 0].copy_(self.scales.index_select(1, labels_B).transpose(1, 2))
         return F.embedding(labels_B, self.h)
 
     @property
@@ -231,11 +229,12 @@ def _starts(model: HQTransformer, first: FirstStep) -> StartTable:
         raise ValueError(f"tables of first steps: expected a class or no condition; got {config.condition!r}")
     rows = cache.keys.shape[1]
     nothing_drawn = torch.zeros(rows, config.num_steps, config.num_local, dtype=torch.int64, device=device)
-    parts: list[StartTable] = []
+    parts = []
     for begin in range(0, count, rows):
         labels = torch.arange(begin, begin + rows, dtype=torch.int64, device=device).clamp_max(count - 1)
-        h_BD = first.body(0, labels if config.condition == "class" else None, nothing_drawn).clone()
-        scales = None if cache.scales is None else cache.scales[..., 0].clone()
-        parts.append(StartTable(h_BD, cache.keys[:, :, :, 0].clone(), cache.values[:, :, :, 0].clone(), scales))
-    columns = zip(zip(*(part.tensors for part in parts), strict=True), CLASS_DIMS, strict=False)
-    return StartTable(*(torch.cat(own, dim).narrow(dim, 0, count) for own, dim in columns))
+        h_BD = first.body(0, labels if config.condition == "class" else None, nothing_drawn)
+        cached = [cache.keys[:, :, :, 0], cache.values[:, :, :, 0]]
+        cached += [] if cache.scales is None else [cache.scales[..., 0].transpose(1, 2)]
+        parts.append([part.clone() for part in (h_BD, *cached)])
+    h, *columns = zip(*parts, strict=True)
+    return StartTable(torch.cat(h)[:count], *(torch.cat(own, dim=1)[:, :count] for own in columns))
