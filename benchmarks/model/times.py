@@ -14,7 +14,7 @@ from typing import Any
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
-from hqtvae_fast.hardware import Device
+from hqtvae_fast.hardware import DEVICES, Device
 from hqtvae_fast.ops.kernels import conv_bytes, upsample_conv
 from hqtvae_fast.ops.kernels.conv_bytes.triton import Gathered
 from hqtvae_fast.tune.launches import Call
@@ -54,7 +54,8 @@ def predict(call: Call, device: Device) -> Predicted:
 def best_variant(call: Call, device: Device) -> tuple[str, float] | None:
     """Of the call's tiles the one with the shortest prediction, and its seconds; None where none is shorter than the
     call's own, or nothing here tells tiles apart."""
-    tiles = [each for each in _TILED.get(call.name, ()) if each.tile is not None]
+    most = upsample_conv.triton.HOPPER if _is_hopper(device) else (8, 0)
+    tiles = [each for each in _TILED.get(call.name, ()) if each.tile is not None and each.tile.capability <= most]
     told = [(each.name, predict(with_backend(call, each.name), device).seconds) for each in tiles]
     best = min(told, key=lambda each: each[1], default=None)
     return best if best is not None and best[1] < predict(call, device).seconds else None
@@ -68,6 +69,10 @@ def with_backend(call: Call, backend: str) -> Call:
 def _tile(call: Call, default: Any) -> Any:
     """Of the backend that the call was given last."""
     return next((each.tile for each in _TILED[call.name] if each.name == call.inputs[-1] and each.tile), default)
+
+
+def _is_hopper(device: Device) -> bool:
+    return device.shared_memory >= DEVICES["H100"].shared_memory
 
 
 def floor(call: Call, device: Device) -> float:
@@ -142,7 +147,8 @@ def _upsampling(call: Call, device: Device) -> Predicted:
     """A step of DEPTH channels takes rows + columns numbers of 2 bytes from the L2 cache for 2 rows x columns FLOPs."""
     x, N = call.inputs[0], call.output.shape[1]
     pixels = x.numel() // x.shape[1]
-    tile = _tile(call, upsample_conv.triton.pick_tile(pixels, N, device.multiprocessors))
+    picked = upsample_conv.triton.pick_tile(pixels, x.shape[1], N, device.multiprocessors, _is_hopper(device))
+    tile = _tile(call, picked)
     depth = math.prod(call.inputs[1].shape[1:])
     tiles = 4 * math.ceil(pixels / tile.rows) * math.ceil(N / tile.columns)
     read = tiles * depth * (tile.rows + tile.columns) * x.element_size() / _l2(device)
