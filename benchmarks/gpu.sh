@@ -59,7 +59,7 @@ compare() { echo "$PYTHON -m benchmarks.cli compare HEAD HEAD --device cuda --ro
 JOBS="${JOBS:-$(nproc)}"
 ALONE=(tests/benchmarks/test_idle.py tests/test_hardware.py)  # they measure
 GRAPHS=(tests/engine/test_graph.py tests/engine/test_capture.py tests/engine/test_batches.py)
-DEFAULT_PATH=(skinny_linear upsample_conv conv_bytes group_norm_silu sample_logits decode_attention local_attention add_layer_norm)
+DEFAULT_PATH=(skinny_linear upsample_conv conv_bytes add_maps group_norm_silu sample_logits decode_attention local_attention add_layer_norm)
 SLOW=tests/ops/test_nearest_code.py::test_on_a_gpu_ten_million_rows_of_a_real_encoder
 gpu_tests() { echo "$PYTHON -m pytest -v --tb=short --continue-on-collection-errors -m gpu $*"; }
 

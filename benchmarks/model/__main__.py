@@ -24,7 +24,7 @@ from rich.table import Table
 
 from benchmarks.measuring.figures import plain
 from benchmarks.model.calls import calls_of_decode
-from benchmarks.model.times import GAP, floor, predict, shape_of
+from benchmarks.model.times import GAP, best_variant, floor, predict, shape_of
 from benchmarks.options import run
 from hqtvae_fast.config import PRESETS
 from hqtvae_fast.config import preset as preset_of
@@ -37,7 +37,8 @@ from hqtvae_fast.tune.launches import Call, calls_of_step
 
 @dataclass
 class Line:
-    """Calls of one kind and shape: how many, seconds of each as predicted, at least, and as measured (None: not)."""
+    """Calls of one kind and shape: how many, seconds of each as predicted, at least, and as measured (None: not).
+    ``best``: the name and predicted seconds of a tile that should be faster, if there is one."""
 
     name: str
     shape: str
@@ -45,6 +46,7 @@ class Line:
     seconds: float
     floor: float
     measured: float | None
+    best: tuple[str, float] | None = None
     count: int = 0
 
     @property
@@ -59,7 +61,8 @@ def lines_of(calls: Iterable[Call], device: Device, choices: Mapping[str, Measur
         predicted, shape, measured = predict(call, device), shape_of(call), _measured(call, choices)
         key = (call.name, shape, predicted.bound)
         if key not in found:
-            found[key] = Line(*key, predicted.seconds, floor(call, device), measured)
+            best = best_variant(call, device)
+            found[key] = Line(*key, predicted.seconds, floor(call, device), measured, best)
         found[key].count += 1
     return list(found.values())
 
@@ -96,6 +99,19 @@ def table_of(title: str, lines: list[Line]) -> Table:
     return table
 
 
+def faster_tiles(lines: Iterable[Line]) -> list[str]:
+    """A sentence for each tile that should be faster than what runs by itself, then one of what all save; nothing if
+    there is none."""
+    better = [(line, *line.best) for line in lines if line.best is not None]
+    said = [
+        f"{line.name} {line.shape}: {name}, {plain(seconds * 1e6)} us"
+        f" in place of {plain(line.seconds * 1e6)} (predicted)"
+        for line, name, seconds in better
+    ]
+    saved = sum(line.count * (line.seconds - seconds) for line, _, seconds in better)
+    return [*said, f"with these {plain(saved * 1e6)} us less (predicted)"] if said else []
+
+
 def device_of(name: str) -> Device:
     """By its key, or what that begins with, in any case: the largest of these. ValueError on another."""
     found = [device for key, device in DEVICES.items() if key.lower().startswith(name.lower())]
@@ -127,6 +143,7 @@ def model(
         where = f"{preset}, batch {batch}, {device.name}, bf16{engine and ', ' + engine}"
         console.print(table_of(f"A step: {where} (predicted)", step))
         console.print(table_of(f"A decode: {where} (predicted)", decode))
+        console.print(*faster_tiles(decode), sep="\n")
         drawn, decoded = config.transformer.num_steps * total(step), total(decode)
         console.print(
             f"{where}, predicted: AR {plain(drawn * 1e3)} ms, decode {plain(decoded * 1e3)} ms,"

@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
-from hqtvae_fast.hardware import Device
+from hqtvae_fast.hardware import DEVICES, Device
+from hqtvae_fast.ops.kernels import conv_bytes, upsample_conv
+from hqtvae_fast.ops.kernels.conv_bytes.triton import Gathered
 from hqtvae_fast.tune.launches import Call
 
 GAP = 1.1e-6
@@ -30,8 +32,7 @@ TILE, LEAST_DEPTH = 128, 512
 """Rows and columns of a library's tile; the shortest part that it splits a product's depth into."""
 L2_BANDWIDTH = 41.7e9
 """Bytes/s that the L2 cache gives a multiprocessor."""
-UPSAMPLING = 64
-"""FLOPs for each byte from the L2 cache in our upsampling's tile."""
+_TILED = {"conv_bytes": conv_bytes.BACKENDS, "upsample_conv": upsample_conv.BACKENDS}
 GATHERS = ("embed_codes", "code_features", "embedding", "index", "index_select", "gather")
 DRAW = 6e-6
 """Seconds of a row of the draw; a multiprocessor takes one at a time."""
@@ -48,6 +49,30 @@ class Predicted:
 def predict(call: Call, device: Device) -> Predicted:
     """Of one call on ``device``, a GPU."""
     return _KINDS.get(call.name, _small)(call, device)
+
+
+def best_variant(call: Call, device: Device) -> tuple[str, float] | None:
+    """Of the call's tiles the one with the shortest prediction, and its seconds; None where none is shorter than the
+    call's own, or nothing here tells tiles apart."""
+    most = upsample_conv.triton.HOPPER if _is_hopper(device) else (8, 0)
+    tiles = [each for each in _TILED.get(call.name, ()) if each.tile is not None and each.tile.capability <= most]
+    told = [(each.name, predict(with_backend(call, each.name), device).seconds) for each in tiles]
+    best = min(told, key=lambda each: each[1], default=None)
+    return best if best is not None and best[1] < predict(call, device).seconds else None
+
+
+def with_backend(call: Call, backend: str) -> Call:
+    """The same, computed by another."""
+    return replace(call, inputs=(*call.inputs[:-1], backend))
+
+
+def _tile(call: Call, default: Any) -> Any:
+    """Of the backend that the call was given last."""
+    return next((each.tile for each in _TILED[call.name] if each.name == call.inputs[-1] and each.tile), default)
+
+
+def _is_hopper(device: Device) -> bool:
+    return device.shared_memory >= DEVICES["H100"].shared_memory
 
 
 def floor(call: Call, device: Device) -> float:
@@ -119,8 +144,16 @@ def _convolution(call: Call, device: Device) -> Predicted:
 
 
 def _upsampling(call: Call, device: Device) -> Predicted:
-    flops = 2 * call.output.numel() * math.prod(call.inputs[1].shape[1:])
-    return Predicted(LARGE + flops / (UPSAMPLING * _l2(device)), "L2 cache")
+    """A step of DEPTH channels takes rows + columns numbers of 2 bytes from the L2 cache for 2 rows x columns FLOPs."""
+    x, N = call.inputs[0], call.output.shape[1]
+    pixels = x.numel() // x.shape[1]
+    picked = upsample_conv.triton.pick_tile(pixels, x.shape[1], N, device.multiprocessors, _is_hopper(device))
+    tile = _tile(call, picked)
+    depth = math.prod(call.inputs[1].shape[1:])
+    tiles = 4 * math.ceil(pixels / tile.rows) * math.ceil(N / tile.columns)
+    read = tiles * depth * (tile.rows + tile.columns) * x.element_size() / _l2(device)
+    multiplied = _waves(tiles, 2 * tile.rows * tile.columns * depth, CONVOLUTIONS, device)
+    return Predicted(LARGE + max(read, multiplied), "L2 cache" if read > multiplied else "tiles")
 
 
 def _norm(call: Call, device: Device) -> Predicted:
@@ -130,7 +163,14 @@ def _norm(call: Call, device: Device) -> Predicted:
 
 
 def _bytes_out(call: Call, device: Device) -> Predicted:
-    return Predicted(LARGE + 9 * call.inputs[0].nbytes / _l2(device), "L2 cache")
+    """A tile of whole rows reads its pixels for nine taps, one that gathers products once and its edge's besides."""
+    x, N = call.inputs[0], call.output.shape[-1]
+    (B, C, H, W), maps = x.shape, _bytes(call) / (MAPS * device.bandwidth)
+    tile = _tile(call, conv_bytes.triton.pick_tile(C, N))
+    gathered = isinstance(tile, Gathered)
+    pixels = tile.programs(B, H, W) * tile.rows if gathered else 9 * B * H * W
+    read = pixels * C * x.element_size() / _l2(device)
+    return Predicted(LARGE + max(read, maps), "L2 cache" if read > maps else "maps")
 
 
 def _maps(call: Call, device: Device) -> Predicted:
@@ -149,6 +189,7 @@ _KINDS: dict[str, Callable[[Call, Device], Predicted]] = {
     "conv_bytes": _bytes_out,
     "code_features": _maps,
     "scaled_dot_product_attention": _maps,
+    "add_maps": _maps,
     "add": _maps,
     "add_": _maps,
 }

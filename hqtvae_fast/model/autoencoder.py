@@ -16,6 +16,7 @@ from hqtvae_fast.config import GROUPS, VAEConfig
 from hqtvae_fast.model.attention import attention
 from hqtvae_fast.model.plain import plain
 from hqtvae_fast.modes import is_traced
+from hqtvae_fast.ops.kernels.add_maps import add_maps
 from hqtvae_fast.ops.kernels.conv3x3 import INT8, WINOGRAD, Int8Conv, way
 from hqtvae_fast.ops.kernels.conv_bytes import conv_bytes
 from hqtvae_fast.ops.kernels.conv_bytes.reference import to_bytes
@@ -47,8 +48,9 @@ class Trunk:
 
     def sum(self) -> Tensor:
         x, branch = self.take()
-        total = x if branch is None else x + branch
-        return total if self.shift is None else total.add_(self.shift[:, None, None])
+        if branch is None:
+            return x if self.shift is None else x.add_(self.shift[:, None, None])
+        return x + branch if self.shift is None else add_maps(x, branch, self.shift)
 
 
 def normalise(norm: nn.GroupNorm, trunk: Trunk, *, silu: bool) -> tuple[Tensor, Tensor]:

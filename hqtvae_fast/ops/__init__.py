@@ -1,6 +1,7 @@
 """The operations that the model stands on, each with its contract, its reference and, where there are any, kernels."""
 
 from hqtvae_fast.ops.kernels.add_layer_norm import add_layer_norm
+from hqtvae_fast.ops.kernels.add_maps import add_maps
 from hqtvae_fast.ops.kernels.bias_gelu import bias_gelu
 from hqtvae_fast.ops.kernels.code_features import code_features
 from hqtvae_fast.ops.kernels.conv_bytes import conv_bytes
@@ -27,6 +28,7 @@ __all__ = [
     "PredictionHead",
     "add_group_norm_silu",
     "add_layer_norm",
+    "add_maps",
     "bias_gelu",
     "code_features",
     "code_statistics",

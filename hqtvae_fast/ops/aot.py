@@ -41,6 +41,7 @@ from hqtvae_fast.ops.aot_budgets import (
     new_budget,
     occupancy,
 )
+from hqtvae_fast.ops.sass import main_loop
 from hqtvae_fast.ops.spec import Spec, Variant, all_specs
 from hqtvae_fast.ops.triton_launch import triton_version
 
@@ -104,6 +105,7 @@ def compile_variant(variant: Variant, arch: int, instructions: bool = True) -> R
         copies=_kinds(COPIES, sass),
         needs=variant.needs,
         dependent=_kinds(DEPENDENT, sass),
+        loop=str(main_loop(sass, arch, compiled.metadata.num_warps) or ""),
     )
 
 
@@ -201,7 +203,7 @@ def _cells(row: Row) -> dict[str, str]:
         cells |= {"registers": str(resources.registers), "stack": str(resources.stack)}
         cells |= {"spills": str(resources.spills), "shared": f"{resources.shared:,}"}
         cells |= {"blocks/SM": str(blocks), "limited by": limited_by}
-        cells |= {"mma": resources.mma or "-", "async": resources.copies or "-"}
+        cells |= {"mma": resources.mma or "-", "async": resources.copies or "-", "issue:mma": resources.loop or "-"}
     return cells | {"verdict": "[red]fails[/red]" if row.problems else "ok"}
 
 
@@ -210,7 +212,7 @@ def _print(rows: Sequence[Row]) -> None:
     if not console.is_terminal:
         console = Console(highlight=False, width=FILE_WIDTH)
     titles = ["op", "variant", "arch", "constants", "warps", "stages", "registers", "stack", "spills", "shared"]
-    titles += ["blocks/SM", "limited by", "mma", "async", "verdict"]
+    titles += ["blocks/SM", "limited by", "mma", "async", "issue:mma", "verdict"]
     table = Table(box=box.SIMPLE)
     for title in titles:
         table.add_column(title, justify="right" if title in titles[4:11] else "left", overflow="fold")

@@ -37,7 +37,8 @@ class Resources:
     """What a compiled kernel takes: registers, bytes of stack and bytes spilled (stored plus loaded) for each thread;
     bytes of shared memory (static plus dynamic) and warps for each block. ``mma``, ``copies`` and ``dependent`` name
     the kinds of tensor-core instructions, of asynchronous copies and of those of a dependent launch found, empty if
-    none; ``needs`` is the variant's own."""
+    none; ``needs`` is the variant's own. ``loop``: cycles to issue the main loop's instructions, and to multiply its
+    products ("278:256"), empty if it has none."""
 
     registers: int
     stack: int
@@ -48,6 +49,7 @@ class Resources:
     copies: str
     needs: tuple[str, ...] = ()
     dependent: str = ""
+    loop: str = ""
 
 
 # -------------------------------------------------------------------------------------------------------------- judging

@@ -220,6 +220,12 @@ def _group_norm_silu(
     return _fit(spec, inputs, sizes, x.dtype, numbers=(4, 5, 6))
 
 
+def _add_maps(spec: Spec, x: Tensor, residual: Tensor, shift: Tensor) -> Fitted | None:
+    B, C, H, W = x.shape
+    same = H == W and shift.dtype == x.dtype
+    return _fit(spec, (x, residual, shift), {"B": B, "C": C, "H": H}, x.dtype) if same else None
+
+
 def _upsample_conv(spec: Spec, x: Tensor, folded: Tensor, bias: Tensor, weight: Any) -> Fitted | None:
     B, C, H, W = x.shape
     if H != W:
@@ -292,6 +298,7 @@ FITS: dict[str, Callable[..., Fitted | None]] = {
     "prefill_attention": _prefill_attention,
     "local_attention": _local_attention,
     "group_norm_silu": _group_norm_silu,
+    "add_maps": _add_maps,
     "upsample_conv": _upsample_conv,
     "conv_bytes": _conv_bytes,
     "sample_logits": _sample_logits,

@@ -144,6 +144,9 @@ def test_a_good_kernel_passes(answers):
         assert 0 < row["resources"]["registers"] <= 128
         assert row["resources"]["shared"] >= 2 * 2 * 64 * 64 * 2  # two of the three stages, two bf16 tiles each
         assert row["blocks_per_sm"] >= 1
+        issued, multiplied = map(int, row["resources"]["loop"].split(":"))
+        # Four warps: a step of 64x64x64 bf16 numbers, at 1024 multiply-adds a cycle on sm_80 and twice that on sm_90.
+        assert (multiplied, issued > 0) == (256 if row["arch"] == "sm_80" else 128, True)
     assert "BM=64" in answer["output"]
     assert answer["output"].endswith("2 kernels, 0 failures\n")
 

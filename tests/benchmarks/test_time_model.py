@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from benchmarks.model.__main__ import device_of, lines_of, main, table_of, total
+from benchmarks.model.__main__ import device_of, faster_tiles, lines_of, main, table_of, total
 from benchmarks.model.calls import calls_of_decode
-from benchmarks.model.times import GAP, predict
+from benchmarks.model.times import GAP, best_variant, predict, with_backend
 from hqtvae_fast.config import preset
 from hqtvae_fast.engine.options import EngineOptions
 from hqtvae_fast.hardware import DEVICES
@@ -77,6 +77,27 @@ def test_a_device_is_found_by_the_beginning_of_its_name():
     assert device_of("a100") is DEVICES["A100-80GB"]
     with pytest.raises(ValueError, match=r"expected one of A100-40GB, .*; got 'b100'"):
         device_of("b100")
+
+
+def test_a_decode_reads_and_launches_what_it_should():
+    """Before each of four upsamplings one sum and no more (the first follows attention, which leaves no bias); the last
+    map is read once, at the memory's pace; and on Hopper no tile should be faster than those that are picked."""
+    calls = calls_of_decode(S.vae, 50)
+    names = [call.name for call in calls]
+    before = [names[index - 1] for index, name in enumerate(names) if name == "upsample_conv"]
+    assert before == ["add", "add_maps", "add_maps", "add_maps"]
+    assert "add_" not in names
+    lines = lines_of(calls, H100, {})
+    last = next(line for line in lines if line.name == "conv_bytes")
+    assert (last.bound, last.seconds < 1.5 * last.floor) == ("maps", True)
+    assert best_variant(with_backend(calls[-1], "triton/128x16x32"), H100)[1] == last.seconds
+    assert faster_tiles(lines) == []
+    narrow = [with_backend(call, "triton/128x128x32") for call in calls if call.name == "upsample_conv"]
+    said = faster_tiles(lines_of(narrow, H100, {}))
+    assert len(said) == 1 + 4
+    assert all("triton/128x256x64" in each or "triton/256x128x64" in each for each in said[:-1])
+    assert said[-1].startswith("with these ")
+    assert not any("x64, " in each for each in faster_tiles(lines_of(narrow, DEVICES["A100-80GB"], {})))
 
 
 def test_a_decode_is_counted_at_its_own_dtype():

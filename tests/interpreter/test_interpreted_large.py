@@ -84,6 +84,19 @@ def conv_bytes():
         assert triton.why_not(x, weight, bias) is None
         triton.conv_bytes(x, weight, bias)
 
+    x, weight, bias = untouched_map(512, 128, 256, 256, dtype=BF16), untouched_map(3, 128, 3, 3, dtype=BF16), zeros(3)
+    for tile in triton.GATHERED:
+        triton.conv_bytes(x, weight, bias.bfloat16(), tile=tile)
+
+
+def add_maps():
+    from hqtvae_fast.ops.kernels.add_maps import triton
+
+    for B, C, H in ((512, 128, 256), (30_000, 512, 16)):
+        x, shift = untouched_map(B, C, H, H, dtype=BF16), zeros(C, dtype=BF16)
+        assert triton.why_not(x, x, shift) is None
+        triton.add_maps(x, x, shift)
+
 
 def quantized_conv():
     from hqtvae_fast.ops.kernels.quantized_conv import triton
@@ -202,6 +215,7 @@ CHECKS = (
     "group_norm",
     "upsample_conv",
     "conv_bytes",
+    "add_maps",
     "quantized_conv",
     "code_features",
     "sampling",

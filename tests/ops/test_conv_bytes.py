@@ -9,6 +9,7 @@ import torch.nn.functional as F
 
 from hqtvae_fast.backend import BackendError
 from hqtvae_fast.ops import conv_bytes
+from hqtvae_fast.ops.kernels.conv_bytes import triton
 from hqtvae_fast.ops.kernels.conv_bytes.spec import SPEC, make_inputs
 from hqtvae_fast.pictures.images import to_pil
 
@@ -57,11 +58,20 @@ def test_refusals(inputs, message):
         conv_bytes(*inputs)
 
 
+@pytest.mark.parametrize("channels,outputs,once", [(128, 3, True), (32, 3, True), (96, 1, True), (128, 4, False)])
+def test_a_pixel_is_read_once_where_its_products_fit(channels, outputs, once):
+    tile = triton.pick_tile(channels, outputs)
+    assert isinstance(tile, triton.Gathered) == once
+    assert channels % tile.depth == 0
+
+
 def test_triton_says_why_not():
     with pytest.raises(BackendError, match=r"expected bf16 or fp16 throughout; got torch\.float32"):
         conv_bytes(X, WEIGHT, BIAS, backend="triton")
     with pytest.raises(BackendError, match="expected at most 16 output channels; got 17"):
         conv_bytes(X, torch.zeros(17, 32, 3, 3), torch.zeros(17), backend="triton")
+    with pytest.raises(BackendError, match="expected at most 3 output channels; got 4"):
+        conv_bytes(X, torch.zeros(4, 32, 3, 3), torch.zeros(4), backend="triton/gathered-16x16x32")
 
 
 @pytest.mark.gpu

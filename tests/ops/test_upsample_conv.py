@@ -77,9 +77,19 @@ def test_triton_says_why_not(inputs, reason):
         upsample_conv(*inputs, backend="triton")
 
 
-@pytest.mark.parametrize("pixels,channels,large", [(256, 512, False), (8 * 128 * 128, 128, True)])
-def test_few_pixels_take_small_tiles(pixels, channels, large):
-    assert (triton.pick_tile(pixels, channels, 132) is triton.LARGE) == large
+@pytest.mark.parametrize(
+    "pixels,channels,outputs,hopper,tile",
+    [
+        (256, 512, 512, True, triton.SMALL),  # too few for tiles of 128 pixels
+        (8 * 128 * 128, 128, 128, False, triton.LARGE),
+        (8 * 128 * 128, 128, 128, True, triton.TALL),
+        (8 * 64 * 64, 256, 256, True, triton.WIDE),
+        (8 * 64 * 64, 96, 256, True, triton.LARGE),  # no whole steps of 64 channels
+        (8 * 64 * 64, 256, 192, True, triton.LARGE),  # half a tile of outputs would be idle
+    ],
+)
+def test_a_tile_is_picked_by_how_many_there_are_and_what_they_read(pixels, channels, outputs, hopper, tile):
+    assert triton.pick_tile(pixels, channels, outputs, 132, hopper) is tile
 
 
 @pytest.mark.gpu

@@ -16,9 +16,10 @@ def conv_bytes(x: Tensor, weight: Tensor, bias: Tensor, *, backend: str | None =
     even. For inference: no gradient.
 
     ``backend``: "triton" (CUDA, bf16 or fp16, channels-last, N up to 16: one kernel, and pixels are rounded once),
-    "triton/256x16x32" and other tiles (pixels x outputs x inputs), "torch" (anywhere: the library's convolution without
-    its bias, rounded to its dtype) or "reference" (anywhere; with it). Raises ValueError on other shapes or dtypes, and
-    BackendError where the backend asked for cannot run.
+    "triton/gathered-16x16x64" and other tiles (pixels high x wide x inputs) that read a pixel once, for N up to 3,
+    "triton/256x16x32" and others (pixels x outputs x inputs) that read it for each tap, "torch" (anywhere: the
+    library's convolution without its bias, rounded to its dtype) or "reference" (anywhere; with it). Raises ValueError
+    on other shapes or dtypes, and BackendError where the backend asked for cannot run.
     """
     if x.ndim != 4 or 0 in x.shape:
         raise ValueError(f"x: expected [B, C, H, W], none of them 0; got {list(x.shape)}")

@@ -9,7 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from hqtvae_fast.ops.kernels.conv_bytes import BACKENDS, conv_bytes
-from hqtvae_fast.ops.kernels.conv_bytes.triton import TILE, TILES, describe
+from hqtvae_fast.ops.kernels.conv_bytes.triton import TILES, Gathered, describe
+from hqtvae_fast.ops.kernels.upsample_conv.triton import Tile
 from hqtvae_fast.ops.spec import Case, Cost, Spec, Variant
 
 CASES = (
@@ -20,7 +21,10 @@ SMALL_CASES = (
     Case("one tile, bf16", {"B": 1, "C": 32, "H": 8, "N": 3}, torch.bfloat16),
     Case("no multiples of a tile, fp16", {"B": 3, "C": 64, "H": 7, "N": 3}, torch.float16),
     Case("one pixel, bf16", {"B": 2, "C": 32, "H": 1, "N": 3}, torch.bfloat16),
+    Case("several tiles of pictures, bf16", {"B": 2, "C": 64, "H": 33, "N": 3}, torch.bfloat16),
 )
+
+CHANNELS = 3
 
 
 def make_inputs(case: Case, device: torch.device, seed: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -58,18 +62,23 @@ def check(got: Tensor, wanted: Tensor, inputs: tuple[Any, ...]) -> None:
 
 def variants(arch: int) -> list[Variant]:
     """The tiles in bf16; fp16 is left out, compiled as bf16 is but for the instruction's type."""
+    return [_variant(name, tile) for name, tile in TILES.items()]
+
+
+def _variant(name: str, tile: Tile) -> Variant:
     from hqtvae_fast.ops.kernels.conv_bytes import triton_kernels
 
     signature = {**dict.fromkeys(("x", "weight", "bias"), "*bf16"), "out": "*u8"}
-    signature |= dict.fromkeys(("pixels", "H", "W", "C", "N"), "i32")
+    kernel: Any = triton_kernels.bytes_kernel
+    if isinstance(tile, Gathered):
+        kernel, shape = triton_kernels.gathered_kernel, {"N": CHANNELS, "HIGH": tile.high, "WIDE": tile.wide}
+    else:
+        signature, shape = signature | dict.fromkeys(("pixels", "N"), "i32"), {"ROWS": tile.rows}
+    signature |= dict.fromkeys(("H", "W", "C"), "i32")
     aligned = tuple(key for key in signature if key != "N")
-    made = []
-    for name, tile in {"": TILE, **TILES}.items():
-        constants = {"ROWS": tile.rows, "COLUMNS": tile.columns, "DEPTH": tile.depth, "WIDEN": False}
-        what = f"last convolution to bytes, bf16{name and f', {name}'}"
-        options = (aligned, tile.warps, tile.stages, ("mma", "async"))
-        made.append(Variant(what, triton_kernels.bytes_kernel, signature, constants, *options))
-    return made
+    constants = {**shape, "COLUMNS": tile.columns, "DEPTH": tile.depth, "WIDEN": False}
+    what = f"last convolution to bytes, bf16, {name}"
+    return Variant(what, kernel, signature, constants, aligned, tile.warps, tile.stages, ("mma", "async"))
 
 
 SPEC = Spec(

@@ -6,13 +6,20 @@ the border. `upsample_kernel` makes the four phases of a folded upsampling (outp
 2x2 taps each) and stores each where it belongs in the doubled map, so that neither the doubled input nor separate
 phases are ever in memory.
 
-**Cost.** At 128 channels and 128x128 pixels, an image's 16.8 million outputs take 4 taps: 17.2 GFLOP, 17 us at 990
-TFLOP/s; it reads 4.2 MB and writes 16.8, 6 us at 3.35 TB/s: arithmetic is the floor.
+**Cost.** At 128 channels and 128x128 pixels, an image's 8.4 million outputs take 4 taps: 8.6 GFLOP, 8.7 us at 990
+TFLOP/s; it reads 4.2 MB and writes 16.8, 6 us at 3.35 TB/s. But a tile takes ROWS + COLUMNS numbers from the
+second-level cache for every ROWS x COLUMNS products: 64 FLOP a byte at 128x128, 85 with 256 to one side. Of an H100's
+5.5 TB/s that is 350 and 470 TFLOP/s at most, 25 and 18 us: of preset S's four upsamplings 79 and 60 an image
+(predicted).
 
 **Schedule.** Taps and channels are one loop of DEPTH channels a step, so that loads of the next steps are under way
-while the tensor cores multiply. A pixel is read four times a phase, from the first- or second-level cache: the four
-phases and the tiles of channels of one tile of pixels follow each other. Rows of 2 * DEPTH bytes and stores of
-2 * COLUMNS bytes are whole lines. Products of bf16 or fp16 are exact, sums fp32; the bias is added there.
+while the tensor cores multiply. Which taps a pixel has, and does not miss beyond the border, is a bit each, found once;
+what moves from step to step is the same for all threads, and so costs a program little more than the loads themselves:
+at 128x128x32 on sm_90 176 cycles to issue a step's instructions, for 256 in which the tensor cores multiply (with masks
+and addresses made anew in each step it was 292; at 128x256x64 260 for 1024, and 480). A pixel is read four times a
+phase, from the first- or second-level cache: the four phases and the tiles of channels of one tile of pixels follow
+each other. Rows of 2 * DEPTH bytes and stores of 2 * COLUMNS bytes are whole lines. Products of bf16 or fp16 are exact,
+sums fp32; the bias is added there.
 """
 
 # mypy: ignore-errors
@@ -44,23 +51,32 @@ def convolved(
     WIDEN: tl.constexpr,  # for the interpreter, which would multiply the bits of bf16 numbers
 ):
     """A tile of products, fp32 [ROWS, COLUMNS], summed over taps and channels; C is a multiple of DEPTH."""
+    TAPS: tl.constexpr = TAPS_Y * TAPS_X
     i_y, i_x = i_pixel // W % H, i_pixel % W
-    o_depth = tl.arange(0, DEPTH)
-    m_columns = o_columns < N
-    steps = C // DEPTH
+    b_seen = tl.zeros((ROWS,), dtype=tl.int32)  # a bit for each tap that meets a pixel and not the border
+    for i_each in tl.static_range(TAPS):
+        b_y, b_x = i_y + (i_each // TAPS_X - up), i_x + (i_each % TAPS_X - left)
+        m_each = (i_pixel < pixels) & (b_y >= 0) & (b_y < H) & (b_x >= 0) & (b_x < W)
+        b_seen |= tl.where(m_each, 1 << i_each, 0)
+    o_depth, m_columns = tl.arange(0, DEPTH), (o_columns < N)[None, :]
+    x_rows = x + ((i_pixel - up * W - left).to(tl.int64) * C)[:, None] + o_depth[None, :]
+    weight_columns = weight + (o_columns * TAPS * C)[None, :] + o_depth[:, None]
     b_sum = tl.zeros((ROWS, COLUMNS), dtype=tl.float32)
-    for step in range(TAPS_Y * TAPS_X * steps):
-        i_tap, first = step // steps, step % steps * DEPTH
-        i_down, i_right = i_tap // TAPS_X - up, i_tap % TAPS_X - left
-        b_y, b_x = i_y + i_down, i_x + i_right
-        m_rows = (i_pixel < pixels) & (b_y >= 0) & (b_y < H) & (b_x >= 0) & (b_x < W)
-        o_rows = (i_pixel + i_down * W + i_right).to(tl.int64) * C + first
-        b_left = tl.load(x + o_rows[:, None] + o_depth[None, :], mask=m_rows[:, None], other=0.0)
-        o_weight = (o_columns * (TAPS_Y * TAPS_X) + i_tap) * C + first
-        b_right = tl.load(weight + o_weight[None, :] + o_depth[:, None], mask=m_columns[None, :], other=0.0)
+    # A tap's next channels follow in memory, and so does its right neighbour's first one.
+    to_next_row = (W - TAPS_X) * C
+    i_tap, first, o_moved = 0, 0, 0
+    for step in range(TAPS * (C // DEPTH)):
+        m_rows = (b_seen >> i_tap & 1) != 0
+        b_left = tl.load(x_rows + o_moved, mask=m_rows[:, None], other=0.0)
+        b_right = tl.load(weight_columns + step * DEPTH, mask=m_columns, other=0.0)
         if WIDEN:
             b_left, b_right = b_left.to(tl.float32), b_right.to(tl.float32)
         b_sum = tl.dot(b_left, b_right, b_sum, input_precision="ieee")
+        # Without branches, in which ptxas would let each product wait for the one before.
+        m_next = first + DEPTH == C
+        i_tap += tl.where(m_next, 1, 0)
+        first = tl.where(m_next, 0, first + DEPTH)
+        o_moved += DEPTH + tl.where(m_next & (i_tap % TAPS_X == 0), to_next_row, 0)
     return b_sum
 
 
