@@ -37,11 +37,11 @@ def quantized_linear(
     gelu(bias) + residual. A row that holds an infinity or NaN gives NaN. The output is sum * scale of the row * scale
     of the output, then bias, GELU and residual, each in fp32, rounded once.
 
-    Sums of int8 are whole, in int32: the same in every backend and order, so without a GELU a row's bits depend on
-    nothing but the row (with one, on the backend's last bits of it). Sums of fp8 are fp32's: exact and rounded once in
-    "reference", in each other backend in an order of its own, which depends on K and the variant, not on the rows
-    beside one; tensor cores are reported to keep 14 bits of a sum, so that every 128 inputs are added up in fp32.
-    "torch/scaled_mm" rounds to bf16 before the bias, and again after it and the GELU.
+    Sums of int8 are whole, in int32: the same in every backend and order, so that a row's bits depend on nothing but
+    the row, with a GELU on the backend too. Sums of fp8 are fp32's: exact and rounded once in "reference", in others in
+    an order that depends on K and the variant (of "triton" by itself and of libraries, on what is chosen for so many
+    rows), not on what is in the rows beside one; tensor cores are reported to keep 14 bits of a sum, so that ours add
+    every 128 inputs to one in fp32. "torch/scaled_mm" rounds to bf16 before the bias, and again after it and the GELU.
 
     ``backend``: "triton" (CUDA; fp8 from compute capability 8.9 on; rows are rounded by one kernel and multiplied by
     another), "triton/128x128x128" and other tiles (rows x outputs x inputs a step, then in how many parts of the inputs
