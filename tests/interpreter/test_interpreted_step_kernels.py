@@ -80,7 +80,35 @@ def strided_vectors(op):
     assert same(spec.run(*strided, backend="triton"), spec.run(*inputs, backend="triton"))
 
 
-CHECKS = {
+def vectors_in_8_bits():
+    """What is hard to round, as a key and as a value of the first position and of one behind others: zeros, ties, what
+    is as good as zero, the largest number at the end, and what is not finite. The definition's bits are kept, and who
+    sees a NaN gets one."""
+    from hqtvae_fast.ops import decode_attention
+    from hqtvae_fast.ops.kernels.decode_attention import int8
+
+    hard = torch.zeros(7, 16)
+    hard[1] = torch.tensor([127.0, *(0.5 + n - 7 for n in range(15))])
+    hard[2, :3] = torch.tensor([1e-44, -1e-40, 1e-36])
+    hard[3, 15] = -3e38
+    hard[4, 2], hard[5, 3], hard[6, 4] = float("nan"), float("inf"), -float("inf")
+    B = len(hard)
+    for start in (0, 5):
+        qkv = torch.randn(B, 1, 3, 2, 16, generator=torch.Generator().manual_seed(0))
+        qkv[:, 0, 1, 0], qkv[:, 0, 2, 1] = hard, hard
+        outcomes = []
+        for backend in ("triton/int8", "triton/int8/64x4", "reference"):
+            numbers, scales = int8.rounded(torch.randn(2, B, 2, 8, 16, generator=torch.Generator().manual_seed(1)))
+            y = decode_attention(qkv, *numbers, torch.tensor(start), scales=scales, backend=backend)
+            outcomes.append((numbers, scales, y))
+        for got in outcomes[:2]:
+            for ours, wanted in zip(got[:2], outcomes[2][:2], strict=True):
+                torch.testing.assert_close(ours, wanted, rtol=0, atol=0, equal_nan=True)
+            seen = slice(None) if start else slice(4)  # of one position the weight is 1, whatever the score
+            torch.testing.assert_close(got[2][seen], outcomes[2][2][seen], rtol=1e-5, atol=1e-5, equal_nan=True)
+
+
+CHECKS = {"vectors_in_8_bits": vectors_in_8_bits} | {
     f"{check.__name__} {op}": (lambda check=check, op=op: check(op))
     for checks, ops in (((small_cases, operator), OPS), ((strided_vectors,), WITH_VECTORS))
     for op in ops
