@@ -106,7 +106,7 @@ def tune(
         raise ValueError("this checkpoint has stage 1 only: there is nothing to draw")
     sizes = wanted or [1, 8 if found.type == "cpu" else 50]
     if dry_run:
-        _say_dry_run(_sites(name, found, sizes), peaks, found.type == "cuda", as_json)
+        _say_dry_run(_sites(name, found, sizes)[0], peaks, found.type == "cuda", as_json)
     else:
         _tune(name, found, precision, peaks, sizes, _Asked(60 * budget, keep_bits, verify_only, as_json))
 
@@ -139,14 +139,15 @@ def _machine(
     return found, ModelName(checkpoint, preset, asked, quantized), precision, peaks
 
 
-def _sites(name: ModelName, device: torch.device, sizes: list[int]) -> list[Site]:
-    """The model's choices; on a GPU from shapes alone."""
+def _sites(name: ModelName, device: torch.device, sizes: list[int]) -> tuple[list[Site], dict[str, list[Site]]]:
+    """The model's choices, and those that words of the engine's bring; on a GPU from shapes alone."""
     with waiting("Looking for choices"):
-        from hqtvae_fast.tune.sites import find_sites
+        from hqtvae_fast.tune.sites import brought_sites, find_sites
         from hqtvae_fast.tune.whole import models_of
 
         model = name.shapes() if device.type == "cuda" else name.open(device)
-        return find_sites(models_of(model), model.vae, device, sizes)
+        found = find_sites(models_of(model), model.vae, device, sizes)
+        return found, brought_sites(models_of(model), device, sizes, found)
 
 
 def _tune(
@@ -190,7 +191,8 @@ def _run(
     start = time.monotonic()
     with waiting("Judging what 8 bits cost"):
         refused = unfit(name, device)
-    sites = without(_sites(name, device, sizes), refused)
+    sites, brought = _sites(name, device, sizes)
+    sites = without(sites, refused)
     with Parent() as parent:
 
         def whole(plan: Plan, batch: int) -> float:
@@ -202,7 +204,7 @@ def _run(
 
         left = max(1.0, asked.seconds - (time.monotonic() - start))
         options: dict[str, Any] = {"keep_bits": asked.keep_bits, "only_prove": asked.verify_only}
-        options |= {"known": known, "refused": refused}
+        options |= {"known": known, "refused": refused, "brought": brought}
         tuner = Tuner(sites, all_specs(), device, peaks, parent.ask, parent.fresh, whole, sizes, left, **options)
         with _bar(left) as tuner.on_stage:
             return tuner.run()

@@ -26,13 +26,14 @@ class EngineOptions:
     ``whole_head``: both passes and draws of a step in one operation (:class:`hqtvae_fast.engine.step.WholeHead`).
     ``dependent_launch``: Hopper's programmatic dependent launch: skinny products, and the whole head, begin to fetch
     their weights while the kernel before them runs. ``skip_query``: leave out the queries of the head's first pass,
-    whose one position sees itself alone. ``fused_norm``: skinny products normalise their own rows and add the residual
-    to their results, so that a block is five kernels and not seven. ``overlap``: draw a batch while the one before it
-    is decoded (:mod:`hqtvae_fast.engine.streams`), with "priority" to the drawing; None: on a GPU. ``chunk``: images
-    decoded at once; None: as memory and caches like. ``ahead``: batches issued before the oldest one is waited for,
-    where they overlap; None: 1. More of them keep a GPU at work while a consumer is slow with one batch.
-    ``cudnn_benchmark``: cuDNN times its algorithms at a shape's first use. ``threads``: of a CPU, at most so many;
-    None: torch's. Not in the text, for it is of the dtype: ``tf32``, multiply fp32 numbers as TF32."""
+    whose one position sees itself alone. ``streamed_rows``: on a GPU skinny products, ours, take up to 128 rows and not
+    16, so that biases and GELU are no kernels there either. ``fused_norm``: skinny products normalise their own rows
+    and add the residual to their results, so that a block is five kernels and not seven. ``overlap``: draw a batch
+    while the one before it is decoded (:mod:`hqtvae_fast.engine.streams`), with "priority" to the drawing; None: on a
+    GPU. ``chunk``: images decoded at once; None: as memory and caches like. ``ahead``: batches issued before the oldest
+    one is waited for, where they overlap; None: 1. More of them keep a GPU at work while a consumer is slow with one
+    batch. ``cudnn_benchmark``: cuDNN times its algorithms at a shape's first use. ``threads``: of a CPU, at most so
+    many; None: torch's. Not in the text, for it is of the dtype: ``tf32``, multiply fp32 numbers as TF32."""
 
     captured: bool | None = None
     modules: bool = False
@@ -41,6 +42,7 @@ class EngineOptions:
     whole_head: bool = False
     dependent_launch: bool = False
     skip_query: bool = False
+    streamed_rows: bool = False
     fused_norm: bool = False
     overlap: Overlap | None = None
     chunk: int | None = None
@@ -83,7 +85,7 @@ class EngineOptions:
 
 
 _CAPTURED = {"captured": True, "uncaptured": False}
-_STEP = ("tables", "fused_draw", "whole_head", "dependent_launch", "skip_query", "fused_norm")
+_STEP = ("tables", "fused_draw", "whole_head", "dependent_launch", "skip_query", "streamed_rows", "fused_norm")
 _FLAGS = ("modules", *_STEP, "cudnn_benchmark")
 _NUMBERS = ("chunk", "ahead", "threads")
 _VALUES = ("overlap", *_NUMBERS)

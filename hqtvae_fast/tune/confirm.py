@@ -15,6 +15,7 @@ ENGINE: dict[str, tuple[tuple[str, ...], ...]] = {
     "cuda": (
         ("dependent_launch",),
         ("skip_query",),
+        ("streamed_rows",),
         ("fused_norm",),
         ("fused_draw",),
         ("tables",),

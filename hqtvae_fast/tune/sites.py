@@ -78,19 +78,21 @@ def without(sites: Sequence[Site], refused: Mapping[str, str]) -> list[Site]:
 
 
 def find_sites(
-    models: Sequence[HQTransformer], vae: HQVAE, device: torch.device, batches: Sequence[int], engine: str = ""
+    models: Sequence[HQTransformer], vae: HQVAE | None, device: torch.device, batches: Sequence[int], engine: str = ""
 ) -> list[Site]:
-    """Of drawing, decoding and, on a GPU, encoding so many images at once. On a GPU, there or not, everything is of
-    fake tensors; on a CPU two steps and a decode are run. ``engine``: as a plan has it."""
+    """Of drawing, decoding and, on a GPU, encoding so many images at once; ``vae`` None: of drawing alone. On a GPU,
+    there or not, everything is of fake tensors; on a CPU two steps and a decode are run. ``engine``: as a plan has
+    it."""
     specs, found = all_specs(), dict[str, Site]()
     for batch in sorted(set(batches)):
         with _recorded() as known:
             if device.type == "cuda":
                 empty, decoder = _without_values(models, vae)
                 with FakeTensorMode(), torch.device("cuda"), Indexing(), _CuDNN():
-                    for module in (*empty, decoder):
+                    for module in (*empty, *decoder):
                         _onto_device(module)
-                    _run(empty, decoder.fold(), torch.device("cuda"), batch, engine)
+                    folded = decoder[0].fold() if decoder else None
+                    _run(empty, folded, torch.device("cuda"), batch, engine)
                     sites = list(_sites(specs, known, batch))
             else:
                 _run(models, vae, device, batch, engine)
@@ -98,6 +100,22 @@ def find_sites(
         for site in sites:
             found.setdefault(site.key, site)
     return list(found.values())
+
+
+BROUGHT = {"streamed_rows": ("streamed_rows",), "fused_norm": ("fused_norm", "streamed_rows, fused_norm")}
+"""Of the engine's words those that bring choices of their own, and how it runs with them."""
+
+
+def brought_sites(
+    models: Sequence[HQTransformer], device: torch.device, batches: Sequence[int], known: Sequence[Site]
+) -> dict[str, list[Site]]:
+    """Choices of drawing on a GPU that are met with a word of :data:`BROUGHT` alone, by the word."""
+    seen, found = {site.key for site in known}, dict[str, list[Site]]()
+    for word, engines in BROUGHT.items() if device.type == "cuda" else ():
+        own = [site for engine in engines for site in find_sites(models, None, device, batches, engine)]
+        found[word] = list({site.key: site for site in own if site.key not in seen}.values())
+        seen |= {site.key for site in own}
+    return found
 
 
 @contextmanager
@@ -121,7 +139,7 @@ class _CuDNN(TorchFunctionMode):
         return y
 
 
-def _run(models: Sequence[HQTransformer], vae: HQVAE, device: torch.device, batch: int, engine: str) -> None:
+def _run(models: Sequence[HQTransformer], vae: HQVAE | None, device: torch.device, batch: int, engine: str) -> None:
     options = EngineOptions.read(engine)
     for model in models:
         config, condition = model.config, None
@@ -133,6 +151,8 @@ def _run(models: Sequence[HQTransformer], vae: HQVAE, device: torch.device, batc
         seeds = torch.zeros(batch, dtype=torch.int64, device=device)
         drawing = Drawing.make(model, condition, seeds, params, options=options)
         drawing.run(steps=STEPS)
+    if vae is None:
+        return
     chunk = options.chunk
     if chunk is None and device.type != "cuda":
         chunk = chunk_size(vae, device)
@@ -144,13 +164,15 @@ def _run(models: Sequence[HQTransformer], vae: HQVAE, device: torch.device, batc
         vae.quantize(vae.latents(torch.zeros(images, 3, R, R, dtype=torch.float32, device=device)))
 
 
-def _without_values(models: Sequence[HQTransformer], vae: HQVAE) -> tuple[list[HQTransformer], HQVAE]:
+def _without_values(models: Sequence[HQTransformer], vae: HQVAE | None) -> tuple[list[HQTransformer], list[HQVAE]]:
     """Models of the same shapes and dtypes."""
     with torch.inference_mode(False), torch.no_grad(), without_values():
         empty = [HQTransformer(model.config).to(model.norm.weight.dtype).eval() for model in models]
+        if vae is None:
+            return empty, []
         decoder = HQVAE(vae.config).eval()
         decoder.set_decoder_dtype(vae.post_quant_conv.weight.dtype)
-    return empty, decoder
+    return empty, [decoder]
 
 
 def _onto_device(module: nn.Module) -> None:
