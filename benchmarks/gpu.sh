@@ -79,7 +79,7 @@ commands() {
        gpu_tests "${ALONE[@]}" ;;
     9) echo "$PYTHON -m benchmarks.sanitizer --tool memcheck racecheck" ;;
     10) engine small --batch 1 8 --what draw --engine dependent_launch skip_query fused_norm dependent_launch,fused_norm fused_draw tables whole_head dependent_launch,whole_head
-        engine large --batch 50 256 --what draw --engine skip_query fused_draw tables
+        engine large --batch 50 256 --what draw --engine skip_query fused_draw tables streamed_rows streamed_rows,fused_norm streamed_rows,fused_norm,dependent_launch
         engine largest --batch 512 --what draw --engine kv=int8
         echo "$PYTHON -m benchmarks.suites.steps --preset S --device cuda --dtype bf16 --batch 1 --steps 64 --options tables skip_query dependent_launch fused_norm"
         ops ops --all ;;

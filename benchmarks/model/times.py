@@ -1,7 +1,9 @@
 """Seconds of one kernel on a GPU, by what it does. Every constant is an assumption until a GPU has been asked.
 
 A product takes what its weights take to be read, or its tiles to be multiplied in whole waves over the multiprocessors,
-whichever is longer; what works on a step's activations finds them in the L2 cache; the decoder's maps come from memory.
+whichever is longer; our skinny one of more than 16 rows also what its programs read and write of the L2 cache, or take
+to normalise their rows, if that is longer, and then what the last program of a tile takes to add up its parts. What
+works on a step's activations finds them in the L2 cache; the decoder's maps come from memory.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ from torch.utils._pytree import tree_leaves
 from hqtvae_fast.hardware import DEVICES, Device
 from hqtvae_fast.ops.kernels import conv_bytes, upsample_conv
 from hqtvae_fast.ops.kernels.conv_bytes.triton import Gathered
+from hqtvae_fast.ops.kernels.skinny_linear import triton as skinny
 from hqtvae_fast.tune.launches import Call
 
 GAP = 1.1e-6
@@ -33,6 +36,9 @@ TILE, LEAST_DEPTH = 128, 512
 L2_BANDWIDTH = 41.7e9
 """Bytes/s that the L2 cache gives a multiprocessor."""
 _TILED = {"conv_bytes": conv_bytes.BACKENDS, "upsample_conv": upsample_conv.BACKENDS}
+NORMALISED, WAITED = 0.18e-6, 0.14e-6
+"""Seconds that a program takes to normalise 64 rows of 64 inputs (308 instructions a warp, as counted in the machine
+code), and to have them multiplied, for which it waits."""
 GATHERS = ("embed_codes", "code_features", "embedding", "index", "index_select", "gather")
 DRAW = 6e-6
 """Seconds of a row of the draw; a multiprocessor takes one at a time."""
@@ -85,7 +91,7 @@ def _bytes(call: Call) -> int:
         return _cached(call)
     tensors = [x for x in tree_leaves((call.inputs, call.output)) if isinstance(x, Tensor)]
     if call.name == "skinny_linear":
-        tensors = [*tensors[:2], tensors[-1]]  # its workspace stays in the cache
+        tensors = [*tensors[:2], tensors[-1]]  # its workspace and moments stay in the cache
     elif call.name in GATHERS:
         tensors = [call.output, call.output]  # of the tables, the rows that are read
     elif call.name == "upsample_conv":
@@ -107,8 +113,20 @@ def _small(call: Call, device: Device) -> Predicted:
 
 
 def _skinny(call: Call, device: Device) -> Predicted:
-    weight = call.inputs[1]
-    return Predicted(LARGE + weight.nbytes / (STREAMED * device.bandwidth), "weights")
+    x, weight = call.inputs[:2]
+    (N, K), M = weight.shape, x.numel() // x.shape[-1]
+    read = weight.nbytes / (STREAMED * device.bandwidth)
+    if M <= skinny.MOST_ROWS:
+        return Predicted(LARGE + read, "weights")
+    tile = skinny.tile_for(M)
+    tiles, parts = math.ceil(N / tile.out), skinny.parts(N, K, x.dtype, tile, device.multiprocessors)
+    sums = 0 if parts == 1 else 4 * parts * tile.out * M
+    times = {"weights": read, "L2 cache": (weight.nbytes + tiles * (M * K * x.itemsize + 2 * sums)) / _l2(device)}
+    if call.inputs[7] is not None:
+        together, chunks = math.ceil(tiles * parts / device.multiprocessors), K * x.itemsize // tile.depth // parts
+        times["norm"] = chunks * (together * math.ceil(M / 64) * NORMALISED + WAITED)
+    bound = max(times, key=lambda name: times[name])
+    return Predicted(LARGE + times[bound] + sums / L2_BANDWIDTH, bound)
 
 
 def _linear(call: Call, device: Device) -> Predicted:

@@ -114,6 +114,7 @@ class Option(str, Enum):
     tables = "tables"
     skip_query = "skip_query"
     dependent_launch = "dependent_launch"
+    streamed_rows = "streamed_rows"
     fused_norm = "fused_norm"
     kv_int8 = "kv=int8"
 

@@ -107,7 +107,7 @@ def tune(
         raise ValueError("this checkpoint has stage 1 only: there is nothing to draw")
     sizes = wanted or [1, 8 if found.type == "cpu" else 50]
     if dry_run:
-        _say_dry_run(_sites(name, found, sizes), peaks, found.type == "cuda", as_json)
+        _say_dry_run(_sites(name, found, sizes)[0], peaks, found.type == "cuda", as_json)
     else:
         _tune(name, found, precision, peaks, sizes, _Asked(60 * budget, keep_bits, verify_only, as_json))
 
@@ -142,18 +142,19 @@ def _machine(
 
 def _sites(
     name: ModelName, device: torch.device, sizes: list[int], refused: Mapping[str, str] = MappingProxyType({})
-) -> list[Site]:
-    """The model's choices, those of the engine's words among them that may be tried and have their own; on a GPU from
-    shapes alone. ``refused``: what is not to be tried, as the tuner takes it."""
+) -> tuple[list[Site], dict[str, list[Site]]]:
+    """The model's choices, those of the engine's words among them that round to 8 bits and may be tried; and those that
+    other words bring. On a GPU from shapes alone. ``refused``: what is not to be tried, as the tuner takes it."""
     with waiting("Looking for choices"):
         from hqtvae_fast.tune.confirm import EIGHT_BITS, engine_words
-        from hqtvae_fast.tune.sites import find_sites
+        from hqtvae_fast.tune.sites import brought_sites, find_sites
         from hqtvae_fast.tune.whole import models_of
 
         model = name.shapes() if device.type == "cuda" else name.open(device)
         words = {word for kind in engine_words(device.type, refused, eight_bits=name.eight_bits) for word in kind}
         engines = ("", *(word for word in EIGHT_BITS if word in words))
-        return find_sites(models_of(model), model.vae, device, sizes, engines)
+        found = find_sites(models_of(model), model.vae, device, sizes, engines)
+        return found, brought_sites(models_of(model), device, sizes, found)
 
 
 def _tune(
@@ -197,7 +198,8 @@ def _run(
     start = time.monotonic()
     with waiting("Judging what 8 bits cost"):
         refused = unfit(name, device)
-    sites = without(_sites(name, device, sizes, refused), refused)
+    sites, brought = _sites(name, device, sizes, refused)
+    sites = without(sites, refused)
     with Parent() as parent:
 
         def whole(plan: Plan, batch: int) -> float:
@@ -209,7 +211,7 @@ def _run(
 
         left = max(1.0, asked.seconds - (time.monotonic() - start))
         options: dict[str, Any] = {"keep_bits": asked.keep_bits, "only_prove": asked.verify_only}
-        options |= {"known": known, "refused": refused, "eight_bits": name.eight_bits}
+        options |= {"known": known, "refused": refused, "eight_bits": name.eight_bits, "brought": brought}
         tuner = Tuner(sites, all_specs(), device, peaks, parent.ask, parent.fresh, whole, sizes, left, **options)
         with _bar(left) as tuner.on_stage:
             return tuner.run()

@@ -2,10 +2,11 @@
 
 At most eight kernels a transformer block: four products with what lies between them fused. The projection's bias, the
 cache and the softmax are one attention kernel; residual, bias and the LayerNorm that the next product reads one; bias
-and GELU one, or, for up to 16 rows on a GPU, part of the product itself, which is then our own kernel and not the
-library's. So a stack is entered with a LayerNorm and each block hands the next one its input already normalised; the
-last one takes the LayerNorm that follows the stack. Positions and steps are read from the device, where a captured
-graph finds them. The numbers are the modules' but for rounding. Shapes as in :mod:`hqtvae_fast.engine.step`.
+and GELU one, or, for up to 16 rows on a GPU (128 where that is asked for), part of the product itself, which is then
+our own kernel and not the library's. So a stack is entered with a LayerNorm and each block hands the next one its input
+already normalised; the last one takes the LayerNorm that follows the stack. Positions and steps are read from the
+device, where a captured graph finds them. The numbers are the modules' but for rounding. Shapes as in
+:mod:`hqtvae_fast.engine.step`.
 """
 
 from __future__ import annotations
@@ -39,7 +40,8 @@ from hqtvae_fast.ops import (
     quantized_linear,
     skinny_linear,
 )
-from hqtvae_fast.ops.kernels.skinny_linear.triton import MOST_ROWS, Workspace
+from hqtvae_fast.ops.kernels.skinny_linear.reference import MOMENTS_OF
+from hqtvae_fast.ops.kernels.skinny_linear.triton import MOST_ROWS, STREAMED_ROWS, Workspace
 
 Engine = Literal["fused", "reference"]
 ENGINES: tuple[Engine, ...] = ("fused", "reference")
@@ -132,7 +134,7 @@ class FusedStep:
 
         entry = _Entry(model.body, x_BSD, attend)
         if self._joins(entry):
-            return _add(self._run_joined(entry), None, None, model.norm)[1][:, -1]
+            return _add(self._run_joined(entry)[0], None, None, model.norm)[1][:, -1]
         return self._run(entry, model.norm)[1][:, -1]
 
     def head(self, h_BD: Tensor, local_BN: Tensor, group: range) -> Sequence[LevelLogits | LevelFeatures]:
@@ -142,11 +144,11 @@ class FusedStep:
         norms = [cast(nn.LayerNorm, head.norms[part.level]) for part in parts]
         entry, found = self._enter_head(head, h_BD, local_BN, group), list[LevelLogits | LevelFeatures]()
         if self._joins(entry) and not self.options.fused_draw:
-            x_BGD = self._run_joined(entry)
+            x_BGD, moments = self._run_joined(entry)
             for part, norm in zip(parts, norms, strict=True):
                 own = slice(part.positions.start - group.start, part.positions.stop - group.start)
-                layer = cast(Linear, head.logits[part.level])
-                logits = self._skinny(x_BGD[:, own], norm=_norm(norm), **_stored(layer, quantized=True))
+                layer, told = cast(Linear, head.logits[part.level]), _of_positions(moments, x_BGD, own)
+                logits = self._skinny(x_BGD[:, own], norm=_norm(norm), moments=told, **_stored(layer, quantized=True))
                 found.append(LevelLogits(part.level, part.positions.start, logits))
             return found
         x_BGD, normal_BGD = self._run(entry, norms[0])
@@ -188,7 +190,7 @@ class FusedStep:
         """What multiplies so many rows, and what it is given of a layer: our skinny product and the weight as it is
         stored, where the product's time is that of reading it; else the library's and the plain weight, or, where that
         is asked for, that of 8-bit numbers. ``down``: for a block's last."""
-        skinny, wanted = is_skinny(x), self.options.quantized_products
+        skinny, wanted = self._is_ours(x), self.options.quantized_products
         if not skinny and (wanted == "all" or (wanted == "but_down" and not down)):
             return _eight_bits, partial(_stored, quantized=True)
         return self._skinny if skinny else _library, partial(_stored, quantized=skinny)
@@ -220,28 +222,42 @@ class FusedStep:
                 qkv_BTD = multiply(normal_BTD, **stored(after.attention.qkv, first))
         return x_BTD, normal_BTD
 
+    def _is_ours(self, x: Tensor) -> bool:
+        """Whether our own kernel multiplies these rows."""
+        return is_skinny(x) or (self.options.streamed_rows and is_streamed(x))
+
     def _joins(self, entry: _Entry) -> bool:
         """Whether products are to take the norms before them and the sums after them along."""
-        return self.options.fused_norm and len(entry.blocks.layers) > 0 and is_skinny(entry.x_BTD)
+        return self.options.fused_norm and len(entry.blocks.layers) > 0 and self._is_ours(entry.x_BTD)
 
-    def _run_joined(self, entry: _Entry) -> Tensor:
+    def _run_joined(self, entry: _Entry) -> tuple[Tensor, Tensor | None]:
         """A stack of skinny products: each normalises its own rows, and those that end a branch add it to the stream.
-        So a block is five kernels. x [B, T, D] after the last one."""
+        So a block is five kernels. For each program to find the moments of more than 16 rows would take as long as the
+        norm does: products that add to the stream leave them, and the first norm is by itself. x [B, T, D] after the
+        last block, and its moments."""
+        blocks = [cast(Block, layer) for layer in entry.blocks.layers]
         x_BTD, qkv_BTD, added = entry.x_BTD, entry.qkv_BTD, entry.added
         first, parts = (0, 3) if entry.queries else (x_BTD.shape[-1], 2)
-        stored = partial(_stored, quantized=True)
-        for index, block in enumerate(cast(Block, layer) for layer in entry.blocks.layers):
+        stored, moments = partial(_stored, quantized=True), None
+        if is_streamed(x_BTD):
+            moments = _room_for_moments(x_BTD)
+            if qkv_BTD is None:
+                x_BTD, normal_BTD = _add(x_BTD, None, added, blocks[0].norm1)
+                qkv_BTD, added = self._skinny(normal_BTD, **stored(blocks[0].attention.qkv, first)), None
+        for index, block in enumerate(blocks):
             attention, mlp = block.attention, block.mlp
             if qkv_BTD is None:
-                qkv_BTD = self._skinny(x_BTD, norm=_norm(block.norm1), added=added, **stored(attention.qkv, first))
+                norm = {"norm": _norm(block.norm1), "added": added, "moments": moments}
+                qkv_BTD = self._skinny(x_BTD, **norm, **stored(attention.qkv, first))
             bias = None if attention.qkv.bias is None else attention.qkv.bias[first:]
             y_BTD = entry.attend(qkv_BTD.unflatten(-1, (parts, attention.num_heads, -1)), bias, index)
-            out = {"bias": attention.out.bias, "residual": x_BTD, "added": added, **stored(attention.out)}
-            x_BTD, qkv_BTD, added = self._skinny(y_BTD, **out), None, None
-            up = {"bias": mlp.up.bias, "gelu": mlp.gelu, "norm": _norm(block.norm2), **stored(mlp.up)}
-            wide = self._skinny(x_BTD, **up)
-            x_BTD = self._skinny(wide, bias=mlp.down.bias, residual=x_BTD, **stored(mlp.down))
-        return x_BTD
+            out = {"bias": attention.out.bias, "residual": x_BTD, "added": added, "moments": moments}
+            x_BTD, qkv_BTD, added = self._skinny(y_BTD, **out, **stored(attention.out)), None, None
+            up = {"bias": mlp.up.bias, "gelu": mlp.gelu, "norm": _norm(block.norm2), "moments": moments}
+            wide = self._skinny(x_BTD, **up, **stored(mlp.up))
+            down = {"bias": mlp.down.bias, "residual": x_BTD, "moments": moments}
+            x_BTD = self._skinny(wide, **down, **stored(mlp.down))
+        return x_BTD, moments
 
 
 def _norm(norm: nn.LayerNorm) -> tuple[Tensor, Tensor, float]:
@@ -251,6 +267,23 @@ def _norm(norm: nn.LayerNorm) -> tuple[Tensor, Tensor, float]:
 def is_skinny(x: Tensor) -> bool:
     """Whether a product with these rows is the time to read its weight, which our kernel does alone."""
     return x.is_cuda and x.shape[0] * x.shape[1] <= MOST_ROWS
+
+
+def is_streamed(x: Tensor) -> bool:
+    """Whether our kernel takes these rows where that is asked for."""
+    return x.is_cuda and MOST_ROWS < x.shape[0] * x.shape[1] <= STREAMED_ROWS
+
+
+def _room_for_moments(x: Tensor) -> Tensor:
+    B, T, D = x.shape
+    return x.new_empty(2, -(-D // MOMENTS_OF), B * T, dtype=torch.float32)
+
+
+def _of_positions(moments: Tensor | None, x: Tensor, own: slice) -> Tensor | None:
+    """Of some positions of x [B, T, D] alone; copied where these are not all."""
+    if moments is None:
+        return None
+    return moments.unflatten(-1, x.shape[:2])[..., own].flatten(2).contiguous()
 
 
 def make_tables(model: HQTransformer, kv: KV | None = None) -> StepTables:

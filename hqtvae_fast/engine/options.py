@@ -22,24 +22,25 @@ class EngineOptions:
     """One way to run a batch: a plan's variant of the engine, in the words of its text (:meth:`read`).
 
     ``captured``: capture the work of a batch size as CUDA graphs and replay them ("captured", "uncaptured"); None: on a
-    GPU. ``modules``: the model's own modules draw, which have none of the next eight. ``tables``: compute what depends
+    GPU. ``modules``: the model's own modules draw, which have none of the next nine. ``tables``: compute what depends
     on a code or a class alone once (:class:`hqtvae_fast.engine.cache.StepTables`). ``fused_draw``: where neither top-k
     nor top-p is set, draw inside the head's product, its logits never stored (:func:`hqtvae_fast.ops.draw_from_head`).
     ``whole_head``: both passes and draws of a step in one operation (:class:`hqtvae_fast.engine.step.WholeHead`).
     ``dependent_launch``: Hopper's programmatic dependent launch: skinny products, and the whole head, begin to fetch
     their weights while the kernel before them runs. ``skip_query``: leave out the queries of the head's first pass,
-    whose one position sees itself alone. ``fused_norm``: skinny products normalise their own rows and add the residual
-    to their results, so that a block is five kernels and not seven. ``quantized_products``: of layers quantized to 8
-    bits, products that are not skinny round their rows to 8 bits too (:func:`hqtvae_fast.ops.quantized_linear`), which
-    moves predictions further than 16 bits do: "all", or "but_down", all but the last of each block, whose rows come
-    from a GELU and lose the most by it; None: none. ``kv``: "int8" keeps the body's keys and values in 8 bits
-    (:class:`hqtvae_fast.engine.cache.KVCache`), which moves predictions a little; None: in the model's dtype.
-    ``overlap``: draw a batch while the one before it is decoded (:mod:`hqtvae_fast.engine.streams`), with "priority" to
-    the drawing; None: on a GPU. ``chunk``: images decoded at once; None: as memory and caches like. ``ahead``: batches
-    issued before the oldest one is waited for, where they overlap; None: 1. More of them keep a GPU at work while a
-    consumer is slow with one batch. ``cudnn_benchmark``: cuDNN times its algorithms at a shape's first use.
-    ``threads``: of a CPU, at most so many; None: torch's. Not in the text, for it is of the dtype: ``tf32``, multiply
-    fp32 numbers as TF32."""
+    whose one position sees itself alone. ``streamed_rows``: on a GPU skinny products, ours, take up to 128 rows and not
+    16, so that biases and GELU are no kernels there either. ``fused_norm``: skinny products normalise their own rows
+    and add the residual to their results, so that a block is five kernels and not seven. ``quantized_products``: of
+    layers quantized to 8 bits, products that are not skinny round their rows to 8 bits too
+    (:func:`hqtvae_fast.ops.quantized_linear`), which moves predictions further than 16 bits do: "all", or "but_down",
+    all but the last of each block, whose rows come from a GELU and lose the most by it; None: none. ``kv``: "int8"
+    keeps the body's keys and values in 8 bits (:class:`hqtvae_fast.engine.cache.KVCache`), which moves predictions a
+    little; None: in the model's dtype. ``overlap``: draw a batch while the one before it is decoded
+    (:mod:`hqtvae_fast.engine.streams`), with "priority" to the drawing; None: on a GPU. ``chunk``: images decoded at
+    once; None: as memory and caches like. ``ahead``: batches issued before the oldest one is waited for, where they
+    overlap; None: 1. More of them keep a GPU at work while a consumer is slow with one batch. ``cudnn_benchmark``:
+    cuDNN times its algorithms at a shape's first use. ``threads``: of a CPU, at most so many; None: torch's. Not in the
+    text, for it is of the dtype: ``tf32``, multiply fp32 numbers as TF32."""
 
     captured: bool | None = None
     modules: bool = False
@@ -48,6 +49,7 @@ class EngineOptions:
     whole_head: bool = False
     dependent_launch: bool = False
     skip_query: bool = False
+    streamed_rows: bool = False
     fused_norm: bool = False
     quantized_products: QuantizedProducts | None = None
     kv: KV | None = None
@@ -92,7 +94,7 @@ class EngineOptions:
 
 
 _CAPTURED = {"captured": True, "uncaptured": False}
-_SWITCHES = ("tables", "fused_draw", "whole_head", "dependent_launch", "skip_query", "fused_norm")
+_SWITCHES = ("tables", "fused_draw", "whole_head", "dependent_launch", "skip_query", "streamed_rows", "fused_norm")
 _STEP = (*_SWITCHES, "quantized_products", "kv")
 _FLAGS = ("modules", *_SWITCHES, "cudnn_benchmark")
 _NAMED: dict[str, tuple[str, ...]] = {

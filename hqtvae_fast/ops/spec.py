@@ -68,6 +68,7 @@ class Spec:
     AssertionError beyond the op's tolerance, which it states. ``baselines``: other ways to the same result, by name,
     for benchmarks. ``variants(arch)``: every compilation that the launcher can choose; empty where there is no kernel.
     ``describe(*inputs)``: how the kernel would be launched on them (tile, warps, stages, shared memory), by name.
+    ``derive``: makes anew, in place, inputs that follow from the first one, after that was changed.
     ``backends``: those that ``run`` chooses from, best first, tiles and library calls among them: what is not listed is
     neither tested nor timed nor chosen. Their ``why_not`` takes what ``make_inputs`` gives.
     """
@@ -85,6 +86,7 @@ class Spec:
     baselines: Mapping[str, Callable[..., Any]] = field(default_factory=dict)
     describe: Callable[..., Mapping[str, str]] | None = None
     backends: tuple[Backend, ...] = ()
+    derive: Callable[..., None] = lambda *inputs: None
 
 
 def all_specs() -> dict[str, Spec]:

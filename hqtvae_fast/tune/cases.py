@@ -120,23 +120,21 @@ def _skinny_linear(
     shift: Any = None,
     eps: float = EPSILON,
     added: Any = None,
+    moments: Any = None,
 ) -> Fitted | None:
     if (residual is not None and bias is None) or (norm is not None and eps != EPSILON):
         return None
 
-    def run(x: Tensor, weight: Tensor, scale: Any, bias: Any, residual: Any, gelu: Any, *more: Any, **by: Any) -> Any:
-        _, *norm, added = more
-        own = None if norm[0] is None else (*norm, EPSILON)
-        how: dict[str, Any] = {"prefetch": prefetch, "workspace": _workspace(x.device), **by}
-        how |= {"gelu": gelu, "residual": residual, "norm": own, "added": added}
-        return ops.skinny_linear(x, weight, bias, scale=scale, **how)
+    def run(*inputs: Any, **by: Any) -> Any:
+        told = [prefetch if index == 6 else own for index, own in enumerate(inputs)]
+        return spec.run(*told, workspace=_workspace(inputs[0].device), **by)
 
     names = {None: None, torch.int8: "int8", torch.float8_e4m3fn: "fp8"}
     quantized = QUANTIZED.index(names[None if scale is None else weight.dtype])
     sizes = {"M": prod(x.shape[:-1]), "N": len(weight), "K": x.shape[-1], "quantized": quantized}
     extra = (bias is not None) + (residual is not None) + (added is not None and norm is None)
     normed = 0 if norm is None else 1 + (added is not None)
-    sizes |= {"gelu": GELU.index(gelu), "extra": extra, "norm": normed}
+    sizes |= {"gelu": GELU.index(gelu), "extra": extra, "norm": normed, "moments": int(moments is not None)}
     return _fit(spec, (x, weight, scale, bias, residual), sizes, x.dtype, run)
 
 

@@ -15,6 +15,7 @@ ENGINE: dict[str, tuple[tuple[str, ...], ...]] = {
     "cuda": (
         ("dependent_launch",),
         ("skip_query",),
+        ("streamed_rows",),
         ("fused_norm",),
         ("quantized_products=but_down", "quantized_products=all"),
         ("fused_draw",),

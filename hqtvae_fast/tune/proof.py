@@ -65,6 +65,7 @@ class Trials:
             floating = [x for x in tree_leaves(inputs) if isinstance(x, Tensor) and x.is_floating_point()]
             if floating and floating[0].itemsize > 1:  # eight bits were rounded with the scale that goes with them
                 change(floating[0])
+                self.spec.derive(*inputs)
                 yield name, inputs
 
     def _trial(self, name: str, inputs: tuple[Any, ...]) -> Trial:

@@ -7,7 +7,6 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from itertools import product
 from typing import Any, cast
 from unittest import mock
 
@@ -81,22 +80,24 @@ def without(sites: Sequence[Site], refused: Mapping[str, str]) -> list[Site]:
 
 def find_sites(
     models: Sequence[HQTransformer],
-    vae: HQVAE,
+    vae: HQVAE | None,
     device: torch.device,
     batches: Sequence[int],
     engines: Sequence[str] = ("",),
 ) -> list[Site]:
-    """Of drawing, decoding and, on a GPU, encoding so many images at once. On a GPU, there or not, everything is of
-    fake tensors; on a CPU two steps and a decode are run. ``engines``: texts as a plan has them, to draw by each."""
+    """Of drawing, decoding and, on a GPU, encoding so many images at once; ``vae`` None: of drawing alone. On a GPU,
+    there or not, everything is of fake tensors; on a CPU two steps and a decode are run. ``engines``: texts as a plan
+    has them, to draw by each."""
     specs, found = all_specs(), dict[str, Site]()
     for batch in sorted(set(batches)):
         with _recorded() as known:
             if device.type == "cuda":
                 empty, decoder = _without_values(models, vae)
                 with FakeTensorMode(), torch.device("cuda"), Indexing(), _CuDNN():
-                    for module in (*empty, decoder):
+                    for module in (*empty, *decoder):
                         _onto_device(module)
-                    _run(empty, decoder.fold(), torch.device("cuda"), batch, engines)
+                    folded = decoder[0].fold() if decoder else None
+                    _run(empty, folded, torch.device("cuda"), batch, engines)
                     sites = list(_sites(specs, known, batch))
             else:
                 _run(models, vae, device, batch, engines)
@@ -104,6 +105,22 @@ def find_sites(
         for site in sites:
             found.setdefault(site.key, site)
     return list(found.values())
+
+
+BROUGHT = {"streamed_rows": ("streamed_rows",), "fused_norm": ("fused_norm", "streamed_rows, fused_norm")}
+"""Of the engine's words those that bring choices of their own, and how it runs with them."""
+
+
+def brought_sites(
+    models: Sequence[HQTransformer], device: torch.device, batches: Sequence[int], known: Sequence[Site]
+) -> dict[str, list[Site]]:
+    """Choices of drawing on a GPU that are met with a word of :data:`BROUGHT` alone, by the word."""
+    seen, found = {site.key for site in known}, dict[str, list[Site]]()
+    for word, engines in BROUGHT.items() if device.type == "cuda" else ():
+        own = [site for engine in engines for site in find_sites(models, None, device, batches, (engine,))]
+        found[word] = list({site.key: site for site in own if site.key not in seen}.values())
+        seen |= {site.key for site in own}
+    return found
 
 
 @contextmanager
@@ -127,17 +144,13 @@ class _CuDNN(TorchFunctionMode):
         return y
 
 
-def _run(models: Sequence[HQTransformer], vae: HQVAE, device: torch.device, batch: int, engines: Sequence[str]) -> None:
-    for model, engine in product(models, engines):
-        config, condition = model.config, None
-        if config.condition != "none":
-            shape = (batch,) if config.condition == "class" else (batch, config.prefix_length)
-            condition = torch.zeros(shape, dtype=torch.int64, device=device)
-        levels = config.num_levels
-        params = SamplingParams((1.0,) * levels, (None,) * levels, (None,) * levels)
-        seeds = torch.zeros(batch, dtype=torch.int64, device=device)
-        drawing = Drawing.make(model, condition, seeds, params, options=EngineOptions.read(engine))
-        drawing.run(steps=STEPS)
+def _run(
+    models: Sequence[HQTransformer], vae: HQVAE | None, device: torch.device, batch: int, engines: Sequence[str]
+) -> None:
+    for engine in engines:
+        _draw(models, device, batch, EngineOptions.read(engine))
+    if vae is None:
+        return
     images = batch if device.type == "cuda" else min(batch, chunk_size(vae, device))
     sides = vae.config.level_sides
     vae.decode_bytes([torch.zeros(images, side, side, dtype=torch.int64, device=device) for side in sides])
@@ -159,18 +172,20 @@ def _draw(models: Sequence[HQTransformer], device: torch.device, batch: int, opt
         drawing.run(steps=STEPS)
 
 
-def _without_values(models: Sequence[HQTransformer], vae: HQVAE) -> tuple[list[HQTransformer], HQVAE]:
+def _without_values(models: Sequence[HQTransformer], vae: HQVAE | None) -> tuple[list[HQTransformer], list[HQVAE]]:
     """Models of the same shapes and dtypes, quantized alike."""
     kinds = [{name: own.kind for name, own in quantized_linears(model).items()} for model in models]
     with torch.inference_mode(False), torch.no_grad(), without_values():
         empty = [HQTransformer(model.config).to(model.norm.weight.dtype).eval() for model in models]
-        decoder = HQVAE(vae.config).eval()
-        decoder.set_decoder_dtype(vae.post_quant_conv.weight.dtype)
         for model, own in zip(empty, kinds, strict=True):
             for name, kind in own.items():
                 layer = cast(Linear, model.get_submodule(name))
                 layer.adopt(QuantizedWeight.without_values(layer.weight, kind))
-    return empty, decoder
+        if vae is None:
+            return empty, []
+        decoder = HQVAE(vae.config).eval()
+        decoder.set_decoder_dtype(vae.post_quant_conv.weight.dtype)
+    return empty, [decoder]
 
 
 def _onto_device(module: nn.Module) -> None:

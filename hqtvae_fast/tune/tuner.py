@@ -15,7 +15,7 @@ from hqtvae_fast.ops.spec import Spec
 from hqtvae_fast.plan import Plan
 from hqtvae_fast.plan_file import Measured
 from hqtvae_fast.tune.batches import measure
-from hqtvae_fast.tune.confirm import Confirm, NoRunError, Whole, engine_words
+from hqtvae_fast.tune.confirm import KEEP_BITS, Confirm, NoRunError, Whole, engine_words
 from hqtvae_fast.tune.jobs import PROVE_SECONDS, TIME_SECONDS, prove_job, refused, time_job
 from hqtvae_fast.tune.parent import Answer, Job
 from hqtvae_fast.tune.result import Found, Result, measured
@@ -58,6 +58,8 @@ class Tuner:
     engine's, "engine word"."""
     eight_bits: bool = False
     """Whether the user has allowed that numbers are rounded to 8 bits."""
+    brought: Mapping[str, Sequence[Site]] = field(default_factory=dict)
+    """Choices that a word of the engine's brings, which is not tried before they are proven."""
 
     def run(self) -> Result:
         """Everything; at Ctrl-C, too, the best so far."""
@@ -158,7 +160,7 @@ class Tuner:
 
     def _confirm(self, result: Result, end: float) -> None:
         self.fresh()
-        confirm = Confirm(self.whole, end, self.now)
+        confirm, proven = Confirm(self.whole, end, self.now), set[str]()
         kinds = engine_words(self.device.type, result.refused, eight_bits=self.eight_bits)
         self.on_stage("confirm", 0, 1 + len(self.batches))
         kept, _ = confirm.choices(self._proposed(result), self.batches)
@@ -166,12 +168,30 @@ class Tuner:
         result.confirmed = True
         for done, batch in enumerate(self.batches):
             self.on_stage("confirm", 1 + done, 1 + len(self.batches))
-            text, won = confirm.engine(kept, batch, kinds, keep_bits=self.keep_bits)
+            own = [words for words in kinds if all(self._holds(result, word, batch, end, proven) for word in words)]
+            text, won = confirm.engine(kept, batch, own, keep_bits=self.keep_bits)
             if won is not None:
                 result.engine[batch] = measured(text, "", won)
         if confirm.short:
             result.stopped = SPENT
         self.on_stage("confirm", 1 + len(self.batches), 1 + len(self.batches))
+
+    def _holds(self, result: Result, word: str, batch: int, end: float, proven: set[str]) -> bool:
+        """Whether all that the word brings to a bucket, and to smaller ones, is right; ``proven``: what is known."""
+        if self.keep_bits and word not in KEEP_BITS:
+            return True  # it is not tried
+        for site in self.brought.get(word, ()):
+            if site.batch > batch or site.key in proven:
+                continue
+            if self.now() >= end or site.cost is None or f"engine {word}" in result.refused:
+                return False
+            answer = self.ask(prove_job(site, site.default, None, self.device), PROVE_SECONDS)
+            if refused(answer):
+                result.refused[f"engine {word}"] = f"{answer['reason']} at {site.key}"
+            if answer["status"] != "right":
+                return False
+            proven.add(site.key)
+        return True
 
     def _time_batches(self, result: Result) -> None:
         """A few runs, whatever is left of the budget: a part of the sizes would say nothing of the fastest one."""

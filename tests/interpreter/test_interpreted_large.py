@@ -157,7 +157,11 @@ def skinny_linear():
     for N, K in ((triton.DEFAULT.out * triton.MOST_TILES, 16640), (32 * 263, 256), (4608, 1536)):
         work = triton.Workspace.on(torch.device("cpu"))
         x, weight = untouched(16, K, dtype=BF16), untouched(N, K, dtype=BF16)
-        nothing = (None, None, None, "none", False, None, None, 0.0, None)
+        nothing = (None, None, None, "none", False, None, None, 0.0, None, None)
+        triton.skinny_linear(x, weight, *nothing, work.partials, work.counters)
+    for N in (64 * triton.MOST_TILES, 4608):
+        x, weight, moments = untouched(128, 16640, dtype=BF16), untouched(N, 16640, dtype=BF16), zeros(2, N // 64, 128)
+        nothing = (None, None, None, "none", False, None, None, 0.0, None, moments)
         triton.skinny_linear(x, weight, *nothing, work.partials, work.counters)
 
 

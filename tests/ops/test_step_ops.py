@@ -130,6 +130,7 @@ def registered():
             vector,
             1e-5,
             None,
+            None,
             torch.zeros(9),
             torch.zeros(9, dtype=torch.int32),
             "reference",

@@ -7,17 +7,20 @@ from dataclasses import replace
 from functools import partial
 
 import pytest
+import torch
 from pretended import CUDA, SPECS, Pretended
 
 from hqtvae_fast.hardware import DEVICES
 from hqtvae_fast.plan import Plan
 from hqtvae_fast.tune.cases import packed, unpacked
 from hqtvae_fast.tune.confirm import EIGHT_BITS, ENGINE, KEEP_BITS, NoRunError, engine_words
+from hqtvae_fast.tune.jobs import prove_job
 from hqtvae_fast.tune.report import candidate_rows, predicted_seconds, result_rows
 from hqtvae_fast.tune.shortlist import predicted, shortlist
-from hqtvae_fast.tune.sites import find_sites
+from hqtvae_fast.tune.sites import brought_sites, find_sites
 from hqtvae_fast.tune.verify import verify_sites
 from hqtvae_fast.tune.whole import ModelName, models_of
+from hqtvae_fast.tune.worker import Desk
 
 
 @pytest.fixture(scope="module")
@@ -86,6 +89,53 @@ def test_a_plan_is_proven_timed_and_confirmed(sites):
     assert all(job["challenger"] != "triton/2-warps" or job["op"] != "add_layer_norm" for job in timed)
     rows = result_rows(result, DEVICES["H100"])
     assert {row["chosen"] for row in rows if row["choice"].startswith("conv_bytes")} == {quick}
+
+
+@pytest.fixture(scope="module")
+def brought(sites):
+    model = ModelName(None, "S", "bf16").shapes()
+    return brought_sites(models_of(model), CUDA, [1, 50], sites)
+
+
+def test_a_word_of_the_engine_is_tried_once_what_it_brings_is_proven(sites, brought):
+    """At each bucket: of up to 16 rows norms in the products, of 50 rows the products themselves."""
+    assert {site.batch for site in brought["streamed_rows"]} == {50}
+    assert {site.batch for site in brought["fused_norm"]} == {1, 50}
+    assert all(site.op == "skinny_linear" and site.cost is not None for own in brought.values() for site in own)
+    assert {site.key for site in sites}.isdisjoint(site.key for own in brought.values() for site in own)
+    gpu = Pretended(words=("streamed_rows", "fused_norm"))
+    result = gpu.tuner(sites, brought=brought).run()
+    assert result.engine[50].variant == "streamed_rows, fused_norm"
+    own = [site.key for words in brought.values() for site in words]
+    assert [job["site"] for job in gpu.jobs if job["do"] == "prove" and job["site"] in own].count(own[0]) == 1
+    assert set(own) <= {job.get("site") for job in gpu.jobs}
+
+
+def test_what_a_word_brings_can_be_proven(brought):
+    """Here of the library's product: moments that are written, and moments that are read."""
+    told = [site for site in brought["fused_norm"] if site.key.endswith("f32[2,24,50]") and "6144" not in site.key]
+    assert len(told) == 3
+    for site in (told[0], told[1]):
+        job = prove_job(site, "torch", None, torch.device("cpu"))
+        assert Desk(SPECS).answer({**job, "seeds": [0]})["status"] == "right"
+
+
+def test_a_word_that_brings_what_is_wrong_is_not_tried(sites, brought):
+    class Wrong(Pretended):
+        def ask(self, job, seconds):
+            streamed = {site.key for site in brought["streamed_rows"]}
+            answer = super().ask(job, seconds)
+            return answer if job.get("site") not in streamed else {"status": "wrong", "reason": "row 3"}
+
+    gpu = Wrong(words=("streamed_rows", "fused_norm"))
+    result = gpu.tuner(sites, brought=brought).run()
+    assert result.engine[50].variant == "fused_norm"
+    assert result.refused["engine streamed_rows"].startswith("row 3 at skinny_linear | bf16[50,")
+    assert "skinny_linear triton" in result.verified  # of what runs without the word
+    kept = Pretended(words=("streamed_rows",))
+    assert "streamed_rows" not in str(kept.tuner(sites, brought=brought, keep_bits=True).run().engine)
+    asked = {job.get("site") for job in kept.jobs}
+    assert asked.isdisjoint(site.key for own in brought.values() for site in own)
 
 
 def test_a_refused_variant_is_tried_no_more(sites):

@@ -1,4 +1,4 @@
-"""A product with a large weight and what follows it, made for few rows: a sampling step at batch sizes up to 16."""
+"""A product with a large weight and what follows it, made for few rows: a sampling step's, up to a batch of 128."""
 
 from __future__ import annotations
 
@@ -26,6 +26,7 @@ def skinny_linear(
     residual: Tensor | None = None,
     norm: Norm | None = None,
     added: Tensor | None = None,
+    moments: Tensor | None = None,
     prefetch: bool = False,
     workspace: Workspace | None = None,
     backend: str | None = None,
@@ -37,17 +38,21 @@ def skinny_linear(
     1.1e-3 nats at most as int8 and 1.4e-2 as fp8, which has three bits after the leading one, where computing in bf16
     moves them by 4e-4: ``hqtvae bench precision``); ``bias`` [N] and ``residual`` [..., N] as x, or None; ``gelu``:
     "none", "exact" or "sigmoid". ``norm``: a LayerNorm's weight [K] and bias [K], as x, and epsilon. ``added``, as x:
-    [K], added to x before the norm; without one [N], added to the residual. No gradient. The same every time, bit for
-    bit: sums are added in an order that depends on N, K, the variant and how many multiprocessors the GPU has, not on
-    the rows beside one nor on what runs when ("torch": on what the library chooses for so many rows). Sums are fp32;
-    fp32 inputs are multiplied as three TF32 products (an error of 2^-21 of a product). ``workspace`` (None: one is
-    made, which costs a launch) may serve all products that follow each other on one stream. ``prefetch``: fetch the
-    weight while the kernel before this one still runs, by a dependent launch (only Triton, only from compute capability
-    9.0 on).
+    [K], added to x before the norm; without one [N], added to the residual. ``moments``, fp32 [2, ceil(D / 64), rows]:
+    means and sums of squared deviations of each 64 values of rows [..., D]. With ``norm`` those of what it normalises,
+    taken on trust; without one they are written, of the result: so a product tells the norm of the next one.
 
-    ``backend``: "triton" (CUDA, 1 to 16 rows; fp8 from compute capability 8.9 on), "triton/32x4" and other tiles
-    (outputs x programs for each multiprocessor), "torch" (anywhere, any number of rows: the library's product) or
-    "reference" (likewise, rounded once after the product). Raises ValueError on other shapes or dtypes.
+    No gradient. The same every time, bit for bit: sums are added in an order that depends on N, K, the variant
+    ("triton" has one for up to 16 rows and one for more) and how many multiprocessors the GPU has, not on the rows
+    beside one nor on what runs when ("torch": on what the library chooses for so many rows). Sums are fp32; fp32 inputs
+    are multiplied as three TF32 products (an error of 2^-21 of a product). ``workspace`` (None: one is made, which
+    costs a launch) may serve all products that follow each other on one stream. ``prefetch``: fetch the weight while
+    the kernel before this one still runs, by a dependent launch (only Triton, only from compute capability 9.0 on).
+
+    ``backend``: "triton" (CUDA, 1 to 128 rows, a norm of more than 16 only with ``moments``; fp8 from compute
+    capability 8.9 on), "triton/32x4" and other tiles (outputs x programs for each multiprocessor; some for up to 16
+    rows, the others for more), "torch" (anywhere, any number of rows: the library's product) or "reference" (likewise,
+    rounded once after the product). Raises ValueError on other shapes or dtypes.
     """
     if x.shape[-1:] != weight.shape[1:] or weight.ndim != 2:
         raise ValueError(f"x and weight: expected [..., K] and [N, K]; got {list(x.shape)} and {list(weight.shape)}")
@@ -62,9 +67,10 @@ def skinny_linear(
     if gelu not in GELU:
         raise ValueError(f"gelu: expected one of {', '.join(GELU)}; got {gelu!r}")
     _check_norm(x, residual, norm, added, N)
-    more = (None, None, 0.0, added) if norm is None else (*norm, added)
+    _check_moments(x, moments, N if norm is None else x.shape[-1])
+    more = (None, None, 0.0, added, moments) if norm is None else (*norm, added, moments)
     inputs = (x, weight, scale, bias, residual, gelu, prefetch)
-    told = inputs if norm is None and added is None else (*inputs, *more)
+    told = inputs if norm is None and added is None and moments is None else (*inputs, *more)
     choice = choose("skinny_linear", BACKENDS, *told, backend=backend)
     work = Workspace.on(x.device) if workspace is None else workspace
     return ops.hqtvae_fast.skinny_linear(*inputs, *more, work.partials, work.counters, choice.backend.name)
@@ -83,6 +89,14 @@ def _check_norm(x: Tensor, residual: Tensor | None, norm: Norm | None, added: Te
         raise ValueError("added: expected a norm or a residual to go with it; got neither")
 
 
+def _check_moments(x: Tensor, moments: Tensor | None, D: int) -> None:
+    shape = (2, -(-D // reference.MOMENTS_OF), x.numel() // x.shape[-1])
+    if moments is None or (tuple(moments.shape) == shape and moments.dtype == float32 and moments.is_contiguous()):
+        return
+    got = f"{moments.dtype} {list(moments.shape)}"
+    raise ValueError(f"moments: expected contiguous torch.float32 {list(shape)}; got {got}")
+
+
 BACKENDS = (
     *with_tiles("triton", triton.skinny_linear, triton.why_not, triton.TILES),
     Backend("torch", torch.skinny_linear),
@@ -90,7 +104,7 @@ BACKENDS = (
 )
 
 
-@dispatched("skinny_linear", BACKENDS, mutates_args=("partials", "counters"))
+@dispatched("skinny_linear", BACKENDS, mutates_args=("moments", "partials", "counters"))
 def _skinny_linear(
     x: Tensor,
     weight: Tensor,
@@ -103,6 +117,7 @@ def _skinny_linear(
     shift: Tensor | None,
     eps: float,
     added: Tensor | None,
+    moments: Tensor | None,
     partials: Tensor,
     counters: Tensor,
     backend: str,

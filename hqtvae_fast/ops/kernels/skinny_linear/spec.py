@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -27,11 +28,13 @@ def _case(
     extra: int = 0,
     quantized: int = 0,
     norm: int = 0,
+    moments: int = 0,
 ) -> Case:
     """``extra``: 1 has a bias, 2 a residual too, 3 a vector that is added to that. ``quantized``: 1 is int8, 2 fp8.
-    ``norm``: 1 has one, 2 a vector that is added before it."""
+    ``norm``: 1 has one, 2 a vector that is added before it. ``moments``: 1 is told those of what it normalises, or,
+    without a norm, asked for its result's."""
     sizes = {"M": M, "N": layer[0], "K": layer[1], "gelu": gelu, "extra": extra, "quantized": quantized, "norm": norm}
-    return Case(name, sizes, dtype)
+    return Case(name, {**sizes, "moments": moments}, dtype)
 
 
 NORMED: tuple[tuple[str, int, int, int], ...] = (
@@ -43,7 +46,9 @@ NORMED: tuple[tuple[str, int, int, int], ...] = (
     ("down", NONE, 2, 0),
     ("logits", NONE, 0, 1),
 )
-"""Products of a block that are all of it but its attention: layer, GELU, ``extra`` and ``norm`` of a case."""
+"""Products of a block that are all of it but its attention: layer, GELU, ``extra`` and ``norm`` of a case. For more
+than 16 rows norms are told the moments, by the products with a residual."""
+STREAMED = tuple(form for form in NORMED if form[3] < 2)
 
 
 def _named(layer: str, extra: int, norm: int) -> str:
@@ -60,6 +65,15 @@ CASES = tuple(
     for name, gelu, extra, norm in NORMED
     for M in (1, 16)
 )
+CASES += tuple(
+    _case(f"S, {name}, {M} rows{SUFFIX[quantized]}", M, layer, torch.bfloat16, quantized=quantized)
+    for name, layer in LAYERS.items()
+    for M, quantized in ((17, 0), (50, 0), (50, 1), (50, 2), (64, 0), (128, 0))
+) + tuple(
+    _case(f"S, {_named(name, extra, norm)}, {M} rows", M, LAYERS[name], torch.bfloat16, gelu, extra, 0, norm, 1)
+    for name, gelu, extra, norm in STREAMED
+    for M in (17, 50, 128)
+)
 SMALL_CASES = (
     _case("one part", 3, (40, 64), torch.float32),
     _case("four parts, bias and GELU", 2, (64, 256), torch.float32, EXACT, 1),
@@ -73,6 +87,15 @@ SMALL_CASES = (
     _case("norm of a sum, no multiples, bf16", 5, (37, 300), torch.bfloat16, EXACT, 1, 0, 2),
     _case("norm, 16 rows, int8", 16, (48, 256), torch.float32, NONE, 2, 1, 1),
     _case("residual of a sum", 3, (37, 300), torch.float32, NONE, 3),
+    _case("17 rows, no multiples", 17, (70, 50), torch.float32),
+    _case("50 rows, four parts, bias and GELU, bf16", 50, (70, 250), torch.bfloat16, EXACT, 1),
+    _case("65 rows, int8", 65, (64, 128), torch.float32, SIGMOID, 2, 1),
+    _case("128 rows, fp8 under bf16", 128, (33, 64), torch.bfloat16, NONE, 1, 2),
+    _case("norm of known moments, 33 rows", 33, (70, 200), torch.float32, NONE, 0, 0, 1, 1),
+    _case("norm of known moments, 17 rows, bf16", 17, (64, 192), torch.bfloat16, EXACT, 1, 0, 1, 1),
+    _case("norm of a sum of known moments, int8", 20, (40, 130), torch.float32, NONE, 2, 1, 2, 1),
+    _case("moments of the result, 50 rows, parts", 50, (150, 128), torch.float32, NONE, 2, 0, 0, 1),
+    _case("moments of a residual of a sum, 18 rows, bf16", 18, (200, 60), torch.bfloat16, NONE, 3, 0, 0, 1),
 )
 EPSILON = 1e-5
 
@@ -100,18 +123,43 @@ def make_inputs(case: Case, device: torch.device, seed: int) -> Inputs:
         residual if case["extra"] >= 2 else None,
         GELU[case["gelu"]],
         False,  # no prefetch: the order is that of the choice
-        *_norm_inputs(case, device, generator),
+        *(norm := _norm_inputs(case, device, generator)),
+        _moments(case, x, norm),
     )
 
 
-def _norm_inputs(case: Case, device: torch.device, generator: torch.Generator) -> tuple[Tensor | None, ...]:
-    """Weight, bias, and what is added."""
+def _norm_inputs(case: Case, device: torch.device, generator: torch.Generator) -> tuple[Any, ...]:
+    """Weight, bias, epsilon, and what is added."""
     normed = case.sizes.get("norm", 0)
     sizes = (case["K"], case["K"], case["K"] if normed else case["N"])
     vectors = [torch.randn(size, generator=generator, dtype=torch.float32) for size in sizes]
     weight, shift, added = (x.to(case.dtype).to(device) for x in (1 + 0.1 * vectors[0], 0.1 * vectors[1], vectors[2]))
     there = normed == 2 or case["extra"] == 3
-    return weight if normed else None, shift if normed else None, added if there else None
+    return weight if normed else None, shift if normed else None, EPSILON, added if there else None
+
+
+def _moments(case: Case, x: Tensor, norm: tuple[Any, ...]) -> Tensor | None:
+    """What is told, or room for what is asked for."""
+    if not case.sizes.get("moments"):
+        return None
+    if norm[0] is not None:
+        return reference.moments_of(x if norm[3] is None else x + norm[3])
+    groups = -(-case["N"] // reference.MOMENTS_OF)
+    return torch.zeros(2, groups, case["M"], dtype=torch.float32, device=x.device)
+
+
+def derive(x: Tensor, *others: Any) -> None:
+    """Moments that were told, after x was changed."""
+    *_, norm, _, _, added, moments = others
+    if norm is not None and moments is not None:
+        moments.copy_(reference.moments_of(x if added is None else x + added))
+
+
+Output = Tensor | tuple[Tensor, Tensor]
+
+
+def _with_moments(y: Tensor, norm: Tensor | None, moments: Tensor | None) -> Output:
+    return y if moments is None or norm is not None else (y, moments)
 
 
 def run(
@@ -124,31 +172,35 @@ def run(
     prefetch: bool = False,
     norm: Tensor | None = None,
     shift: Tensor | None = None,
+    eps: float = EPSILON,
     added: Tensor | None = None,
+    moments: Tensor | None = None,
     *,
+    workspace: triton.Workspace | None = None,
     backend: str | None = None,
-) -> Tensor:
-    own = None if norm is None or shift is None else (norm, shift, EPSILON)
+) -> Output:
+    """And the moments, where they are asked for."""
+    own = None if norm is None or shift is None else (norm, shift, eps)
     how: dict[str, Any] = {"gelu": gelu, "prefetch": prefetch, "residual": residual, "norm": own, "added": added}
-    return skinny_linear(x, weight, bias, scale=scale, backend=backend, **how)
+    how |= {"moments": moments, "workspace": workspace, "backend": backend}
+    return _with_moments(skinny_linear(x, weight, bias, scale=scale, **how), norm, moments)
 
 
-def define(*inputs: Any) -> Tensor:
+def define(*inputs: Any) -> Output:
     """In float64, nothing rounded in between."""
     copies: list[Any] = [x.cpu().double() if isinstance(x, Tensor) else x for x in inputs]
-    return _plain(*copies)
+    return _with_moments(reference.skinny_linear(*copies), copies[7], copies[11])
 
 
-def _plain(*inputs: Any) -> Tensor:
-    x, weight, scale, bias, residual, gelu, prefetch, norm, shift, added = inputs
-    return reference.skinny_linear(x, weight, scale, bias, residual, gelu, prefetch, norm, shift, EPSILON, added)
-
-
-def check(got: Tensor, wanted: Tensor, inputs: tuple[Any, ...]) -> None:
+def check(got: Output, wanted: Output, inputs: tuple[Any, ...]) -> None:
     """Errors against float64, of the same quantized numbers where there are any, at most twice the reference's in the
-    same dtype, plus 2e-6 of the largest value."""
-    plain = _plain(*(x.cpu() if isinstance(x, Tensor) else x for x in inputs))
-    check_errors("product", got, wanted, plain, absolute=2e-6)
+    same dtype, plus 2e-6 of the largest value. Moments are those of the result as it is."""
+    copies: list[Any] = [x.cpu() if isinstance(x, Tensor) else x for x in inputs[:11]]
+    y, exact = (each[0] if isinstance(each, tuple) else each for each in (got, wanted))
+    check_errors("product", y, exact, reference.skinny_linear(*copies), absolute=2e-6)
+    if isinstance(got, tuple):
+        wide, largest = y.cpu().double(), float(y.abs().max())
+        torch.testing.assert_close(got[1].cpu().double(), reference.moments_of(wide), rtol=1e-5, atol=1e-6 * largest)
 
 
 def torch_modules(
@@ -161,11 +213,13 @@ def torch_modules(
     prefetch: bool,
     norm: Tensor | None,
     shift: Tensor | None,
+    eps: float,
     added: Tensor | None,
+    moments: Tensor | None,
 ) -> Tensor:
-    """As one would write it; a quantized weight is widened each time."""
+    """As one would write it; a quantized weight is widened each time, and nobody asks for moments."""
     if norm is not None:
-        x = F.layer_norm(x if added is None else x + added, norm.shape, norm, shift, EPSILON)
+        x = F.layer_norm(x if added is None else x + added, norm.shape, norm, shift, eps)
     elif added is not None and residual is not None:
         residual = residual + added
     if scale is not None:
@@ -183,62 +237,86 @@ def cost(case: Case) -> Cost:
     return Cost(2 * M * N * K, weight + case.dtype.itemsize * (M * K + M * N * (1 + (case["extra"] >= 2))))
 
 
+@dataclass(frozen=True)
+class _Form:
+    """What a compilation is of: a layer, and the rest as in a case; ``tile``: by name, "" the rule's."""
+
+    layer: str
+    rows: int = 1
+    quantized: str | None = None
+    dtype: torch.dtype = torch.bfloat16
+    extra: int = 0
+    norm: int = 0
+    prefetch: bool = False
+    tile: str = ""
+
+    @property
+    def name(self) -> str:
+        many, own = (
+            self.rows > triton.MOST_ROWS,
+            _named("", self.extra, self.norm) if self.extra > 1 or self.norm else "",
+        )
+        quantized = "" if self.quantized is None else f" {self.quantized}"
+        rows = f", {self.rows} rows" if self.norm or many else ""
+        told = f"{own}{rows}{self.tile and f', {self.tile}'}{', dependent' if self.prefetch else ''}"
+        return f"skinny {self.layer} {TRITON_NAMES[self.dtype]}{quantized}{told}"
+
+
 def variants(arch: int) -> list[Variant]:
-    """The layers of S, M and L in bf16, plain and quantized; one in fp32. FFHQ's differ in the number of parts only."""
-    quantized = [to for to in QUANTIZED if to != "fp8" or arch >= 89]
-    layers = [(name, layer, torch.bfloat16, to) for name, layer in LAYERS.items() for to in quantized]
-    layers.append(("down", LAYERS["down"], torch.float32, None))
-    prefetching = (False, True) if arch >= 90 else (False,)
-    made = [_compilation(*layer, arch, prefetch) for layer in layers for prefetch in prefetching]
-    tiled = [layers[0], next(layer for layer in layers if layer[0] == "up" and layer[3] == "int8")]
-    made += [_compilation(*layer, arch, False, tile) for tile in triton.TILES for layer in tiled]
-    return made + [
-        _compilation(name, LAYERS[name], torch.bfloat16, None, arch, prefetch, "", extra, norm, rows)
-        for name, _, extra, norm in NORMED
-        for rows in ((1, 16) if norm else (0,))
-        for prefetch in prefetching
+    """The layers of S, M and L in bf16, plain and quantized, and some in fp32; FFHQ's differ in the number of parts
+    only. Rows are padded to 16, 32, 64 or 128."""
+    quantized = [to for to in QUANTIZED if to is not None and (to != "fp8" or arch >= 89)]
+    forms = [_Form(layer, quantized=to) for layer in LAYERS for to in (None, *quantized)]
+    forms.append(_Form("down", dtype=torch.float32))
+    for name, _, extra, norm in NORMED:
+        forms += [_Form(name, rows, extra=extra, norm=norm) for rows in ((1, 16) if norm else (1,))]
+    many = {rows: [_Form(form[0], rows, extra=form[2], norm=form[3]) for form in STREAMED] for rows in (64, 128)}
+    forms += many[64]
+    if arch >= 90:
+        forms += [replace(form, prefetch=True) for form in forms]
+    forms += many[128] + [
+        _Form("qkv", 17, norm=1),
+        _Form("out", 17, extra=2),
+        _Form("qkv", 64),
+        _Form("up", 64, extra=1),
     ]
+    for to in quantized:
+        forms += [_Form("qkv", 64, to, norm=1), _Form("out", 64, to, extra=2), _Form("up", 128, to, norm=1)]
+    forms += [_Form("qkv", rows, dtype=torch.float32, norm=1) for rows in (64, 128)]
+    for name, tile in triton.TILES.items():
+        tiled = [_Form("qkv"), _Form("up", quantized="int8")] if tile.rows[0] == 1 else [many[64][0], many[64][1]]
+        wide = [many[128][0], many[128][1]] if tile.out == 128 else []
+        forms += [replace(form, tile=name) for form in (*tiled, *wide)]
+    return [_compilation(form, arch) for form in forms]
 
 
-def _compilation(
-    name: str,
-    layer: tuple[int, int],
-    dtype: torch.dtype,
-    quantized: str | None,
-    arch: int,
-    prefetch: bool,
-    tiled: str = "",
-    extra: int = 0,
-    norm: int = 0,
-    rows: int = 0,
-) -> Variant:
+def _compilation(form: _Form, arch: int) -> Variant:
     from hqtvae_fast.ops.kernels.skinny_linear import triton_kernels
 
-    N, K = layer
-    x, gelu = f"*{TRITON_NAMES[dtype]}", ("exact" if name == "up" else "none")
-    weight = {None: x, "int8": "*i8", "fp8": "*fp8e4nv"}[quantized]
+    (N, K), many = LAYERS[form.layer], form.rows > triton.MOST_ROWS
+    x, gelu = f"*{TRITON_NAMES[form.dtype]}", ("exact" if form.layer == "up" else "none")
+    weight = {None: x, "int8": "*i8", "fp8": "*fp8e4nv"}[form.quantized]
     signature = {"x": x, "weight": weight, "scale": "*fp32", "bias": x, "residual": x, "norm": x, "shift": x}
-    signature |= {"added": x, "out": x}
+    signature |= {"added": x, "out": x, "moments": "*fp32"}
     signature |= {"partials": "*fp32", "counters": "*i32"} | dict.fromkeys(("M", "N", "K"), "i32")
-    present = {"scale": quantized is not None, "bias": name == "up" or extra > 0, "residual": extra > 1}
-    present |= {"norm": norm > 0, "shift": norm > 0, "added": norm == 2 or extra == 3}
+    normed = form.norm > 0
+    present = {"scale": form.quantized is not None, "bias": form.layer == "up" or form.extra > 0}
+    present |= {"residual": form.extra > 1, "norm": normed, "shift": normed, "added": form.norm == 2 or form.extra == 3}
+    present |= {"moments": many and (normed or form.extra > 1)}
     absent = [key for key, there in present.items() if not there]
-    tile = triton.TILES[tiled] if tiled else triton.DEFAULT
-    normed: dict[str, Any] = {"normed": rows, "eps": EPSILON} if norm else {}
-    constants = triton.constants(N, K, dtype, gelu, tile, MULTIPROCESSORS[arch], **normed)
+    tile = triton.TILES[form.tile] if form.tile else triton.tile_for(form.rows)
+    eps = EPSILON if normed else None
+    constants = triton.constants(form.rows, N, K, form.dtype, gelu, tile, MULTIPROCESSORS[arch], eps=eps)
     constants |= {"INTERPRET": False, "TRIGGER": arch >= 90} | dict.fromkeys(absent)
-    width = dtype if quantized is None else reference.QUANTIZED[quantized]
-    constants["PREFETCH"] = triton.prefetched_lines(K, width, constants) if prefetch else 0
+    width = form.dtype if form.quantized is None else reference.QUANTIZED[form.quantized]
+    constants["PREFETCH"] = triton.prefetched_lines(K, width, constants) if form.prefetch else 0
     signature = {key: type_ for key, type_ in signature.items() if key not in absent}
     aligned = tuple(key for key in signature if key != "M")
-    what = f"skinny {name} {TRITON_NAMES[dtype]}{'' if quantized is None else f' {quantized}'}{tiled and f', {tiled}'}"
-    if extra > 1 or norm:
-        what = f"{what}, {_named('', extra, norm)[2:]}{f', {rows} rows' if norm else ''}"
     needs: tuple[str, ...] = ("mma", "async")  # a quantized tile is widened in registers on its way to the tensor cores
-    if prefetch:
-        what, needs = f"{what}, dependent", (*needs, "wait", "prefetch")
-    kernel = triton_kernels.skinny_linear_kernel
-    return Variant(what, kernel, signature, constants, aligned, tile.warps, tile.stages, needs)
+    if form.prefetch:
+        needs = (*needs, "wait", "prefetch")
+    kernel, warps = triton_kernels.skinny_linear_kernel, triton.warps_for(form.rows, form.dtype, tile)
+    return Variant(form.name, kernel, signature, constants, aligned, warps, tile.stages, needs)
 
 
 SPEC = Spec(
@@ -254,4 +332,5 @@ SPEC = Spec(
     describe=triton.describe,
     backends=BACKENDS,
     baselines={"torch": torch_modules},
+    derive=derive,
 )

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from hqtvae_fast.ops.kernels.bias_gelu import bias_gelu
+from hqtvae_fast.ops.kernels.skinny_linear.reference import moments_of
 
 
 def skinny_linear(
@@ -22,6 +23,7 @@ def skinny_linear(
     shift: Tensor | None = None,
     eps: float = 0.0,
     added: Tensor | None = None,
+    moments: Tensor | None = None,
     *others: Any,
 ) -> Tensor:
     """A weight in 8 bits is widened in memory; bias and GELU are an op of their own, with a choice of its own."""
@@ -35,6 +37,8 @@ def skinny_linear(
         y = bias_gelu(y, bias, gelu)
     elif bias is not None and not plain:
         y = y + bias
-    if residual is None:
-        return y
-    return y + (residual if added is None else residual + added)
+    if residual is not None:
+        y = y + (residual if added is None or norm is not None else residual + added)
+    if moments is not None and norm is None:
+        moments.copy_(moments_of(y))
+    return y
