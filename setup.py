@@ -45,12 +45,12 @@ BUILD_CPU, BUILD_CUDA = choice("BUILD_CPU"), choice("BUILD_CUDA")
 FLAGS = ["-O3", "-std=c++17", "-fopenmp", "-fno-exceptions", "-fno-trapping-math"]
 FLAGS += ["-Wno-maybe-uninitialized", "-Wno-uninitialized"]
 FLAGS += ["-Wno-psabi"]  # vectors are handed to nothing but what is compiled into the caller
-SOURCES = ("attention_bf16", "group_norm_silu", "linear_bf16", "linear_int8", "philox", "winograd")
+SOURCES = ("attention_bf16", "group_norm_silu", "linear_bf16", "linear_int8", "philox", "round_map", "winograd")
 
 cpu = Extension(
     "hqtvae_fast._cpu",
     sources=[f"csrc/cpu/{name}.cpp" for name in SOURCES],
-    depends=["csrc/cpu/avx512.h"],
+    depends=["csrc/cpu/avx512.h", "csrc/cpu/maps.h"],
     extra_compile_args=FLAGS,
     language="c++",
     optional=BUILD_CPU == "auto",

@@ -30,8 +30,8 @@ TILE, LEAST_DEPTH = 128, 512
 """Rows and columns of a library's tile; the shortest part that it splits a product's depth into."""
 L2_BANDWIDTH = 41.7e9
 """Bytes/s that the L2 cache gives a multiprocessor."""
-UPSAMPLING = 64
-"""FLOPs for each byte from the L2 cache in our upsampling's tile."""
+UPSAMPLING, IN_8_BITS = 64, 128
+"""FLOPs for each byte from the L2 cache in our upsampling's tile, and in that of 8-bit convolutions."""
 GATHERS = ("embed_codes", "code_features", "embedding", "index", "index_select", "gather")
 DRAW = 6e-6
 """Seconds of a row of the draw; a multiprocessor takes one at a time."""
@@ -123,10 +123,21 @@ def _upsampling(call: Call, device: Device) -> Predicted:
     return Predicted(LARGE + flops / (UPSAMPLING * _l2(device)), "L2 cache")
 
 
+def _in_8_bits(call: Call, device: Device) -> Predicted:
+    """A tensor core does twice as many products of 8 bits as of 16."""
+    flops = 2 * call.output.numel() * math.prod(call.inputs[1].shape[1:])
+    multiplied, fetched = flops / (2 * CONVOLUTIONS * device.flops), flops / (IN_8_BITS * _l2(device))
+    read = _bytes(call) / (MAPS * device.bandwidth)
+    longest = max(multiplied, fetched, read)
+    bound = {multiplied: "tiles", fetched: "L2 cache", read: "maps"}[longest]
+    return Predicted(LARGE + longest, bound)
+
+
 def _norm(call: Call, device: Device) -> Predicted:
     """Its map is read for the statistics and again to be normalised; with a residual the sum is written between."""
     x, residual = call.inputs[:2]
-    return Predicted(2 * LARGE + (3 if residual is None else 5) * x.nbytes / (MAPS * device.bandwidth), "maps")
+    moved = (2 if residual is None else 4) * x.nbytes + call.output[0].nbytes
+    return Predicted(2 * LARGE + moved / (MAPS * device.bandwidth), "maps")
 
 
 def _bytes_out(call: Call, device: Device) -> Predicted:
@@ -145,6 +156,8 @@ _KINDS: dict[str, Callable[[Call, Device], Predicted]] = {
     "draw_from_head": _linear,
     "conv2d": _convolution,
     "upsample_conv": _upsampling,
+    "quantized_conv": _in_8_bits,
+    "round_map": _maps,
     "group_norm_silu": _norm,
     "conv_bytes": _bytes_out,
     "code_features": _maps,

@@ -46,7 +46,7 @@ from hqtvae_fast.ops import sample_logits
 from hqtvae_fast.ops.kernels.int8_linear import native
 from hqtvae_fast.pictures.images import psnr
 from hqtvae_fast.progress import counting_bar
-from hqtvae_fast.tune.quality import LEAST_PSNR, MOST_KL, PROMPTS, compare, decode_in_int8, mean_kl, repeated
+from hqtvae_fast.tune.quality import LEAST_PSNR, MOST_KL, PROMPTS, compare, decode_in_8_bits, mean_kl, repeated
 
 ALL, WEIGHTS_ALONE = "int8, all", "int8"
 WEIGHTS: dict[str, Quantization] = {"": None, WEIGHTS_ALONE: "int8", ALL: "int8", "fp8": "fp8"}
@@ -212,7 +212,7 @@ def _judge(pipe: HQTVAEPipeline, seen: Seen, calibration: Sequence[Tensor] | Non
             pictures = decode_codes(pipe.vae, seen.codes)
         else:
             calibrate(pipe.vae, partial(decode_codes, pipe.vae, calibration))
-            pictures = decode_in_int8(pipe.vae, seen.codes)
+            pictures = decode_in_8_bits(pipe.vae, seen.codes)
     levels = [compare(*pair) for pair in zip(seen.logits, logits, strict=True)]
     chance = off_by_chance(seen.logits, logits)
     return Row(levels, mean_kl(seen.logits, logits), float(psnr(pictures, seen.pictures).mean()), chance)

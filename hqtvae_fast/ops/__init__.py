@@ -16,6 +16,7 @@ from hqtvae_fast.ops.kernels.nearest_code import nearest_code
 from hqtvae_fast.ops.kernels.prediction_head import PredictionHead
 from hqtvae_fast.ops.kernels.prefill_attention import prefill_attention
 from hqtvae_fast.ops.kernels.quantized_conv import quantized_conv
+from hqtvae_fast.ops.kernels.round_map import round_map
 from hqtvae_fast.ops.kernels.sample_logits import sample_logits
 from hqtvae_fast.ops.kernels.skinny_linear import skinny_linear
 from hqtvae_fast.ops.kernels.soft_label_cross_entropy import soft_label_cross_entropy
@@ -41,6 +42,7 @@ __all__ = [
     "nearest_code",
     "prefill_attention",
     "quantized_conv",
+    "round_map",
     "sample_logits",
     "skinny_linear",
     "soft_label_cross_entropy",

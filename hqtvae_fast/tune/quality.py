@@ -15,13 +15,14 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from hqtvae_fast.checkpoint import Checkpoint
+from hqtvae_fast.checkpoint import Checkpoint, spans_of
 from hqtvae_fast.engine import Executor, decode_codes
+from hqtvae_fast.engine.options import read_precision
 from hqtvae_fast.model import HQVAE, HQTransformer
 from hqtvae_fast.model.autoencoder import Remade, Upsample
 from hqtvae_fast.model.calibration import calibrate, roundable
 from hqtvae_fast.modes import inference
-from hqtvae_fast.ops.kernels.conv3x3 import has_int8, int8
+from hqtvae_fast.ops.kernels.conv3x3 import EIGHT_BITS, INT8, QuantizedConv, has_int8
 from hqtvae_fast.ops.kernels.int8_linear import native
 from hqtvae_fast.pictures.images import psnr
 from hqtvae_fast.plan import Plan, recording, using
@@ -31,11 +32,11 @@ from hqtvae_fast.tune.whole import ModelName, any_rows, models_of
 MOST_KL = 2e-3
 """Of int8: the mean over all positions, in nats."""
 LEAST_PSNR = 40.0
-"""Of int8: the mean over pictures, in dB."""
+"""Of int8 and fp8: the mean over pictures, in dB."""
 PROMPTS = ("tiger face, 3d", "red apple, flat", "rocket, shaded", "owl, 3d")  # as the demo model was trained
 POSITIONS = 2560
 """Judged at least: by 640 of them the demo model's KL is 2.3e-3, by 2,560 1.6e-3."""
-INPUTS_ROUNDED, MAPS_ROUNDED = "packed_linear native/int8", "conv3x3 onednn/int8"
+INPUTS_ROUNDED = "packed_linear native/int8"
 
 
 def compare(exact: Tensor, got: Tensor) -> tuple[float, float]:
@@ -78,30 +79,58 @@ def draw(made: Checkpoint, device: torch.device, positions: int = POSITIONS) -> 
 
 
 def unfit(name: ModelName, device: torch.device, positions: int = POSITIONS) -> dict[str, str]:
-    """Of a model in int8: the variants, as "op name", that take its predictions or its pictures further than
+    """Of a model in 8 bits: the variants, as "op name", that take its predictions or its pictures further than
     :data:`MOST_KL` and :data:`LEAST_PSNR` from what it is in fp32 (of a file in int8: from its numbers in fp32), on
-    what it draws, and the reason.
+    what it draws, and the reason; and of a calibrated decoder those in a form that the model is not in.
 
-    Empty where nothing but weights is rounded (a GPU, other weights), and of random weights, which predict nothing.
+    Judged on the CPU, whose 8 bits are a GPU's: there no variant is run that has not been proven. Empty of random
+    weights, which predict nothing, and where nothing but weights can be rounded.
     """
-    if name.preset is not None or device.type != "cpu":
+    if name.preset is not None or (device.type != "cpu" and not spans_of(str(name.checkpoint))):
         return {}
-    rounded = name.open(device)
-    if rounded.quantization != "int8":
-        return {}
-    exact = replace(name, dtype="fp32", quantization=None).open(device)
-    drawn, found = draw(exact, device, positions), dict[str, str]()
-    if native.instructions():
+    rounded = _on_the_cpu(name).open(CPU)
+    form, calibrated = rounded.quantization, any(layer.span is not None for _, layer in roundable(rounded.vae))
+    maps = maps_rounded(device) if calibrated else {}
+    found = {label: f"in {own}; the model is in {form or 'none'}" for label, own in maps.items() if own != form}
+    inputs = device.type == "cpu" and form == "int8" and native.instructions()
+    if form is None or not (inputs or form in maps.values()):
+        return found
+    exact = replace(name, dtype="fp32", quantization=None).open(CPU)
+    drawn = draw(exact, CPU, positions)
+    if inputs:
         pairs = zip(models_of(exact), models_of(rounded), strict=True)
         kl = max(_kl(*pair, drawn) for pair in pairs)
         if kl > MOST_KL:
             found[INPUTS_ROUNDED] = f"moves predictions by a KL of {kl:.1e} nats; expected at most {MOST_KL:.0e}"
-    if has_int8() and any(layer.span is not None for _, layer in roundable(rounded.vae)):
-        pictures = decode_in_int8(rounded.vae, drawn.codes)
-        decibels = float(psnr(pictures, decode_codes(exact.vae, drawn.codes)).mean())
-        if decibels < LEAST_PSNR:
-            found[MAPS_ROUNDED] = f"gives pictures {decibels:.1f} dB from fp32's; expected at least {LEAST_PSNR:.0f}"
+    if form in maps.values():
+        reason = _too_far(rounded.vae, exact.vae, drawn, form)
+        found |= {label: reason for label, own in maps.items() if own == form and reason is not None}
     return found
+
+
+CPU = torch.device("cpu")
+
+
+def maps_rounded(device: torch.device) -> dict[str, str]:
+    """Variants of 8-bit convolutions on a device of this kind, as "op name", and their numbers."""
+    if device.type == "cpu":
+        return {f"conv3x3 {INT8}": "int8"} if has_int8() else {}
+    return {f"conv3x3 {name}": kind.form for name, kind in EIGHT_BITS.items() if name != INT8}
+
+
+def _on_the_cpu(name: ModelName) -> ModelName:
+    """In what a CPU computes in, of which bf16 is the nearest to fp16."""
+    dtype = read_precision(name.dtype).dtype
+    return replace(name, dtype="bf16" if dtype is torch.float16 else str(dtype).removeprefix("torch."))
+
+
+def _too_far(rounded: HQVAE, exact: HQVAE, drawn: Drawn, form: str) -> str | None:
+    """Why pictures in 8 bits are not to be had, or None."""
+    pictures = decode_in_8_bits(rounded, drawn.codes, form)
+    decibels = float(psnr(pictures, decode_codes(exact, drawn.codes)).mean())
+    if decibels >= LEAST_PSNR:
+        return None
+    return f"gives pictures {decibels:.1f} dB from fp32's; expected at least {LEAST_PSNR:.0f}"
 
 
 @inference()
@@ -130,33 +159,33 @@ def calibrate_decoder(made: Checkpoint, positions: int = POSITIONS) -> None:
         layer.span = calibrated.span
 
 
-def decode_in_int8(vae: HQVAE, codes: Sequence[Tensor]) -> Tensor:
+def decode_in_8_bits(vae: HQVAE, codes: Sequence[Tensor], form: str = "int8") -> Tensor:
     """:func:`hqtvae_fast.engine.decode_codes` on a CPU with all convolutions in 8 bits that are calibrated to it: as a
-    plan would have them, or in whole numbers, slowly, where the processor has no instructions for it."""
-    if has_int8():
+    plan would have them, or by their definition, slowly, where the processor has no instructions for it."""
+    if form == "int8" and has_int8():
         with recording() as known:
             decode_codes(vae, codes)
         where = [key for key, (op, inputs) in known.items() if op == "conv3x3" and inputs[-1] is not None]
-        with using(Plan("tuned", dict.fromkeys(where, MAPS_ROUNDED.partition(" ")[2]))):
+        with using(Plan("tuned", dict.fromkeys(where, INT8))):
             return decode_codes(vae, codes)
     other = copy.deepcopy(vae)
     for name, layer in list(roundable(other)):
         if layer.span is not None:
             parent, _, own = name.rpartition(".")
-            setattr(other.get_submodule(parent), own, InWholeNumbers(layer))
+            setattr(other.get_submodule(parent), own, AsDefined(layer, layer.span, form))
     return decode_codes(other, codes)
 
 
-class InWholeNumbers(nn.Module):
-    """A calibrated convolution, as 8 bits are defined."""
+class AsDefined(nn.Module):
+    """A calibrated convolution in 8 bits, as a GPU's kernel is held to."""
 
-    def __init__(self, layer: Remade) -> None:
+    def __init__(self, layer: Remade, span: Tensor, form: str) -> None:
         super().__init__()
         conv: Any = layer.conv if isinstance(layer, Upsample) else layer
         folded = layer.folded if isinstance(layer, Upsample) else None
-        self.weights = conv.weight if folded is None else folded, conv.bias, folded is not None
-        assert layer.span is not None
-        self.span = layer.span
+        weight = conv.weight if folded is None else folded
+        made = QuantizedConv.of(weight, conv.bias, folded is not None, span, form=form)
+        self.convolve = made.by("reference")
 
     def forward(self, x: Tensor) -> Tensor:
-        return int8.conv3x3(x, *self.weights, self.span)
+        return self.convolve(x)

@@ -46,7 +46,7 @@ def _use_of_tiles(site: Site, tile: Any, multiprocessors: int) -> float:
 def _product(site: Site) -> tuple[int, int] | None:
     """Rows and columns of what a tiled operation multiplies."""
     shapes = [part["shape"] for part in site.inputs if isinstance(part, Mapping)]
-    if site.op in ("upsample_conv", "conv_bytes"):
+    if site.op in ("upsample_conv", "conv_bytes", "conv3x3"):
         (B, _, H, W), weight = shapes[:2]
         return B * H * W, weight[0]
     if site.op == "draw_from_head":

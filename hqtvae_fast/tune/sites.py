@@ -21,6 +21,7 @@ from hqtvae_fast.engine.coding import chunk_size
 from hqtvae_fast.engine.loop import Drawing, SamplingParams
 from hqtvae_fast.engine.options import EngineOptions
 from hqtvae_fast.model import HQVAE, HQTransformer
+from hqtvae_fast.model.calibration import roundable
 from hqtvae_fast.model.empty import without_values
 from hqtvae_fast.modes import inference
 from hqtvae_fast.ops.spec import Cost, Spec, all_specs
@@ -145,11 +146,13 @@ def _run(models: Sequence[HQTransformer], vae: HQVAE, device: torch.device, batc
 
 
 def _without_values(models: Sequence[HQTransformer], vae: HQVAE) -> tuple[list[HQTransformer], HQVAE]:
-    """Models of the same shapes and dtypes."""
+    """Models of the same shapes and dtypes, calibrated where these are."""
     with torch.inference_mode(False), torch.no_grad(), without_values():
         empty = [HQTransformer(model.config).to(model.norm.weight.dtype).eval() for model in models]
         decoder = HQVAE(vae.config).eval()
         decoder.set_decoder_dtype(vae.post_quant_conv.weight.dtype)
+        for (_, layer), (_, own) in zip(roundable(decoder), roundable(vae), strict=True):
+            layer.span = own.span
     return empty, decoder
 
 

@@ -21,17 +21,17 @@ import triton.language as tl
 
 @triton.jit
 def _sum_block(
-    x, weight, first, block, i_phase, i_pixel, o_columns, pixels, H, W, C, N,
+    x, weight, b_sum, first, block, i_phase, i_pixel, o_columns, pixels, H, W, C, N,
     PHASES: tl.constexpr, TAPS: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, DEPTH: tl.constexpr,
     SUMS: tl.constexpr,
 ):  # fmt: skip
-    """[ROWS, COLUMNS] sums over all taps of the ``block`` channels from ``first`` on, without scales."""
+    """``b_sum`` [ROWS, COLUMNS] and the sums over all taps of the ``block`` channels from ``first`` on, without
+    scales."""
     i_below, i_beside = i_phase // 2, i_phase % 2
     i_y, i_x = i_pixel // W % H, i_pixel % W
     o_depth = tl.arange(0, DEPTH)
     m_columns = o_columns < N
     steps = block // DEPTH
-    b_sum = tl.zeros((ROWS, COLUMNS), dtype=SUMS)
     for step in range(TAPS * TAPS * steps):
         i_tap, o_channel = step // steps, first + step % steps * DEPTH
         i_down, i_right = i_tap // TAPS - 1 + i_below, i_tap % TAPS - 1 + i_beside
@@ -46,12 +46,22 @@ def _sum_block(
 
 
 @triton.jit
+def _offsets(offsets, i_pixel, o_columns, H, W, width, m_columns):
+    """[ROWS, COLUMNS] of the table, by the borders that each pixel lies at: nearly all one row, from the caches."""
+    i_y, i_x = i_pixel // W % H, i_pixel % W
+    i_border = (i_y == 0).to(tl.int32) + 2 * (i_y == H - 1).to(tl.int32)
+    i_border += 4 * (i_x == 0).to(tl.int32) + 8 * (i_x == W - 1).to(tl.int32)
+    return tl.load(offsets + i_border[:, None] * width + o_columns[None, :], mask=m_columns[None, :], other=0)
+
+
+@triton.jit
 def quantized_kernel(
     x,  # [B, H, W, C] int8 or fp8
     weight,  # [PHASES * N, TAPS * TAPS, C] as x
     x_scales,  # [C / block] fp32
     weight_scales,  # [PHASES * N] fp32
     bias,  # [N] fp32
+    offsets,  # [16, PHASES * N] int32; read where OFFSET
     out,  # [B, H, W, N], or [B, 2 * H, 2 * W, N] with four phases
     pixels,  # B * H * W
     H,
@@ -66,6 +76,7 @@ def quantized_kernel(
     DEPTH: tl.constexpr,
     SUMS: tl.constexpr,  # tl.int32 or tl.float32
     ONE: tl.constexpr,  # whether block is C: no second sum is held then, which halves the registers of sums
+    OFFSET: tl.constexpr,  # whether a number stands for 0; with ONE
 ):
     """One phase of a tile of pixels and channels."""
     tiles = tl.cdiv(N, COLUMNS)
@@ -74,16 +85,20 @@ def quantized_kernel(
     i_pixel = i_rows * ROWS + tl.arange(0, ROWS)
     o_columns = i_tile * COLUMNS + tl.arange(0, COLUMNS)
     m_columns = o_columns < N
+    b_zeros = tl.zeros((ROWS, COLUMNS), dtype=SUMS)
     if ONE:
+        if OFFSET:  # taken off before sums begin: behind them registers would hold both
+            b_zeros -= _offsets(offsets + i_phase * N, i_pixel, o_columns, H, W, PHASES * N, m_columns)
         b_sum = _sum_block(
-            x, weight, 0, C, i_phase, i_pixel, o_columns, pixels, H, W, C, N, PHASES, TAPS, ROWS, COLUMNS, DEPTH, SUMS
-        )
+            x, weight, b_zeros, 0, C, i_phase, i_pixel, o_columns, pixels, H, W, C, N,
+            PHASES, TAPS, ROWS, COLUMNS, DEPTH, SUMS,
+        )  # fmt: skip
         b_total = b_sum.to(tl.float32) * tl.load(x_scales)
     else:
         b_total = tl.zeros((ROWS, COLUMNS), dtype=tl.float32)
         for first in range(0, C, block):
             b_sum = _sum_block(
-                x, weight, first, block, i_phase, i_pixel, o_columns, pixels, H, W, C, N,
+                x, weight, b_zeros, first, block, i_phase, i_pixel, o_columns, pixels, H, W, C, N,
                 PHASES, TAPS, ROWS, COLUMNS, DEPTH, SUMS,
             )  # fmt: skip
             b_total += b_sum.to(tl.float32) * tl.load(x_scales + first // block)
