@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+
 import torch
+from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from hqtvae_fast.backend import unasked
@@ -23,24 +28,32 @@ def calls_of_decode(
 ) -> list[Call]:
     """Of codes to bytes, all images at once, over fake tensors. ``convolutions``: the variant of
     :mod:`hqtvae_fast.ops.kernels.conv3x3` by which a plan has those that can be calibrated."""
+    with decoding(config, batch, dtype, convolutions=convolutions) as decode, Calls() as calls:
+        decode()
+    return calls.made
+
+
+@contextmanager
+def decoding(
+    config: VAEConfig, batch: int, dtype: torch.dtype, *, convolutions: str | None = None
+) -> Iterator[Callable[[], Tensor]]:
+    """The decode itself, to be run inside; what is made of weights is there."""
     with torch.inference_mode(False), torch.no_grad(), without_values():
         vae = HQVAE(config).eval()
         vae.set_decoder_dtype(dtype)
     with unasked(), torch.inference_mode(), unread(), FakeTensorMode(), torch.device("cuda"), Indexing(), _CuDNN():
         _onto_device(vae)
         codes = [torch.empty(batch, side, side, dtype=torch.int64) for side in config.level_sides]
-        vae.fold()
-        plan = None
-        if convolutions is not None:
-            for _, layer in roundable(vae):
-                layer.span = SPAN
-            with recording() as known:
-                vae.decode_bytes(codes)
-            where = [key for key, (op, _) in known.items() if op == "conv3x3"]
-            plan = Plan("tuned", dict.fromkeys(where, convolutions))
-        with using(plan):
-            if plan is not None:
-                vae.decode_bytes(codes)  # what is made of weights is made once
-            with Calls() as calls:
-                vae.decode_bytes(codes)
-    return calls.made
+        decode = partial(vae.fold().decode_bytes, codes)
+        with using(None if convolutions is None else _plan(vae, decode, convolutions)):
+            decode()
+            yield decode
+
+
+def _plan(vae: HQVAE, decode: Callable[[], Tensor], variant: str) -> Plan:
+    """With all that are calibrated by one variant."""
+    for _, layer in roundable(vae):
+        layer.span = SPAN
+    with recording() as known:
+        decode()
+    return Plan("tuned", {key: variant for key, (op, _) in known.items() if op == "conv3x3"})

@@ -9,7 +9,8 @@ make likely: the chance that counts at least as far off come from those very one
 what nothing changed gives.
 
 "int8, all": inputs of products too, as a CPU computes them (:func:`hqtvae_fast.ops.int8_linear`), and the decoder's
-convolutions, calibrated on other drawings; "int8": the weights of products alone, as a GPU does. Rows of int8 that miss
+convolutions, calibrated on other drawings, whose numbers are a GPU's too where its plan has them in 8 bits; "int8": the
+weights of products alone, as a GPU does otherwise. Rows of int8 that miss
 a limit, a KL of 2e-3 over all positions or 40 dB, are marked, and the exit code is 1;
 ``hqtvae tune`` judges by the same limits.
 

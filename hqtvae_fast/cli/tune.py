@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from enum import Enum
@@ -139,14 +139,21 @@ def _machine(
     return found, ModelName(checkpoint, preset, asked, quantized), precision, peaks
 
 
-def _sites(name: ModelName, device: torch.device, sizes: list[int]) -> list[Site]:
-    """The model's choices; on a GPU from shapes alone."""
+def _sites(
+    name: ModelName, device: torch.device, sizes: list[int], refused: Mapping[str, str] | None = None
+) -> list[Site]:
+    """The model's choices, but for what is ``refused``; on a GPU from shapes alone."""
     with waiting("Looking for choices"):
-        from hqtvae_fast.tune.sites import find_sites
+        from hqtvae_fast.tune.quality import convolutions_left
+        from hqtvae_fast.tune.sites import find_sites, without
         from hqtvae_fast.tune.whole import models_of
 
+        refused = refused or {}
         model = name.shapes() if device.type == "cuda" else name.open(device)
-        return find_sites(models_of(model), model.vae, device, sizes)
+        found = find_sites(
+            models_of(model), model.vae, device, sizes, convolutions=convolutions_left(model.vae, device, refused)
+        )
+        return without(found, refused)
 
 
 def _tune(
@@ -183,14 +190,13 @@ def _run(
     from hqtvae_fast.tune.jobs import TIME_SECONDS
     from hqtvae_fast.tune.parent import Parent
     from hqtvae_fast.tune.quality import unfit
-    from hqtvae_fast.tune.sites import without
     from hqtvae_fast.tune.tuner import Tuner
     from hqtvae_fast.tune.whole import packed_name, packed_plan
 
     start = time.monotonic()
     with waiting("Judging what 8 bits cost"):
         refused = unfit(name, device)
-    sites = without(_sites(name, device, sizes), refused)
+    sites = _sites(name, device, sizes, refused)
     with Parent() as parent:
 
         def whole(plan: Plan, batch: int) -> float:

@@ -7,7 +7,7 @@ float64 check can judge. So they are judged by the model itself, on what it draw
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from math import ceil
 from typing import Any, NamedTuple
@@ -19,8 +19,9 @@ from hqtvae_fast.checkpoint import Checkpoint, spans_of
 from hqtvae_fast.engine import Executor, decode_codes
 from hqtvae_fast.engine.options import read_precision
 from hqtvae_fast.model import HQVAE, HQTransformer
-from hqtvae_fast.model.autoencoder import Remade, Upsample
+from hqtvae_fast.model.autoencoder import Upsample
 from hqtvae_fast.model.calibration import calibrate, roundable
+from hqtvae_fast.model.convolution import Remade
 from hqtvae_fast.modes import inference
 from hqtvae_fast.ops.kernels.conv3x3 import EIGHT_BITS, INT8, QuantizedConv, has_int8
 from hqtvae_fast.ops.kernels.int8_linear import native
@@ -116,6 +117,14 @@ def maps_rounded(device: torch.device) -> dict[str, str]:
     if device.type == "cpu":
         return {f"conv3x3 {INT8}": "int8"} if has_int8() else {}
     return {f"conv3x3 {name}": kind.form for name, kind in EIGHT_BITS.items() if name != INT8}
+
+
+def convolutions_left(vae: HQVAE, device: torch.device, refused: Mapping[str, str]) -> list[str]:
+    """Of a calibrated decoder on a GPU, the variant of each form that is not refused, tiles aside."""
+    if device.type == "cpu" or all(layer.span is None for _, layer in roundable(vae)):
+        return []
+    labels = (label for label in maps_rounded(device) if label not in refused)
+    return [name for label in labels if EIGHT_BITS[name := label.partition(" ")[2]].tile is None]
 
 
 def _on_the_cpu(name: ModelName) -> ModelName:

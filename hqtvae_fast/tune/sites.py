@@ -79,10 +79,16 @@ def without(sites: Sequence[Site], refused: Mapping[str, str]) -> list[Site]:
 
 
 def find_sites(
-    models: Sequence[HQTransformer], vae: HQVAE, device: torch.device, batches: Sequence[int], engine: str = ""
+    models: Sequence[HQTransformer],
+    vae: HQVAE,
+    device: torch.device,
+    batches: Sequence[int],
+    engine: str = "",
+    convolutions: Sequence[str] = (),
 ) -> list[Site]:
     """Of drawing, decoding and, on a GPU, encoding so many images at once. On a GPU, there or not, everything is of
-    fake tensors; on a CPU two steps and a decode are run. ``engine``: as a plan has it."""
+    fake tensors; on a CPU two steps and a decode are run. ``engine``: as a plan has it. ``convolutions``: variants of a
+    GPU's calibrated convolutions, before which norms round: these are choices too."""
     specs, found = all_specs(), dict[str, Site]()
     for batch in sorted(set(batches)):
         with _recorded() as known:
@@ -92,6 +98,8 @@ def find_sites(
                     for module in (*empty, decoder):
                         _onto_device(module)
                     _run(empty, decoder.fold(), torch.device("cuda"), batch, engine)
+                    for variant in convolutions:
+                        _meet_rounding_norms(decoder, batch, engine, known, variant)
                     sites = list(_sites(specs, known, batch))
             else:
                 _run(models, vae, device, batch, engine)
@@ -134,15 +142,31 @@ def _run(models: Sequence[HQTransformer], vae: HQVAE, device: torch.device, batc
         seeds = torch.zeros(batch, dtype=torch.int64, device=device)
         drawing = Drawing.make(model, condition, seeds, params, options=options)
         drawing.run(steps=STEPS)
+    images = _decode(vae, device, batch, options)
+    if device.type == "cuda":  # whose kernels run once they are verified; on a CPU it takes as long as all the rest
+        R = vae.config.resolution
+        vae.quantize(vae.latents(torch.zeros(images, 3, R, R, dtype=torch.float32, device=device)))
+
+
+def _decode(vae: HQVAE, device: torch.device, batch: int, options: EngineOptions) -> int:
+    """A chunk of a batch; how many images it has."""
     chunk = options.chunk
     if chunk is None and device.type != "cuda":
         chunk = chunk_size(vae, device)
     images = batch if chunk is None else min(batch, chunk)
     sides = vae.config.level_sides
     vae.decode_bytes([torch.zeros(images, side, side, dtype=torch.int64, device=device) for side in sides])
-    if device.type == "cuda":  # whose kernels run once they are verified; on a CPU it takes as long as all the rest
-        R = vae.config.resolution
-        vae.quantize(vae.latents(torch.zeros(images, 3, R, R, dtype=torch.float32, device=device)))
+    return images
+
+
+def _meet_rounding_norms(vae: HQVAE, batch: int, engine: str, known: plans.Sites, variant: str) -> None:
+    """Beside what is known, a decode with its calibrated convolutions by this variant. What that calls by name is no
+    choice: it is proven and timed as a part of the variant."""
+    choices = {key: variant for key, (op, _) in known.items() if op == "conv3x3"}
+    with plans.using(plans.Plan("tuned", choices)):
+        _decode(vae, torch.device("cuda"), batch, EngineOptions.read(engine))
+    for key in [key for key, (op, _) in known.items() if op in ("quantized_conv", "round_map")]:
+        del known[key]
 
 
 def _without_values(models: Sequence[HQTransformer], vae: HQVAE) -> tuple[list[HQTransformer], HQVAE]:

@@ -18,7 +18,7 @@ from hqtvae_fast.model.convolution import Conv3x3
 from hqtvae_fast.ops.kernels.conv3x3 import EIGHT_BITS, INT8, onednn
 from hqtvae_fast.pictures.images import psnr
 from hqtvae_fast.tune import quality
-from hqtvae_fast.tune.quality import calibrate_decoder, decode_in_8_bits, draw
+from hqtvae_fast.tune.quality import calibrate_decoder, convolutions_left, decode_in_8_bits, draw
 from hqtvae_fast.tune.sites import find_sites, without
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
@@ -146,10 +146,18 @@ def test_a_gpu_meets_the_choice_where_the_decoder_is_calibrated(calibrated, tmp_
     assert all({"triton/int8", "triton/int8/128x64", "triton/fp8"} <= set(site.names) for site in sites)
     assert any(" True f32[2]" in site.key for site in sites)
     assert all(site.is_choice for site in sites)
+    assert not [site for site in find_sites([], shapes.vae, CUDA, [2]) if site.key.endswith(" int8")]
+    left = convolutions_left(shapes.vae, CUDA, {f"conv3x3 {name}": "far" for name in EIGHT_BITS if "fp8" in name})
+    assert left == ["triton/int8"]
+    known = find_sites([], shapes.vae, CUDA, [2], convolutions=left)
+    assert {site.op for site in known if site.key.endswith(" int8")} == {"group_norm_silu"}
+    assert all(site.default == "triton" and site.is_choice for site in known if site.key.endswith(" int8"))
+    assert not {"quantized_conv", "round_map"} & {site.op for site in known}
     refused = {f"conv3x3 {name}": "far" for name in EIGHT_BITS}
     assert all(site.names == ("reference",) for site in without(sites, refused))
     plain = name_of(GOLDEN / "class_parallel").shapes()
     assert not [site for site in find_sites([], plain.vae, CUDA, [2]) if site.op == "conv3x3"]
+    assert convolutions_left(plain.vae, CUDA, {}) == []
 
 
 @pytest.mark.slow

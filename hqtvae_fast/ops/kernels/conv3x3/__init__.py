@@ -80,7 +80,11 @@ def way(x: Tensor, weight: Tensor, bias: Tensor, span: Tensor | None = None, *, 
     return choose("conv3x3", BACKENDS, *inputs).backend.name
 
 
-_ELSE = (native.why_not, onednn.why_not, *(partial(triton.why_not, form=form) for form in GPU_FORMS))
+_ELSE: tuple[Callable[..., str | None], ...] = (
+    native.why_not,
+    onednn.why_not,
+    *(partial(triton.why_not, form=form) for form in GPU_FORMS),
+)
 """Of what is not plain; a tile can run where its form can."""
 
 

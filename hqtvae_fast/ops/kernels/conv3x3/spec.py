@@ -90,11 +90,12 @@ def check(got: Tensor, wanted: Tensor, inputs: tuple[Any, ...]) -> None:
     """5e-6 of the largest output, as of the convolution with fewer multiplications, and a rounding to the dtype; of a
     calibrated layer the sums of its 8-bit numbers will do too (:mod:`.int8`, :func:`in_fp8`; of fp8 on a GPU to 2^-10,
     as its convolution)."""
-    x, *rest, span = inputs
+    x, weight, bias, doubled, span = inputs
     if span is not None and got.dtype == x.dtype and got.shape == wanted.shape:
-        if _near(got, int8.conv3x3(x.double(), *rest, span), INT8_TOLERANCE):
+        if _near(got, int8.conv3x3(x.double(), weight, bias, doubled, span), INT8_TOLERANCE):
             return
-        if _near(got, in_fp8(x, *rest, span).double(), FP8_TOLERANCE if got.is_cuda else INT8_TOLERANCE):
+        share = FP8_TOLERANCE if got.is_cuda else INT8_TOLERANCE
+        if _near(got, in_fp8(x, weight, bias, doubled, span).double(), share):
             return
     if x.dtype is torch.float32:
         winograd.check(got, wanted, inputs)

@@ -83,8 +83,8 @@ def make_inputs(case: Case, device: torch.device, seed: int, offset: float = 0.5
     form, scale, zero = FORM[case.sizes.get("form", 0)], 1.0, 0
     if form is not None:
         scale, zero = (rounding := Rounding.of(SPAN, form)).scale, rounding.zero
-    vectors = (each.to(device, case.dtype) for each in (weight, bias))
-    return x, residual, *vectors, G, EPS, True, shift, form, scale, zero
+    weight, bias = (each.to(device, case.dtype) for each in (weight, bias))
+    return x, residual, weight, bias, G, EPS, True, shift, form, scale, zero
 
 
 def run(
