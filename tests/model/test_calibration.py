@@ -75,6 +75,23 @@ def test_where_the_processor_can_a_plan_takes_them(calibrated, monkeypatch):
     assert calls == [torch.uint8] * len(list(roundable(vae)))
 
 
+@pytest.mark.parametrize("kind", [Conv3x3, Upsample])
+def test_numbers_follow_the_weights_in_the_memory_that_captures_read(kind, calibrated):
+    vae = copy.deepcopy(golden_pipeline("class_parallel").vae)
+    layer = next(layer for _, layer in roundable(vae) if isinstance(layer, kind))
+    layer.span = torch.tensor([-0.3, 2.0])
+    conv, weight = (layer.conv, layer.folded) if kind is Upsample else (layer, layer.weight)
+    made = layer._made_in("triton/int8", weight, conv.bias, kind is Upsample)
+    assert layer._made_in("triton/int8/64x64", weight, conv.bias, kind is Upsample).numbers is made.numbers
+    numbers, where = made.numbers.clone(), made.numbers.data_ptr()
+    with torch.no_grad():
+        conv.weight.neg_()
+    vae.look()
+    assert torch.equal(made.numbers, -numbers)
+    assert layer._made_in("triton/int8", weight, conv.bias, kind is Upsample).numbers.data_ptr() == where
+    assert copy.deepcopy(layer)._int8.value is None
+
+
 def test_files_keep_spans(calibrated, tmp_path):
     checkpoints.save(calibrated, tmp_path)
     again = checkpoints.load(tmp_path)
