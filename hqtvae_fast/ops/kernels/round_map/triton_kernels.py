@@ -18,6 +18,10 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from hqtvae_fast.ops.triton_launch import interpreted
+
+INTERPRETED = tl.constexpr(interpreted())
+
 
 @triton.jit
 def rounded(b_x, inverse, zero, NUMBERS: tl.constexpr):
@@ -27,7 +31,17 @@ def rounded(b_x, inverse, zero, NUMBERS: tl.constexpr):
         b_x = tl.minimum(tl.maximum(b_x, (-128 - zero) * 1.0), (127 - zero) * 1.0)
         b_bits = (b_x + 12582912.0).to(tl.int32, bitcast=True)  # 1.5 * 2^23, whose last 8 bits are 0
         return (b_bits + zero).to(tl.int8)
-    return tl.minimum(tl.maximum(b_x, -448.0), 448.0).to(NUMBERS)
+    b_x = tl.minimum(tl.maximum(b_x, -448.0), 448.0)
+    return (_nearest_fp8(b_x) if INTERPRETED else b_x).to(NUMBERS)
+
+
+@triton.jit
+def _nearest_fp8(b_x):
+    """The nearest number that fp8 has, still in fp32: 4 bits from 2^-6 on, multiples of 2^-9 below; ties to even. (As
+    a GPU converts. The interpreter takes ties from 0, and halves what it rounds up to a power of two.)"""
+    b_bits = b_x.to(tl.int32, bitcast=True)
+    b_normal = ((b_bits + 0x7FFFF + ((b_bits >> 20) & 1)) >> 20 << 20).to(tl.float32, bitcast=True)
+    return tl.where(tl.abs(b_x) < 0.015625, (b_x + 24576.0) - 24576.0, b_normal)
 
 
 @triton.jit
