@@ -45,12 +45,13 @@ BUILD_CPU, BUILD_CUDA = choice("BUILD_CPU"), choice("BUILD_CUDA")
 FLAGS = ["-O3", "-std=c++17", "-fopenmp", "-fno-exceptions", "-fno-trapping-math"]
 FLAGS += ["-Wno-maybe-uninitialized", "-Wno-uninitialized"]
 FLAGS += ["-Wno-psabi"]  # vectors are handed to nothing but what is compiled into the caller
-SOURCES = ("attention_bf16", "attention_fp32", "group_norm_silu", "linear_bf16", "linear_int8", "philox", "winograd")
+SOURCES = ("attention_bf16", "attention_fp32", "group_norm_silu", "linear_bf16", "linear_int8", "philox", "round_map")
+SOURCES += ("winograd",)
 
 cpu = Extension(
     "hqtvae_fast._cpu",
     sources=[f"csrc/cpu/{name}.cpp" for name in SOURCES],
-    depends=[f"csrc/cpu/{name}.h" for name in ("avx2", "avx512", "int8_rounding", "int8_sums")],
+    depends=[f"csrc/cpu/{name}.h" for name in ("avx2", "avx512", "int8_rounding", "int8_sums", "maps")],
     extra_compile_args=FLAGS,
     language="c++",
     optional=BUILD_CPU == "auto",

@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import safetensors
 import safetensors.torch
 import torch
 from safetensors import SafetensorError
@@ -108,6 +109,16 @@ def load(path: str | os.PathLike[str], **hub: Any) -> Checkpoint:
     tokenizer = directory / TOKENIZER_FILE
     checkpoint.tokenizer_file = tokenizer if tokenizer.is_file() else None
     return checkpoint
+
+
+def spans_of(path: str | os.PathLike[str]) -> StateDict:
+    """The spans of a checkpoint's calibrated convolutions by the name of their layer, and nothing else of it read."""
+    directory = resolve(path)
+    file = directory / MODEL_FILE
+    if not find_config(directory)[1]:
+        return {}
+    with safetensors.safe_open(file, framework="pt") as stored:
+        return _take_spans(file, {key: stored.get_tensor(key) for key in stored.keys() if key.endswith(SPAN)})  # noqa: SIM118
 
 
 def with_refiner(prior: Checkpoint, refiner: Checkpoint) -> Checkpoint:

@@ -2,6 +2,7 @@
 
 python -m benchmarks.model --preset S --device h100 --batch 50
 python -m benchmarks.model --preset S --device h100 --batch 1 --engine skip_query     # with the engine run so
+python -m benchmarks.model --preset S --device a100 --convolutions triton/int8        # the decoder's in 8 bits
 python -m benchmarks.model --preset S --device h100 --batch 50 --plan PLAN.json       # beside what a plan measured
 
 Kernels and shapes are those that the engine launches, found on fake tensors; what each takes is in
@@ -125,6 +126,9 @@ def model(
     device_name: Annotated[str, typer.Option("--device", metavar="NAME", help=", ".join(DEVICES))] = "H100",
     batches: Annotated[list[int], typer.Option("--batch", metavar="N", min=1, help="Images at once.")] = [50],  # noqa: B006
     engine: Annotated[str, typer.Option("--engine", metavar="WORDS", help="How the engine runs.")] = "",
+    convolutions: Annotated[
+        str | None, typer.Option("--convolutions", metavar="NAME", help="In 8 bits: triton/int8, triton/fp8.")
+    ] = None,
     plan: Annotated[Path | None, typer.Option("--plan", metavar="FILE", help="Of a GPU, measured.")] = None,
 ) -> None:
     """Predict a step's, a decode's and a batch's time on a GPU, kernel by kernel."""
@@ -139,8 +143,9 @@ def model(
     assert config.transformer is not None
     for batch in batches:
         step = lines_of(calls_of_step(config.transformer, "fused", batch=batch, options=options), device, choices)
-        decode = lines_of(calls_of_decode(config.vae, batch), device, choices)
-        where = f"{preset}, batch {batch}, {device.name}, bf16{engine and ', ' + engine}"
+        decode = lines_of(calls_of_decode(config.vae, batch, convolutions=convolutions), device, choices)
+        eight = "" if convolutions is None else f", convolutions {convolutions}"
+        where = f"{preset}, batch {batch}, {device.name}, bf16{engine and ', ' + engine}{eight}"
         console.print(table_of(f"A step: {where} (predicted)", step))
         console.print(table_of(f"A decode: {where} (predicted)", decode))
         console.print(*faster_tiles(decode), sep="\n")

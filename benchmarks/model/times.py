@@ -39,6 +39,8 @@ _TILED = {"conv_bytes": conv_bytes.BACKENDS, "upsample_conv": upsample_conv.BACK
 NORMALISED, WAITED = 0.18e-6, 0.14e-6
 """Seconds that a program takes to normalise 64 rows of 64 inputs (308 instructions a warp, as counted in the machine
 code), and to have them multiplied, for which it waits."""
+IN_8_BITS = 128
+"""FLOPs for each byte from the L2 cache in the tile of 8-bit convolutions."""
 GATHERS = ("embed_codes", "code_features", "embedding", "index", "index_select", "gather")
 DRAW = 6e-6
 """Seconds of a row of the draw; a multiprocessor takes one at a time."""
@@ -174,10 +176,21 @@ def _upsampling(call: Call, device: Device) -> Predicted:
     return Predicted(LARGE + max(read, multiplied), "L2 cache" if read > multiplied else "tiles")
 
 
+def _in_8_bits(call: Call, device: Device) -> Predicted:
+    """A tensor core does twice as many products of 8 bits as of 16."""
+    flops = 2 * call.output.numel() * math.prod(call.inputs[1].shape[1:])
+    multiplied, fetched = flops / (2 * CONVOLUTIONS * device.flops), flops / (IN_8_BITS * _l2(device))
+    read = _bytes(call) / (MAPS * device.bandwidth)
+    longest = max(multiplied, fetched, read)
+    bound = {multiplied: "tiles", fetched: "L2 cache", read: "maps"}[longest]
+    return Predicted(LARGE + longest, bound)
+
+
 def _norm(call: Call, device: Device) -> Predicted:
     """Its map is read for the statistics and again to be normalised; with a residual the sum is written between."""
     x, residual = call.inputs[:2]
-    return Predicted(2 * LARGE + (3 if residual is None else 5) * x.nbytes / (MAPS * device.bandwidth), "maps")
+    moved = (2 if residual is None else 4) * x.nbytes + call.output[0].nbytes
+    return Predicted(2 * LARGE + moved / (MAPS * device.bandwidth), "maps")
 
 
 def _bytes_out(call: Call, device: Device) -> Predicted:
@@ -203,6 +216,8 @@ _KINDS: dict[str, Callable[[Call, Device], Predicted]] = {
     "draw_from_head": _linear,
     "conv2d": _convolution,
     "upsample_conv": _upsampling,
+    "quantized_conv": _in_8_bits,
+    "round_map": _maps,
     "group_norm_silu": _norm,
     "conv_bytes": _bytes_out,
     "code_features": _maps,

@@ -141,13 +141,13 @@ def _line(*cells: str) -> str:
 
 def _kernels(spec: Spec) -> list[str]:
     """Backends whose kernels on a GPU are this package's own."""
-    return [backend.name for backend in spec.backends if backend.name in CHECKED]
+    return list(dict.fromkeys(backend.base for backend in spec.backends if backend.base in CHECKED))
 
 
 def _checks(spec: Spec) -> tuple[str, str]:
     """An op's kernels, and how they are checked."""
-    by_name = {backend.name for backend in spec.backends if backend.only_by_name}
-    named = [f"{name}{'*' if name in by_name else ''}" for name in _kernels(spec)]
+    in_order = {backend.base for backend in spec.backends if not backend.only_by_name}
+    named = [f"{name}{'' if name in in_order else '*'}" for name in _kernels(spec)]
     how = [CHECKED[name].format(CUDA_KERNELS.get(spec.op)) for name in _kernels(spec)]
     return ", ".join(named) or "-", "; ".join(["reference", *how])
 

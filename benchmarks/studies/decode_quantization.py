@@ -28,7 +28,8 @@ from benchmarks.measuring.schema import Results, Row, write
 from hqtvae_fast import HQTVAEPipeline
 from hqtvae_fast.engine import decode_codes
 from hqtvae_fast.model import HQVAE
-from hqtvae_fast.model.autoencoder import Conv3x3, Upsample
+from hqtvae_fast.model.autoencoder import Upsample
+from hqtvae_fast.model.convolution import Conv3x3
 from hqtvae_fast.ops.kernels.quantized_conv import LARGEST, quantize, quantize_weights, quantized_conv
 from hqtvae_fast.ops.kernels.upsample_conv import fold_upsampling, upsample_conv
 from hqtvae_fast.pictures.images import psnr

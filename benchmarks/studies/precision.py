@@ -9,10 +9,11 @@ make likely: the chance that counts at least as far off come from those very one
 what nothing changed gives.
 
 "int8, all": inputs of products too, as a CPU computes them (:func:`hqtvae_fast.ops.int8_linear`), and the decoder's
-convolutions, calibrated on other drawings; "int8": the weights of products alone, as a GPU does; "int8, rows": inputs
-too, one scale a row, as a GPU may above 16 rows (``quantized_products=all``), and "int8, most" without those of each
-block's last product (``but_down``). Rows of int8 that miss a limit, a KL of 2e-3 over all positions or 40 dB, are
-marked, and the exit code is 1; ``hqtvae tune`` judges by the same limits.
+convolutions, calibrated on other drawings, whose numbers are a GPU's too where its plan has them in 8 bits; "int8": the
+weights of products alone, as a GPU does otherwise; "int8, rows": inputs too, one scale a row, as a GPU may above 16
+rows (``quantized_products=all``), and "int8, most" without those of each block's last product (``but_down``). Rows of
+int8 that miss a limit, a KL of 2e-3 over all positions or 40 dB, are marked, and the exit code is 1; ``hqtvae tune``
+judges by the same limits.
 
 Result: precision.md.
 """
@@ -53,7 +54,7 @@ from hqtvae_fast.tune.quality import (
     MOST_KL,
     PROMPTS,
     compare,
-    decode_in_int8,
+    decode_in_8_bits,
     mean_kl,
     repeated,
     round_rows,
@@ -226,7 +227,7 @@ def _judge(pipe: HQTVAEPipeline, seen: Seen, calibration: Sequence[Tensor] | Non
             pictures = decode_codes(pipe.vae, seen.codes)
         else:
             calibrate(pipe.vae, partial(decode_codes, pipe.vae, calibration))
-            pictures = decode_in_int8(pipe.vae, seen.codes)
+            pictures = decode_in_8_bits(pipe.vae, seen.codes)
     levels = [compare(*pair) for pair in zip(seen.logits, logits, strict=True)]
     chance = off_by_chance(seen.logits, logits)
     return Row(levels, mean_kl(seen.logits, logits), float(psnr(pictures, seen.pictures).mean()), chance)

@@ -13,37 +13,13 @@
 
 #include <algorithm>
 #include <cmath>
-#include <cstdint>
-#include <cstring>
 
-#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
-#define MANY_TARGETS __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
-#else
-#define MANY_TARGETS
-#endif
-#define INLINE inline __attribute__((always_inline))  // into each of the targets
+#include "maps.h"
 
 namespace {
 
 constexpr int64_t kChannels = 2048;    // at most
 constexpr int64_t kBlockValues = 4096;  // 16 KB of fp32
-using bf16 = uint16_t;
-
-INLINE float widen(float value) { return value; }
-INLINE float widen(bf16 value) {
-  const uint32_t bits = static_cast<uint32_t>(value) << 16;
-  float wide;
-  std::memcpy(&wide, &bits, 4);
-  return wide;
-}
-INLINE void narrow(float value, float* out) { *out = value; }
-// To nearest, ties to even. NaN stays NaN unless its last 16 bits make the sum carry: neither arithmetic nor bf16
-// inputs make such a one.
-INLINE void narrow(float value, bf16* out) {
-  uint32_t bits;
-  std::memcpy(&bits, &value, 4);
-  *out = static_cast<bf16>((bits + 0x7FFFu + ((bits >> 16) & 1)) >> 16);
-}
 
 // e^v: 2^n 2^f, n whole and |f| <= 1/2, 2^f by its series to f^7: relative error below 2e-7 for v in [-87, 88], held
 // there beyond. No library call: the compiler vectorises none.
@@ -138,9 +114,15 @@ void join_runs(const double* runs, const Shape& s, float eps, float* mean, float
   }
 }
 
+// What a result becomes: a value of T, or the 8-bit number of it.
 template <typename T>
+INLINE void put(float value, const Rounding&, T* out) { narrow(value, out); }
+template <typename T>
+INLINE void put(float value, const Rounding& r, uint8_t* out) { *out = rounded(stored<T>(value), r); }
+
+template <typename T, typename Out>
 INLINE void run_normalise(const T* x, const float* weight, const float* bias, const float* mean, const float* rstd,
-                          T* y, int64_t rows, const Shape& s, bool silu) {
+                          Out* y, int64_t rows, const Shape& s, bool silu, const Rounding& r) {
   float middle[kChannels], scale[kChannels];
   const int64_t size = s.C / s.G;
   for (int64_t c = 0; c < s.C; ++c) {
@@ -151,10 +133,10 @@ INLINE void run_normalise(const T* x, const float* weight, const float* bias, co
     if (silu)
       for (int64_t c = 0; c < s.C; ++c) {
         const float n = (widen(x[c]) - middle[c]) * scale[c] + bias[c];
-        narrow(n * sigmoid(n), y + c);
+        put<T>(n * sigmoid(n), r, y + c);
       }
     else
-      for (int64_t c = 0; c < s.C; ++c) narrow((widen(x[c]) - middle[c]) * scale[c] + bias[c], y + c);
+      for (int64_t c = 0; c < s.C; ++c) put<T>((widen(x[c]) - middle[c]) * scale[c] + bias[c], r, y + c);
 }
 
 // Gradient of n = normalised * weight + bias, from that of silu(n) or of n itself.
@@ -223,8 +205,14 @@ INLINE void run_gradient(const T* dy, const T* x, const float* weight, const flo
     run_statistics(x, residual, total, rows, s, out);                                                                  \
   }                                                                                                                    \
   MANY_TARGETS void normalise_##T(const T* x, const float* weight, const float* bias, const float* mean,               \
-                                  const float* rstd, T* y, int64_t rows, const Shape& s, bool silu) {                  \
-    run_normalise(x, weight, bias, mean, rstd, y, rows, s, silu);                                                      \
+                                  const float* rstd, T* y, int64_t rows, const Shape& s, bool silu,                    \
+                                  const Rounding& r) {                                                                 \
+    run_normalise(x, weight, bias, mean, rstd, y, rows, s, silu, r);                                                   \
+  }                                                                                                                    \
+  MANY_TARGETS void normalise_rounded_##T(const T* x, const float* weight, const float* bias, const float* mean,       \
+                                          const float* rstd, uint8_t* y, int64_t rows, const Shape& s, bool silu,      \
+                                          const Rounding& r) {                                                         \
+    run_normalise(x, weight, bias, mean, rstd, y, rows, s, silu, r);                                                   \
   }                                                                                                                    \
   MANY_TARGETS void sums_##T(const T* dy, const T* x, const float* weight, const float* bias, const float* mean,       \
                              const float* rstd, int64_t rows, const Shape& s, bool silu, float* out) {                 \
@@ -241,10 +229,10 @@ KERNELS(float)
 KERNELS(bf16)
 #undef KERNELS
 
-// total = x + residual if there is a residual; y = silu(norm(total or x)).
-template <typename T, auto statistics, auto apply>
-void forward(const T* x, const T* residual, T* total, const float* weight, const float* bias, T* y, float* mean,
-                    float* rstd, double* runs, const Shape& s, float eps, bool silu) {
+// total = x + residual if there is a residual; y = silu(norm(total or x)), as T or in 8 bits.
+template <typename T, typename Out, auto statistics, auto apply>
+void forward(const T* x, const T* residual, T* total, const float* weight, const float* bias, Out* y, float* mean,
+                    float* rstd, double* runs, const Shape& s, float eps, bool silu, const Rounding& r) {
   const T* source = residual != nullptr ? total : x;
 #pragma omp parallel for schedule(static)
   for (int64_t item = 0; item < s.B * s.splits; ++item) {
@@ -258,7 +246,7 @@ void forward(const T* x, const T* residual, T* total, const float* weight, const
 #pragma omp parallel for schedule(static)
   for (int64_t item = 0; item < s.B * s.splits; ++item) {
     const int64_t b = item / s.splits, split = item % s.splits, at = (b * s.HW + s.first(split)) * s.C;
-    apply(source + at, weight, bias, mean + b * s.G, rstd + b * s.G, y + at, s.rows(split), s, silu);
+    apply(source + at, weight, bias, mean + b * s.G, rstd + b * s.G, y + at, s.rows(split), s, silu, r);
   }
 }
 
@@ -295,8 +283,18 @@ extern "C" {
   void name(const T* x, const T* residual, T* total, const float* weight, const float* bias, T* y, float* mean,        \
             float* rstd, double* runs, int64_t B, int64_t HW, int64_t C, int64_t G, int64_t splits, float eps,         \
             int silu) {                                                                                                \
-    forward<T, statistics_##T, normalise_##T>(x, residual, total, weight, bias, y, mean, rstd, runs,                   \
-                                              Shape{B, HW, C, G, splits}, eps, silu != 0);                             \
+    forward<T, T, statistics_##T, normalise_##T>(x, residual, total, weight, bias, y, mean, rstd, runs,                \
+                                                 Shape{B, HW, C, G, splits}, eps, silu != 0, Rounding{});              \
+  }
+
+// The same with y in uint8: round(y * inverse) + zero, of y as T would hold it.
+#define ROUNDED(name, T)                                                                                               \
+  void name(const T* x, const T* residual, T* total, const float* weight, const float* bias, uint8_t* y, float* mean,  \
+            float* rstd, double* runs, int64_t B, int64_t HW, int64_t C, int64_t G, int64_t splits, float eps,         \
+            int silu, float inverse, int zero) {                                                                       \
+    forward<T, uint8_t, statistics_##T, normalise_rounded_##T>(x, residual, total, weight, bias, y, mean, rstd, runs,  \
+                                                               Shape{B, HW, C, G, splits}, eps, silu != 0,             \
+                                                               Rounding{inverse, zero});                               \
   }
 
 // dx [B, HW, C] and sums [B, 2, C]: an image's share of the gradients of bias and weight. runs: room for
@@ -310,6 +308,8 @@ extern "C" {
 
 FORWARD(hqtvae_group_norm_silu_fp32, float)
 FORWARD(hqtvae_group_norm_silu_bf16, bf16)
+ROUNDED(hqtvae_group_norm_silu_rounded_fp32, float)
+ROUNDED(hqtvae_group_norm_silu_rounded_bf16, bf16)
 BACKWARD(hqtvae_group_norm_silu_backward_fp32, float)
 BACKWARD(hqtvae_group_norm_silu_backward_bf16, bf16)
 

@@ -48,8 +48,8 @@ Rounded = Annotated[
     Quantization | None,
     typer.Option(
         "--quantize",
-        help="Store the transformer's matrices in one byte a value. What opens it computes with these. With int8 the"
-        " decoder is calibrated too, on drawings of its own, for convolutions in 8 bits.",
+        help="Store the transformer's matrices in one byte a value. What opens it computes with these. The decoder is"
+        " calibrated too, on drawings of its own, for convolutions in 8 bits.",
         show_default="no rounding",
     ),
 ]
@@ -91,11 +91,10 @@ def convert(
             model = checkpoints.with_refiner(model, checkpoints.load(refiner))
     if quantize is not None:
         round_to(model, quantize.value)
-        if quantize.value == "int8":
-            with waiting("Calibrating the decoder"):
-                from hqtvae_fast.tune.quality import calibrate_decoder
+        with waiting("Calibrating the decoder"):
+            from hqtvae_fast.tune.quality import calibrate_decoder
 
-                calibrate_decoder(model)
+            calibrate_decoder(model)
     if dtype is not None:
         store_as(model, PRECISIONS[dtype.value].dtype)
     with TemporaryDirectory() as scratch:

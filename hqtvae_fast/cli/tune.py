@@ -143,18 +143,20 @@ def _machine(
 def _sites(
     name: ModelName, device: torch.device, sizes: list[int], refused: Mapping[str, str] = MappingProxyType({})
 ) -> tuple[list[Site], dict[str, list[Site]]]:
-    """The model's choices, those of the engine's words among them that round to 8 bits and may be tried; and those that
-    other words bring. On a GPU from shapes alone. ``refused``: what is not to be tried, as the tuner takes it."""
+    """The model's choices, those of the engine's words among them that round to 8 bits and may be tried, but for what
+    is ``refused``; and those that other words bring. On a GPU from shapes alone."""
     with waiting("Looking for choices"):
         from hqtvae_fast.tune.confirm import EIGHT_BITS, engine_words
-        from hqtvae_fast.tune.sites import brought_sites, find_sites
+        from hqtvae_fast.tune.quality import convolutions_left
+        from hqtvae_fast.tune.sites import brought_sites, find_sites, without
         from hqtvae_fast.tune.whole import models_of
 
         model = name.shapes() if device.type == "cuda" else name.open(device)
         words = {word for kind in engine_words(device.type, refused, eight_bits=name.eight_bits) for word in kind}
         engines = ("", *(word for word in EIGHT_BITS if word in words))
-        found = find_sites(models_of(model), model.vae, device, sizes, engines)
-        return found, brought_sites(models_of(model), device, sizes, found)
+        convolutions = convolutions_left(model.vae, device, refused)
+        found = find_sites(models_of(model), model.vae, device, sizes, engines, convolutions)
+        return without(found, refused), brought_sites(models_of(model), device, sizes, found)
 
 
 def _tune(
@@ -191,7 +193,6 @@ def _run(
     from hqtvae_fast.tune.jobs import TIME_SECONDS
     from hqtvae_fast.tune.parent import Parent
     from hqtvae_fast.tune.quality import unfit
-    from hqtvae_fast.tune.sites import without
     from hqtvae_fast.tune.tuner import Tuner
     from hqtvae_fast.tune.whole import packed_name, packed_plan
 
@@ -199,7 +200,6 @@ def _run(
     with waiting("Judging what 8 bits cost"):
         refused = unfit(name, device)
     sites, brought = _sites(name, device, sizes, refused)
-    sites = without(sites, refused)
     with Parent() as parent:
 
         def whole(plan: Plan, batch: int) -> float:

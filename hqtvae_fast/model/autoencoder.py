@@ -14,15 +14,15 @@ from torch import Tensor, nn
 
 from hqtvae_fast.config import GROUPS, VAEConfig
 from hqtvae_fast.model.attention import attention
+from hqtvae_fast.model.convolution import Conv, Conv3x3, Remade
 from hqtvae_fast.model.plain import plain
 from hqtvae_fast.modes import is_traced
 from hqtvae_fast.ops.kernels.add_maps import add_maps
-from hqtvae_fast.ops.kernels.conv3x3 import INT8, WINOGRAD, Int8Conv, way
 from hqtvae_fast.ops.kernels.conv_bytes import conv_bytes
 from hqtvae_fast.ops.kernels.conv_bytes.reference import to_bytes
 from hqtvae_fast.ops.kernels.group_norm_silu import add_group_norm_silu, group_norm_silu
+from hqtvae_fast.ops.kernels.round_map import Rounding
 from hqtvae_fast.ops.kernels.upsample_conv import fold_upsampling, upsample_conv
-from hqtvae_fast.ops.kernels.winograd_conv import transform_weights, winograd_conv
 from hqtvae_fast.ops.made import Made
 
 GROUP_NORM_EPS = 1e-6
@@ -41,6 +41,12 @@ class Trunk:
         self.shape = x.shape
         self.shift = shift
 
+    @property
+    def like(self) -> Tensor:
+        """The first map, to be looked at and not kept."""
+        assert self._maps is not None, "expected a trunk whose maps are still there"
+        return self._maps[0]
+
     def take(self) -> tuple[Tensor, Tensor | None]:
         assert self._maps is not None, "expected a trunk whose maps are still there"
         maps, self._maps = self._maps, None
@@ -53,76 +59,20 @@ class Trunk:
         return x + branch if self.shift is None else add_maps(x, branch, self.shift)
 
 
-def normalise(norm: nn.GroupNorm, trunk: Trunk, *, silu: bool) -> tuple[Tensor, Tensor]:
-    """The trunk's sum (of a map and a bias alone: the map), and the norm of it, with x*sigmoid(x) after it or not."""
+def normalise(
+    norm: nn.GroupNorm, trunk: Trunk, *, silu: bool, rounding: Rounding | None = None
+) -> tuple[Tensor, Tensor]:
+    """The trunk's sum (of a map and a bias alone: the map), and the norm of it, with x*sigmoid(x) after it or not, in
+    8 bits by ``rounding`` or not. (Of a norm that is another module than was built: never.)"""
     if not plain(norm, nn.GroupNorm):
         x = trunk.sum()
         return x, F.silu(norm(x)) if silu else norm(x)
     rest = (norm.weight, norm.bias, GROUPS, GROUP_NORM_EPS)
+    how: dict[str, Any] = {"silu": silu, "shift": trunk.shift, "rounding": rounding}
     x, branch = trunk.take()
     if branch is None:
-        return x, group_norm_silu(x, *rest, silu=silu, shift=trunk.shift)
-    return add_group_norm_silu(x, branch, *rest, silu=silu, shift=trunk.shift)
-
-
-class Conv(nn.Conv2d):
-    """A convolution that may leave its bias to who reads its output."""
-
-    def forward(self, x: Tensor, *, with_bias: bool = True) -> Tensor:
-        return super().forward(x) if with_bias else self._conv_forward(x, self.weight, None)
-
-
-class Remade(nn.Module):
-    """A convolution of a CPU for inference, by other weights that are made of its own when they are first needed and
-    never saved: four times as many for a kernel with a quarter of the multiplications, in fp32; or 8-bit ones, where
-    :func:`hqtvae_fast.model.calibration.calibrate` has set ``span`` and a plan says so."""
-
-    span: Tensor | None = None
-    """The least and the largest number of its input that 8 bits keep, fp32 [2] on the CPU."""
-
-    def __init__(self, *arguments: Any, **options: Any) -> None:
-        super().__init__(*arguments, **options)
-        self._transformed: Made[Tensor] = Made()
-        self._int8: Made[Int8Conv] = Made()
-
-    def remade(self, x: Tensor, weight: Tensor, bias: Tensor, *, doubled: bool = False) -> Tensor | None:
-        """The convolution; None where it is to be the plain one."""
-        chosen, span = way(x, weight, bias, self.span, doubled=doubled), self.span
-        if chosen == WINOGRAD:
-            transformed = self._transformed.of(lambda: transform_weights(weight), weight)
-            return winograd_conv(x, transformed, bias, doubled=doubled)
-        if chosen == INT8 and span is not None:
-            return self._int8.of(lambda: Int8Conv(weight, bias, doubled, span), weight, bias, span)(x)
-        return None
-
-    def drop(self) -> None:
-        self._transformed.drop()
-        self._int8.drop()
-
-    def _apply(self, *arguments: Any, **options: Any) -> Any:
-        self.drop()  # to another device or dtype
-        return super()._apply(*arguments, **options)
-
-    def train(self, mode: bool = True) -> Any:
-        if mode:  # the weights are about to change, and with them what later layers read
-            self.drop()
-            self.span = None
-        return super().train(mode)
-
-
-class Conv3x3(Remade, Conv):
-    """3x3 convolution, padded by 1."""
-
-    def __init__(self, in_channels: int, out_channels: int) -> None:
-        super().__init__(in_channels, out_channels, 3, padding=1)
-
-    def forward(self, x: Tensor, *, with_bias: bool = True) -> Tensor:
-        weight = self._parameters.get("weight")  # None: a parametrization's, computed anew each time
-        if with_bias and weight is not None and self.bias is not None:
-            y = self.remade(x, weight, self.bias)
-            if y is not None:
-                return y
-        return super().forward(x, with_bias=with_bias)
+        return x, group_norm_silu(x, *rest, **how)
+    return add_group_norm_silu(x, branch, *rest, **how)
 
 
 def adds_bias_later(x: Tensor) -> bool:
@@ -132,8 +82,10 @@ def adds_bias_later(x: Tensor) -> bool:
     return x.is_cuda and not torch.is_grad_enabled()
 
 
-def convolve(conv: Conv, x: Tensor) -> tuple[Tensor, Tensor | None]:
-    """The convolution of ``x``, and the bias that is yet to be added to it."""
+def convolve(conv: Conv, x: Tensor, eight: Any = None) -> tuple[Tensor, Tensor | None]:
+    """The convolution of ``x``, and the bias that is yet to be added to it; in 8 bits none."""
+    if eight is not None:
+        return eight(x), None
     if adds_bias_later(x) and plain(conv, Conv, Conv3x3):
         return conv(x, with_bias=False), conv.bias
     return conv(x), None
@@ -146,8 +98,20 @@ class NormSwish(nn.Module):
         super().__init__()
         self.norm = nn.GroupNorm(GROUPS, channels, eps=GROUP_NORM_EPS)
 
-    def forward(self, trunk: Trunk) -> tuple[Tensor, Tensor]:
-        return normalise(self.norm, trunk, silu=True)
+    def forward(self, trunk: Trunk, rounding: Rounding | None = None) -> tuple[Tensor, Tensor]:
+        """``rounding``: in 8 bits, for a convolution that is computed in them."""
+        return normalise(self.norm, trunk, silu=True, rounding=rounding)
+
+
+def eight_bits(conv: nn.Module, norm: nn.Module, trunk: Trunk) -> Any:
+    """What computes ``conv`` of the norm of a trunk in 8 bits, which that norm can write; None where it is not to."""
+    if plain(norm, NormSwish) and isinstance(conv, Conv3x3) and plain(conv, Conv3x3):
+        return conv.in_eight_bits(trunk.like)
+    return None
+
+
+def normed(norm: nn.Module, trunk: Trunk, eight: Any) -> tuple[Tensor, Tensor]:
+    return norm(trunk) if eight is None else norm(trunk, eight.rounding)
 
 
 class ResBlock(nn.Module):
@@ -164,11 +128,13 @@ class ResBlock(nn.Module):
         self.shortcut: Any = nn.Identity() if same else Conv(in_channels, out_channels, 1)
 
     def forward(self, trunk: Trunk) -> Trunk:
-        x, y = self.norm1(trunk)
-        first, shift = convolve(self.conv1, y)
+        eight = eight_bits(self.conv1, self.norm1, trunk)
+        x, y = normed(self.norm1, trunk, eight)
+        first, shift = convolve(self.conv1, y, eight)
         hidden = Trunk(first, shift=shift)
         del y, first  # so that three maps are alive at once, not four
-        branch, shift = convolve(self.conv2, self.dropout(self.norm2(hidden)[1]))
+        eight = eight_bits(self.conv2, self.norm2, hidden)
+        branch, shift = convolve(self.conv2, self.dropout(normed(self.norm2, hidden, eight)[1]), eight)
         if not isinstance(self.shortcut, nn.Identity):
             x, other = convolve(self.shortcut, x)
             shift = other if shift is None or other is None else shift + other
@@ -198,7 +164,12 @@ class Blocks(nn.Sequential):
 
     def forward(self, trunk: Trunk) -> Trunk:
         for layer in self:
-            trunk = layer(trunk) if isinstance(layer, (ResBlock, AttnBlock)) else Trunk(layer(trunk.sum()))
+            if isinstance(layer, (ResBlock, AttnBlock)):
+                trunk = layer(trunk)
+            elif isinstance(layer, Upsample) and plain(layer, Upsample):
+                trunk = Trunk(layer.of(trunk))
+            else:
+                trunk = Trunk(layer(trunk.sum()))
         return trunk
 
 
@@ -245,6 +216,16 @@ class Upsample(Remade):
     def drop(self) -> None:
         super().drop()
         self._folded.drop()
+
+    def of(self, trunk: Trunk) -> Tensor:
+        """:meth:`forward` of a trunk's sum, which in 8 bits is added while it is rounded."""
+        folded = None if torch.is_grad_enabled() or self.span is None else self.folded
+        eight = None
+        if folded is not None and self.conv.bias is not None:
+            eight = self.eight_bits(trunk.like, folded, self.conv.bias, doubled=True)
+        if eight is None:
+            return self(trunk.sum())
+        return eight.multiply(eight.round(*trunk.take(), trunk.shift))
 
     def forward(self, x: Tensor) -> Tensor:
         folded = None if torch.is_grad_enabled() else self.folded

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hqtvae_fast.model.autoencoder import Remade
+from hqtvae_fast.model.convolution import Remade
 from hqtvae_fast.model.hqvae import HQVAE
-from hqtvae_fast.ops.kernels.conv3x3.int8 import LEVELS
+from hqtvae_fast.ops.kernels.round_map.reference import LEVELS
 
 BINS = 8192
 FACTORS = 64

@@ -15,6 +15,7 @@ from hqtvae_fast.config import VAEConfig
 from hqtvae_fast.hardware import fp32_products
 from hqtvae_fast.model.autoencoder import Decoder, Encoder, Upsample
 from hqtvae_fast.model.code_tables import CodeTables, fold_tables
+from hqtvae_fast.model.convolution import Remade
 from hqtvae_fast.model.images import check_images, check_shape, none_yet, refuse_invalid
 from hqtvae_fast.model.plain import plain
 from hqtvae_fast.model.prepared import Prepared
@@ -165,6 +166,9 @@ class HQVAE(Prepared):
 
     def _make(self) -> list[Tensor]:
         made = [folded for layer in self._folding() if (folded := layer.folded) is not None]
+        for layer in tree(self.decoder):
+            if isinstance(layer, Remade):  # after the folded weights, of which an upsampling's 8-bit ones are made
+                layer.look()
         tables = self.code_tables
         return made if tables is None else [*made, *tables.tables, tables.base]
 

@@ -18,6 +18,7 @@ from hqtvae_fast.ops.kernels.prediction_head import PredictionHead
 from hqtvae_fast.ops.kernels.prefill_attention import prefill_attention
 from hqtvae_fast.ops.kernels.quantized_conv import quantized_conv
 from hqtvae_fast.ops.kernels.quantized_linear import quantized_linear
+from hqtvae_fast.ops.kernels.round_map import Rounding, round_map
 from hqtvae_fast.ops.kernels.sample_logits import sample_logits
 from hqtvae_fast.ops.kernels.skinny_linear import skinny_linear
 from hqtvae_fast.ops.kernels.soft_label_cross_entropy import soft_label_cross_entropy
@@ -26,6 +27,7 @@ from hqtvae_fast.ops.kernels.winograd_conv import winograd_conv
 
 __all__ = [
     "PredictionHead",
+    "Rounding",
     "add_group_norm_silu",
     "add_layer_norm",
     "add_maps",
@@ -45,6 +47,7 @@ __all__ = [
     "prefill_attention",
     "quantized_conv",
     "quantized_linear",
+    "round_map",
     "sample_logits",
     "skinny_linear",
     "soft_label_cross_entropy",

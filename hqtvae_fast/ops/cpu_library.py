@@ -11,6 +11,7 @@ from torch import Tensor
 
 PACKAGE = Path(__file__).parent.parent  # where setup.py puts it
 _POINTER, _COUNT = ctypes.c_void_p, ctypes.c_int64
+_ROUNDED = (ctypes.c_float, ctypes.c_int, ctypes.c_float, ctypes.c_int)  # eps, silu, 1 / scale, zero
 _SIGNATURES = {
     "hqtvae_linear_bf16_pack": (*[_POINTER] * 2, *[_COUNT] * 2),
     "hqtvae_linear_bf16": (*[_POINTER] * 5, *[_COUNT] * 3, ctypes.c_int),
@@ -24,8 +25,12 @@ _SIGNATURES = {
     "hqtvae_philox_words": (*[_POINTER] * 4, *[_COUNT] * 2),
     "hqtvae_group_norm_silu_fp32": (*[_POINTER] * 9, *[_COUNT] * 5, ctypes.c_float, ctypes.c_int),
     "hqtvae_group_norm_silu_bf16": (*[_POINTER] * 9, *[_COUNT] * 5, ctypes.c_float, ctypes.c_int),
+    "hqtvae_group_norm_silu_rounded_fp32": (*[_POINTER] * 9, *[_COUNT] * 5, *_ROUNDED),
+    "hqtvae_group_norm_silu_rounded_bf16": (*[_POINTER] * 9, *[_COUNT] * 5, *_ROUNDED),
     "hqtvae_group_norm_silu_backward_fp32": (*[_POINTER] * 9, *[_COUNT] * 5, ctypes.c_int),
     "hqtvae_group_norm_silu_backward_bf16": (*[_POINTER] * 9, *[_COUNT] * 5, ctypes.c_int),
+    "hqtvae_round_map_fp32": (*[_POINTER] * 3, _COUNT, ctypes.c_float, ctypes.c_int),
+    "hqtvae_round_map_bf16": (*[_POINTER] * 3, _COUNT, ctypes.c_float, ctypes.c_int),
     "hqtvae_winograd_scratch": (_COUNT, _COUNT),
     "hqtvae_winograd": (*[_POINTER] * 6, *[_COUNT] * 6, ctypes.c_int),
 }

@@ -38,6 +38,7 @@ class Made(Generic[T]):
         self.value: T | None = None
         self._sources: tuple[Tensor, ...] = ()  # held, so that no other tensor can have the name of one of them
         self._marks: tuple[Mark, ...] | None = None
+        self._make: Callable[[], T] | None = None
 
     def __reduce__(self) -> tuple[type[Made[T]], tuple[()]]:
         return Made, ()
@@ -45,13 +46,20 @@ class Made(Generic[T]):
     def is_right(self, *sources: Tensor) -> bool:
         return self._marks == tuple(map(mark, sources))
 
-    def of(self, make: Callable[[], T], *sources: Tensor) -> T:
-        """The value: what ``make`` gives for ``sources`` as they are."""
+    def of(self, make: Callable[[], T], *sources: Tensor, lasting: bool = False) -> T:
+        """The value: what ``make`` gives for ``sources`` as they are. ``lasting``: keep ``make`` for :meth:`again`;
+        it should hold no module, which would then hold itself."""
         if not self.is_right(*sources):
             with torch.inference_mode(False), torch.no_grad(), no_autocast():
                 self.value = _into(self.value, make())
             self._sources, self._marks = sources, tuple(map(mark, sources))
+            self._make = make if lasting else None
         return self.value  # type: ignore[return-value]
+
+    def again(self) -> None:
+        """Make it again, if there is one, where its sources have been written since."""
+        if self._make is not None and not self.is_right(*self._sources):
+            self.of(self._make, *self._sources, lasting=True)
 
     def unwritten(self, source: Tensor | None) -> bool:
         """Whether the one source is still this tensor at this version: a look that costs next to nothing."""
@@ -65,7 +73,7 @@ class Made(Generic[T]):
 
     def drop(self) -> None:
         """Give up its memory."""
-        self.value, self._sources, self._marks = None, (), None
+        self.value, self._sources, self._marks, self._make = None, (), None, None
 
 
 def _into(old: Any, new: Any) -> Any:

@@ -20,6 +20,7 @@ from hqtvae_fast import ops
 from hqtvae_fast.ops.explain import _signature, _signature_of_case
 from hqtvae_fast.ops.kernels.bias_gelu import FORMS
 from hqtvae_fast.ops.kernels.embed_codes import MODES
+from hqtvae_fast.ops.kernels.group_norm_silu.spec import FORM
 from hqtvae_fast.ops.kernels.skinny_linear import GELU
 from hqtvae_fast.ops.kernels.skinny_linear.spec import EPSILON, QUANTIZED
 from hqtvae_fast.ops.kernels.skinny_linear.triton import Workspace
@@ -208,12 +209,22 @@ def _local_attention(spec: Spec, qkv: Tensor, bias: Any, keys: Any, values: Any,
 
 
 def _group_norm_silu(
-    spec: Spec, x: Tensor, residual: Any, weight: Tensor, bias: Tensor, groups: int, eps: float, silu: bool, shift: Any
+    spec: Spec,
+    x: Tensor,
+    residual: Any,
+    weight: Tensor,
+    bias: Tensor,
+    groups: int,
+    eps: float,
+    silu: bool,
+    shift: Any,
+    form: str | None = None,
 ) -> Fitted | None:
     B, C, H, W = x.shape
     if H != W or not x.dtype == weight.dtype == bias.dtype:
         return None
     sizes = {"B": B, "C": C, "H": H, "G": groups, "sum": int(residual is not None), "shift": int(shift is not None)}
+    sizes["form"] = FORM.index(form)
     inputs = (x, residual, weight, bias, groups, eps, silu, shift)
     return _fit(spec, inputs, sizes, x.dtype, numbers=(4, 5, 6))
 

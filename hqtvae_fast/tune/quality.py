@@ -9,28 +9,31 @@ from __future__ import annotations
 
 import copy
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import cached_property
 from math import ceil, inf, isnan
 from typing import Any, NamedTuple, cast, get_args
 
 import torch
 from torch import Tensor, nn
 
-from hqtvae_fast.checkpoint import Checkpoint
+from hqtvae_fast.checkpoint import Checkpoint, spans_of
 from hqtvae_fast.config import TransformerConfig
 from hqtvae_fast.engine import EngineOptions, Executor, decode_codes
 from hqtvae_fast.engine.fused_step import make_step
-from hqtvae_fast.engine.options import QuantizedProducts
+from hqtvae_fast.engine.options import QuantizedProducts, read_precision
 from hqtvae_fast.engine.step import LevelLogits
 from hqtvae_fast.model import HQVAE, HQTransformer
-from hqtvae_fast.model.autoencoder import Remade, Upsample
+from hqtvae_fast.model.autoencoder import Upsample
 from hqtvae_fast.model.calibration import calibrate, roundable
+from hqtvae_fast.model.convolution import Remade
 from hqtvae_fast.model.linear import Linear, quantized_linears
 from hqtvae_fast.model.pyramid import to_local
 from hqtvae_fast.modes import inference
 from hqtvae_fast.ops import quantized_linear
-from hqtvae_fast.ops.kernels.conv3x3 import has_int8, int8
+from hqtvae_fast.ops.kernels.conv3x3 import EIGHT_BITS as CONVOLUTIONS
+from hqtvae_fast.ops.kernels.conv3x3 import INT8, QuantizedConv, has_int8
 from hqtvae_fast.ops.kernels.int8_linear import native
 from hqtvae_fast.pictures.images import psnr
 from hqtvae_fast.plan import Plan, recording, using
@@ -41,14 +44,15 @@ from hqtvae_fast.tune.whole import ModelName, any_rows, models_of
 MOST_KL = 2e-3
 """Of 8 bits: the mean over all positions, in nats."""
 LEAST_PSNR = 40.0
-"""Of int8: the mean over pictures, in dB."""
+"""Of int8 and fp8: the mean over pictures, in dB."""
 PROMPTS = ("tiger face, 3d", "red apple, flat", "rocket, shaded", "owl, 3d")  # as the demo model was trained
 POSITIONS = 2560
 """Judged at least: by 640 of them the demo model's KL is 2.3e-3, by 2,560 1.6e-3."""
-INPUTS_ROUNDED, MAPS_ROUNDED = "packed_linear native/int8", "conv3x3 onednn/int8"
+INPUTS_ROUNDED = "packed_linear native/int8"
 ROWS_ROUNDED: dict[str, QuantizedProducts] = {
     f"quantized_products={which}": which for which in get_args(QuantizedProducts)
 }
+CPU = torch.device("cpu")
 
 
 def compare(exact: Tensor, got: Tensor) -> tuple[float, float]:
@@ -94,48 +98,60 @@ def draw(made: Checkpoint, device: torch.device, positions: int = POSITIONS) -> 
 def unfit(name: ModelName, device: torch.device, positions: int = POSITIONS) -> dict[str, str]:
     """Of a model in 8 bits: the variants, as "op name" or "engine word", that take its predictions or its pictures
     further than :data:`MOST_KL` and :data:`LEAST_PSNR` from what it is in fp32 (of a file in int8: from its numbers in
-    fp32), on what it draws, and the reason.
+    fp32), on what it draws, and the reason; and of a calibrated decoder those in a form that the model is not in.
 
-    On a GPU of the engine's words, each by itself and in fp32 on the CPU, where it rounds to the same numbers. Empty
-    where nothing but weights is rounded, and of random weights, which predict nothing.
+    Judged on the CPU, whose 8 bits are a GPU's: there no variant is run that has not been proven. Of a GPU the engine's
+    words too, each by itself. Empty of random weights, which predict nothing, and where nothing but weights is rounded.
     """
     if name.preset is not None:
         return {}
-    return _unfit_kernels(name, device, positions) if device.type == "cpu" else _unfit_words(name, positions)
+    exact = _Exact(name, positions)
+    words = _unfit_words(name, exact) if device.type != "cpu" and name.eight_bits else {}
+    return words | _unfit_kernels(name, exact, device)
 
 
-def _unfit_kernels(name: ModelName, device: torch.device, positions: int) -> dict[str, str]:
-    rounded = name.open(device)
-    if rounded.quantization != "int8":
-        return {}
-    exact = replace(name, dtype="fp32", quantization=None).open(device)
-    drawn, found = draw(exact, device, positions), dict[str, str]()
-    if native.instructions():
-        pairs = zip(models_of(exact), models_of(rounded), strict=True)
-        found |= _judged(INPUTS_ROUNDED, max(_kl(*pair, drawn) for pair in pairs))
-    if has_int8() and any(layer.span is not None for _, layer in roundable(rounded.vae)):
-        pictures = decode_in_int8(rounded.vae, drawn.codes)
-        decibels = float(psnr(pictures, decode_codes(exact.vae, drawn.codes)).mean())
-        if decibels < LEAST_PSNR:
-            found[MAPS_ROUNDED] = f"gives pictures {decibels:.1f} dB from fp32's; expected at least {LEAST_PSNR:.0f}"
+class _Exact:
+    """What a model is in fp32, and what it draws, once that is asked for."""
+
+    def __init__(self, name: ModelName, positions: int) -> None:
+        self.name, self.positions = name, positions
+
+    @cached_property
+    def made(self) -> Checkpoint:
+        return replace(self.name, dtype="fp32", quantization=None).open(CPU)
+
+    @cached_property
+    def drawn(self) -> Drawn:
+        return draw(self.made, CPU, self.positions)
+
+
+def _unfit_words(name: ModelName, exact: _Exact) -> dict[str, str]:
+    found, wanted = dict[str, str](), models_of(exact.made)
+    for word in EIGHT_BITS:
+        if word in ROWS_ROUNDED:
+            with using(Plan("library")):  # products of what is not rounded are of weights alone, as a GPU has them
+                models = models_of(replace(name, dtype="fp32").open(CPU))
+                rounded = [round_rows(model, ROWS_ROUNDED[word]) for model in models]
+                kl = [_kl(*pair, exact.drawn) for pair in zip(wanted, rounded, strict=True)]
+        else:
+            kl = [engine_kl(model, exact.drawn, word) for model in wanted]
+        found |= _judged(f"engine {word}", max(kl, key=_far))
     return found
 
 
-def _unfit_words(name: ModelName, positions: int) -> dict[str, str]:
-    found = dict[str, str]()
-    if name.eight_bits:
-        cpu = torch.device("cpu")
-        exact = replace(name, dtype="fp32", quantization=None).open(cpu)
-        drawn = draw(exact, cpu, positions)
-        for word in EIGHT_BITS:
-            if word in ROWS_ROUNDED:
-                with using(Plan("library")):  # products of what is not rounded are of weights alone, as a GPU has them
-                    models = models_of(replace(name, dtype="fp32").open(cpu))
-                    rounded = [round_rows(model, ROWS_ROUNDED[word]) for model in models]
-                    kl = [_kl(*pair, drawn) for pair in zip(models_of(exact), rounded, strict=True)]
-            else:
-                kl = [engine_kl(model, drawn, word) for model in models_of(exact)]
-            found |= _judged(f"engine {word}", max(kl, key=_far))
+def _unfit_kernels(name: ModelName, exact: _Exact, device: torch.device) -> dict[str, str]:
+    if device.type != "cpu" and not spans_of(str(name.checkpoint)):
+        return {}
+    rounded = _on_the_cpu(name).open(CPU)
+    form, calibrated = rounded.quantization, any(layer.span is not None for _, layer in roundable(rounded.vae))
+    maps = maps_rounded(device) if calibrated else {}
+    found = {label: f"in {own}; the model is in {form or 'none'}" for label, own in maps.items() if own != form}
+    if device.type == "cpu" and form == "int8" and native.instructions():
+        pairs = zip(models_of(exact.made), models_of(rounded), strict=True)
+        found |= _judged(INPUTS_ROUNDED, max((_kl(*pair, exact.drawn) for pair in pairs), key=_far))
+    if form is not None and form in maps.values():
+        reason = _too_far(rounded.vae, exact.made.vae, exact.drawn, form)
+        found |= {label: reason for label, own in maps.items() if own == form and reason is not None}
     return found
 
 
@@ -171,6 +187,36 @@ class InEightBits(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return quantized_linear(x, *self.numbers)
+
+
+def maps_rounded(device: torch.device) -> dict[str, str]:
+    """Variants of 8-bit convolutions on a device of this kind, as "op name", and their numbers."""
+    if device.type == "cpu":
+        return {f"conv3x3 {INT8}": "int8"} if has_int8() else {}
+    return {f"conv3x3 {name}": kind.form for name, kind in CONVOLUTIONS.items() if name != INT8}
+
+
+def convolutions_left(vae: HQVAE, device: torch.device, refused: Mapping[str, str]) -> list[str]:
+    """Of a calibrated decoder on a GPU, the variant of each form that is not refused, tiles aside."""
+    if device.type == "cpu" or all(layer.span is None for _, layer in roundable(vae)):
+        return []
+    labels = (label for label in maps_rounded(device) if label not in refused)
+    return [name for label in labels if CONVOLUTIONS[name := label.partition(" ")[2]].tile is None]
+
+
+def _on_the_cpu(name: ModelName) -> ModelName:
+    """In what a CPU computes in, of which bf16 is the nearest to fp16."""
+    dtype = read_precision(name.dtype).dtype
+    return replace(name, dtype="bf16" if dtype is torch.float16 else str(dtype).removeprefix("torch."))
+
+
+def _too_far(rounded: HQVAE, exact: HQVAE, drawn: Drawn, form: str) -> str | None:
+    """Why pictures in 8 bits are not to be had, or None."""
+    pictures = decode_in_8_bits(rounded, drawn.codes, form)
+    decibels = float(psnr(pictures, decode_codes(exact, drawn.codes)).mean())
+    if decibels >= LEAST_PSNR:
+        return None
+    return f"gives pictures {decibels:.1f} dB from fp32's; expected at least {LEAST_PSNR:.0f}"
 
 
 @inference()
@@ -224,33 +270,33 @@ def calibrate_decoder(made: Checkpoint, positions: int = POSITIONS) -> None:
         layer.span = calibrated.span
 
 
-def decode_in_int8(vae: HQVAE, codes: Sequence[Tensor]) -> Tensor:
+def decode_in_8_bits(vae: HQVAE, codes: Sequence[Tensor], form: str = "int8") -> Tensor:
     """:func:`hqtvae_fast.engine.decode_codes` on a CPU with all convolutions in 8 bits that are calibrated to it: as a
-    plan would have them, or in whole numbers, slowly, where the processor has no instructions for it."""
-    if has_int8():
+    plan would have them, or by their definition, slowly, where the processor has no instructions for it."""
+    if form == "int8" and has_int8():
         with recording() as known:
             decode_codes(vae, codes)
         where = [key for key, (op, inputs) in known.items() if op == "conv3x3" and inputs[-1] is not None]
-        with using(Plan("tuned", dict.fromkeys(where, MAPS_ROUNDED.partition(" ")[2]))):
+        with using(Plan("tuned", dict.fromkeys(where, INT8))):
             return decode_codes(vae, codes)
     other = copy.deepcopy(vae)
     for name, layer in list(roundable(other)):
         if layer.span is not None:
             parent, _, own = name.rpartition(".")
-            setattr(other.get_submodule(parent), own, InWholeNumbers(layer))
+            setattr(other.get_submodule(parent), own, AsDefined(layer, layer.span, form))
     return decode_codes(other, codes)
 
 
-class InWholeNumbers(nn.Module):
-    """A calibrated convolution, as 8 bits are defined."""
+class AsDefined(nn.Module):
+    """A calibrated convolution in 8 bits, as a GPU's kernel is held to."""
 
-    def __init__(self, layer: Remade) -> None:
+    def __init__(self, layer: Remade, span: Tensor, form: str) -> None:
         super().__init__()
         conv: Any = layer.conv if isinstance(layer, Upsample) else layer
         folded = layer.folded if isinstance(layer, Upsample) else None
-        self.weights = conv.weight if folded is None else folded, conv.bias, folded is not None
-        assert layer.span is not None
-        self.span = layer.span
+        weight = conv.weight if folded is None else folded
+        made = QuantizedConv.of(weight, conv.bias, folded is not None, span, form=form)
+        self.convolve = made.by("reference")
 
     def forward(self, x: Tensor) -> Tensor:
-        return int8.conv3x3(x, *self.weights, self.span)
+        return self.convolve(x)

@@ -47,7 +47,7 @@ def _use_of_tiles(site: Site, tile: Any, multiprocessors: int) -> float:
 def _product(site: Site) -> tuple[int, int] | None:
     """Rows and columns of what a tiled operation multiplies, where that and not reading is what it takes."""
     shapes = [part["shape"] for part in site.inputs if isinstance(part, Mapping)]
-    if site.op == "upsample_conv":
+    if site.op in ("upsample_conv", "conv3x3"):
         (B, _, H, W), weight = shapes[:2]
         return B * H * W, weight[0]
     if site.op in ("draw_from_head", "quantized_linear"):

@@ -21,6 +21,7 @@ from hqtvae_fast.engine.coding import chunk_size
 from hqtvae_fast.engine.loop import Drawing, SamplingParams
 from hqtvae_fast.engine.options import EngineOptions
 from hqtvae_fast.model import HQVAE, HQTransformer
+from hqtvae_fast.model.calibration import roundable
 from hqtvae_fast.model.empty import without_values
 from hqtvae_fast.model.linear import Linear, QuantizedWeight, quantized_linears
 from hqtvae_fast.modes import inference
@@ -84,10 +85,12 @@ def find_sites(
     device: torch.device,
     batches: Sequence[int],
     engines: Sequence[str] = ("",),
+    convolutions: Sequence[str] = (),
 ) -> list[Site]:
     """Of drawing, decoding and, on a GPU, encoding so many images at once; ``vae`` None: of drawing alone. On a GPU,
     there or not, everything is of fake tensors; on a CPU two steps and a decode are run. ``engines``: texts as a plan
-    has them, to draw by each."""
+    has them, to draw by each. ``convolutions``: variants of a GPU's calibrated convolutions, before which norms round:
+    these are choices too."""
     specs, found = all_specs(), dict[str, Site]()
     for batch in sorted(set(batches)):
         with _recorded() as known:
@@ -98,6 +101,8 @@ def find_sites(
                         _onto_device(module)
                     folded = decoder[0].fold() if decoder else None
                     _run(empty, folded, torch.device("cuda"), batch, engines)
+                    if folded is not None:
+                        _meet_rounding_norms(folded, batch, known, convolutions)
                     sites = list(_sites(specs, known, batch))
             else:
                 _run(models, vae, device, batch, engines)
@@ -151,9 +156,7 @@ def _run(
         _draw(models, device, batch, EngineOptions.read(engine))
     if vae is None:
         return
-    images = batch if device.type == "cuda" else min(batch, chunk_size(vae, device))
-    sides = vae.config.level_sides
-    vae.decode_bytes([torch.zeros(images, side, side, dtype=torch.int64, device=device) for side in sides])
+    images = _decode(vae, device, batch)
     if device.type == "cuda":  # whose kernels run once they are verified; on a CPU it takes as long as all the rest
         R = vae.config.resolution
         vae.quantize(vae.latents(torch.zeros(images, 3, R, R, dtype=torch.float32, device=device)))
@@ -172,8 +175,27 @@ def _draw(models: Sequence[HQTransformer], device: torch.device, batch: int, opt
         drawing.run(steps=STEPS)
 
 
+def _decode(vae: HQVAE, device: torch.device, batch: int) -> int:
+    """A chunk of a batch; how many images it has."""
+    images = batch if device.type == "cuda" else min(batch, chunk_size(vae, device))
+    sides = vae.config.level_sides
+    vae.decode_bytes([torch.zeros(images, side, side, dtype=torch.int64, device=device) for side in sides])
+    return images
+
+
+def _meet_rounding_norms(vae: HQVAE, batch: int, known: plans.Sites, variants: Sequence[str]) -> None:
+    """Beside what is known, a decode with its calibrated convolutions by each variant. What that calls by name is no
+    choice: it is proven and timed as a part of the variant."""
+    for variant in variants:
+        choices = {key: variant for key, (op, _) in known.items() if op == "conv3x3"}
+        with plans.using(plans.Plan("tuned", choices)):
+            _decode(vae, torch.device("cuda"), batch)
+    for key in [key for key, (op, _) in known.items() if op in ("quantized_conv", "round_map")]:
+        del known[key]
+
+
 def _without_values(models: Sequence[HQTransformer], vae: HQVAE | None) -> tuple[list[HQTransformer], list[HQVAE]]:
-    """Models of the same shapes and dtypes, quantized alike."""
+    """Models of the same shapes and dtypes, quantized and calibrated alike."""
     kinds = [{name: own.kind for name, own in quantized_linears(model).items()} for model in models]
     with torch.inference_mode(False), torch.no_grad(), without_values():
         empty = [HQTransformer(model.config).to(model.norm.weight.dtype).eval() for model in models]
@@ -185,6 +207,8 @@ def _without_values(models: Sequence[HQTransformer], vae: HQVAE | None) -> tuple
             return empty, []
         decoder = HQVAE(vae.config).eval()
         decoder.set_decoder_dtype(vae.post_quant_conv.weight.dtype)
+        for (_, convolution), (_, calibrated) in zip(roundable(decoder), roundable(vae), strict=True):
+            convolution.span = calibrated.span
     return empty, [decoder]
 
 

@@ -21,6 +21,7 @@ from hqtvae_fast.engine.executor import Executor, Job, Rows, generate
 from hqtvae_fast.engine.loop import SamplingParams
 from hqtvae_fast.engine.options import read_precision
 from hqtvae_fast.model import HQTransformer
+from hqtvae_fast.model.calibration import roundable
 from hqtvae_fast.model.empty import without_values
 from hqtvae_fast.model.linear import Linear, QuantizedWeight, quantize_linears
 from hqtvae_fast.plan import Plan
@@ -62,11 +63,14 @@ class ModelName:
         return made
 
     def shapes(self) -> Checkpoint:
-        """Without values, and without a device; quantized as asked for."""
+        """Without values, and without a device; quantized as asked for, with the spans that a checkpoint has."""
         dtype = read_precision(self.dtype).dtype
+        spans = checkpoints.spans_of(str(self.checkpoint)) if self.preset is None else {}
         with without_values():
             made = checkpoints.build(self.config)
             made.vae.set_decoder_dtype(dtype)
+        for layer_name, convolution in roundable(made.vae):
+            convolution.span = spans.get(f"vae.{layer_name}")
         for model in models_of(made):
             model.to(dtype)
             for layer in model.modules():

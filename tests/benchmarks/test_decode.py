@@ -74,7 +74,7 @@ def test_plain_decoders_keep_to_torchs_convolutions(monkeypatch):
     def fail(*_, **__):
         raise AssertionError("a plain decoder asked for our kernel")
 
-    monkeypatch.setattr("hqtvae_fast.model.autoencoder.winograd_conv", fail)
+    monkeypatch.setattr("hqtvae_fast.model.convolution.winograd_conv", fail)
     vae = golden_pipeline("class_parallel").vae
     codes = [torch.zeros(1, side, side, dtype=torch.int64) for side in vae.config.level_sides]
     images = [PlainDecoder(vae, channels_last=channels_last)(codes) for channels_last in (False, True)]

@@ -13,6 +13,7 @@ import torch
 
 from hqtvae_fast.ops.kernels.group_norm_silu import add_group_norm_silu, group_norm_silu, reference, triton
 from hqtvae_fast.ops.kernels.group_norm_silu.spec import SPEC, make_inputs
+from hqtvae_fast.ops.kernels.round_map import Rounding, round_map
 
 torch.set_num_threads(1)
 CPU = torch.device("cpu")
@@ -21,8 +22,10 @@ CPU = torch.device("cpu")
 def small_cases():
     for case in SPEC.small:
         for silu in (True, False):
-            *most, _, shift = make_inputs(case, CPU, 0)
-            inputs = (*most, silu, shift)
+            *most, _, shift, form, scale, zero = make_inputs(case, CPU, 0)
+            if form == "uint8":
+                continue
+            inputs = (*most, silu, shift, form, scale, zero)
             got = SPEC.run(*inputs, backend="triton")
             try:
                 SPEC.check(got, SPEC.reference(*inputs), inputs)
@@ -32,6 +35,8 @@ def small_cases():
 
 def large_means():
     for case in SPEC.small:
+        if case.sizes.get("form"):
+            continue
         inputs = make_inputs(case, CPU, 0, offset=50.0 if case.dtype is torch.float16 else 300.0)
         SPEC.check(SPEC.run(*inputs, backend="triton"), SPEC.reference(*inputs), inputs)
 
@@ -42,6 +47,17 @@ def an_image_alone_and_in_a_batch():
     for image in range(len(x)):
         alone = add_group_norm_silu(x[image : image + 1], residual[image : image + 1], weight, bias, backend="triton")
         assert torch.equal(alone[0][0], total[image]) and torch.equal(alone[1][0], y[image])
+
+
+def rounded_as_the_result_is():
+    x, residual, weight, bias, groups, eps, silu, *_ = make_inputs(SPEC.small[2], CPU, 0)
+    cases = ((Rounding("int8", 0.031, -97), None), (Rounding("fp8", 0.01), torch.randn(x.shape[1])))
+    for rounding, shift in cases:
+        how = dict(shift=shift, backend="triton")
+        total, y = add_group_norm_silu(x, residual, weight, bias, groups, eps, **how)
+        own, numbers = add_group_norm_silu(x, residual, weight, bias, groups, eps, rounding=rounding, **how)
+        assert torch.equal(total, own)
+        assert torch.equal(numbers.float(), round_map(y, rounding, backend="reference").float())
 
 
 def backward():
@@ -62,7 +78,7 @@ def backward():
 
 
 def strided_vectors():
-    x, residual, weight, bias, groups, eps, silu, _ = make_inputs(SPEC.small[2], CPU, 0)
+    x, residual, weight, bias, groups, eps, silu, *_ = make_inputs(SPEC.small[2], CPU, 0)
     vectors = (weight, bias, torch.randn(weight.shape))
     strided = [torch.stack([y, -y], 1)[:, 0] for y in vectors]
     one, other = (triton.forward(x, residual, w, b, groups, eps, silu, s) for w, b, s in (vectors, strided))
@@ -72,15 +88,16 @@ def strided_vectors():
 
 
 def operators():
-    x, residual, weight, bias, groups, eps, silu, _ = make_inputs(SPEC.small[2], CPU, 0)
+    x, residual, weight, bias, groups, eps, silu, *_ = make_inputs(SPEC.small[2], CPU, 0)
     x, residual, weight, bias = (y.requires_grad_() for y in (x, residual, weight, bias))
     for added in (None, residual):
-        inputs = (x, added, weight, bias, groups, eps, silu, None, "triton")
+        inputs = (x, added, weight, bias, groups, eps, silu, None, None, 1.0, 0, "triton")
         torch.library.opcheck(torch.ops.hqtvae_fast.group_norm_silu.default, inputs)
 """
 
 CHECKS = Checks(
-    ("small_cases", "an_image_alone_and_in_a_batch", "backward"), slow=("large_means", "strided_vectors", "operators")
+    ("small_cases", "an_image_alone_and_in_a_batch", "rounded_as_the_result_is", "backward"),
+    slow=("large_means", "strided_vectors", "operators"),
 )
 
 

@@ -15,13 +15,16 @@ from hqtvae_fast.ops.kernels.upsample_conv.triton import Tile
 torch.set_num_threads(1)
 CPU = torch.device("cpu")
 # NumPy multiplies integers without a library.
-triton.LARGE = triton.SMALL = Tile(32, 64, 64, warps=4, stages=2)
+triton.LARGE = triton.SMALL = triton.FEW = Tile(32, 64, 64, warps=4, stages=2)
 
 
 def small_cases():
     for case in SPEC.small:
         inputs = make_inputs(case, CPU, 0)
-        SPEC.check(SPEC.run(*inputs, backend="triton"), SPEC.reference(*inputs), inputs)
+        got = SPEC.run(*inputs, backend="triton")
+        SPEC.check(got, SPEC.reference(*inputs), inputs)
+        if case.dtype is torch.float32 and not case["fp8"]:  # sums are exact, and what follows in one order
+            assert torch.equal(got, SPEC.run(*inputs, backend="reference")), case.name
 
 
 def operators():

@@ -15,8 +15,11 @@ from hqtvae_fast.ops import add_group_norm_silu, group_norm_silu
 from hqtvae_fast.ops.cpu_library import load
 from hqtvae_fast.ops.kernels.group_norm_silu import triton
 from hqtvae_fast.ops.kernels.group_norm_silu.spec import SPEC, make_inputs
+from hqtvae_fast.ops.kernels.round_map import FORMS, Rounding, round_map
 
 CPU = torch.device("cpu")
+SHIFTED = [case for case in SPEC.small if case.sizes.get("shift") and not case.sizes.get("form")]
+IN_8_BITS = next(case for case in SPEC.small if case.name == "int8, sum")
 BACKENDS = [
     pytest.param("native", marks=pytest.mark.skipif(load()[0] is None, reason=f"compiled kernels: {load()[1]}")),
     "reference",
@@ -24,8 +27,8 @@ BACKENDS = [
 
 
 def with_silu(inputs, silu):
-    *most, _, shift = inputs
-    return (*most, silu, shift)
+    *most, _, shift, form, scale, zero = inputs
+    return (*most, silu, shift, form, scale, zero)
 
 
 def define(x, weight, bias, groups=32, silu=True):
@@ -42,8 +45,12 @@ def define(x, weight, bias, groups=32, silu=True):
 @pytest.mark.parametrize("case", SPEC.small, ids=lambda case: case.name)
 def test_small_cases(case, backend, silu):
     inputs = with_silu(make_inputs(case, CPU, 0), silu)
-    if backend == "native" and inputs[-1] is not None:
+    if backend == "native" and inputs[-4] is not None:
         with pytest.raises(BackendError, match="expected no shift: convolutions on a CPU add their bias themselves"):
+            SPEC.run(*inputs, backend=backend)
+        return
+    if backend == "native" and inputs[-3] not in (None, "uint8"):
+        with pytest.raises(BackendError, match="expected uint8 on a CPU; got"):
             SPEC.run(*inputs, backend=backend)
         return
     if backend == "native" and case.dtype is torch.float16:
@@ -107,6 +114,46 @@ def test_the_sum_is_torchs(backend, dtype):
     assert torch.equal(total, x + residual)
     assert torch.equal(y, group_norm_silu(total, weight, bias, backend=backend))
     assert total.is_contiguous(memory_format=torch.channels_last)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    batch=st.integers(1, 3),
+    side=st.integers(1, 9),
+    size=st.integers(1, 5),
+    form=st.sampled_from(list(FORMS)),
+    dtype=st.sampled_from([torch.float32, torch.bfloat16]),
+    summed=st.booleans(),
+    silu=st.booleans(),
+    low=st.floats(-1.0, 0.0),
+    high=st.floats(0.1, 3.0),
+)
+def test_in_8_bits_it_is_the_result_rounded(batch, side, size, form, dtype, summed, silu, low, high):
+    """Bit for bit, whoever computes it, and the sum beside it is the same."""
+    generator = torch.Generator().manual_seed(side)
+    x, residual = (torch.randn(batch, 32 * size, side, side, generator=generator) for _ in range(2))
+    x, residual = (each.to(dtype=dtype, memory_format=torch.channels_last) for each in (x, residual))
+    weight, bias = (torch.randn(32 * size, generator=generator) for _ in range(2))
+    rounding = Rounding.of(torch.tensor([low, high]), form)
+    for backend in ("native", "reference", "torch"):
+        if backend == "native" and (load()[0] is None or form != "uint8"):
+            continue
+        how = {"silu": silu, "backend": backend}
+        if summed:
+            total, y = add_group_norm_silu(x, residual, weight, bias, **how)
+            own, numbers = add_group_norm_silu(x, residual, weight, bias, rounding=rounding, **how)
+            assert torch.equal(own, total)
+        else:
+            y = group_norm_silu(x, weight, bias, **how)
+            numbers = group_norm_silu(x, weight, bias, rounding=rounding, **how)
+        assert numbers.stride() == x.stride()
+        assert torch.equal(numbers.float(), round_map(y, rounding, backend="reference").float())
+
+
+def test_8_bits_have_no_gradient():
+    x, _, weight, bias, *_ = make_inputs(SPEC.small[1], CPU, 0)
+    with pytest.raises(ValueError, match="rounding: expected inference; got tensors that require gradients"):
+        group_norm_silu(x.requires_grad_(), weight, bias, rounding=Rounding("int8", 0.1))
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -185,28 +232,28 @@ def test_a_gradient_of_the_sum_alone_passes_by_the_norm():
 @pytest.mark.parametrize("added", [False, True])
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_opcheck(backend, added):
-    x, residual, weight, bias, groups, eps, silu, _ = make_inputs(SPEC.small[2], CPU, 0)
+    x, residual, weight, bias, groups, eps, silu, *_ = make_inputs(SPEC.small[2], CPU, 0)
     x, residual, weight, bias = (y.requires_grad_() for y in (x, residual, weight, bias))
-    inputs = (x, residual if added else None, weight, bias, groups, eps, silu, None, backend)
+    inputs = (x, residual if added else None, weight, bias, groups, eps, silu, None, None, 1.0, 0, backend)
     torch.library.opcheck(torch.ops.hqtvae_fast.group_norm_silu.default, inputs)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_opcheck_of_the_backward_operator(backend):
-    x, _, weight, bias, groups, eps, silu, _ = make_inputs(SPEC.small[2], CPU, 0)
+    x, _, weight, bias, groups, eps, silu, *_ = make_inputs(SPEC.small[2], CPU, 0)
     operators = torch.ops.hqtvae_fast
-    _, _, mean, rstd = operators.group_norm_silu(x, None, weight, bias, groups, eps, silu, None, backend)
+    _, _, mean, rstd = operators.group_norm_silu(x, None, weight, bias, groups, eps, silu, None, None, 1.0, 0, backend)
     inputs = (torch.ones_like(x), x, weight, bias, mean, rstd, silu, backend)
     torch.library.opcheck(operators.group_norm_silu_backward.default, inputs)
 
 
-@pytest.mark.parametrize("case", SPEC.small[-2:], ids=lambda case: case.name)
-def test_opcheck_with_a_shift(case):
+@pytest.mark.parametrize("case", [*SHIFTED, IN_8_BITS], ids=lambda case: case.name)
+def test_opcheck_with_a_shift_and_in_8_bits(case):
     torch.library.opcheck(torch.ops.hqtvae_fast.group_norm_silu.default, (*make_inputs(case, CPU, 0), "reference"))
 
 
 def test_a_shift_is_an_addition():
-    x, _, weight, bias, *_, shift = make_inputs(SPEC.small[-2], CPU, 0)
+    x, _, weight, bias, *_, shift, _, _, _ = make_inputs(SHIFTED[0], CPU, 0)
     moved = x + shift[:, None, None]
     torch.testing.assert_close(
         group_norm_silu(x, weight, bias, shift=shift), group_norm_silu(moved, weight, bias), rtol=0, atol=2e-6
@@ -217,9 +264,18 @@ def test_a_shift_is_an_addition():
 
 
 def test_the_check_sees_a_forgotten_shift():
-    *most, shift = inputs = make_inputs(SPEC.small[-1], CPU, 0)
+    *most, shift, form, scale, zero = inputs = make_inputs(SHIFTED[1], CPU, 0)
     with pytest.raises(AssertionError, match="the sum: off by"):
-        SPEC.check(SPEC.run(*most, torch.zeros_like(shift)), SPEC.reference(*inputs), inputs)
+        SPEC.check(SPEC.run(*most, torch.zeros_like(shift), form, scale, zero), SPEC.reference(*inputs), inputs)
+
+
+def test_the_check_sees_a_number_of_another_result():
+    inputs = make_inputs(IN_8_BITS, CPU, 0)
+    y, total = SPEC.run(*inputs)
+    SPEC.check((y, total), SPEC.reference(*inputs), inputs)
+    y[1, 3, 2, 2] += 1
+    with pytest.raises(AssertionError, match="the result: numbers of another result"):
+        SPEC.check((y, total), SPEC.reference(*inputs), inputs)
 
 
 @pytest.mark.parametrize(

@@ -9,8 +9,9 @@ import torch
 import torch.nn.functional as F
 
 from hqtvae_fast.backend import BackendError, choose
-from hqtvae_fast.model.autoencoder import Conv3x3, Upsample
+from hqtvae_fast.model.autoencoder import Upsample
 from hqtvae_fast.model.calibration import best_span
+from hqtvae_fast.model.convolution import Conv3x3
 from hqtvae_fast.ops.kernels.conv3x3 import BACKENDS, INT8, Int8Conv, int8, onednn, way
 from hqtvae_fast.ops.kernels.conv3x3.spec import SPEC
 from hqtvae_fast.plan import Plan, site, using
@@ -52,22 +53,6 @@ def test_the_check_sees_a_wrong_scale_and_numbers_cut_off():
     for span in (1.001 * inputs[-1], torch.stack([0 * inputs[-1][0], inputs[-1][1]])):
         with pytest.raises(AssertionError):
             SPEC.check(int8.conv3x3(*inputs[:-1], span), SPEC.reference(*inputs), inputs)
-
-
-def test_maps_are_rounded_to_nearest_and_cut_off():
-    span = torch.tensor([-1.0, 1.55])
-    scale, zero = int8.scale_and_zero(span)
-    assert (zero, scale) == (100, pytest.approx(0.01))
-    x = torch.tensor([-9.0, -1.0, -0.004, 0.0, 0.006, 1.55, 9.0, float("inf"), float("nan")])
-    assert int8.round_map(x, scale, zero).tolist() == [0, 0, 100, 100, 101, 255, 255, 255, 100]
-
-
-@pytest.mark.parametrize("span", [[1.0, 2.0], [-2.0, -1.0], [0.0, 0.0]])
-def test_zero_is_always_a_number(span):
-    scale, zero = int8.scale_and_zero(torch.tensor(span))
-    assert scale > 0
-    assert 0 <= zero <= int8.LEVELS
-    assert int8.round_map(torch.zeros(1), scale, zero).item() == zero
 
 
 def test_a_span_leaves_out_what_is_rare():

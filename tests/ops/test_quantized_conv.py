@@ -5,10 +5,13 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from hqtvae_fast.backend import BackendError
-from hqtvae_fast.ops.kernels.quantized_conv import quantize, quantize_weights, quantized_conv
+from hqtvae_fast.ops.kernels.quantized_conv import quantize, quantize_weights, quantized_conv, triton, zero_offsets
 from hqtvae_fast.ops.kernels.quantized_conv.spec import SPEC, make_inputs
+from hqtvae_fast.ops.kernels.upsample_conv.spec import exact as upsample_exactly
 
 CPU = torch.device("cpu")
 FP8 = torch.float8_e4m3fn
@@ -54,6 +57,40 @@ def test_sums_of_int8_are_exact_where_fp32_is_not():
     assert bool((got[..., 1, 1] - plain[..., 1, 1]).abs().max() < 2**-20 * whole)
 
 
+@settings(max_examples=60, deadline=None)
+@given(
+    batch=st.integers(1, 2),
+    channels=st.integers(1, 5),
+    height=st.integers(1, 5),
+    width=st.integers(1, 5),
+    outputs=st.integers(1, 4),
+    folded=st.booleans(),
+    zero=st.integers(-128, 127),
+)
+def test_a_number_that_stands_for_0_is_taken_off_exactly(batch, channels, height, width, outputs, folded, zero):
+    """As if each number had been less by it, and 0 lay beyond the map; at every border."""
+    generator = torch.Generator().manual_seed(zero + 128)
+    x = torch.randint(-128, 128, (batch, channels, height, width), generator=generator, dtype=torch.int8)
+    shape = (4 * outputs, channels, 2, 2) if folded else (outputs, channels, 3, 3)
+    weight = torch.randint(-127, 128, shape, generator=generator, dtype=torch.int8)
+    ones, bias = (torch.ones(1), torch.ones(len(weight))), torch.zeros(outputs)
+    got = quantized_conv(x, weight, *ones, bias, offsets=zero_offsets(weight, zero), dtype=torch.float32)
+    moved, wide = x.double() - zero, weight.double()
+    if folded:
+        wanted = upsample_exactly(moved, wide, bias.double())
+    else:
+        wanted = F.conv2d(moved, wide, padding=1)
+    assert torch.equal(got.double(), wanted)
+
+
+def test_the_check_sees_a_zero_that_is_forgotten_or_one_too_many():
+    case = next(case for case in SPEC.small if case["zero"])
+    *most, offsets, dtype = inputs = make_inputs(case, CPU, 0)
+    for wrong in (None, offsets + 1):
+        with pytest.raises(AssertionError, match="off by"):
+            SPEC.check(SPEC.run(*most, wrong, dtype), SPEC.reference(*inputs), inputs)
+
+
 def test_the_check_sees_a_forgotten_scale():
     x, weight, x_scales, *rest = inputs = make_inputs(SPEC.small[0], CPU, 0)
     with pytest.raises(AssertionError, match="off by"):
@@ -67,7 +104,7 @@ def test_the_baseline_has_the_same_shape(case):
     assert baseline(*inputs).shape == SPEC.run(*inputs).shape
 
 
-@pytest.mark.parametrize("case", [SPEC.small[0], SPEC.small[3]], ids=lambda case: case.name)
+@pytest.mark.parametrize("case", [SPEC.small[0], SPEC.small[3], SPEC.small[5]], ids=lambda case: case.name)
 def test_opcheck(case):
     """Of int8 alone: opcheck multiplies its inputs, and torch has no product of fp8 numbers."""
     inputs = (*make_inputs(case, CPU, 0), "reference")
@@ -100,6 +137,25 @@ X, WEIGHT, SCALES = (
 def test_refusals(inputs, message):
     with pytest.raises(ValueError, match=message):
         quantized_conv(*inputs)
+
+
+@pytest.mark.parametrize(
+    "x, scales, offsets, message",
+    [
+        (X, 1, torch.zeros(16, 20), r"offsets: expected int32 \[16, 20\]; got torch.float32 \[16, 20\]"),
+        (X, 1, torch.zeros(20, dtype=torch.int32), r"offsets: expected int32 \[16, 20\]; got torch.int32 \[20\]"),
+        (X, 2, torch.zeros(16, 20, dtype=torch.int32), "offsets: expected int8 with one scale; got torch.int8 with 2"),
+    ],
+)
+def test_refusals_of_offsets(x, scales, offsets, message):
+    with pytest.raises(ValueError, match=message):
+        quantized_conv(x, WEIGHT, SCALES[:scales], SCALES, SCALES, offsets=offsets)
+
+
+def test_few_pixels_are_cut_into_small_tiles():
+    x, weight = (torch.zeros(1, 512, 16, 16), torch.zeros(512, 512, 3, 3))
+    assert triton.pick_tile(x, weight, 1) == triton.FEW
+    assert triton.pick_tile(torch.zeros(50, 1, 32, 32), weight, 1) == triton.LARGE
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from conftest import golden_pipeline, golden_values
 
 from hqtvae_fast.backend import BackendError
-from hqtvae_fast.model.autoencoder import Conv3x3, Upsample
+from hqtvae_fast.model.autoencoder import Upsample
+from hqtvae_fast.model.convolution import Conv3x3
 from hqtvae_fast.ops import winograd_conv
 from hqtvae_fast.ops.cpu_library import load
 from hqtvae_fast.ops.kernels.conv3x3 import WINOGRAD, way
@@ -148,7 +149,7 @@ def calls(monkeypatch) -> list[bool]:
         seen.append(doubled)
         return winograd_conv(*arguments, doubled=doubled)
 
-    monkeypatch.setattr("hqtvae_fast.model.autoencoder.winograd_conv", run)
+    monkeypatch.setattr("hqtvae_fast.model.convolution.winograd_conv", run)
     return seen
 
 

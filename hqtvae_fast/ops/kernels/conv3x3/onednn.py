@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from hqtvae_fast.hardware import cpu_features
-from hqtvae_fast.ops.kernels.conv3x3.int8 import round_map, scale_and_zero
 from hqtvae_fast.ops.kernels.quantized_conv.formats import quantize_weights
+from hqtvae_fast.ops.kernels.round_map import Rounding, round_map
 from hqtvae_fast.ops.kernels.upsample_conv.reference import interleave
 
 DTYPES = (torch.float32, torch.bfloat16)
@@ -39,24 +39,32 @@ class Int8Conv:
     """Weights in 8 bits, laid out for oneDNN, for maps in ``span``."""
 
     def __init__(self, weight: Tensor, bias: Tensor, doubled: bool, span: Tensor) -> None:
-        self.doubled, (self.scale, self.zero) = doubled, scale_and_zero(span)
+        self.doubled, self.dtype, self.rounding = doubled, weight.dtype, Rounding.of(span, "uint8")
         numbers, self.scales = quantize_weights(weight.detach(), torch.int8)
         self.zeros = torch.zeros(len(weight), dtype=torch.int64, device=weight.device)
         self.bias = bias.detach().float().repeat(len(weight) // len(bias))
-        where = (self.scale, self.zero, [1, 1], [1, 1], [1, 1], 1, None)
+        where = (self.rounding.scale, self.rounding.zero, [1, 1], [1, 1], [1, 1], 1, None)
         self.packed = torch.ops.onednn.qconv_prepack(numbers.contiguous(), self.scales, *where)
 
     def __call__(self, x: Tensor) -> Tensor:
-        """[B, C, H, W] to [B, N, H, W], or twice as large, in x's dtype and channels-last memory."""
-        rounded = round_map(x, self.scale, self.zero)
-        given = (rounded, self.scale, self.zero, self.packed, self.scales, self.zeros, self.bias)
-        how: tuple[Any, ...] = ([1, 1], [1, 1], [1, 1], 1, 1.0, 0, x.dtype, "none", [], "")
+        """[B, C, H, W] to [B, N, H, W], or twice as large, in the weight's dtype and channels-last memory; ``x`` in
+        8 bits, or to be."""
+        return self.multiply(x if x.dtype is torch.uint8 else self.round(x))
+
+    def round(self, x: Tensor, residual: Tensor | None = None, shift: Tensor | None = None) -> Tensor:
+        """A map, or a sum, in 8 bits."""
+        return round_map(x, self.rounding, residual=residual, shift=shift)
+
+    def multiply(self, numbers: Tensor) -> Tensor:
+        known = (self.rounding.scale, self.rounding.zero)
+        given = (numbers, *known, self.packed, self.scales, self.zeros, self.bias)
+        how: tuple[Any, ...] = ([1, 1], [1, 1], [1, 1], 1, 1.0, 0, self.dtype, "none", [], "")
         y = torch.ops.onednn.qconv_pointwise(*given, *how)
         if not self.doubled:
             return y
-        (B, _, H, W), N = x.shape, len(self.bias) // 4
+        (B, _, H, W), N = numbers.shape, len(self.bias) // 4
         memory = torch.channels_last
-        out = torch.empty(B, N, 2 * H, 2 * W, dtype=x.dtype, device=x.device, memory_format=memory)
+        out = torch.empty(B, N, 2 * H, 2 * W, dtype=self.dtype, device=y.device, memory_format=memory)
         return interleave(y, out)
 
 

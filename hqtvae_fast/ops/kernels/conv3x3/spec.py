@@ -1,4 +1,4 @@
-"""Real cases, inputs, cost and tolerance of the decoder's convolutions on a CPU."""
+"""Real cases, inputs, cost and tolerance of the decoder's 3x3 convolutions."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from hqtvae_fast.backend import choose
-from hqtvae_fast.ops.kernels.conv3x3 import BACKENDS, INT8, WINOGRAD, Int8Conv, int8
+from hqtvae_fast.ops.kernels.conv3x3 import BACKENDS, EIGHT_BITS, WINOGRAD, QuantizedConv, int8
 from hqtvae_fast.ops.kernels.upsample_conv import fold_upsampling
 from hqtvae_fast.ops.kernels.upsample_conv.spec import exact as doubled_exactly
 from hqtvae_fast.ops.kernels.winograd_conv import spec as winograd
@@ -21,6 +21,7 @@ from hqtvae_fast.ops.spec import Case, Cost, Spec
 Inputs = tuple[Tensor, Tensor, Tensor, bool, "Tensor | None"]
 INT8_TOLERANCE = 2**-20
 """Of the largest output, beside a rounding to the dtype, from the same whole numbers: for scales and bias in fp32."""
+FP8_TOLERANCE = 2**-10
 _made: WeakTensorKeyDictionary = WeakTensorKeyDictionary()  # as a model keeps it: made once for a weight
 
 
@@ -40,7 +41,7 @@ SMALL_CASES = (
 def make_inputs(case: Case, device: torch.device, seed: int) -> Inputs:
     """A few of a calibrated layer's numbers lie beyond its span."""
     x, weight, bias = winograd.make_weights(replace(case, dtype=torch.float32), device, seed)
-    span = 0.9 * torch.stack(torch.aminmax(x)) if case.sizes.get("calibrated") else None
+    span = 0.9 * torch.stack(torch.aminmax(x)).cpu() if case.sizes.get("calibrated") else None
     doubled = bool(case["doubled"])
     x, weight, bias = (each.to(case.dtype) for each in (x, fold_upsampling(weight) if doubled else weight, bias))
     return x, weight, bias, doubled, span
@@ -55,10 +56,12 @@ def run(
     with torch.inference_mode():
         if chosen.name == WINOGRAD and chosen.name not in known:
             known[chosen.name] = transform_weights(weight)
-        if chosen.name == INT8 and chosen.name not in known:
+        kind = EIGHT_BITS.get(chosen.name)
+        key = chosen.name if kind is None else f"{chosen.base} {kind.form}"
+        if kind is not None and key not in known:
             assert span is not None
-            known[chosen.name] = Int8Conv(weight, bias, doubled, span)
-        return chosen.run(x, weight, bias, doubled, span, known.get(chosen.name))
+            known[key] = kind.make(weight, bias, doubled, span)
+        return chosen.run(x, weight, bias, doubled, span, known.get(key))
 
 
 def exact(x: Tensor, weight: Tensor, bias: Tensor, doubled: bool, span: Tensor | None) -> Tensor:
@@ -77,20 +80,33 @@ def cost(case: Case) -> Cost:
     return Cost(2.0 * outputs * taps * C, case.dtype.itemsize * values)
 
 
+def in_fp8(x: Tensor, weight: Tensor, bias: Tensor, doubled: bool, span: Tensor) -> Tensor:
+    """As fp8's numbers define it: sums, scales and bias in fp32, which the result is left in."""
+    made = QuantizedConv.of(weight, bias, doubled, span, form="fp8").by("reference")
+    return replace(made, dtype=torch.float32)(x)
+
+
 def check(got: Tensor, wanted: Tensor, inputs: tuple[Any, ...]) -> None:
     """5e-6 of the largest output, as of the convolution with fewer multiplications, and a rounding to the dtype; of a
-    calibrated layer the sums of its whole numbers will do too (:mod:`.int8`)."""
-    x, span = inputs[0], inputs[-1]
+    calibrated layer the sums of its 8-bit numbers will do too (:mod:`.int8`, :func:`in_fp8`; of fp8 on a GPU to 2^-10,
+    as its convolution)."""
+    x, weight, bias, doubled, span = inputs
     if span is not None and got.dtype == x.dtype and got.shape == wanted.shape:
-        whole = int8.conv3x3(*(each.cpu().double() if each is x else each for each in inputs))
-        limit = torch.finfo(x.dtype).eps * whole.abs() + INT8_TOLERANCE * whole.abs().max()
-        if bool(((got.cpu().double() - whole).abs() <= limit).all()):
+        if _near(got, int8.conv3x3(x.double(), weight, bias, doubled, span), INT8_TOLERANCE):
+            return
+        share = FP8_TOLERANCE if got.is_cuda else INT8_TOLERANCE
+        if _near(got, in_fp8(x, weight, bias, doubled, span).double(), share):
             return
     if x.dtype is torch.float32:
         winograd.check(got, wanted, inputs)
         return
     over = (got.cpu().double() - wanted).abs() - 2 * torch.finfo(x.dtype).eps * wanted.abs().max()
     assert bool((over <= 0).all()), f"off by {float(over.max()):.2e} more than the limit"
+
+
+def _near(got: Tensor, whole: Tensor, share: float) -> bool:
+    limit = torch.finfo(got.dtype).eps * whole.abs() + share * whole.abs().max()
+    return bool(((got.double() - whole).abs() <= limit).all())
 
 
 SPEC = Spec(

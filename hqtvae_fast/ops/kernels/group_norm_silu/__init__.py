@@ -18,6 +18,7 @@ from torch import (
 
 from hqtvae_fast.backend import Backend, choose, with_tiles
 from hqtvae_fast.ops.kernels.group_norm_silu import native, reference, torch, triton
+from hqtvae_fast.ops.kernels.round_map import FORMS, Rounding
 from hqtvae_fast.ops.operator import dispatched, operator
 
 
@@ -30,6 +31,7 @@ def group_norm_silu(
     *,
     silu: bool = True,
     shift: Tensor | None = None,
+    rounding: Rounding | None = None,
     backend: str | None = None,
 ) -> Tensor:
     """silu(GroupNorm(x)), or GroupNorm(x) alone: [B, C, H, W] in the dtype and memory layout of x.
@@ -44,13 +46,16 @@ def group_norm_silu(
     107 MB an image in bf16, 32 us of an H100's 3.35 TB/s. There the decoder leaves its biases to the next norm. On a
     CPU the convolutions add them before they write.
 
+    ``rounding``, for inference alone: the result in 8 bits, as :func:`hqtvae_fast.ops.round_map` gives it of the
+    result in x's dtype, which is never in memory: a byte a value is written where it was two or four.
+
     ``backend``: "triton" (CUDA, channels-last), "triton/8192x8" and other tiles (values x warps), "native" (CPU,
     channels-last, compiled), "torch" (anywhere: torch's, of NCHW copies), "reference" (anywhere). Triton and native
     give an image the same result in any batch. Raises ValueError on other shapes or dtypes, and BackendError where the
     backend asked for cannot run.
     """
     _check(x, weight, bias, num_groups)
-    return _run(x, None, weight, bias, num_groups, eps, silu, shift, backend)[0]
+    return _run(x, None, weight, bias, num_groups, eps, silu, shift, rounding, backend)[0]
 
 
 def add_group_norm_silu(
@@ -63,18 +68,19 @@ def add_group_norm_silu(
     *,
     silu: bool = True,
     shift: Tensor | None = None,
+    rounding: Rounding | None = None,
     backend: str | None = None,
 ) -> tuple[Tensor, Tensor]:
     """x + residual (+ shift), and :func:`group_norm_silu` of that sum: additions cost no pass over memory of their own.
 
-    ``residual``: as ``x`` in shape, dtype and device. Both results have the layout of x.
+    ``residual``: as ``x`` in shape, dtype and device. Both results have the layout of x; ``rounding`` is of the second.
     """
     _check(x, weight, bias, num_groups)
     if residual.shape != x.shape or residual.dtype != x.dtype:
         raise ValueError(
             f"residual: expected {x.dtype} {list(x.shape)} as x; got {residual.dtype} {list(residual.shape)}"
         )
-    y, total, _, _ = _run(x, residual, weight, bias, num_groups, eps, silu, shift, backend)
+    y, total, _, _ = _run(x, residual, weight, bias, num_groups, eps, silu, shift, rounding, backend)
     return total, y
 
 
@@ -90,12 +96,14 @@ def _check(x: Tensor, weight: Tensor, bias: Tensor, num_groups: int) -> None:
         raise ValueError(f"expected floating dtypes; got {x.dtype}, {weight.dtype} and {bias.dtype}")
 
 
-def _check_shift(shift: Tensor, x: Tensor, residual: Tensor | None) -> None:
+def _check_shift(shift: Tensor, x: Tensor) -> None:
     if tuple(shift.shape) != (x.shape[1],) or not shift.is_floating_point():
         raise ValueError(f"shift: expected floating [{x.shape[1]}]; got {shift.dtype} {list(shift.shape)}")
-    tensors = (x, shift) if residual is None else (x, shift, residual)
-    if is_grad_enabled() and any(tensor.requires_grad for tensor in tensors):
-        raise ValueError("shift: expected inference; got tensors that require gradients")
+
+
+def _check_inference(what: str, *tensors: Tensor | None) -> None:
+    if is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in tensors):
+        raise ValueError(f"{what}: expected inference; got tensors that require gradients")
 
 
 def _run(
@@ -107,16 +115,23 @@ def _run(
     eps: float,
     silu: bool,
     shift: Tensor | None,
+    rounding: Rounding | None,
     backend: str | None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     x = _dense(x)
     if residual is not None:
         residual = residual.contiguous(memory_format=_layout(x))
     if shift is not None:
-        _check_shift(shift, x, residual)
+        _check_shift(shift, x)
+        _check_inference("shift", x, shift, residual)
     inputs = (x, residual, weight, bias, num_groups, eps, silu, shift)
-    choice = choose("group_norm_silu", BACKENDS, *inputs, backend=backend)
-    return ops.hqtvae_fast.group_norm_silu(*inputs, choice.backend.name)
+    if rounding is None:
+        name = choose("group_norm_silu", BACKENDS, *inputs, backend=backend).backend.name
+        return ops.hqtvae_fast.group_norm_silu(*inputs, None, 1.0, 0, name)
+    rounding.check()
+    _check_inference("rounding", x, weight, bias, residual)
+    name = choose("group_norm_silu", BACKENDS, *inputs, rounding.form, backend=backend).backend.name
+    return ops.hqtvae_fast.group_norm_silu(*inputs, rounding.form, rounding.scale, rounding.zero, name)
 
 
 BACKENDS = (
@@ -146,12 +161,15 @@ def _forward(
     eps: float,
     silu: bool,
     shift: Tensor | None,
+    form: str | None,
+    scale: float,
+    zero: int,
     backend: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     total = x.new_empty(0) if residual is None else empty_like(x)
     wide = promote_types(x.dtype, float32)
     mean, rstd = (x.new_empty(len(x), num_groups, dtype=wide) for _ in range(2))
-    return empty_like(x), total, mean, rstd
+    return empty_like(x, dtype=x.dtype if form is None else FORMS[form].dtype), total, mean, rstd
 
 
 @operator("group_norm_silu_backward", mutates_args=())
@@ -171,7 +189,7 @@ def _(
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    x, residual, weight, bias, _, _, ctx.silu, _, ctx.backend = inputs
+    x, residual, weight, bias, _, _, ctx.silu, _, _, _, _, ctx.backend = inputs
     _, total, mean, rstd = output
     ctx.save_for_backward(x if residual is None else total, weight, bias, mean, rstd)
     ctx.has_residual = residual is not None
@@ -188,7 +206,7 @@ def _gradients(ctx: Any, dy: Tensor | None, dtotal: Tensor | None, *_: None) -> 
         )
         if ctx.has_residual and dtotal is not None:
             dx = dx + dtotal
-    return dx, dx if ctx.has_residual else None, dweight, dbias, None, None, None, None, None
+    return dx, dx if ctx.has_residual else None, dweight, dbias, *[None] * 8
 
 
 _forward.register_autograd(_gradients, setup_context=_setup_context)

@@ -26,10 +26,15 @@ def why_not(
     eps: float,
     silu: bool,
     shift: Tensor | None = None,
+    form: str | None = None,
+    scale: float = 1.0,
+    zero: int = 0,
 ) -> str | None:
     """None where the kernels can take this map, else the reason."""
     if shift is not None:
         return "expected no shift: convolutions on a CPU add their bias themselves"
+    if form not in (None, "uint8"):
+        return f"expected uint8 on a CPU; got {form}"
     if x.device.type != "cpu" or x.dtype not in SUFFIXES:
         return f"expected fp32 or bf16 on the CPU; got {x.dtype} on {x.device}"
     if weight.dtype is torch.float64:
@@ -50,23 +55,28 @@ def forward(
     eps: float,
     silu: bool,
     shift: Tensor | None = None,
+    form: str | None = None,
+    scale: float = 1.0,
+    zero: int = 0,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """As :func:`reference.forward`; there is no ``shift``."""
     B, C, HW, splits = _sizes(x)
-    y = in_large_pages(torch.empty_like(x))
+    y = in_large_pages(torch.empty_like(x, dtype=x.dtype if form is None else torch.uint8))
     total = x.new_empty(0) if residual is None else in_large_pages(torch.empty_like(x))
     mean, rstd = (x.new_empty(B, num_groups, dtype=torch.float32) for _ in range(2))
     runs = torch.empty(B, splits, 2, num_groups, dtype=torch.float64, device="cpu")
     weight, bias = weight.float().contiguous(), bias.float().contiguous()
     added = (None, None) if residual is None else (residual, total)
-    maps = [None if each is None else buffer(each, x.dtype, B * C * HW) for each in (x, *added, y)]
-    getattr(library(), f"hqtvae_group_norm_silu_{SUFFIXES[x.dtype]}")(
-        *maps[:3],
+    maps = [None if each is None else buffer(each, x.dtype, B * C * HW) for each in (x, *added)]
+    rounds: tuple[str, tuple[float, ...]] = ("", ()) if form is None else ("rounded_", (1.0 / scale, zero))
+    getattr(library(), f"hqtvae_group_norm_silu_{rounds[0]}{SUFFIXES[x.dtype]}")(
+        *maps,
         *(buffer(x, torch.float32, C) for x in (weight, bias)),
-        maps[3],
+        buffer(y, y.dtype, B * C * HW),
         *(buffer(x, torch.float32, B * num_groups) for x in (mean, rstd)),
         buffer(runs, torch.float64, B * splits * 2 * num_groups),
         *(B, HW, C, num_groups, splits, eps, silu),
+        *rounds[1],
     )
     return y, total, mean, rstd
 

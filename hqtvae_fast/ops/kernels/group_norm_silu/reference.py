@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from hqtvae_fast.ops.kernels.round_map.reference import round_map
+
 
 def forward(
     x: Tensor,
@@ -15,9 +17,13 @@ def forward(
     eps: float,
     silu: bool,
     shift: Tensor | None = None,
+    form: str | None = None,
+    scale: float = 1.0,
+    zero: int = 0,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The result and x + residual + shift (empty without a residual), in x's dtype and layout; means and 1 / deviations
-    [B, G]. Sums are rounded once, to x's dtype where they are stored."""
+    [B, G]. Sums are rounded once, to x's dtype where they are stored. ``form`` (uint8, int8, fp8): the result in
+    8 bits, of the numbers that it has in x's dtype."""
     wide = x if shift is None else x.to(torch.promote_types(x.dtype, torch.float32)) + shift[:, None, None]
     total = torch.empty(0, dtype=x.dtype, device=x.device) if residual is None else (wide + residual).to(x.dtype)
     groups_BSGE = _groups(wide if residual is None else total, num_groups)
@@ -28,7 +34,12 @@ def forward(
     )
     if silu:
         n_BSGE = torch.nn.functional.silu(n_BSGE, inplace=True)
-    return _like(n_BSGE, x), total, mean, rstd
+    return in_form(_like(n_BSGE, x), form, scale, zero), total, mean, rstd
+
+
+def in_form(y: Tensor, form: str | None, scale: float, zero: int) -> Tensor:
+    """The result as it is asked for."""
+    return y if form is None else round_map(y, None, None, form, scale, zero)
 
 
 def backward(

@@ -17,6 +17,9 @@ def forward(
     eps: float,
     silu: bool,
     shift: Tensor | None = None,
+    form: str | None = None,
+    scale: float = 1.0,
+    zero: int = 0,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """As :func:`reference.forward`."""
     B, C, H, W = x.shape
@@ -27,7 +30,8 @@ def forward(
     y = torch.nn.functional.silu(y, inplace=True) if silu else y
     wide = torch.promote_types(x.dtype, torch.float32)
     total = x.new_empty(0) if residual is None else total
-    return torch.empty_like(x).copy_(y), total, mean.to(wide), rstd.to(wide)
+    y = reference.in_form(torch.empty_like(x).copy_(y), form, scale, zero)
+    return y, total, mean.to(wide), rstd.to(wide)
 
 
 backward = reference.backward

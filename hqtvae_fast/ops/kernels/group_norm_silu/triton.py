@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 
 from hqtvae_fast.ops import triton_launch
+from hqtvae_fast.ops.kernels.round_map.reference import FORMS
+from hqtvae_fast.ops.kernels.round_map.triton import why_not_form
 from hqtvae_fast.ops.triton_launch import launch, on
 
 
@@ -42,6 +44,9 @@ def why_not(
     eps: float,
     silu: bool,
     shift: Tensor | None = None,
+    form: str | None = None,
+    scale: float = 1.0,
+    zero: int = 0,
     tile: Tile = DEFAULT,
 ) -> str | None:
     """None where the kernels can take this map, else the reason."""
@@ -52,7 +57,8 @@ def why_not(
         return f"expected powers of two, up to {tile.values} channels; got {C} channels in {num_groups} groups"
     if x[0].numel() >= 2**31:
         return f"expected maps of fewer than 2^31 values an image; got {list(x.shape[1:])}"
-    return triton_launch.why_not(x, shift, weight, bias)
+    reason = None if form is None else why_not_form(x, form)
+    return reason or triton_launch.why_not(x, shift, weight, bias)
 
 
 def run_length(HW: int, C: int, tile: Tile = DEFAULT) -> int:
@@ -81,6 +87,9 @@ def forward(
     eps: float,
     silu: bool,
     shift: Tensor | None = None,
+    form: str | None = None,
+    scale: float = 1.0,
+    zero: int = 0,
     tile: Tile = DEFAULT,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """As :func:`reference.forward`."""
@@ -92,7 +101,7 @@ def forward(
     constants = _constants(C, num_groups, tile)
     runs = torch.empty(B, grid[0], 2, num_groups, dtype=torch.float32, device=x.device)
     mean, rstd = (torch.empty(B, num_groups, dtype=torch.float32, device=x.device) for _ in range(2))
-    y = torch.empty_like(x)
+    y = torch.empty_like(x, dtype=x.dtype if form is None else FORMS[form].dtype)
     total = x.new_empty(0) if residual is None else torch.empty_like(x)
     source, added = x if residual is None else total, residual is not None
     weight, bias = weight.contiguous(), bias.contiguous()
@@ -109,10 +118,11 @@ def forward(
         launch(
             triton_kernels.apply_kernel,
             grid,
-            *(source, lacks, runs, weight, bias, y, mean, rstd, HW, run, eps),
+            *(source, lacks, runs, weight, bias, y, mean, rstd, HW, run, eps, 1.0 / scale, zero),
             SPLITS=MOST_RUNS,
             SILU=silu,
             SHIFT=shift is not None and not added,  # the sum has it
+            ROUND=form is not None,
             **constants,
         )
     return y, total, mean, rstd

@@ -5,7 +5,9 @@ of an H100's 3.35 TB/s, for 12 fp32 operations and two exponential-unit operatio
 multiprocessors do in that time. So traffic is the floor, and everything else is folded into these passes: the addition
 of the residual (`statistics_kernel` writes the sum that it reads for its statistics), the activation, and the bias of
 the convolution before (`shift`: added in registers where x is read; where there is no sum to write, not even x + shift
-is ever in memory, and the means that `apply_kernel` takes off are less by it).
+is ever in memory, and the means that `apply_kernel` takes off are less by it). Before an 8-bit convolution the result
+is rounded in registers too (`ROUND`): a byte a value is written where it was two, a sixth of the traffic less, and the
+convolution reads half as much.
 
 **Schedule.** In channels-last memory a group's 4 to 16 channels lie side by side, a pixel apart from the next ones: a
 program that took one group would use 8 to 32 bytes of each 32-byte sector it reads. A program takes all C channels of a
@@ -29,6 +31,8 @@ from __future__ import annotations
 
 import triton
 import triton.language as tl
+
+from hqtvae_fast.ops.kernels.round_map.triton_kernels import rounded
 
 
 @triton.jit
@@ -100,18 +104,21 @@ def apply_kernel(
     runs,  # [B, splits, 2, GROUPS] fp32
     weight,  # [C]
     bias,  # [C]
-    y,  # as x
+    y,  # as x, or int8 or fp8 where ROUND
     mean,  # [B, GROUPS] fp32
     rstd,  # likewise: 1 / deviation
     HW,
     run,
     eps,
+    inverse,  # 1 / scale of the 8-bit numbers
+    zero,  # of them
     C: tl.constexpr,
     GROUPS: tl.constexpr,
     ROWS: tl.constexpr,
     SPLITS: tl.constexpr,
     SILU: tl.constexpr,
     SHIFT: tl.constexpr,
+    ROUND: tl.constexpr,
 ):
     """One run normalised and activated; an image's first run also writes mean and rstd."""
     SIZE: tl.constexpr = C // GROUPS
@@ -149,7 +156,11 @@ def apply_kernel(
         b_n = (b_x - b_middle[None, :]) * b_scale[None, :] + b_bias[None, :]
         if SILU:
             b_n = b_n * tl.sigmoid(b_n)
-        tl.store(y + image + o_tile, b_n.to(y.dtype.element_ty), mask=m_rows[:, None])
+        if ROUND:
+            b_y = rounded(b_n.to(x.dtype.element_ty).to(tl.float32), inverse, zero, y.dtype.element_ty)
+        else:
+            b_y = b_n.to(y.dtype.element_ty)
+        tl.store(y + image + o_tile, b_y, mask=m_rows[:, None])
 
 
 @triton.jit

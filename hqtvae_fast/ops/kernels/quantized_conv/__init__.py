@@ -1,7 +1,9 @@
-"""Convolution of 8-bit maps with 8-bit weights, an experiment: the decoder does not use it.
+"""Convolution of 8-bit maps with 8-bit weights: what a decoder that is calibrated is computed by on a GPU, where a plan
+says so (:mod:`hqtvae_fast.ops.kernels.conv3x3`).
 
 int8 products are exact and summed in int32, fp8 (e4m3) products exact and summed in fp32: an H100 does twice as many of
-either as of bf16's. What that costs in pictures is measured by ``python -m benchmarks.studies.decode_quantization``.
+either as of bf16's. What the pictures are then is measured by ``hqtvae bench precision``, and before a plan may say so
+by ``hqtvae tune``.
 """
 
 from __future__ import annotations
@@ -11,7 +13,13 @@ from torch import Tensor
 
 from hqtvae_fast.backend import Backend, choose, with_tiles
 from hqtvae_fast.ops.kernels.quantized_conv import reference, triton
-from hqtvae_fast.ops.kernels.quantized_conv.formats import LARGEST, quantize, quantize_weights
+from hqtvae_fast.ops.kernels.quantized_conv.formats import (
+    BORDERS,
+    LARGEST,
+    quantize,
+    quantize_weights,
+    zero_offsets,
+)
 from hqtvae_fast.ops.operator import dispatched
 
 
@@ -22,6 +30,7 @@ def quantized_conv(
     weight_scales: Tensor,
     bias: Tensor,
     *,
+    offsets: Tensor | None = None,
     dtype: torch.dtype = torch.bfloat16,
     backend: str | None = None,
 ) -> Tensor:
@@ -33,11 +42,16 @@ def quantized_conv(
     neighbouring channels, one number for a scale a map. ``weight_scales``: one a row of ``weight``; ``bias`` [N]; all
     three fp32. A block's sum is int32 for int8, exactly, and fp32 for fp8; blocks are summed in fp32. For inference.
 
+    ``offsets`` int32 [16, rows of ``weight``], of int8 with one scale: what is taken off a pixel's sums, by the borders
+    that it lies at, where the map's 0 is another number than 0 (:func:`zero_offsets`). Exact, too.
+
     ``backend``: "triton" (CUDA, channels-last, k a multiple of 32; fp8 from compute capability 8.9 on) or "reference"
     (anywhere). Raises ValueError on other shapes or dtypes, and BackendError where the backend asked for cannot run.
     """
     _check(x, weight, x_scales, weight_scales, bias)
-    inputs = (x, weight, x_scales, weight_scales, bias, dtype)
+    if offsets is not None:
+        _check_offsets(offsets, x, weight, x_scales)
+    inputs = (x, weight, x_scales, weight_scales, bias, offsets, dtype)
     choice = choose("quantized_conv", BACKENDS, *inputs, backend=backend)
     return torch.ops.hqtvae_fast.quantized_conv(*inputs, choice.backend.name)
 
@@ -58,6 +72,14 @@ def _check(x: Tensor, weight: Tensor, x_scales: Tensor, weight_scales: Tensor, b
         raise ValueError(f"expected fp32 scales and bias; got {x_scales.dtype}, {weight_scales.dtype}, {bias.dtype}")
 
 
+def _check_offsets(offsets: Tensor, x: Tensor, weight: Tensor, x_scales: Tensor) -> None:
+    if x.dtype is not torch.int8 or len(x_scales) != 1:
+        raise ValueError(f"offsets: expected int8 with one scale; got {x.dtype} with {len(x_scales)}")
+    if offsets.dtype is not torch.int32 or tuple(offsets.shape) != (BORDERS, len(weight)):
+        got = f"{offsets.dtype} {list(offsets.shape)}"
+        raise ValueError(f"offsets: expected int32 [{BORDERS}, {len(weight)}]; got {got}")
+
+
 BACKENDS = (
     *with_tiles("triton", triton.quantized_conv, triton.why_not, triton.TILES),
     Backend("reference", reference.quantized_conv),
@@ -71,10 +93,11 @@ def _quantized_conv(
     x_scales: Tensor,
     weight_scales: Tensor,
     bias: Tensor,
+    offsets: Tensor | None,
     dtype: torch.dtype,
     backend: str,
 ) -> Tensor:
     return reference.empty_output(x, weight, bias, dtype)
 
 
-__all__ = ["LARGEST", "quantize", "quantize_weights", "quantized_conv"]
+__all__ = ["LARGEST", "quantize", "quantize_weights", "quantized_conv", "zero_offsets"]
