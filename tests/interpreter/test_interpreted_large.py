@@ -43,7 +43,7 @@ def checks():
         if memory_format
         else untouched(*(shape[0] if isinstance(shape[0], (tuple, torch.Size)) else shape), dtype=dtype)
     )
-    torch.empty_like = lambda x: untouched_map(*x.shape, dtype=x.dtype)
+    torch.empty_like = lambda x, dtype=None: untouched_map(*x.shape, dtype=x.dtype if dtype is None else dtype)
     return {name: globals()[name] for name in CHECKS}
 
 
@@ -104,7 +104,7 @@ def quantized_conv():
     for C, H, taps, phases in ((128, 256, 3, 1), (256, 128, 2, 4)):
         x = untouched_map(512, C, H, H, dtype=torch.int8)
         weight = untouched_map(phases * C, C, taps, taps, dtype=torch.int8)
-        triton.quantized_conv(x, weight, zeros(C // 32), zeros(phases * C), zeros(C), BF16)
+        triton.quantized_conv(x, weight, zeros(C // 32), zeros(phases * C), zeros(C), None, BF16)
 
 
 def code_features():

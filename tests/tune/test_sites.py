@@ -26,7 +26,7 @@ def test_a_gpus_are_of_drawing_decoding_and_encoding():
     assert {"skinny_linear", "sample_logits", "decode_attention", "upsample_conv", "hierarchical_quantize"} <= found
 
 
-@pytest.mark.parametrize("quantization", ["int8", "fp8"])
+@pytest.mark.parametrize("quantization", ["int8", pytest.param("fp8", marks=pytest.mark.slow)])
 def test_a_gpus_products_read_what_they_will_be_quantized_to(quantization):
     """Of a model that is there and of one of shapes alone; those of 8-bit rows where an engine has them, each of which
     its spec can make again."""

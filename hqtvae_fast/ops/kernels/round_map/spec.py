@@ -48,8 +48,9 @@ def make_inputs(case: Case, device: torch.device, seed: int) -> Inputs:
     generator = torch.Generator().manual_seed(seed)
     x = F.silu(torch.randn(B, C, H, H, generator=generator, dtype=torch.float32))
     rounding = Rounding.of(0.9 * torch.stack(torch.aminmax(x)), FORM[case["form"]])
-    special = torch.tensor([0.5, 1.5, -0.5, 2.5, 1e9, -1e9]) * rounding.scale
-    special = torch.cat([special, torch.tensor([0.0, -0.0, float("inf"), -float("inf"), float("nan")])])
+    ties = torch.tensor([0.5, 1.5, -0.5, 2.5, 1e9, -1e9], dtype=torch.float32, device="cpu") * rounding.scale
+    others = [0.0, -0.0, float("inf"), -float("inf"), float("nan")]
+    special = torch.cat([ties, torch.tensor(others, dtype=torch.float32, device="cpu")])
     x.view(-1)[: len(special)] = special
     x = x.to(device, case.dtype, memory_format=torch.channels_last)
     residual = torch.randn(B, C, H, H, generator=generator, dtype=torch.float32) if case["sum"] else None
