@@ -150,10 +150,8 @@ def _sites(
 
         refused = refused or {}
         model = name.shapes() if device.type == "cuda" else name.open(device)
-        found = find_sites(
-            models_of(model), model.vae, device, sizes, convolutions=convolutions_left(model.vae, device, refused)
-        )
-        return without(found, refused)
+        left = convolutions_left(model.vae, device, refused)
+        return without(find_sites(models_of(model), model.vae, device, sizes, "", left), refused)
 
 
 def _tune(

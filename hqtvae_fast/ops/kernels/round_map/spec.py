@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -48,8 +49,8 @@ def make_inputs(case: Case, device: torch.device, seed: int) -> Inputs:
     generator = torch.Generator().manual_seed(seed)
     x = F.silu(torch.randn(B, C, H, H, generator=generator, dtype=torch.float32))
     rounding = Rounding.of(0.9 * torch.stack(torch.aminmax(x)), FORM[case["form"]])
-    special = torch.tensor([0.5, 1.5, -0.5, 2.5, 1e9, -1e9]) * rounding.scale
-    special = torch.cat([special, torch.tensor([0.0, -0.0, float("inf"), -float("inf"), float("nan")])])
+    ties = [number * rounding.scale for number in (0.5, 1.5, -0.5, 2.5, 1e9, -1e9)]
+    special = torch.tensor([*ties, 0.0, -0.0, math.inf, -math.inf, math.nan], dtype=torch.float32, device="cpu")
     x.view(-1)[: len(special)] = special
     x = x.to(device, case.dtype, memory_format=torch.channels_last)
     residual = torch.randn(B, C, H, H, generator=generator, dtype=torch.float32) if case["sum"] else None
