@@ -57,6 +57,7 @@ AVX2 void sum_avx2(const Pass& pass, float* sums) {
           const __m256i broadcast = _mm256_set1_epi32(two);
           sum[row][0] = _mm256_add_epi32(sum[row][0], _mm256_madd_epi16(low, broadcast));
           sum[row][1] = _mm256_add_epi32(sum[row][1], _mm256_madd_epi16(high, broadcast));
+          asm("" : "+x"(sum[row][0]), "+x"(sum[row][1]));  // or GCC adds products first and keeps sums in memory
         }
       }
     }

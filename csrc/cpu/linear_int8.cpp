@@ -77,8 +77,8 @@ struct Product {
   const Number* bias;
   Number* y;
   const Rounding* rounding;
-  const uint8_t* numbers;
-  int64_t stride;  // of numbers, in bytes
+  const uint8_t* numbers;  // [blocks, rows, block]
+  int64_t block;           // inputs that are taken through all rows before the next ones
   int64_t rows, out, in;
   bool with_gelu, vnni;
 };
@@ -87,7 +87,7 @@ struct Product {
 template <class Number>
 void multiply_panel(const Product<Number>& of, int64_t output, int16_t* wide) {
   const int64_t inputs = whole_inputs(of.in), groups = groups_of(of.in), most = of.vnni ? kVnniRows : kAvx2Rows;
-  const int64_t block = of.vnni ? inputs : kBlock, number = of.vnni ? 1 : 2;
+  const int64_t block = of.block, number = of.vnni ? 1 : 2;
   const int64_t count = of.out - output < kPanel ? of.out - output : kPanel;
   for (int64_t chunk = 0; chunk < of.rows; chunk += kChunk) {
     const int64_t rows = of.rows - chunk < kChunk ? of.rows - chunk : kChunk, passes = (rows + most - 1) / most;
@@ -102,7 +102,7 @@ void multiply_panel(const Product<Number>& of, int64_t output, int16_t* wide) {
         const int64_t row = chunk + first, some = rows - first < most ? rows - first : most, group = input / kGroup;
         const Weights kind = passes == 1 ? Weights::kNarrow : first == 0 ? Weights::kWiden : Weights::kWide;
         const Pass pass = {weights, wide, of.totals + output * groups + group * kPanel,
-                           of.numbers + row * of.stride + input * number, of.stride / number,
+                           of.numbers + (input * of.rows + row * block) * number, block,
                            of.rounding + row * groups + group, groups, own, ahead, advance};
         (of.vnni ? kVnniSums : kAvx2Sums[static_cast<int>(kind)])[some - 1](pass, sums + first * kPanel);
       }
@@ -118,7 +118,7 @@ void multiply(Product<Number> of, const Number* x, uint8_t* scratch) {
   const int64_t groups = groups_of(of.in), number = of.vnni ? 1 : 2;  // bytes
   Rounding* const rounding = reinterpret_cast<Rounding*>(scratch);
   uint8_t* const numbers = scratch + of.rows * groups * sizeof(Rounding);
-  of.rounding = rounding, of.numbers = numbers, of.stride = (of.in + 7) / 8 * 8 * number;
+  of.rounding = rounding, of.numbers = numbers, of.block = of.vnni ? (of.in + 7) / 8 * 8 : kBlock;
 #pragma omp parallel
   {
     alignas(32) int16_t wide[kBlock * kPanel];
@@ -126,7 +126,9 @@ void multiply(Product<Number> of, const Number* x, uint8_t* scratch) {
     for (int64_t which = 0; which < of.rows * groups; ++which) {
       const int64_t row = which / groups, first = which % groups * kGroup;
       const int64_t count = of.in - first < kGroup ? of.in - first : kGroup;
-      rounding[which] = round_group(x + row * of.in + first, count, of.vnni, numbers + row * of.stride + first * number);
+      // Rows of a block lie side by side: rows of a power of two of bytes would share a few sets of the cache.
+      const int64_t block = first / of.block, place = (block * of.rows + row) * of.block + first % of.block;
+      rounding[which] = round_group(x + row * of.in + first, count, of.vnni, numbers + place * number);
     }
 #pragma omp for schedule(static)
     for (int64_t output = 0; output < of.out; output += kPanel) multiply_panel(of, output, wide);
@@ -153,7 +155,7 @@ int hqtvae_int8_instructions() {
 
 // Bytes that rows of so many inputs take while they are multiplied.
 int64_t hqtvae_linear_int8_scratch_bytes(int64_t rows, int64_t in) {
-  return rows * (groups_of(in) * static_cast<int64_t>(8) + (in + 7) / 8 * 16);
+  return rows * (groups_of(in) * static_cast<int64_t>(8) + (in + kBlock - 1) / kBlock * kBlock * 2);
 }
 
 // weight [out, in], row-major -> packed [panels, ceil(in / 4), 16 outputs, 4], for AVX2 [panels, 2 ceil(in / 4), 16
