@@ -60,7 +60,7 @@ def test_8_bits_launch_nothing_more():
     assert total(lines_of(eight, H100, {})) < total(lines_of(plain, H100, {}))
 
 
-@pytest.mark.parametrize("convolutions", ["triton/int8", "triton/fp8"])
+@pytest.mark.parametrize("convolutions", ["triton/int8", pytest.param("triton/fp8", marks=pytest.mark.slow)])
 def test_8_bits_take_no_more_memory_than_is_estimated(convolutions):
     estimated = decoding_memory(S.vae, torch.bfloat16).total(4)
     with decoding(S.vae, 4, torch.bfloat16, convolutions=convolutions) as decode:

@@ -157,7 +157,9 @@ def test_bad_arguments(run: Run, arguments: tuple[object, ...], words: str) -> N
     assert_one_line_error(run("tune", *arguments), words)
 
 
-@pytest.mark.parametrize("quantize,found", [((), False), (("--quantize", "int8"), True)])
+@pytest.mark.parametrize(
+    "quantize,found", [pytest.param((), False, marks=pytest.mark.slow), (("--quantize", "int8"), True)]
+)
 def test_8_bit_keys_and_values_are_a_candidate_where_8_bits_are_asked_for(
     run: Run, quantize: tuple[str, ...], found: bool
 ) -> None:

@@ -20,6 +20,9 @@ from hqtvae_fast.tune.launches import count_launches, launches_a_block
 
 CONFIGS = {case: read_config(GOLDEN / case).transformer for case in CASES}
 DRAWN = [case for case, config in CONFIGS.items() if config is not None and not config.scrambled_middle]
+QUICK = ("class_parallel", "text_parallel")
+SOME = [*QUICK, *(pytest.param(case, marks=pytest.mark.slow) for case in DRAWN if case not in QUICK)]
+"""The same, most of them in slow runs alone: for words of the engine that do the same to all."""
 
 
 def condition_of(config, batch):

@@ -149,7 +149,9 @@ def test_a_step_by_libraries_alone_waits_for_nothing(fake_gpu, batch):
 
 
 @pytest.mark.filterwarnings("ignore:Accessing the data pointer of FakeTensor")
-@pytest.mark.parametrize("kind, product", [("int8", "torch/int_mm"), ("fp8", "torch/scaled_mm")])
+@pytest.mark.parametrize(
+    "kind, product", [("int8", "torch/int_mm"), pytest.param("fp8", "torch/scaled_mm", marks=pytest.mark.slow)]
+)
 def test_products_in_8_bits_by_libraries_alone_wait_for_nothing(fake_gpu, kind, product):
     config = preset("S").transformer
     config = replace(config, body=replace(config.body, num_layers=2))

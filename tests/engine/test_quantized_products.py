@@ -20,7 +20,8 @@ from hqtvae_fast.seeds import image_seeds
 from hqtvae_fast.tune.launches import calls_of_step
 from hqtvae_fast.tune.quality import mean_kl, round_rows
 
-CASES = ["class_parallel", "class_parallel_iet1", "uncond_reduce", "class_level3"]
+SLOW = ("class_parallel_iet1", "uncond_reduce", "class_level3")
+CASES = ["class_parallel", *(pytest.param(case, marks=pytest.mark.slow) for case in SLOW)]
 EIGHT = EngineOptions.read("quantized_products=all")
 MOST_KL = {"int8": 2e-3, "fp8": 3e-2}
 """Of models so narrow: 1.1e-3 and 1.4e-2 at most, 64 numbers of a row having one scale."""
@@ -97,7 +98,9 @@ def test_few_rows_on_a_gpu_stay_skinny(monkeypatch):
     assert {rows for _, rows in seen} == {16}
 
 
-@pytest.mark.parametrize("words", ["skip_query", "fused_draw", "fused_norm"])
+@pytest.mark.parametrize(
+    "words", ["skip_query", *(pytest.param(word, marks=pytest.mark.slow) for word in ("fused_draw", "fused_norm"))]
+)
 def test_it_goes_with_other_options(words):
     model = quantized()
     together = EngineOptions.read(f"quantized_products=all, {words}")
@@ -142,7 +145,10 @@ def test_a_plan_turns_it_on_and_captures_it(monkeypatch):
     assert same(*drawn)
 
 
-@pytest.mark.parametrize("batch, eight", [(1, 0), (4, 0), (5, 17), (64, 82)])
+@pytest.mark.parametrize(
+    "batch, eight",
+    [pytest.param(1, 0, marks=pytest.mark.slow), (4, 0), (5, 17), pytest.param(64, 82, marks=pytest.mark.slow)],
+)
 def test_kernels_of_a_step(batch, eight):
     """Preset S: four products a block, of the body once, of the head twice, and two of logits; where they are in 8 bits
     each is two kernels, and its bias and GELU none."""

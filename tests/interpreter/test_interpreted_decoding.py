@@ -6,7 +6,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from interpreted import needs_triton, outcomes
+from interpreted import Checks, needs_triton, outcomes
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 PROGRAM = f"""
@@ -101,10 +101,10 @@ def note(name, notes):
     setattr(eight, name, lambda *inputs, **how: notes.append(name) or function(*inputs, **how))
 """
 
-CHECKS = ("two_levels", "three_levels", "bytes_in_bf16", "eight_bits")
+NAMES = Checks(("two_levels", "three_levels"), slow=("bytes_in_bf16", "eight_bits"))
 
 
 @needs_triton
-@pytest.mark.parametrize("check", CHECKS)
+@pytest.mark.parametrize("check", NAMES.params)
 def test_interpreted(check):
-    assert outcomes(PROGRAM, CHECKS)[check] == ""
+    assert outcomes(PROGRAM, NAMES.beside(check))[check] == ""

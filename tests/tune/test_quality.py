@@ -53,8 +53,8 @@ def kl_of(reason):
     return float(re.search(r"a KL of (\S+) nats", reason)[1])
 
 
-@pytest.mark.parametrize("case", ["class_parallel", "global_top"])
-@pytest.mark.parametrize("kind", ["int8", "fp8"])
+@pytest.mark.parametrize("case", ["class_parallel", pytest.param("global_top", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kind", ["int8", pytest.param("fp8", marks=pytest.mark.slow)])
 def test_a_gpus_products_are_judged_too(gpu, kind, case, monkeypatch):
     """Both of the engine's words, each by itself: with the last product of a block left in 16 bits, predictions are no
     further off. Weights alone, which the user has asked for, are nearer than either."""
@@ -85,8 +85,11 @@ def test_what_is_no_number_is_refused(gpu, monkeypatch):
     assert len(unfit(MODEL, CUDA, positions=20)) == 2
 
 
-@pytest.mark.parametrize("quantization", ["int8", "fp8"])
-@pytest.mark.parametrize("case", ["class_parallel", "text_parallel", "uncond_reduce"])
+@pytest.mark.parametrize("quantization", ["int8", pytest.param("fp8", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "case",
+    ["class_parallel", *(pytest.param(case, marks=pytest.mark.slow) for case in ("text_parallel", "uncond_reduce"))],
+)
 def test_keys_and_values_in_8_bits_are_judged_for_a_gpu(case, quantization, monkeypatch):
     """By what they do to logits, whatever the weights are rounded to."""
     name = replace(MODEL, checkpoint=str(GOLDEN / case), quantization=quantization)
@@ -95,7 +98,10 @@ def test_keys_and_values_in_8_bits_are_judged_for_a_gpu(case, quantization, monk
     assert "moves predictions by a KL of" in unfit(name, CUDA, positions=100)["engine kv=int8"]
 
 
-@pytest.mark.parametrize("planted", ["coarse", "another head's scale", "not a number"])
+@pytest.mark.parametrize(
+    "planted",
+    ["coarse", *(pytest.param(fault, marks=pytest.mark.slow) for fault in ("another head's scale", "not a number"))],
+)
 def test_a_planted_rounding_that_costs_too_much_is_refused(planted, monkeypatch):
     """Of the demo model, which was trained: 8 bits move it by 1e-4 and less, three bits by 1e-2, and what is wrong by
     far more."""

@@ -331,6 +331,7 @@ class Eight(Pretended):
         self.tiles = set()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "refused, won",
     [
@@ -362,6 +363,7 @@ def test_what_is_not_quantized_is_not_tried_in_8_bits(sites):
     assert Watched().tuner(sites).run().engine
 
 
+@pytest.mark.slow
 def test_a_word_that_was_refused_for_another_model_is_judged_anew(in_rows):
     """What was verified on a GPU counts for all models so shaped; what a word did to one's predictions does not."""
     refused = {"engine quantized_products=all": "far off", "conv_bytes torch": "wrong"}
