@@ -121,6 +121,17 @@ def spans_of(path: str | os.PathLike[str]) -> StateDict:
         return _take_spans(file, {key: stored.get_tensor(key) for key in stored.keys() if key.endswith(SPAN)})  # noqa: SIM118
 
 
+def quantization_of(path: str | os.PathLike[str]) -> str | None:
+    """What the matrices of a checkpoint's file are rounded to, and nothing else of it read."""
+    directory = resolve(path)
+    if not find_config(directory)[1]:
+        return None
+    with safetensors.safe_open(directory / MODEL_FILE, framework="pt") as stored:
+        scale = next((key for key in stored.keys() if key.endswith(SCALE)), None)  # noqa: SIM118
+        dtype = None if scale is None else stored.get_tensor(scale.removesuffix(SCALE) + WEIGHT).dtype
+    return next((kind for kind, own in QUANTIZED.items() if own is dtype), None)
+
+
 def with_refiner(prior: Checkpoint, refiner: Checkpoint) -> Checkpoint:
     """One checkpoint of the two of a globally conditioned model: top codes from the first, bottom from the second."""
     return replace(prior, config=pair(prior.config, refiner.config), refiner=refiner.transformer)

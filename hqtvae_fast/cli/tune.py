@@ -122,13 +122,17 @@ def _machine(
 ) -> tuple[torch.device, ModelName, Precision, Peaks]:
     import torch
 
+    from hqtvae_fast.checkpoint import quantization_of
     from hqtvae_fast.engine.options import check_precision, default_precision, read_precision
     from hqtvae_fast.hardware import pick_device, published
     from hqtvae_fast.ops.explain import peaks_of
     from hqtvae_fast.tune.whole import ModelName
 
     found = torch.device("cuda") if pretend is not None else pick_device(device)
-    quantized = None if quantize is None else quantize.value
+    stored = None if checkpoint is None else quantization_of(checkpoint)  # a plan is found by what the file is in
+    quantized = stored if quantize is None else quantize.value
+    if stored not in (None, quantized):
+        raise ValueError(f"--quantize: expected {stored}, which this checkpoint's weights are in; got {quantized}")
     if dtype is not None:
         precision = read_precision(dtype.value)
     else:

@@ -41,6 +41,19 @@ def _one_choice_an_op(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.slow
+def test_a_file_in_8_bits_goes_by_the_plan_that_was_made_of_it(run: Run, tmp_path: Path) -> None:
+    assert run("convert", GOLDEN / "class_parallel", tmp_path / "int8", "--quantize", "int8").code == 0
+    given = ("tune", tmp_path / "int8", "--device", "cpu", "--budget", "0.05", "--batches", "1")
+    assert run(*given).code == 0
+    (file,) = plans_folder().glob("*.json")
+    assert PlanFile.read(file).facts["quantization"] == "int8"
+    assert HQTVAEPipeline.from_pretrained(tmp_path / "int8", device="cpu").plan.id == PlanFile.read(file).plan.id
+    assert_one_line_error(
+        run(*given, "--quantize", "fp8"), "expected int8, which this checkpoint's weights are in; got fp8"
+    )
+
+
+@pytest.mark.slow
 @pytest.mark.usefixtures("_one_choice_an_op")
 def test_a_tiny_model_is_tuned_on_a_cpu(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tuner, "DUEL_SECONDS", 0.05)
